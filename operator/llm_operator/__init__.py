@@ -1,0 +1,1 @@
+"""The operator: watches LLMDeployment and ApiKey, resolves MLflow versions, reconciles runtime pods."""

@@ -1,0 +1,1 @@
+"""The runtime: an OpenAI-compatible server around a continuously batched Transformers engine."""

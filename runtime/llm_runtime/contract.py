@@ -1,0 +1,173 @@
+"""What a deployer of the runtime must know: its configuration file, key file, paths, ports and metric names.
+
+The runtime owns this module because it reads what is written here; the operator imports it, and nothing else of the
+runtime, to write it. Standard library and Pydantic only.
+"""
+
+import hashlib
+import hmac
+import json
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+PORT = 8000
+"""The one HTTP port: API, probes and metrics."""
+
+CONFIG_FILE = "config.json"
+KEYS_FILE = "keys.json"
+MODEL_FOLDER = "current"
+"""`fetch` leaves a symbolic link of this name in the models folder; `serve` loads what it points to."""
+
+CONFIG_MOUNT = "/etc/llm-runtime/config"
+KEYS_MOUNT = "/etc/llm-runtime/keys"
+MODELS_MOUNT = "/models"
+SCRATCH_MOUNT = "/tmp"
+
+FETCH_COMMAND = ("python", "-m", "llm_runtime", "fetch")
+SERVE_COMMAND = ("python", "-m", "llm_runtime", "serve")
+CONFIG_FLAG, KEYS_FLAG, MODELS_FLAG = "--config", "--keys", "--models"
+"""Paths travel as arguments only, never inside the configuration, so that a mount may lie anywhere."""
+
+LIVE_PATH, READY_PATH, METRICS_PATH = "/livez", "/readyz", "/metrics"
+
+ENV_MLFLOW_USERNAME = "MLFLOW_TRACKING_USERNAME"
+ENV_MLFLOW_PASSWORD = "MLFLOW_TRACKING_PASSWORD"
+ENV_MLFLOW_TOKEN = "MLFLOW_TRACKING_TOKEN"
+ENV_MLFLOW_WORKSPACE = "MLFLOW_WORKSPACE"
+ENV_MLFLOW_CA_FILE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
+
+METRIC_REQUESTS_RUNNING = "llm_requests_running"
+METRIC_REQUESTS_WAITING = "llm_requests_waiting"
+METRIC_TOKENS_PER_SECOND = "tokens_per_second"
+
+KEY_PREFIX = "llmk"
+KEY_SECRET_LENGTH = 43
+
+
+class _Section(BaseModel):
+    """A part of a configuration file: camelCase in JSON, unknown fields refused."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+class MlflowVersion(_Section):
+    """One pinned version of a registered model; an alias never gets this far."""
+
+    tracking_uri: str
+    name: str
+    version: str
+    sub_path: str = ""
+    """Folder inside the version's artifacts, where they hold several candidates."""
+
+
+class ModelConfig(_Section):
+    """What to load and under which name to serve it."""
+
+    name: str
+    """The model id that clients send: the LLMDeployment's name."""
+    mlflow: MlflowVersion | None = None
+    path: str | None = None
+    """A local folder instead of MLflow (stand-alone use)."""
+    system_prompt: str = ""
+    chat_template: str = ""
+    """A Jinja template that takes the place of the tokenizer's own."""
+
+
+class EngineConfig(_Section):
+    """How to run the model. Lengths are in tokens."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_model_length: Annotated[int, Field(ge=16)] = 4096
+    max_batch_size: Annotated[int, Field(ge=1)] = 64
+    max_batch_tokens: Annotated[int, Field(ge=16)] = 2048
+    max_queue_length: Annotated[int, Field(ge=1)] = 1024
+
+
+class ServerConfig(_Section):
+    """How to answer HTTP."""
+
+    max_request_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
+    max_prompt_characters: Annotated[int, Field(ge=1)] = 32_000
+    request_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    cors_origins: tuple[str, ...] = ()
+    trusted_hosts: tuple[str, ...] = ()
+    """Empty: any Host header is answered."""
+    log_format: Literal["json", "console"] = "json"
+    drain_seconds: Annotated[float, Field(ge=0)] = 120.0
+    """How long running streams may go on after SIGTERM."""
+
+
+class RuntimeConfig(_Section):
+    """The configuration file: everything a pod needs to know but its secrets."""
+
+    model: ModelConfig
+    engine: EngineConfig = EngineConfig()
+    server: ServerConfig = ServerConfig()
+    authentication: Literal["Required", "Disabled"] = "Required"
+
+
+class KeyRecord(_Section):
+    """One API key as the runtime knows it: never the key, only its digest."""
+
+    id: str
+    digest: str
+    name: str
+    """`namespace/name` of the ApiKey, for logs."""
+    owner: str = ""
+    expires_at: datetime | None = None
+    suspended: bool = False
+
+
+class KeyFile(_Section):
+    """The mounted key file. `salt` makes the digests useless to any other deployment."""
+
+    salt: str
+    keys: tuple[KeyRecord, ...] = ()
+
+
+class FatalReport(_Section):
+    """The last log line of a `fetch` or `serve` that gave up: the kubelet carries it into the pod's status.
+
+    Pods set `terminationMessagePolicy: FallbackToLogsOnError`, so no path has to be agreed on.
+    """
+
+    reason: str
+    """CamelCase, from `errors.Fatal` subclasses: ModelNotFound, ModelCorrupt, DiskFull, RegistryDenied, …"""
+    message: str
+    """What happened, to what, what to do next."""
+
+
+def format_key(key_id: str, secret: str) -> str:
+    """The key as its holder sends it: `llmk_<id>_<43 base62 characters>`."""
+    return f"{KEY_PREFIX}_{key_id}_{secret}"
+
+
+def key_id_of(key: str) -> str | None:
+    """The public id inside a key, or None when `key` does not have a key's form."""
+    prefix, _, rest = key.partition("_")
+    key_id, _, secret = rest.partition("_")
+    return key_id if prefix == KEY_PREFIX and key_id and secret else None
+
+
+def hash_key(key: str, salt: str) -> str:
+    """Digest of a key for one deployment: HMAC-SHA256, hexadecimal.
+
+    A slow hash would add nothing: the secret part has 256 random bits (RFC 2104 for the construction).
+    """
+    return hmac.new(salt.encode(), key.encode(), hashlib.sha256).hexdigest()
+
+
+def report_from_termination_message(text: str) -> FatalReport | None:
+    """Find the FatalReport in a container's termination message (the tail of its log), newest first."""
+    for line in reversed(text.strip().splitlines()):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("reason"), str) and "message" in record:
+            return FatalReport(reason=record["reason"], message=str(record["message"]))
+    return None

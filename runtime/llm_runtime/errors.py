@@ -1,0 +1,119 @@
+"""Everything this program refuses or gives up on.
+
+    Refusal (an answer to one request)           Fatal (the process can't serve)
+    ├── InvalidRequest      400                  ├── ConfigInvalid
+    ├── Unauthorized        401                  ├── ModelNotFound
+    ├── Forbidden           403                  ├── ModelCorrupt
+    ├── NotFound            404                  ├── ModelUnsupported
+    ├── PayloadTooLarge     413                  ├── DiskFull
+    ├── QueueFull           429                  ├── RegistryDenied
+    ├── ServiceUnavailable  503                  └── RegistryUnreachable
+    └── GenerationFailed    500
+"""
+
+from typing import ClassVar
+
+
+class Refusal(Exception):
+    """A request that gets an error answer. `param` names the field at fault, `code` is OpenAI's error code."""
+
+    status: ClassVar[int] = 500
+    error: ClassVar[str] = "internal_server_error"
+    """The `error` word of the non-OpenAI dialects."""
+    openai_type: ClassVar[str] = "server_error"
+    retry_after_seconds: float | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.param, self.code = message, param, code
+
+
+class InvalidRequest(Refusal):
+    """The request is not one that can be answered; `message` says what to send instead."""
+
+    status, error, openai_type = 400, "validation_error", "invalid_request_error"
+
+
+class Unauthorized(Refusal):
+    """No key, or one that is not known here."""
+
+    status, error, openai_type = 401, "unauthorized", "authentication_error"
+
+
+class Forbidden(Refusal):
+    """A known key that may not do this: suspended or expired."""
+
+    status, error, openai_type = 403, "forbidden", "permission_error"
+
+
+class NotFound(Refusal):
+    """No such model or path."""
+
+    status, error, openai_type = 404, "not_found", "invalid_request_error"
+
+
+class PayloadTooLarge(Refusal):
+    """The body is over `server.maxRequestBytes`."""
+
+    status, error, openai_type = 413, "payload_too_large", "invalid_request_error"
+
+
+class QueueFull(Refusal):
+    """As many requests wait as may wait; the client should come back."""
+
+    status, error, openai_type = 429, "rate_limit_exceeded", "rate_limit_error"
+    retry_after_seconds = 1.0
+
+
+class ServiceUnavailable(Refusal):
+    """Loading, draining or dead."""
+
+    status, error, openai_type = 503, "service_unavailable", "server_error"
+    retry_after_seconds = 2.0
+
+
+class GenerationFailed(Refusal):
+    """The engine gave up on this request after it was admitted."""
+
+
+class Fatal(Exception):
+    """The process cannot do its work. Its class name is the `reason` that reaches the LLMDeployment's conditions."""
+
+    retryable: ClassVar[bool] = False
+
+    @property
+    def reason(self) -> str:
+        """CamelCase reason, as conditions and FatalReport carry it."""
+        return type(self).__name__
+
+
+class ConfigInvalid(Fatal):
+    """A configuration file that can't be read or holds a wrong field."""
+
+
+class ModelNotFound(Fatal):
+    """The pinned version, or the folder named in it, is not there."""
+
+
+class ModelCorrupt(Fatal):
+    """Files are there but are not whole: short, wrong headers, missing shards, missing or unexpected weights."""
+
+
+class ModelUnsupported(Fatal):
+    """Whole files that this runtime does not load: pickle weights, remote code, an unknown architecture."""
+
+
+class DiskFull(Fatal):
+    """Not enough room for the model."""
+
+    retryable = True
+
+
+class RegistryDenied(Fatal):
+    """The registry answered 401 or 403."""
+
+
+class RegistryUnreachable(Fatal):
+    """The registry did not answer, or not sensibly, after all retries."""
+
+    retryable = True
