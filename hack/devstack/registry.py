@@ -31,10 +31,19 @@ class MlflowServer:
 
     def start(self) -> None:
         """Start, or start again with the same store and address; returns when it answers."""
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start without waiting."""
         self.folder.mkdir(parents=True, exist_ok=True)
         # The server's own telemetry and its job queue would only cost start-up time here.
-        env = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        env = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         self.child = Child("MLflow server", self.command, self.folder / "server.log", env=env)
+
+    def wait(self) -> None:
+        """Return once a launched server answers; raises `StartFailed`."""
+        assert self.child is not None
         wait_until(self.child, lambda: answers(f"{self.uri}/health"), timeout_seconds=120)
 
     def stop(self) -> None:
@@ -56,8 +65,9 @@ def mlflow_server(folder: Path) -> Iterator[MlflowServer]:
 def push(tracking_uri: str, name: str, folder: Path, alias: str | None = None) -> str:
     """Upload a model folder as a new version of `name` and return the version; move `alias` to it if given.
 
-    A raw folder has no MLmodel file, so `mlflow.register_model` refuses it; a version made from a run's artifacts works.
+    `mlflow.register_model` refuses a raw folder, which has no MLmodel file; a version made from a run's files works.
     """
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
     from mlflow.exceptions import RestException
 
@@ -70,7 +80,9 @@ def push(tracking_uri: str, name: str, folder: Path, alias: str | None = None) -
     run = client.create_run("0", run_name=f"push-{name}")
     client.log_artifacts(run.info.run_id, str(folder), "model")
     client.set_terminated(run.info.run_id)
-    version = client.create_model_version(name, source=f"runs:/{run.info.run_id}/model", run_id=run.info.run_id)
+    version = client.create_model_version(
+        name, source=f"runs:/{run.info.run_id}/model", run_id=run.info.run_id, await_creation_for=None
+    )
     if alias:
         client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)

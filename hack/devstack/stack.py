@@ -1,0 +1,102 @@
+"""Everything that the operator and its pods need around them, on one machine: control plane, MLflow, process node."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from devstack.cluster import Cluster, ClusterError, Provider
+from devstack.processes import Child, wait_until
+from devstack.registry import MlflowServer
+
+ROOT = Path(__file__).resolve().parents[2]
+NODE_NAME = "process-node"
+
+
+class Stack:
+    """A running development stack below one folder; leaving the `with` block ends all of it.
+
+    `provider` and `context` choose the cluster as `Cluster.start` does; MLflow and the process node are always local.
+    """
+
+    cluster: Cluster
+    mlflow: MlflowServer
+    node: Child
+
+    def __init__(self, folder: Path, *, provider: Provider = "auto", context: str | None = None) -> None:
+        self.folder, self.provider, self.context = folder, provider, context
+        self._undo: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def start(self, progress: Callable[[str], None] = print) -> None:
+        """Start the control plane while MLflow starts, then the process node.
+
+        All from one thread: Linux ends a child with the thread that started it, not with the process.
+        """
+        self.mlflow = MlflowServer(self.folder / "mlflow")
+        self._undo.append(self.mlflow.stop)
+        self.mlflow.launch()
+        self.cluster = Cluster.start(
+            self.folder / "cluster", progress=progress, provider=self.provider, context=self.context
+        )
+        self._undo.append(self.cluster.stop)
+        self._start_node()
+        self.mlflow.wait()
+
+    def _start_node(self) -> None:
+        command = [
+            *(sys.executable, "-m", "node", "--kubeconfig", str(self.cluster.kubeconfig), "--name", NODE_NAME),
+            *("--folder", str(self.folder / "node"), "--path", str(Path(sys.executable).parent)),
+            # All pods share this machine's network: each must listen on its own address.
+            *("--env", "API_HOST=$(POD_IP)"),
+        ]
+        env = {"PYTHONPATH": str(ROOT / "hack")}
+        self.node = Child("process node", command, self.folder / "node.log", env=env)
+        self._undo.append(lambda: self.node.stop(grace_seconds=30))
+        wait_until(self.node, self._node_ready, timeout_seconds=60)
+
+    def _node_ready(self) -> bool:
+        try:
+            conditions = self.get("node", NODE_NAME)["status"]["conditions"]
+        except (ClusterError, KeyError):
+            return False
+        return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+    def get(self, *arguments: str) -> dict[str, Any]:
+        """`kubectl get -o json` of one object or a list."""
+        found: dict[str, Any] = json.loads(self.cluster.kubectl("get", *arguments, "-o", "json"))
+        return found
+
+    def service_url(self, name: str) -> str:
+        """Where the process node makes a Service's first port reachable on this machine."""
+        service = self.get("service", name)
+        annotations = service["metadata"].get("annotations", {})
+        address = annotations.get("process-node.llm-operator.dev/address")
+        return address or f"http://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}"
+
+    def install_manifest(self, poll_seconds: int = 5) -> str:
+        """manifests/install.yaml with this stack's MLflow server as the default connection."""
+        text = (ROOT / "manifests" / "install.yaml").read_text()
+        for edit in self.install_edits(poll_seconds):
+            text = text.replace(*edit)
+        return text
+
+    def install_edits(self, poll_seconds: int = 5) -> tuple[tuple[str, str], ...]:
+        """What a person would edit in manifests/install.yaml for this machine: (from, to)."""
+        return (
+            ("http://mlflow.mlflow.svc.cluster.local:5000", self.mlflow.uri),
+            ("pollSeconds: 30", f"pollSeconds: {poll_seconds}"),
+        )

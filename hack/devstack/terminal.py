@@ -1,0 +1,93 @@
+"""What the demo shows: chapters, commands as a person would type them, a spinner on every long step."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.text import Text
+
+console = Console(highlight=False, soft_wrap=True)
+Result = TypeVar("Result")
+
+
+class CommandFailed(RuntimeError):
+    """A command of the demo ended with an error; the message is what it printed."""
+
+
+def chapter(title: str) -> None:
+    """Begin a part of the story."""
+    console.print()
+    console.rule(Text(title, style="bold cyan"), align="left")
+
+
+def say(text: str) -> None:
+    """One line of explanation between the commands."""
+    console.print(text, style="dim")
+
+
+@contextmanager
+def step(title: str) -> Iterator[None]:
+    """A long step: a spinner with the time that it took on a terminal, two plain lines in a log."""
+    started = time.monotonic()
+    if not console.is_terminal:
+        console.print(f"… {title}")
+    with console.status(title):
+        yield
+    console.print(f"[green]✓[/] {title} [dim]{time.monotonic() - started:.1f} s[/]")
+
+
+def typed(command: str) -> None:
+    """Show a command as a person would type it."""
+    console.print(Text("$ ", style="bold green") + Text(command, style="bold"))
+
+
+class Shell:
+    """Runs commands in the open: prints each one as typed, then its output."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self.env = {**os.environ, **env}
+
+    def run(self, command: str, *, stdin: str | None = None, show: bool = True) -> str:
+        """Run a shell command line and return its standard output; raises `CommandFailed`."""
+        if show:
+            typed(command)
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            env=self.env,
+            check=False,
+        )
+        if show and (output := done.stdout.rstrip()):
+            console.print(Text(output, style="dim"))
+        if done.returncode:
+            raise CommandFailed(f"{command}\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    @contextmanager
+    def follow(self, command: Sequence[str]) -> Iterator[None]:
+        """Let a command that watches something print beneath the block, and end it with the block."""
+        typed(shlex.join(command))
+        watcher = subprocess.Popen(command, env=self.env, stdout=sys.stdout, stderr=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            watcher.terminate()
+            watcher.wait()
+
+
+def until(holds: Callable[[], Result | None], what: str, timeout_seconds: float) -> Result:
+    """Poll twice a second until `holds()` is truthy; raises `CommandFailed` naming `what` when the time is up."""
+    deadline = time.monotonic() + timeout_seconds
+    while time.monotonic() < deadline:
+        if result := holds():
+            return result
+        time.sleep(0.5)
+    raise CommandFailed(f"{what}: not within {timeout_seconds:.0f} s")
