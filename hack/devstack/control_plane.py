@@ -64,7 +64,7 @@ def running(folder: Path) -> bool:
     return bool(living(folder)) and kubeconfig(folder).exists() and answers(folder, "/readyz")
 
 
-def stop(folder: Path, *, grace_seconds: float = 5.0) -> None:
+def stop(folder: Path, *, grace_seconds: float = 1.0) -> None:
     """End the programs recorded in `folder` by pid: SIGTERM, then SIGKILL. Does nothing where none runs."""
     for sign, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 5.0)):
         for pid in living(folder):

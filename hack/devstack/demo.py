@@ -23,7 +23,7 @@ from devstack.registry import set_alias
 from devstack.stack import ROOT, Stack
 from devstack.terminal import CommandFailed, Shell, chapter, console, say, step, typed, until
 
-MODEL, ALIAS, QUESTION = "support-bot", "champion", "What is the capital of France? Answer in one sentence."
+MODEL, ALIAS, QUESTION = "support-bot", "champion", smollm.QUESTION
 CACHE = Path(
     os.environ.get("LLM_OPERATOR_CACHE")
     or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-operator"
@@ -93,8 +93,8 @@ class Demo:
     def set_the_stage(self) -> None:
         chapter("1  A Kubernetes control plane, an MLflow server and a node, on this machine")
         with step("a real instruction-tuned model: SmolLM2-135M-Instruct as safetensors"):
-            self.version_1 = smollm.make(CACHE / "models", progress=lambda _: None)
-            self.version_2 = smollm.make_variant(self.version_1, CACHE / "models")
+            self.version_1 = smollm.make(CACHE / "models" / "smollm2-135m-instruct", progress=lambda _: None)
+            self.version_2 = smollm.make_variant(self.version_1, CACHE / "models" / "smollm2-135m-pirate")
         with step("control plane (etcd, API server, controllers, scheduler), MLflow server, process node"):
             self.stack.start(progress=lambda _: None)
         self.shell = Shell(

@@ -110,7 +110,16 @@ class RuntimeConfig(_Section):
     authentication: Literal["Required", "Disabled"] = "Required"
 
 
-class KeyRecord(_Section):
+class _Additive(_Section):
+    """A part of the key file. Unknown fields are skipped: a newer operator writes for older pods too, as its own
+
+    update restarts none of them, and a pod that refused the whole file would no longer hear of revoked keys.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class KeyRecord(_Additive):
     """One API key as the runtime knows it: never the key, only its digest."""
 
     id: str
@@ -122,7 +131,7 @@ class KeyRecord(_Section):
     suspended: bool = False
 
 
-class KeyFile(_Section):
+class KeyFile(_Additive):
     """The mounted key file. `salt` makes the digests useless to any other deployment."""
 
     salt: str

@@ -1,14 +1,14 @@
 """Everything this program refuses or gives up on.
 
-    Refusal (an answer to one request)           Fatal (the process can't serve)
-    ├── InvalidRequest      400                  ├── ConfigInvalid
-    ├── Unauthorized        401                  ├── ModelNotFound
-    ├── Forbidden           403                  ├── ModelCorrupt
-    ├── NotFound            404                  ├── ModelUnsupported
-    ├── PayloadTooLarge     413                  ├── DiskFull
-    ├── QueueFull           429                  ├── RegistryDenied
-    ├── ServiceUnavailable  503                  └── RegistryUnreachable
-    └── GenerationFailed    500
+Refusal (an answer to one request)           Fatal (the process can't serve)
+├── InvalidRequest      400                  ├── ConfigInvalid
+├── Unauthorized        401                  ├── ModelNotFound
+├── Forbidden           403                  ├── ModelCorrupt
+├── NotFound            404                  ├── ModelUnsupported
+├── PayloadTooLarge     413                  ├── DiskFull
+├── QueueFull           429                  ├── OutOfMemory
+├── ServiceUnavailable  503                  ├── RegistryDenied
+└── GenerationFailed    500                  └── RegistryUnreachable
 """
 
 from typing import ClassVar
@@ -22,6 +22,8 @@ class Refusal(Exception):
     """The `error` word of the non-OpenAI dialects."""
     openai_type: ClassVar[str] = "server_error"
     retry_after_seconds: float | None = None
+    should_retry: ClassVar[bool | None] = None
+    """What OpenAI's clients are told in `x-should-retry`; None leaves it to their rule (408, 409, 429 and 5xx)."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -52,6 +54,12 @@ class NotFound(Refusal):
     status, error, openai_type = 404, "not_found", "invalid_request_error"
 
 
+class MethodNotAllowed(Refusal):
+    """The path is there, for another method."""
+
+    status, error, openai_type = 405, "method_not_allowed", "invalid_request_error"
+
+
 class PayloadTooLarge(Refusal):
     """The body is over `server.maxRequestBytes`."""
 
@@ -70,6 +78,12 @@ class ServiceUnavailable(Refusal):
 
     status, error, openai_type = 503, "service_unavailable", "server_error"
     retry_after_seconds = 2.0
+
+
+class RequestTimeout(ServiceUnavailable):
+    """Not done within `server.requestTimeoutSeconds`. Sent again at once, the same request would take as long."""
+
+    should_retry = False
 
 
 class GenerationFailed(Refusal):
@@ -107,6 +121,10 @@ class DiskFull(Fatal):
     """Not enough room for the model."""
 
     retryable = True
+
+
+class OutOfMemory(Fatal):
+    """Not enough memory for the model, or for the keys and values of even one sequence."""
 
 
 class RegistryDenied(Fatal):

@@ -85,10 +85,16 @@ class EngineStats:
 class Engine(Protocol):
     """What the pipeline needs of an engine. All methods are called from the event loop's thread."""
 
+    @property
+    def max_model_length(self) -> int:
+        """Tokens that prompt and answer may have together: the configured length, or the model's if that is less."""
+        ...
+
     def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
         """Admit now (raises `errors.QueueFull` or `errors.InvalidRequest`), then yield events until the final one.
 
-        Closing the iterator early cancels the request: its place in the batch is free at the next step.
+        Closing the iterator early (`aclose`, also before its first event) cancels the request: its place in the batch
+        is free at the next step.
         """
         ...
 
@@ -114,3 +120,7 @@ class TextCodec(Protocol):
         ...
 
     def decode(self, token_ids: list[int]) -> str: ...
+
+    def token_text(self, token_id: int) -> str:
+        """One token's own text, special tokens included; bytes that are no character show as U+FFFD."""
+        ...

@@ -17,9 +17,8 @@ import pytest
 
 from devstack.load import RequestLoop
 from devstack.registry import push
-from unit.runtime import tiny_model
-
-from .conftest import MODEL, World
+from e2e.reference import greedy
+from e2e.world import MODEL, World
 
 pytestmark = pytest.mark.e2e
 
@@ -69,7 +68,7 @@ def completion(prompt: str, **fields: Any) -> dict[str, Any]:
 def test_applied_yaml_becomes_text_equal_to_transformers_own(client: httpx.Client, models: dict[str, Path]) -> None:
     answer = client.post("/v1/completions", json=completion("hello world"))
     assert answer.status_code == 200, answer.text
-    assert answer.json()["choices"][0]["text"] == tiny_model.greedy(models["first"], "hello world", 12)
+    assert answer.json()["choices"][0]["text"] == greedy(models["first"], "hello world", 12)
 
 
 def test_every_dialect_answers(client: httpx.Client) -> None:
@@ -99,7 +98,7 @@ async def test_32_concurrent_streams_each_equal_generate(
         base_url=client.base_url, headers=client.headers, timeout=120, limits=limits, trust_env=False
     ) as session:
         texts = await asyncio.gather(*(stream(session, prompt) for prompt in prompts))
-    assert texts == [tiny_model.greedy(models["first"], prompt, 32) for prompt in prompts]
+    assert texts == [greedy(models["first"], prompt, 32) for prompt in prompts]
 
 
 async def stream(session: httpx.AsyncClient, prompt: str) -> str:

@@ -1,0 +1,62 @@
+# The one front door; the work is done by the scripts in hack/, which take ARGS: make demo ARGS=--keep
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+VENV := $(or $(LLM_OPERATOR_VENV),.venv)
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+DOCKER ?= docker
+
+.PHONY: demo test check generate run lint format type-check check-all bench build-docker run-docker logs help
+
+demo: ## From kubectl apply to an answer of a real model, on this machine, without Docker
+	hack/demo $(ARGS)
+
+test: ## All tests, or with TIER= unit, control-plane or e2e
+	hack/test $(or $(TIER),all) $(ARGS)
+
+check: ## Format, lint, types, import rules, generated files
+	hack/check
+
+generate: ## Write the CRDs, the chart's copies and manifests/install.yaml again
+	hack/generate
+
+run: ## Serve a model without Kubernetes; settings come from the environment and .env
+	hack/env
+	$(VENV)/bin/llm-runtime serve $(ARGS)
+
+lint: ## Lint only
+	hack/check lint
+
+format: ## Format the code in place
+	hack/check format
+
+type-check: ## Types only
+	hack/check types
+
+check-all: check test ## check and test, what CI runs
+
+bench: ## Measure the engine and print the figures
+	hack/bench $(ARGS)
+
+build-docker: engine ## Build both images, llm-operator and llm-runtime
+	$(DOCKER) build --file Dockerfile.operator --tag llm-operator:$(VERSION) .
+	$(DOCKER) build --file Dockerfile.runtime --tag llm-runtime:$(VERSION) .
+
+# Settings are those of `make run`. Only their names are written, so that no key shows in a terminal or a process list.
+SETTINGS := API_KEY AUTHENTICATION MODEL_NAME MODEL_VERSION MLFLOW_TRACKING_URI LOG_LEVEL
+run-docker: engine ## Serve from the runtime image on port 8000: make run-docker MODEL=folder, or MODEL_NAME= … as in .env
+	$(DOCKER) run --detach --rm --name llm-runtime --publish 127.0.0.1:8000:8000 \
+	  $(if $(wildcard .env),--env-file .env) $(foreach name,$(SETTINGS),$(if $($(name)),--env $(name))) \
+	  $(if $(MODEL),--volume "$(abspath $(MODEL)):/model:ro" --env MODEL_PATH=/model) \
+	  --volume llm-runtime-models:/models llm-runtime:$(VERSION)
+	@echo "Serving on http://127.0.0.1:8000 once the model is loaded: make logs; stop it with: $(DOCKER) stop llm-runtime"
+
+logs: engine ## Follow the logs of run-docker
+	$(DOCKER) logs --follow llm-runtime
+
+help: ## Say what there is
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+.PHONY: engine
+engine:
+	@$(DOCKER) info >/dev/null 2>&1 || { echo "No Docker engine answers. Start one, or use 'make demo' and 'make run', which need none." >&2; exit 1; }

@@ -1,0 +1,83 @@
+{{- define "llm-operator.name" -}}
+{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "llm-operator.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "llm-operator.name" .) "default" .Values.serviceAccount.create) }}
+{{- end }}
+
+{{- define "llm-operator.selector" -}}
+app.kubernetes.io/name: llm-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "llm-operator.labels" -}}
+{{ include "llm-operator.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/* Call with a dict: image (repository, tag, digest) and version, which an empty tag stands for. */}}
+{{- define "llm-operator.image" -}}
+{{- if .image.digest }}{{ .image.repository }}@{{ .image.digest }}
+{{- else }}{{ .image.repository }}:{{ .image.tag | default .version }}
+{{- end }}
+{{- end }}
+
+{{/* What the operator does in a namespace that it watches. tests/control_plane/ run the operator under these rules. */}}
+{{- define "llm-operator.rules" -}}
+- apiGroups: [llm-operator.dev]
+  resources: [llmdeployments, apikeys]
+  verbs: [get, list, watch]
+- apiGroups: [llm-operator.dev]
+  resources: [llmdeployments/status, apikeys/status]
+  verbs: [get, patch]
+# Owner references with blockOwnerDeletion, where OwnerReferencesPermissionEnforcement is on.
+- apiGroups: [llm-operator.dev]
+  resources: [llmdeployments/finalizers, apikeys/finalizers]
+  verbs: [update]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [services, configmaps, serviceaccounts]
+  verbs: [get, list, watch, create, patch, delete]
+# No list and no watch: the operator reads the Secrets whose names it knows, never everybody's.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, create, patch, delete]
+# An annotation on a pod makes its kubelet refresh mounted keys at once.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, patch]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [get, list, create, patch]
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [monitoring.coreos.com]
+  resources: [servicemonitors]
+  verbs: [get, list, create, patch, delete]
+{{- end }}
+
+{{/* The operator's configuration file: operator/llm_operator/settings.py reads it. */}}
+{{- define "llm-operator.config" -}}
+runtimeImage: {{ include "llm-operator.image" (dict "image" .Values.runtime.image "version" .Chart.AppVersion) | quote }}
+pollSeconds: {{ .Values.pollSeconds }}
+logFormat: {{ .Values.logFormat }}
+watchNamespaces: {{ .Values.watchNamespaces | toJson }}
+connections:
+  {{- range $name, $connection := .Values.connections }}
+  {{ $name }}:
+    trackingUri: {{ $connection.trackingUri | quote }}
+    workspace: {{ $connection.workspace | default "" | quote }}
+  {{- else }} {}
+  {{- end }}
+{{- end }}

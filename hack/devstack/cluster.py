@@ -1,0 +1,236 @@
+"""A Kubernetes control plane for the demo, the tests and people: local processes, kind, or one that exists.
+
+    PYTHONPATH=hack python -m devstack.cluster up --folder .demo/cluster
+    eval "$(PYTHONPATH=hack python -m devstack.cluster env --folder .demo/cluster)"; kubectl get namespaces
+    PYTHONPATH=hack python -m devstack.cluster down --folder .demo/cluster
+
+All state lies below the folder; $HOME/.kube is never written. See docs/process-node.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from devstack import control_plane
+
+Kind = Literal["local", "kind", "context"]
+Provider = Literal["auto", "local", "kind", "context"]
+BUILD = Path(__file__).resolve().parent.parent / "kube" / "build"
+# A start can lose a free port to another program between choosing it and listening on it.
+ATTEMPTS = 3
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot be had; the message says what to do next."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running or attached control plane.
+
+    `kubeconfig` is the administrator's. `programs` holds kubectl, helm and kwok when the cluster is local, else None.
+    """
+
+    kubeconfig: Path
+    kind: Kind
+    folder: Path
+    programs: Path | None = field(default=None)
+
+    @classmethod
+    def start(
+        cls,
+        folder: Path,
+        *,
+        progress: Callable[[str], None] = print,
+        provider: Provider = "auto",
+        context: str | None = None,
+        detach: bool = False,
+    ) -> Cluster:
+        """Start a cluster with its state below `folder`, or return the one that runs there.
+
+        `auto` takes kind where a Docker engine answers and kind is installed, else local processes; an existing cluster
+        only on request (`provider="context"` and its name). A local cluster ends with this process unless `detach`.
+        Raises ClusterError.
+        """
+        chosen = choose(provider, context)
+        folder = folder.resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        if chosen == "context":
+            return cls(attach_context(folder, context), "context", folder)
+        if chosen == "kind":
+            return cls(create_kind(folder, progress), "kind", folder)
+        programs = build(progress)
+        return cls(start_local(folder, programs, detach, progress), "local", folder, programs)
+
+    @classmethod
+    def attach(cls, folder: Path) -> Cluster:
+        """The cluster that an earlier `start` left in `folder`. Raises ClusterError where there is none."""
+        folder = folder.resolve()
+        if not (folder / "kubeconfig").exists():
+            raise ClusterError(
+                f"no cluster in {folder}: start one with `python -m devstack.cluster up --folder {folder}`"
+            )
+        if (folder / "kind-name").exists():
+            return cls(folder / "kubeconfig", "kind", folder)
+        if (folder / "pids").exists():
+            return cls(folder / "kubeconfig", "local", folder, build(lambda _: None))
+        return cls(folder / "kubeconfig", "context", folder)
+
+    def stop(self) -> None:
+        """End what `start` started and remove its state; an attached cluster is left as it is. Safe to call twice."""
+        if self.kind == "local":
+            control_plane.stop(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        elif self.kind == "kind" and (self.folder / "kind-name").exists():
+            run("kind", "delete", "cluster", "--name", (self.folder / "kind-name").read_text())
+            (self.folder / "kind-name").unlink()
+
+    def environment(self) -> dict[str, str]:
+        """The environment for programs that talk to this cluster: KUBECONFIG, and PATH with kubectl and helm."""
+        path = os.environ.get("PATH", os.defpath)
+        if self.programs is not None:
+            path = f"{self.programs}{os.pathsep}{path}"
+        return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": path}
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Run kubectl and return its standard output. Raises ClusterError with what it said on standard error."""
+        return run("kubectl", *arguments, environment=self.environment(), stdin=stdin)
+
+
+def choose(provider: Provider, context: str | None) -> Kind:
+    if provider == "context" or (provider == "auto" and context):
+        return "context"
+    if provider == "auto":
+        return "kind" if shutil.which("kind") and docker_answers() else "local"
+    return provider
+
+
+def docker_answers() -> bool:
+    if shutil.which("docker") is None:
+        return False
+    try:
+        return subprocess.run(["docker", "info"], capture_output=True, timeout=5, check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def build(progress: Callable[[str], None]) -> Path:
+    """The folder of the local programs, built now if they never were."""
+    process = subprocess.Popen([sys.executable, str(BUILD)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    last = ""
+    for line in process.stderr:
+        last = line.rstrip()
+        progress(last)
+    folder = process.stdout.read().strip()
+    if process.wait() != 0:
+        raise ClusterError(f"the local control plane cannot be built: {last}")
+    return Path(folder)
+
+
+def start_local(folder: Path, programs: Path, detach: bool, progress: Callable[[str], None]) -> Path:
+    if control_plane.running(folder):
+        progress(f"already running in {folder}")
+        return folder / "kubeconfig"
+    for attempt in range(1, ATTEMPTS + 1):
+        clear(folder)
+        try:
+            return control_plane.start(folder, programs, detach=detach, progress=progress)
+        except control_plane.ControlPlaneError as error:
+            control_plane.stop(folder)
+            if attempt == ATTEMPTS or "address already in use" not in str(error):
+                raise ClusterError(str(error)) from error
+    raise AssertionError("unreachable")
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier life left. Only a folder that is empty or held a cluster: never somebody's own files."""
+    if any(folder.iterdir()) and not (folder / "pids").exists():
+        raise ClusterError(f"{folder} is not empty and holds no cluster: choose another --folder")
+    control_plane.stop(folder)
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def create_kind(folder: Path, progress: Callable[[str], None]) -> Path:
+    """One kind cluster per folder, named after it so that two checkouts do not share one."""
+    name = "llm-operator-" + hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    kubeconfig = folder / "kubeconfig"
+    (folder / "kind-name").write_text(name)
+    if name in run("kind", "get", "clusters").split():
+        run("kind", "export", "kubeconfig", "--name", name, "--kubeconfig", str(kubeconfig))
+        return kubeconfig
+    progress(f"creating the kind cluster {name} (a minute or two)")
+    run("kind", "create", "cluster", "--name", name, "--kubeconfig", str(kubeconfig), "--wait", "180s")
+    return kubeconfig
+
+
+def attach_context(folder: Path, context: str | None) -> Path:
+    """A kubeconfig of its own for the context, so that nothing here can follow a later `kubectl config use-context`."""
+    if not context:
+        raise ClusterError(
+            "name the context: --provider context --context NAME (kubectl config get-contexts lists them)"
+        )
+    if (folder / "pids").exists():
+        raise ClusterError(f"{folder} holds a local cluster: choose another --folder")
+    text = run("kubectl", "config", "view", "--raw", "--minify", "--flatten", "--context", context)
+    file = folder / "kubeconfig"
+    file.touch(mode=0o600)
+    file.write_text(text)
+    return file
+
+
+def run(*command: str, environment: dict[str, str] | None = None, stdin: str | None = None) -> str:
+    program = shutil.which(command[0], path=(environment or os.environ).get("PATH"))
+    if program is None:
+        raise ClusterError(f"{command[0]} is not installed: install it, or use --provider local")
+    done = subprocess.run(
+        [program, *command[1:]], capture_output=True, text=True, env=environment, input=stdin, check=False
+    )
+    if done.returncode != 0:
+        raise ClusterError(f"{shlex.join(command)} failed: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m devstack.cluster", description="A cluster for development.")
+    parser.add_argument("verb", choices=["up", "down", "env"])
+    parser.add_argument("--folder", type=Path, required=True, help="holds all of the cluster's state")
+    parser.add_argument("--provider", choices=["auto", "local", "kind", "context"], default="auto")
+    parser.add_argument("--context", help="an existing context of your KUBECONFIG, with --provider context")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    try:
+        if options.verb == "up":
+            Cluster.start(
+                options.folder, progress=complain, provider=options.provider, context=options.context, detach=True
+            )
+        elif options.verb == "down":
+            Cluster.attach(options.folder).stop()
+        else:
+            environment = Cluster.attach(options.folder).environment()
+            print("\n".join(f"export {name}={shlex.quote(environment[name])}" for name in ("KUBECONFIG", "PATH")))
+    except ClusterError as error:
+        raise SystemExit(str(error)) from error
+
+
+def complain(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Error answers: OpenAI's shape where OpenAI's clients look, the project's own everywhere else."""
+
+import logging
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from llm_runtime import errors, logs
+from llm_runtime.api.services import services_of
+from llm_runtime.stream import ClientGone
+
+log = logging.getLogger(__name__)
+
+OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models")
+CLIENT_GONE = 499
+"""nginx's status for a client that left; only logs and metrics see it."""
+MAX_PROBLEMS = 20
+MAX_NAME = 200
+
+
+def openai_error(refusal: errors.Refusal) -> dict[str, Any]:
+    """The body that OpenAI's clients turn into an exception; also an event inside a stream."""
+    return {
+        "error": {
+            "message": refusal.message,
+            "type": refusal.openai_type,
+            "param": refusal.param,
+            "code": refusal.code,
+        }
+    }
+
+
+def own_error(refusal: errors.Refusal, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The body of the other dialects."""
+    named = {"field": refusal.param} if refusal.param else {}
+    return {
+        "error": refusal.error,
+        "message": refusal.message,
+        "details": {**named, **({"code": refusal.code} if refusal.code else {}), **(details or {})},
+        "timestamp": datetime.now(UTC).isoformat(),
+        "request_id": logs.request_id.get(),
+    }
+
+
+def error_response(path: str, refusal: errors.Refusal, details: Mapping[str, Any] | None = None) -> JSONResponse:
+    """An error answer in the shape that `path`'s clients expect."""
+    openai = any(path == known or path.startswith(known + "/") for known in OPENAI_PATHS)
+    body = openai_error(refusal) if openai else own_error(refusal, details)
+    return JSONResponse(body, refusal.status, headers=_headers(refusal))
+
+
+def _headers(refusal: errors.Refusal) -> dict[str, str]:
+    headers = {}
+    if refusal.retry_after_seconds is not None and refusal.status in (429, 503):
+        headers["Retry-After"] = str(math.ceil(refusal.retry_after_seconds))
+    if refusal.should_retry is not None:
+        headers["x-should-retry"] = str(refusal.should_retry).lower()
+    if refusal.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return headers
+
+
+async def on_refusal(request: Request, refusal: Exception) -> Response:
+    """Answer a refusal of our own."""
+    assert isinstance(refusal, errors.Refusal)
+    services_of(request).metrics.errors.labels(refusal.error).inc()
+    return error_response(request.url.path, refusal)
+
+
+async def on_validation_error(request: Request, error: Exception) -> Response:
+    """Answer a body that Pydantic refused: the first problem in the message, all of them in the details."""
+    assert isinstance(error, RequestValidationError)
+    problems = [_problem(found) for found in error.errors()[:MAX_PROBLEMS]]
+    field, text, code = problems[0]
+    message = f"{field}: {text}" if field else text
+    refusal = errors.InvalidRequest(message, param=field or None, code=code)
+    services_of(request).metrics.errors.labels(refusal.error).inc()
+    details = {"problems": [{"field": field, "problem": text} for field, text, _ in problems]}
+    return error_response(request.url.path, refusal, details)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Answer what the framework refuses: unknown paths, wrong methods, unreadable bodies."""
+    assert isinstance(error, HTTPException)
+    path, method = request.url.path, request.method
+    refusal: errors.Refusal
+    match error.status_code:
+        case HTTPStatus.NOT_FOUND:
+            refusal = errors.NotFound(f"There is no {path} here; see /docs.", code="not_found")
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            refusal = errors.MethodNotAllowed(f"{path} does not take {method}.", code="method_not_allowed")
+        case _:
+            refusal = errors.InvalidRequest("The body can't be read: send JSON in UTF-8.", code="invalid_json")
+    services_of(request).metrics.errors.labels(refusal.error).inc()
+    response = error_response(path, refusal)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def on_client_gone(request: Request, error: Exception) -> Response:
+    """Nobody reads this; the status is for the access log."""
+    return Response(status_code=CLIENT_GONE)
+
+
+def internal_error(path: str) -> JSONResponse:
+    """The answer to a fault of ours: nothing of it but the request's id, under which the log has the rest."""
+    message = f"The server failed; its log has the reason under {logs.request_id.get()}."
+    return error_response(path, errors.Refusal(message, code="internal_error"))
+
+
+HANDLERS = {
+    errors.Refusal: on_refusal,
+    RequestValidationError: on_validation_error,
+    HTTPException: on_http_exception,
+    ClientGone: on_client_gone,
+    ClientDisconnect: on_client_gone,
+}
+
+
+def _problem(found: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    """(field, what is wrong, code) of one Pydantic error. What the client sent is never repeated."""
+    field = _field(tuple(found["loc"]))
+    match found["type"]:
+        case "extra_forbidden":
+            return field, "not supported by this server; send the request without it", "unsupported_parameter"
+        case "missing":
+            return field, "required", "missing_required_parameter"
+        case "json_invalid":
+            return "", f"The body is not JSON: {found['ctx']['error']} at character {found['loc'][-1]}.", "invalid_json"
+        case "model_attributes_type":
+            return field, "the body must be a JSON object (with Content-Type: application/json)", "invalid_type"
+        case "conflict":
+            return str(found["ctx"]["field"]), str(found["msg"]), "invalid_value"
+    return field, str(found["msg"]).removeprefix("Value error, "), "invalid_value"
+
+
+def _field(location: tuple[str | int, ...]) -> str:
+    """`("body", "messages", 0, "role")` as `messages[0].role`."""
+    name = ""
+    for part in location[1:]:
+        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
+    # The last part may be a name of the client's own making.
+    return name[:MAX_NAME].encode(errors="replace").decode()

@@ -1,0 +1,97 @@
+"""What the bodies of all dialects have in common: strict types, bounded fields, nothing ignored."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from llm_runtime import errors
+from llm_runtime.request import Sampling
+
+MAX_STOPS = 4
+MAX_STOP_CHARACTERS = 256
+
+
+class Body(BaseModel):
+    """A request body. An unknown field is refused; null means the same as leaving a field out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Fields that are not implemented, each with the values that ask for nothing: clients send those unasked."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_asks_for_nothing(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None and not cls._asks_nothing(name, value)}
+
+    @classmethod
+    def _asks_nothing(cls, name: str, value: Any) -> bool:
+        # True == 1 in Python, but not in JSON.
+        return any(
+            value == idle and isinstance(value, bool) == isinstance(idle, bool) for idle in cls.no_effect.get(name, ())
+        )
+
+
+def _one_or_several(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def whole(text: str) -> str:
+    """`text`, if it is one."""
+    # JSON can write half of a surrogate pair; neither tokenizers nor UTF-8 can.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half a surrogate pair, which is no text") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(whole)]
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+TopP = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+MaxTokens = Annotated[int, Field(ge=1)]
+StopText = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Stops = Annotated[
+    list[StopText],
+    Field(max_length=MAX_STOPS),
+    BeforeValidator(_one_or_several, json_schema_input_type=str | list[str]),
+]
+
+
+def sampling(
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    stop: list[str],
+    top_k: int = 0,
+    seed: int | None = None,
+    logprobs: int | None = None,
+) -> Sampling:
+    """The engine's way of saying it. OpenAI allows `top_p` 0, which leaves the likeliest token: greedy."""
+    greedy = temperature == 0 or top_p == 0
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=0.0 if greedy else temperature,
+        top_p=1.0 if greedy else top_p,
+        top_k=top_k,
+        seed=seed,
+        stop=tuple(stop),
+        logprobs=logprobs,
+    )
+
+
+def conflict(field: str, text: str) -> PydanticCustomError:
+    """An error about how fields go together, to raise from a model validator; `field` is the one to change."""
+    return PydanticCustomError("conflict", "{text}", {"field": field, "text": text})
+
+
+def check_model(asked: str, served: str) -> None:
+    """Raise `errors.NotFound` unless `asked` is the model that is served here."""
+    if asked != served:
+        message = f"There is no model {asked[:100]!r} here; this endpoint serves {served!r}."
+        raise errors.NotFound(message, param="model", code="model_not_found")

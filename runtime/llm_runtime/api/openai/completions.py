@@ -1,0 +1,159 @@
+"""`POST /v1/completions`: a text to continue, without a chat template."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any, ClassVar
+
+from fastapi import APIRouter, Request
+from pydantic import AfterValidator, BeforeValidator, Field
+from starlette.responses import JSONResponse, Response
+
+from llm_runtime.api.body import check_model, sampling, whole
+from llm_runtime.api.guard import SECURITY, GenerationRoute
+from llm_runtime.api.openai.common import (
+    IDLE,
+    OpenAIBody,
+    event_stream,
+    fingerprint,
+    logprob,
+    new_id,
+    request_id,
+    usage,
+    with_usage,
+)
+from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Generation, Job, Pipeline
+from llm_runtime.request import TextCodec, TokenEvent
+from llm_runtime.stream import while_connected
+
+router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"])
+
+PATH = "/v1/completions"
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's."""
+
+
+def _as_several(value: Any) -> Any:
+    """One prompt as a list of one; token ids as tuples."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value and all(_is_token(item) for item in value):
+        return [tuple(value)]
+    if isinstance(value, list) and value and all(isinstance(item, list) for item in value):
+        return [tuple(item) for item in value]
+    return value
+
+
+def _is_token(item: Any) -> bool:
+    return isinstance(item, int) and not isinstance(item, bool)
+
+
+def _texts_or_tokens(prompts: list[Any]) -> list[Any]:
+    texts = all(isinstance(prompt, str) for prompt in prompts)
+    tokens = all(isinstance(prompt, tuple) and all(map(_is_token, prompt)) for prompt in prompts)
+    if texts:
+        return [whole(prompt) for prompt in prompts]
+    if not tokens:
+        raise ValueError("must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
+    return prompts
+
+
+Prompts = Annotated[
+    list[Any],
+    Field(min_length=1, max_length=MAX_CHOICES),
+    BeforeValidator(_as_several, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+    AfterValidator(_texts_or_tokens),
+]
+
+
+class CompletionBody(OpenAIBody):
+    """A text, or several, to continue."""
+
+    prompt: Prompts
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {**IDLE, "echo": (False,), "best_of": (1,), "suffix": ("",)}
+
+    def job(self, request: Request) -> Job:
+        return Job(
+            id=new_id("cmpl"),
+            endpoint=PATH,
+            request_id=request_id(),
+            prompts=tuple(self.prompt),
+            sampling=sampling(
+                max_tokens=self.max_tokens or NOT_ASKED,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                stop=self.stop,
+                seed=self.seed,
+                logprobs=self.logprobs,
+            ),
+            default_max_tokens=DEFAULT_MAX_TOKENS,
+            n=self.n,
+            stream=self.stream,
+            caller=request.state.caller,
+            user=self.user,
+        )
+
+
+@router.post(PATH, summary="Continue a text")
+async def completions(request: Request, body: CompletionBody) -> Response:
+    """Continue each prompt, whole or as server-sent events."""
+    pipeline: Pipeline = request.state.pipeline
+    check_model(body.model, pipeline.config.model.name)
+    generation = await pipeline.start(body.job(request))
+    envelope = {
+        "id": generation.job.id,
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": pipeline.config.model.name,
+        "system_fingerprint": fingerprint(pipeline),
+    }
+    if body.stream:
+        deltas = _deltas(generation, pipeline.codec)
+        return event_stream(pipeline, generation, with_usage(generation, deltas, envelope, body.include_usage))
+    async with generation:
+        timeout_seconds = pipeline.config.server.request_timeout_seconds
+        choices = await while_connected(request.receive, generation.collect(), timeout_seconds)
+    answers = [
+        _choice(index, choice.text, _logprobs(generation.job, choice.events, pipeline.codec), choice.finish_reason)
+        for index, choice in enumerate(choices)
+    ]
+    return JSONResponse({**envelope, "choices": answers, "usage": usage(generation)})
+
+
+def _choice(index: int, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+async def _deltas(generation: Generation, codec: TextCodec) -> AsyncGenerator[dict[str, Any]]:
+    offsets = [0] * generation.choices
+    async with aclosing(generation.events()) as events:
+        async for index, event in events:
+            tokens = [event] if event.token_id is not None else []
+            logprobs = _logprobs(generation.job, tokens, codec, offsets[index])
+            if logprobs:
+                offsets[index] += sum(map(len, logprobs["tokens"]))
+            if event.text or event.finish_reason or logprobs:
+                yield _choice(index, event.text, logprobs, event.finish_reason)
+
+
+def _logprobs(job: Job, events: list[TokenEvent], codec: TextCodec, offset: int = 0) -> dict[str, Any] | None:
+    """OpenAI's older form: parallel lists. `text_offset` counts characters of the tokens' own texts."""
+    if job.sampling.logprobs is None:
+        return None
+    texts = [codec.token_text(event.token_id) for event in events if event.token_id is not None]
+    offsets = []
+    for text in texts:
+        offsets.append(offset)
+        offset += len(text)
+    return {
+        "tokens": texts,
+        "token_logprobs": [logprob(event.logprob) for event in events],
+        "top_logprobs": [_rivals(event) for event in events],
+        "text_offset": offsets,
+    }
+
+
+def _rivals(event: TokenEvent) -> dict[str, float]:
+    # Tokens that are parts of characters may share a text: the likeliest keeps it.
+    return {top.text: logprob(top.logprob) for top in reversed(event.top_logprobs)}

@@ -1,0 +1,185 @@
+"""What the endpoints share: configuration, keys, metrics, and the model in its states from loading to draining."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from starlette.requests import HTTPConnection
+
+from llm_runtime import errors
+from llm_runtime.auth import ANONYMOUS, Keys, authenticate
+from llm_runtime.contract import FatalReport, KeyRecord, RuntimeConfig
+from llm_runtime.metrics import Metrics
+from llm_runtime.pipeline import Pipeline
+from llm_runtime.request import Engine, TextCodec
+from llm_runtime.usage import LoggedUsage, UsageLog
+
+log = logging.getLogger(__name__)
+
+KEY_POLL_SECONDS = 1.0
+
+
+class State(StrEnum):
+    """Where the process stands."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is loaded and warm."""
+
+    engine: Engine
+    codec: TextCodec
+    gpu_memory_bytes: Callable[[], int] | None = None
+    """None on a CPU."""
+
+
+class Services:
+    """The process's state. Only the event loop's thread touches it."""
+
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        load: Callable[[], Loaded],
+        keys: Keys | None = None,
+        *,
+        metrics: Metrics | None = None,
+        usage: UsageLog | None = None,
+    ) -> None:
+        """`load` runs in a thread of its own. Without `keys` every caller is anonymous."""
+        self.config, self.keys, self._load = config, keys, load
+        self.metrics = metrics or Metrics()
+        self.usage = LoggedUsage() if usage is None else usage
+        self.state = State.LOADING
+        self.loaded: Loaded | None = None
+        self.failure: FatalReport | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called once when the model can't be loaded, so that the server ends."""
+        self._pipeline: Pipeline | None = None
+        self._admitting = True
+        self._started_at = time.monotonic()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The way to the model. Raises `errors.ServiceUnavailable` while there is none."""
+        if self._pipeline and self._admitting and self.state is not State.FAILED:
+            return self._pipeline
+        raise errors.ServiceUnavailable(self.unready_reason or "The server is shutting down.")
+
+    @property
+    def alive(self) -> bool:
+        """False when only a restart helps."""
+        return self.state is not State.FAILED and (self.loaded is None or self.loaded.engine.stats().alive)
+
+    @property
+    def unready_reason(self) -> str | None:
+        """Why no new requests should come here; None when they may."""
+        match self.state:
+            case State.LOADING:
+                return "The model is loading."
+            case State.DRAINING:
+                return "The server is shutting down."
+            case State.FAILED:
+                return f"The model could not be loaded: {self.failure.reason if self.failure else 'unknown'}."
+        return None if self.alive else "The engine has stopped."
+
+    @property
+    def uptime_seconds(self) -> float:
+        return time.monotonic() - self._started_at
+
+    def authenticate(self, connection: HTTPConnection) -> KeyRecord:
+        """The caller. `Authorization: Bearer` and `X-API-Key` are the same to every endpoint."""
+        if self.keys is None:
+            return ANONYMOUS
+        scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
+        offered = [bearer.strip()] if scheme.lower() == "bearer" else []
+        return authenticate(self.keys, [*offered, connection.headers.get("x-api-key", "")], datetime.now(UTC))
+
+    def start(self) -> None:
+        """Begin to load, and to watch the key file."""
+        self._tasks = [asyncio.create_task(self._become_ready()), asyncio.create_task(self._watch_keys())]
+
+    def begin_drain(self) -> None:
+        """Readiness fails from now on; requests are still served, since clients learn of it late."""
+        if self.state is not State.FAILED:
+            self.state = State.DRAINING
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Admit nothing more; wait for what runs, and cut it when the time is over."""
+        self.begin_drain()
+        self._admitting = False
+        if self.loaded:
+            await self.loaded.engine.drain(timeout_seconds)
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.loaded:
+            await asyncio.to_thread(self.loaded.engine.close)
+
+    async def _become_ready(self) -> None:
+        try:
+            self.loaded = loaded = await _in_daemon_thread(self._load)
+        except errors.Fatal as fatal:
+            self._fail(FatalReport(reason=fatal.reason, message=str(fatal)))
+        except Exception as error:
+            log.exception("Loading the model failed")
+            self._fail(FatalReport(reason="LoadFailed", message=f"{type(error).__name__}: {error}"))
+        else:
+            self._pipeline = Pipeline(self.config, loaded.engine, loaded.codec, self.metrics, self.usage)
+            self.metrics.engine, self.metrics.gpu_memory_bytes = loaded.engine.stats, loaded.gpu_memory_bytes
+            if self.state is State.LOADING:
+                self.state = State.READY
+            log.info("Model %s is ready after %.1f s", self.config.model.name, self.uptime_seconds)
+
+    def _fail(self, report: FatalReport) -> None:
+        self.failure, self.state = report, State.FAILED
+        self.on_failure()
+
+    async def _watch_keys(self) -> None:
+        """Without requests nobody looks at the key file; its faults should be in the log all the same."""
+        while self.keys:
+            await asyncio.sleep(KEY_POLL_SECONDS)
+            self.keys.refresh()
+
+
+def services_of(connection: HTTPConnection) -> Services:
+    """The services of the application that handles this request."""
+    services: Services = connection.app.state.services
+    return services
+
+
+async def _in_daemon_thread(work: Callable[[], Loaded]) -> Loaded:
+    """Not `asyncio.to_thread`: its threads are joined at exit, and SIGTERM must not wait for a model to load."""
+    loop, result = asyncio.get_running_loop(), asyncio.Future[Loaded]()
+
+    def settle(loaded: Loaded | None, fault: BaseException | None) -> None:
+        if result.cancelled():
+            return
+        if loaded is None:
+            result.set_exception(fault or RuntimeError("nothing was loaded"))
+        else:
+            result.set_result(loaded)
+
+    def run() -> None:
+        loaded, fault = None, None
+        try:
+            loaded = work()
+        except Exception as error:
+            fault = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, loaded, fault)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return await result

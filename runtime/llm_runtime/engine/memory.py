@@ -1,0 +1,54 @@
+"""How much memory is left, and how many cache slots fit into it. No torch: a GPU's figure is passed in."""
+
+import os
+from pathlib import Path
+
+from llm_runtime.errors import OutOfMemory
+
+CGROUP = Path("/sys/fs/cgroup")
+MIB = 1 << 20
+
+
+def available_bytes(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Memory that this process may still take: the smaller of what the host and the container's limit leave."""
+    figures = [_host_available(meminfo), _limit_left(cgroup, "memory.max", "memory.current")]
+    figures.append(_limit_left(cgroup / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"))
+    return min(figure for figure in figures if figure is not None)
+
+
+def slots_that_fit(wanted: int, slot_bytes: int, free_bytes: int) -> int:
+    """How many of `wanted` slots of `slot_bytes` fit into `free_bytes`. Raises OutOfMemory when not even one does."""
+    slots = min(wanted, free_bytes // slot_bytes)
+    if slots < 1:
+        raise OutOfMemory(
+            f"one sequence of full length needs {slot_bytes / MIB:.0f} MiB for keys and values, but only "
+            f"{max(free_bytes, 0) / MIB:.0f} MiB may be used for them after loading the model; "
+            "lower engine.maxModelLength, use a smaller dtype, or raise the memory limit"
+        )
+    return int(slots)
+
+
+def _host_available(meminfo: Path) -> int:
+    try:
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _limit_left(folder: Path, limit_file: str, usage_file: str) -> int | None:
+    """What a cgroup limit leaves; None without one. Cached file pages count as free: the kernel gives them back."""
+    try:
+        limit = (folder / limit_file).read_text().strip()
+        usage = int((folder / usage_file).read_text())
+        stat = dict(
+            line.split() for line in (folder / "memory.stat").read_text().splitlines() if len(line.split()) == 2
+        )
+    except (OSError, ValueError):
+        return None
+    if limit == "max" or int(limit) > 1 << 60:
+        return None
+    cached = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+    return max(int(limit) - usage + cached, 0)

@@ -1,0 +1,132 @@
+"""Prometheus metrics, in a registry of their own. Labels come from small fixed sets: routes, not paths; no keys."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from llm_runtime.contract import METRIC_REQUESTS_RUNNING, METRIC_REQUESTS_WAITING, METRIC_TOKENS_PER_SECOND
+
+RATE_WINDOW_SECONDS = 10
+METHODS = frozenset({"GET", "POST", "OPTIONS", "HEAD", "PUT", "PATCH", "DELETE"})
+
+REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
+INTER_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class EngineFigures(Protocol):
+    """The part of `request.EngineStats` that is exposed."""
+
+    @property
+    def running(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def kv_cache_usage_ratio(self) -> float: ...
+
+
+class Rate:
+    """Tokens per second over the last full ten seconds, by whole seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seconds: deque[list[int]] = deque()
+
+    def add(self, count: int) -> None:
+        second = int(self._clock())
+        if not self._seconds or self._seconds[-1][0] != second:
+            self._seconds.append([second, 0])
+            self._forget(second)
+        self._seconds[-1][1] += count
+
+    def value(self) -> float:
+        now = int(self._clock())
+        self._forget(now)
+        # The second that has just begun would make the figure dip on every scrape.
+        return sum(count for second, count in self._seconds if second != now) / RATE_WINDOW_SECONDS
+
+    def _forget(self, now: int) -> None:
+        while self._seconds and self._seconds[0][0] < now - RATE_WINDOW_SECONDS:
+            self._seconds.popleft()
+
+
+class Metrics:
+    """Everything under `/metrics`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.api_requests = Counter(
+            "api_requests_total", "Requests to generation endpoints.", ["endpoint", "status"], registry=registry
+        )
+        self.api_duration = Histogram(
+            "api_request_duration_seconds", "Time to the end of a generation request's answer.", ["endpoint"],
+            buckets=REQUEST_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.http_requests = Counter(
+            "http_requests_total", "HTTP requests.", ["method", "endpoint", "status"], registry=registry
+        )
+        self.http_duration = Histogram(
+            "http_request_duration_seconds", "Time to the end of an HTTP answer.", ["method", "endpoint"],
+            buckets=REQUEST_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.errors = Counter("api_errors_total", "Error answers.", ["type"], registry=registry)
+        self.tokens = Counter("tokens_generated_total", "Tokens generated.", ["model"], registry=registry)
+        self.prompt_tokens = Counter("prompt_tokens_total", "Prompt tokens admitted.", ["model"], registry=registry)
+        self.first_token = Histogram(
+            "llm_time_to_first_token_seconds", "From admission to the first token.",
+            buckets=FIRST_TOKEN_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.inter_token = Histogram(
+            "llm_inter_token_seconds", "Between two tokens of one sequence.",
+            buckets=INTER_TOKEN_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.rate = Rate(clock)
+        self.engine: Callable[[], EngineFigures] | None = None
+        """Asked at each scrape; None while no model is loaded."""
+        self.gpu_memory_bytes: Callable[[], int] | None = None
+        registry.register(_Live(self))
+
+    def count_request(self, method: str, endpoint: str, status: int, seconds: float, *, api: bool) -> None:
+        method = method if method in METHODS else "other"
+        self.http_requests.labels(method, endpoint, status).inc()
+        self.http_duration.labels(method, endpoint).observe(seconds)
+        if api:
+            self.api_requests.labels(endpoint, status).inc()
+            self.api_duration.labels(endpoint).observe(seconds)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _Live(Collector):
+    """What is read at the moment of the scrape."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        metrics = self._metrics
+        loaded = float(metrics.engine is not None)
+        yield GaugeMetricFamily("model_loaded", "1 once the model answers requests.", value=loaded)
+        yield GaugeMetricFamily(
+            METRIC_TOKENS_PER_SECOND, "Tokens generated per second, over ten seconds.", value=metrics.rate.value()
+        )
+        if metrics.engine:
+            yield from _engine_gauges(metrics.engine())
+        if metrics.gpu_memory_bytes:
+            memory = float(metrics.gpu_memory_bytes())
+            yield GaugeMetricFamily("gpu_memory_usage_bytes", "GPU memory in use by this process.", value=memory)
+
+
+def _engine_gauges(figures: EngineFigures) -> Iterable[GaugeMetricFamily]:
+    for name, text, value in (
+        (METRIC_REQUESTS_RUNNING, "Sequences in the batch.", figures.running),
+        (METRIC_REQUESTS_WAITING, "Sequences that wait for a place in the batch.", figures.waiting),
+        ("llm_kv_cache_usage_ratio", "Part of the key-value cache in use, 0 to 1.", figures.kv_cache_usage_ratio),
+    ):
+        yield GaugeMetricFamily(name, text, value=float(value))

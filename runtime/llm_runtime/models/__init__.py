@@ -1,0 +1,1 @@
+"""From a registry to weights in memory: `fetch` → `locate` → `load` → `build`."""

@@ -1,0 +1,164 @@
+"""Between text and tokens. Needs `tokenizers` and Jinja but no torch, so that tests of the API can use it."""
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from llm_runtime.errors import InvalidRequest, ModelUnsupported
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Names under which chat templates may use a tokenizer's special tokens."""
+
+
+class Codec:
+    """`request.TextCodec` and the engine's `Vocabulary` over a fast tokenizer. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocabulary_size: int,
+        eos_token_ids: frozenset[int],
+        chat_template: str = "",
+        special_tokens: dict[str, str] | None = None,
+    ) -> None:
+        self.vocabulary_size, self.eos_token_ids = vocabulary_size, eos_token_ids
+        self._tokenizer = tokenizer
+        self._special_tokens = special_tokens or {}
+        self._render = _compile(chat_template) if chat_template else None
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of plain text, with the special tokens that the tokenizer itself puts around it."""
+        return list(self._tokenizer.encode(text).ids)
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Apply the chat template with a generation prompt. Raises InvalidRequest without one or if it refuses."""
+        return list(self._tokenizer.encode(self.render_chat(messages), add_special_tokens=False).ids)
+
+    def render_chat(self, messages: list[dict[str, str]]) -> str:
+        """The text that `encode_chat` encodes."""
+        if self._render is None:
+            raise InvalidRequest(
+                "the model has no chat template: use /v1/completions, or set model.chatTemplate in the LLMDeployment"
+            )
+        try:
+            return self._render(messages=messages, add_generation_prompt=True, **self._special_tokens)
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from error
+
+    def decode(self, token_ids: list[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def token_text(self, token_id: int) -> str:
+        """One token's own text, special tokens included; bytes that are no character show as U+FFFD."""
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+
+    def detokenizer(self) -> "IncrementalText":
+        return IncrementalText(self._tokenizer)
+
+
+class IncrementalText:
+    """The text of one sequence as its tokens come; the parts add up to `decode` of all of them."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._pending: list[int] = []
+        """Tokens since the last text, hence those of an unfinished character."""
+
+    def push(self, token_id: int) -> str:
+        self._pending.append(token_id)
+        try:
+            text = self._stream.step(self._tokenizer, token_id) or ""
+        except Exception:  # DecodeStream gives up on some byte sequences ("invalid prefix"); a stream must not.
+            return self._restart()
+        if text:
+            self._pending.clear()
+        return str(text)
+
+    def flush(self) -> str:
+        """What `decode` makes of an unfinished character, mostly U+FFFD."""
+        pending, self._pending = self._pending, []
+        return str(self._tokenizer.decode(pending, skip_special_tokens=True)) if pending else ""
+
+    def _restart(self) -> str:
+        self._stream = DecodeStream(skip_special_tokens=True)
+        return self.flush()
+
+
+def codec_from_folder(folder: Path, chat_template: str = "") -> Codec:
+    """A codec from `tokenizer.json` and its neighbours alone. `chat_template` takes the place of the folder's own."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelUnsupported(
+            f"{folder} has no tokenizer.json: load the tokenizer with AutoTokenizer and save it with save_pretrained"
+        )
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    settings = read_json(folder / "tokenizer_config.json")
+    special = {name: _token_text(settings[name]) for name in SPECIAL_TOKENS if settings.get(name)}
+    ids = {tokenizer.token_to_id(special["eos_token"])} if "eos_token" in special else set()
+    ids |= eos_token_ids(read_json(folder / "generation_config.json")) or eos_token_ids(
+        read_json(folder / "config.json")
+    )
+    template = chat_template or folder_template(folder, settings)
+    size = int(read_json(folder / "config.json").get("vocab_size", tokenizer.get_vocab_size()))
+    return Codec(tokenizer, size, frozenset(i for i in ids if i is not None), template, special)
+
+
+def eos_token_ids(settings: dict[str, Any]) -> set[int]:
+    """The `eos_token_id` of a configuration: one number, several, or none."""
+    ids = settings.get("eos_token_id")
+    if ids is None:
+        return set()
+    return {int(i) for i in ids} if isinstance(ids, list) else {int(ids)}
+
+
+def folder_template(folder: Path, tokenizer_settings: dict[str, Any]) -> str:
+    """The folder's chat template: `chat_template.jinja`, else the tokenizer's, of several the one named default."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    template = tokenizer_settings.get("chat_template") or ""
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default", "")
+    return str(template)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty when there is no such file."""
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
+
+
+def _token_text(token: str | dict[str, Any]) -> str:
+    return token if isinstance(token, str) else str(token["content"])
+
+
+def _compile(template: str) -> Callable[..., str]:
+    """The environment that Transformers gives to chat templates (its chat_template_utils), sandboxed as there."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
+    try:
+        return environment.from_string(template).render
+    except TemplateError as error:
+        raise ModelUnsupported(f"the chat template is not valid Jinja: {error}") from error
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    # Jinja's own filter escapes HTML, which is wrong in a prompt.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)

@@ -1,0 +1,257 @@
+"""Bring a pinned version to a verified local folder, once, however many ask at the same time.
+
+list → locate → room on the disk → download to `.partial-…` → verify → manifest → fsync → rename → link `current`.
+What has the final name is whole; everything else is removed.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import random
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from llm_runtime.contract import ENV_MLFLOW_WORKSPACE, MODEL_FOLDER, MlflowVersion, ModelConfig
+from llm_runtime.errors import ConfigInvalid, DiskFull, Fatal, ModelCorrupt, ModelNotFound, RegistryUnreachable
+from llm_runtime.models.locate import Artifacts, Located, local_artifacts, locate
+from llm_runtime.models.progress import MIB, LogProgress, Progress, watched
+from llm_runtime.models.registry import MlflowRegistry, Registry, fatal_of
+from llm_runtime.models.verify import is_whole, sync_folder, verify_weights, write_manifest
+
+log = logging.getLogger(__name__)
+
+PARALLEL_FILES = 4
+ATTEMPTS = 5
+SPARE_BYTES = 64 * MIB
+"""Room that must be left beside the model: for the manifest and the file system's own needs."""
+
+Result = TypeVar("Result")
+
+
+class Fetcher:
+    """Brings one version into `models`. `sleep` and `chance` (0 to 1) are arguments so that retries can be tested."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        models: Path,
+        progress: Progress | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.registry, self.models, self.progress = registry, models, progress or LogProgress()
+        self.sleep, self.chance = sleep, chance
+
+    def fetch(self, version: MlflowVersion) -> Path:
+        """The verified folder of `version`; without any request to the registry when it is there already."""
+        folder = self.models / folder_name(version)
+        if is_whole(folder):
+            log.info("model is already there", extra={"folder": str(folder)})
+            return folder
+        with disk_errors(f"preparing {self.models}"):
+            self.models.mkdir(parents=True, exist_ok=True)
+            with lock(self.models / f".lock-{folder.name}"):
+                if not is_whole(folder):  # Whoever had the lock before may have brought it.
+                    self._bring(version, folder)
+        return folder
+
+    def _bring(self, version: MlflowVersion, folder: Path) -> None:
+        for leftover in self.models.glob(f".partial-{folder.name}-*"):  # Of a process that was killed.
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".partial-{folder.name}-", dir=self.models))
+        try:
+            self._fill(version, partial)
+            partial.chmod(0o755)
+            if folder.exists():  # Not whole, or we would not be here.
+                shutil.rmtree(folder)
+            partial.rename(folder)
+            sync_folder_entry(self.models)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _fill(self, version: MlflowVersion, partial: Path) -> None:
+        name = f"model {version.name} version {version.version}"
+        started = time.monotonic()
+        location = self._patiently(f"resolving {name}", lambda: self.registry.resolve(version))
+        sizes = self._patiently(f"listing {name}", lambda: self.registry.sizes(location))
+        if not sizes:
+            raise ModelNotFound(f"{name} has no artifacts at {location}; register a version that has")
+        artifacts = Artifacts(sizes, lambda path: self._read(location, path, partial))
+        located = locate(artifacts, version.sub_path)
+        self._download(location, located, artifacts, partial)
+        verify_weights(partial)
+        write_manifest(partial, f"{version.tracking_uri} models:/{version.name}/{version.version} {location}")
+        sync_folder(partial)
+        log.info("model fetched", extra={"model": name, "seconds": round(time.monotonic() - started, 1)})
+
+    def _download(self, location: str, located: Located, artifacts: Artifacts, partial: Path) -> None:
+        wanted = {name: artifacts.sizes[path] for name, path in located.files.items()}
+        total = sum(size or 0 for size in wanted.values())
+        check_room(partial, total)
+        with watched(partial, total, self.progress), ThreadPoolExecutor(PARALLEL_FILES) as pool:
+            jobs = [
+                pool.submit(self._download_file, location, path, partial / name, wanted[name])
+                for name, path in located.files.items()
+            ]
+            try:
+                for job in jobs:
+                    job.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _download_file(self, location: str, path: str, target: Path, size: int | None) -> None:
+        def attempt() -> None:
+            self.registry.download(location, path, target)
+            found = target.stat().st_size
+            # MLflow takes a body that ends early for the whole file.
+            if size is not None and found != size:
+                raise ShortFile(f"{path} has {found} bytes, its listing says {size}; upload it to the registry again")
+            target.chmod(0o644)
+
+        self._patiently(f"downloading {path}", attempt)
+
+    def _read(self, location: str, path: str, partial: Path) -> bytes:
+        target = partial / f".read-{os.path.basename(path)}"  # noqa: PTH119 - a URL path, not a local one
+        self._patiently(f"reading {path}", lambda: self.registry.download(location, path, target))
+        try:
+            return target.read_bytes()
+        finally:
+            target.unlink()
+
+    def _patiently(self, what: str, attempt: Callable[[], Result]) -> Result:
+        """Try again after transient faults, with growing, jittered pauses. Raises a Fatal."""
+        for failures in range(1, ATTEMPTS + 1):
+            try:
+                return attempt()
+            except Exception as error:
+                fatal = fatal_of(error, what)
+                if failures == ATTEMPTS or not isinstance(fatal, (RegistryUnreachable, ShortFile)):
+                    raise _public(fatal) from error
+                pause_seconds = 2 ** (failures - 1) * (0.5 + self.chance())
+                log.warning(
+                    "trying again", extra={"what": what, "error": str(fatal), "in_seconds": round(pause_seconds, 1)}
+                )
+                self.sleep(pause_seconds)
+        raise AssertionError("the last attempt returns or raises")
+
+
+class ShortFile(ModelCorrupt):
+    """A download that ended early; worth another attempt."""
+
+
+def fetch(config: ModelConfig, models: Path, progress: Progress | None = None) -> Path:
+    """Bring the configured model to a verified folder, let `<models>/current` point to it, and return it.
+
+    `progress` None writes log lines. Raises errors.Fatal subclasses.
+    """
+    if config.mlflow is not None:
+        folder = Fetcher(MlflowRegistry(config.mlflow.tracking_uri), models, progress).fetch(config.mlflow)
+    elif config.path is not None:
+        folder = local_model(Path(config.path), models)
+    else:
+        raise ConfigInvalid("the configuration names no model: set model.mlflow or model.path")
+    with disk_errors(f"linking {models / MODEL_FOLDER}"):
+        models.mkdir(parents=True, exist_ok=True)
+        point_to(models / MODEL_FOLDER, folder)
+    return folder
+
+
+def local_model(path: Path, models: Path) -> Path:
+    """Verify a local folder; a model and a tokenizer that lie apart are brought together by links under `models`."""
+    if not path.is_dir():
+        raise ModelNotFound(f"model.path {path} is not a folder")
+    located = locate(local_artifacts(path))
+    home = path / located.folder
+    verify_weights(home)
+    if all((home / name).is_file() for name in located.files):
+        return home
+    with disk_errors(f"linking the files of {path}"):
+        overlay = models / f"local-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+        overlay.mkdir(parents=True, exist_ok=True)
+        for name, source in located.files.items():
+            point_to(overlay / name, (path / source).resolve())
+    return overlay
+
+
+def folder_name(version: MlflowVersion) -> str:
+    """One folder for each version of each server: readable, and unambiguous through a digest."""
+    identity = "\n".join(
+        (
+            version.tracking_uri,
+            os.environ.get(ENV_MLFLOW_WORKSPACE, ""),
+            version.name,
+            version.version,
+            version.sub_path,
+        )
+    )
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", version.name)[:60].strip(".-") or "model"
+    return f"{readable}-{version.version}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def check_room(folder: Path, needed_bytes: int) -> None:
+    """Raise DiskFull unless the file system of `folder` has room for `needed_bytes` and a little more."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes + SPARE_BYTES:
+        raise DiskFull(
+            f"the model needs {needed_bytes / MIB:.0f} MiB and {SPARE_BYTES // MIB} to spare, but {folder.parent} has "
+            f"{free / MIB:.0f} MiB free; give the model cache more room"
+        )
+
+
+def point_to(link: Path, target: Path) -> None:
+    """Let `link` point to `target`, in one step; without a write when it does."""
+    wanted = os.path.relpath(target, link.parent) if target.is_relative_to(link.parent) else str(target.absolute())
+    if link.is_symlink() and str(link.readlink()) == wanted:
+        return
+    fresh = link.parent / f".{link.name}-{os.getpid()}-{random.getrandbits(32):08x}"
+    fresh.symlink_to(wanted)
+    fresh.replace(link)
+
+
+def sync_folder_entry(folder: Path) -> None:
+    """Force a rename in `folder` to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def lock(file: Path) -> Iterator[None]:
+    """Hold an exclusive lock between processes, also on other nodes of a shared volume; it goes with its holder."""
+    with file.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another download of this model", extra={"lock": str(file)})
+            fcntl.flock(held, fcntl.LOCK_EX)
+        except OSError as error:  # Some network file systems have no locks; a double download is still correct.
+            log.warning("the volume has no locks; downloading without", extra={"error": str(error)})
+        yield
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Let an OSError of the block leave as a Fatal."""
+    try:
+        yield
+    except OSError as error:
+        fatal = fatal_of(error, what)
+        if isinstance(fatal, DiskFull):
+            raise fatal from error
+        raise ConfigInvalid(f"{what} failed: {error}; check the volume of the model cache") from error
+
+
+def _public(fatal: Fatal) -> Fatal:
+    # Its class name becomes a condition's reason.
+    return ModelCorrupt(str(fatal)) if isinstance(fatal, ShortFile) else fatal

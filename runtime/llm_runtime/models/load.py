@@ -1,0 +1,187 @@
+"""From a verified folder to weights in memory, and refusal of what this engine would serve wrongly.
+
+Only safetensors, no remote code, nothing from a network. Missing, unexpected or misshapen weights are fatal:
+Transformers would log them and go on with random ones.
+"""
+
+import logging
+import os
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from llm_runtime.contract import EngineConfig, ModelConfig
+from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelUnsupported, OutOfMemory
+from llm_runtime.models.codec import SPECIAL_TOKENS, Codec, eos_token_ids, folder_template, read_json
+
+log = logging.getLogger(__name__)
+transformers_logging.disable_progress_bar()
+
+MIB = 1 << 20
+_KEYS_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to run and its codec. `max_positions` is what the model was made for, in tokens."""
+
+    model: Any
+    codec: Codec
+    device: str
+    dtype: str
+    max_positions: int | None
+    parameters: int
+
+
+def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
+    """Load model and tokenizer of `folder`. Raises ModelCorrupt, ModelUnsupported, OutOfMemory, ConfigInvalid."""
+    started = time.monotonic()
+    settings = _settings(folder)
+    refuse_unsupported(settings)
+    device = _device(engine.device)
+    dtype = _dtype(engine.dtype, device, settings)
+    weights = _weights(folder, device, dtype)
+    codec = _codec(folder, model.chat_template, weights)
+    parameters = sum(parameter.numel() for parameter in weights.parameters())
+    log.info(
+        "model loaded",
+        extra={
+            "folder": str(folder), "architecture": type(weights).__name__, "parameters": parameters,
+            "device": device, "dtype": str(dtype).removeprefix("torch."),
+            "seconds": round(time.monotonic() - started, 1),
+            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        },
+    )  # fmt: skip
+    max_positions = getattr(settings.get_text_config(), "max_position_embeddings", None)
+    return Loaded(weights, codec, device, str(dtype).removeprefix("torch."), max_positions, parameters)
+
+
+def refuse_unsupported(settings: Any) -> None:
+    """Raise ModelUnsupported for a configuration whose attention is not the plain one that the engine computes.
+
+    What a configuration does not tell (a bias, sinks) is found by the comparison at start-up: `build.check_agreement`.
+    """
+    name = ", ".join(getattr(settings, "architectures", None) or [settings.model_type])
+    text = settings.get_text_config()
+    if settings.is_encoder_decoder:
+        raise ModelUnsupported(f"{name} is an encoder-decoder model; this runtime serves decoder-only language models")
+    if getattr(settings, "quantization_config", None):
+        raise ModelUnsupported(f"{name} is stored quantised; save it in bfloat16 or float32 safetensors")
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    if kinds:
+        raise ModelUnsupported(
+            f"{name} has layers of kind {', '.join(sorted(kinds))}; only full attention is supported"
+        )
+    if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
+        raise ModelUnsupported(
+            f"{name} attends over a sliding window of {text.sliding_window} tokens; only full attention is supported. "
+            "If maxModelLength stays below the window, set sliding_window to null in the model's config.json"
+        )
+    if getattr(text, "attn_logit_softcapping", None):
+        raise ModelUnsupported(f"{name} caps its attention scores (attn_logit_softcapping), which is not supported")
+
+
+def reference_logits(model: Any, token_ids: list[int]) -> list[float]:
+    """The model's own logits after `token_ids`, computed in one go with its own attention."""
+    try:
+        with torch.inference_mode():
+            ids = torch.tensor([token_ids], device=model.device)
+            return list(model(input_ids=ids, use_cache=False).logits[0, -1].float().tolist())
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise ModelUnsupported(f"{type(model).__name__} does not run in Transformers as configured: {error}") from error
+
+
+def free_device_bytes(device: str) -> int | None:
+    """Free memory of a GPU, None for the CPU."""
+    return int(torch.cuda.mem_get_info()[0]) if device.startswith("cuda") else None
+
+
+def _settings(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except OSError as error:
+        raise ModelCorrupt(f"{folder}/config.json can't be read: {error}") from error
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelUnsupported(
+                f"the model in {folder} needs code of its own (auto_map), which this runtime never runs; "
+                "use a model whose architecture is part of Transformers"
+            ) from error
+        raise ModelUnsupported(f"Transformers does not know the model in {folder}: {error}") from error
+
+
+def _device(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigInvalid(
+            "engine.device is cuda, but PyTorch sees no GPU: check nvidia.com/gpu in resources, or use cpu"
+        )
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _dtype(wanted: str, device: str, settings: Any) -> Any:
+    """`auto`: the checkpoint's own on a GPU; float32 on a CPU, where bfloat16 is fast on few machines only."""
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    return (getattr(settings, "dtype", None) or torch.float32) if device == "cuda" else torch.float32
+
+
+def _weights(folder: Path, device: str, dtype: Any) -> Any:
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
+            output_loading_info=True,
+        )  # fmt: skip
+        model.eval().requires_grad_(False)
+        _check_report(folder, report)
+        if not model._supports_attention_backend:
+            raise ModelUnsupported(f"{type(model).__name__} has attention of its own that can't be replaced")
+        return model.to(device)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise OutOfMemory(
+            f"no memory for the weights in {folder} as {dtype}: {error}; raise the memory limit"
+        ) from error
+    except ValueError as error:
+        raise ModelUnsupported(f"Transformers does not load {folder} as a language model: {error}") from error
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ModelCorrupt(f"the weights in {folder} can't be loaded: {error}") from error
+
+
+def _check_report(folder: Path, report: dict[str, Any]) -> None:
+    faults = []
+    for kind in ("missing", "unexpected", "mismatched"):
+        keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get(f"{kind}_keys", ()))
+        if keys:
+            more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
+            faults.append(f"{len(keys)} {kind}: {', '.join(keys[:_KEYS_SHOWN])}{more}")
+    if faults:
+        raise ModelCorrupt(
+            f"the weights in {folder} do not belong to its config.json ({'; '.join(faults)}); "
+            "save model and configuration together with save_pretrained and register a new version"
+        )
+
+
+def _codec(folder: Path, chat_template: str, model: Any) -> Codec:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise ModelCorrupt(f"no tokenizer can be loaded from {folder}: {error}") from error
+    if not tokenizer.is_fast:
+        raise ModelUnsupported(f"{type(tokenizer).__name__} has no fast form; save the model with a fast tokenizer")
+    special = {name: str(token) for name in SPECIAL_TOKENS if (token := getattr(tokenizer, name, None))}
+    ids = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
+    ids |= eos_token_ids(model.generation_config.to_dict()) or eos_token_ids(model.config.to_dict())
+    template = chat_template or folder_template(folder, read_json(folder / "tokenizer_config.json"))
+    backend = tokenizer.backend_tokenizer
+    # Padding and truncation stored in a tokenizer.json would silently change prompts.
+    backend.no_padding()
+    backend.no_truncation()
+    return Codec(backend, model.get_input_embeddings().num_embeddings, frozenset(ids), template, special)

@@ -1,0 +1,246 @@
+"""Which of a version's artifacts are needed to serve it: the model's folder, its weights, its tokenizer.
+
+Knows every layout that `mlflow.transformers` writes and plain folders of Transformers. MLmodel is read as YAML; no
+flavour is imported and no pickle opened.
+"""
+
+import json
+import posixpath
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelNotFound, ModelUnsupported
+
+MAX_DEPTH = 3
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+_CONFIGURATION = ("config.json", "generation_config.json", INDEX)
+_VOCABULARY = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+_TOKENIZER = (
+    *_VOCABULARY, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifacts:
+    """What there is: sizes in bytes by relative path (None where unknown), and a way to read a small file."""
+
+    sizes: Mapping[str, int | None]
+    read: Callable[[str], bytes]
+
+    def names(self, folder: str) -> set[str]:
+        """Names of the files right in `folder`."""
+        return {posixpath.basename(path) for path in self.sizes if posixpath.dirname(path) == folder}
+
+    def folders(self) -> list[str]:
+        return sorted({posixpath.dirname(path) for path in self.sizes}, key=lambda folder: (folder.count("/"), folder))
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """The files to serve from: artifact path by the name each gets in the one flat folder."""
+
+    folder: str
+    files: Mapping[str, str]
+
+
+def local_artifacts(folder: Path) -> Artifacts:
+    """The files of a local folder."""
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and len(path.relative_to(folder).parts) <= MAX_DEPTH + 2
+    }
+    return Artifacts(sizes, lambda path: (folder / path).read_bytes())
+
+
+def locate(artifacts: Artifacts, sub_path: str = "") -> Located:
+    """Find the one model. Raises ModelNotFound, ModelUnsupported, ModelCorrupt, or ConfigInvalid when several fit."""
+    for path in artifacts.sizes:
+        check_path(path)
+    base = _base(artifacts, sub_path)
+    folder = _model_folder(artifacts, base)
+    tokenizer = _tokenizer_folder(artifacts, folder, base)
+    files = {name: _join(folder, name) for name in _CONFIGURATION if name in artifacts.names(folder)}
+    files |= {name: _join(tokenizer, name) for name in _TOKENIZER if name in artifacts.names(tokenizer)}
+    files |= _weights(artifacts, folder)
+    return Located(folder, files)
+
+
+def check_path(path: str) -> None:
+    """Refuse a path that would leave the folder it is joined to: a registry must not write where it likes."""
+    parts = path.split("/")
+    if not path or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts or "" in parts:
+        raise ModelCorrupt(f"the artifact path {path!r} is not a plain relative path; nothing was downloaded")
+
+
+def _base(artifacts: Artifacts, sub_path: str) -> str:
+    base = sub_path.strip("/")
+    if base:
+        check_path(base)
+    if base and not any(path.startswith(f"{base}/") for path in artifacts.sizes):
+        raise ModelNotFound(f"subPath {base!r} is not in the artifacts; folders there: {_listed(artifacts.folders())}")
+    return base
+
+
+def _model_folder(artifacts: Artifacts, base: str) -> str:
+    named = _named_by_mlmodel(artifacts, base)
+    if named is not None:
+        if not _is_model(artifacts, named):
+            raise _nothing_to_serve(artifacts, named)
+        return named
+    inside = [folder for folder in artifacts.folders() if _depth_below(base, folder) <= MAX_DEPTH]
+    candidates = [folder for folder in inside if _is_model(artifacts, folder)]
+    # A folder of Transformers may hold others inside (original/, onnx/, checkpoints): it is the one that was meant.
+    if base in candidates:
+        return base
+    if len(candidates) > 1:
+        raise ConfigInvalid(
+            f"the artifacts hold several models: {_listed(candidates)}; name one in model.mlflow.subPath"
+        )
+    if not candidates:
+        raise _nothing_to_serve(artifacts, base)
+    return candidates[0]
+
+
+def _named_by_mlmodel(artifacts: Artifacts, base: str) -> str | None:
+    """The folder that an MLmodel file in `base` names, None without one."""
+    path = _join(base, "MLmodel")
+    if path not in artifacts.sizes:
+        return None
+    flavor = _transformers_flavor(artifacts.read(path))
+    if folder := flavor.get("model_binary"):
+        check_path(str(folder))
+        return _join(base, str(folder))
+    if flavor.get("peft_adaptor"):
+        raise _adapter_only(_join(base, str(flavor["peft_adaptor"])))
+    if flavor.get("source_model_name"):
+        raise ModelUnsupported(
+            f"the version holds no weights, only the name {flavor['source_model_name']!r} (save_pretrained=False); "
+            "register it again with the weights"
+        )
+    return None
+
+
+def _transformers_flavor(content: bytes) -> dict[str, Any]:
+    try:
+        mlmodel = yaml.safe_load(content)
+        flavors = mlmodel.get("flavors") or {}
+    except (yaml.YAMLError, AttributeError) as error:
+        raise ModelCorrupt(f"the MLmodel file is not valid YAML: {error}") from error
+    if "transformers" in flavors:
+        return dict(flavors["transformers"] or {})
+    if set(flavors) - {"python_function"}:
+        raise ModelUnsupported(
+            f"the version was logged as {_listed(sorted(flavors))}; this runtime serves mlflow.transformers models and "
+            "plain folders of Transformers"
+        )
+    return {}
+
+
+def _is_model(artifacts: Artifacts, folder: str) -> bool:
+    names = artifacts.names(folder)
+    return "config.json" in names and any(_is_weights(name) for name in names)
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") and not name.startswith("adapter_")
+
+
+def _nothing_to_serve(artifacts: Artifacts, base: str) -> Exception:
+    inside = [path for path in artifacts.sizes if not base or path.startswith(f"{base}/")]
+    if any(posixpath.basename(path) == "adapter_config.json" for path in inside):
+        return _adapter_only(base or ".")
+    pickles = [path for path in inside if path.endswith(_PICKLES)]
+    if pickles:
+        return ModelUnsupported(
+            f"the weights are pickles ({_listed(pickles)}), which may run code when opened and are never loaded; "
+            "save them with save_pretrained(…, safe_serialization=True) and register a new version"
+        )
+    if any(path.endswith(".gguf") for path in inside):
+        return ModelUnsupported("the weights are GGUF; this runtime loads safetensors of Transformers")
+    return ModelNotFound(
+        f"no folder with config.json and *.safetensors within {MAX_DEPTH} levels of {base or 'the artifacts'!r}; "
+        f"files there: {_listed(sorted(inside))}"
+    )
+
+
+def _adapter_only(folder: str) -> ModelUnsupported:
+    return ModelUnsupported(
+        f"{folder!r} holds a PEFT adapter without its base model; merge it (merge_and_unload), save the result with "
+        "save_pretrained and register a new version"
+    )
+
+
+def _tokenizer_folder(artifacts: Artifacts, folder: str, base: str) -> str:
+    parent = posixpath.dirname(folder)
+    beside = [_join(root, "components/tokenizer") for root in (folder, parent, base)]
+    for candidate in (folder, *beside, parent):
+        if artifacts.names(candidate) & set(_VOCABULARY):
+            return candidate
+    raise ModelCorrupt(
+        f"no tokenizer in {folder or 'the root'!r}, components/tokenizer or the folder above; save it with "
+        "tokenizer.save_pretrained into the model's folder and register a new version"
+    )
+
+
+def _weights(artifacts: Artifacts, folder: str) -> dict[str, str]:
+    names = artifacts.names(folder)
+    if INDEX in names:
+        shards = index_shards(artifacts.read(_join(folder, INDEX)))
+        if missing := sorted(set(shards.values()) - names):
+            raise ModelCorrupt(
+                f"{_join(folder, INDEX)} names shards that are not there: {_listed(missing)}; upload again"
+            )
+        return {name: _join(folder, name) for name in sorted(set(shards.values()))}
+    files = sorted(name for name in names if _is_weights(name))
+    if WEIGHTS in files:
+        return {WEIGHTS: _join(folder, WEIGHTS)}
+    if len(files) > 1:
+        raise ModelCorrupt(
+            f"{folder or 'the root'!r} holds {_listed(files)} but no {INDEX}; upload the whole folder again"
+        )
+    return {WEIGHTS: _join(folder, files[0])}
+
+
+def index_shards(content: bytes) -> dict[str, str]:
+    """The file of each tensor, from an index of shards. Raises ModelCorrupt when it is none."""
+    try:
+        shards = json.loads(content)["weight_map"]
+        result = {str(tensor): str(file) for tensor, file in shards.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelCorrupt(f"{INDEX} is not an index of shards: {error!r}; upload it again") from error
+    if not result or any("/" in file or not file.endswith(".safetensors") for file in result.values()):
+        raise ModelCorrupt(f"{INDEX} names files that are no shards beside it; upload it again")
+    return result
+
+
+def _join(folder: str, name: str) -> str:
+    return posixpath.join(folder, name)
+
+
+def _depth_below(base: str, folder: str) -> int:
+    """Levels from `base` down to `folder`; many when it lies elsewhere."""
+    if not base:
+        return len(folder.split("/")) if folder else 0
+    if folder == base:
+        return 0
+    return folder.removeprefix(f"{base}/").count("/") + 1 if folder.startswith(f"{base}/") else MAX_DEPTH + 1
+
+
+def _listed(items: list[str], most: int = 8) -> str:
+    shown = ", ".join(item or "." for item in items[:most])
+    return f"{shown} and {len(items) - most} more" if len(items) > most else shown or "none"

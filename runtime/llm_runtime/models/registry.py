@@ -1,0 +1,131 @@
+"""All of the runtime's talk with MLflow: where a version's artifacts are, their list, their bytes.
+
+MLflow's client is used for its artifact stores (proxy, S3, GCS, Azure) and its authentication, through one file at a
+time: its own folder download checks nothing, and hides the errors of single files. No flavour is ever imported.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlparse
+
+from llm_runtime.contract import MlflowVersion
+from llm_runtime.errors import DiskFull, Fatal, ModelCorrupt, ModelNotFound, RegistryDenied, RegistryUnreachable
+from llm_runtime.models.locate import MAX_DEPTH
+
+MAX_FILES = 10_000
+
+_CLIENT_SETTINGS = {
+    # This program retries by itself, per file and with its own messages.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Ranged downloads hold a chunk per thread in memory; the default of 100 MiB costs 600 MB and more.
+    "MLFLOW_MULTIPART_DOWNLOAD_CHUNK_SIZE": str(16 << 20),
+}
+
+
+class Registry(Protocol):
+    """What `fetch` needs of a registry; a test's stand-in has these three methods too."""
+
+    def resolve(self, version: MlflowVersion) -> str:
+        """Where the version's artifacts are."""
+        ...
+
+    def sizes(self, location: str) -> dict[str, int | None]:
+        """Bytes of every artifact by its relative path."""
+        ...
+
+    def download(self, location: str, path: str, target: Path) -> None:
+        """Write one artifact to `target`."""
+        ...
+
+
+class MlflowRegistry:
+    """The real one. Credentials, workspace and CA come from MLflow's own environment variables."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        for name, value in _CLIENT_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        self._tracking_uri = tracking_uri
+        self._repositories: dict[str, Any] = {}
+
+    def resolve(self, version: MlflowVersion) -> str:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self._tracking_uri, self._tracking_uri)
+        return str(client.get_model_version_download_uri(version.name, version.version))
+
+    def sizes(self, location: str) -> dict[str, int | None]:
+        files = dict(self._walk(self._repository(location), None, 0))
+        if not files and urlparse(location).scheme in ("", "file"):
+            raise ModelNotFound(
+                f"the artifacts are at {location}, a path on the machine of the MLflow server; start the server with "
+                "--artifacts-destination so that it serves them, and register the model again"
+            )
+        return files
+
+    def download(self, location: str, path: str, target: Path) -> None:
+        self._repository(location)._download_file(path, str(target))
+
+    def _repository(self, location: str) -> Any:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        if location not in self._repositories:
+            self._repositories[location] = get_artifact_repository(location, tracking_uri=self._tracking_uri)
+        return self._repositories[location]
+
+    def _walk(self, repository: Any, folder: str | None, depth: int) -> Iterator[tuple[str, int | None]]:
+        for count, entry in enumerate(repository.list_artifacts(folder)):
+            if count >= MAX_FILES:
+                raise ModelCorrupt(f"more than {MAX_FILES} files in {folder or 'the artifacts'}: not a model")
+            if not entry.is_dir:
+                yield entry.path, entry.file_size
+            elif depth <= MAX_DEPTH + 1:
+                yield from self._walk(repository, entry.path, depth + 1)
+
+
+def fatal_of(error: Exception, what: str) -> Fatal:
+    """Translate any error of the registry, the network or the disk into one of ours, whose message names `what`."""
+    if isinstance(error, Fatal):
+        return error
+    if any(isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT) for link in _chain(error)):
+        return DiskFull(f"the disk became full while {what}; give the model cache more room")
+    status, text = _status(error), _short(error)
+    if status in (401, 403):
+        return RegistryDenied(f"MLflow refused {what} (HTTP {status}): {text}; {_hint(text)}")
+    if status in (400, 404):
+        return ModelNotFound(f"MLflow knows nothing of {what} (HTTP {status}): {text}")
+    return RegistryUnreachable(f"{what} failed: {text}; check that the MLflow server answers from this pod")
+
+
+def _hint(text: str) -> str:
+    if "host header" in text.lower():
+        return "start the MLflow server with --allowed-hosts that include the name this pod uses"
+    return "check the credentials in the connection's Secret and the user's permissions"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status behind an error of requests, MLflow or boto3; None when there was no answer."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) or None
+    if response is not None:
+        return int(response.status_code)
+    status = getattr(error, "get_http_status_code", None)
+    return int(status()) if status else None
+
+
+def _short(error: Exception, most: int = 300) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -1,0 +1,161 @@
+"""Where the configuration comes from: a file, over it `.env`, over it the environment.
+
+Names in the environment are the file's, nested with two underscores (`ENGINE__MAX_MODEL_LENGTH=2048`), and a few short
+ones for what every stand-alone server sets. Wrong and unknown names end the start: a slip must not be a default.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic.alias_generators import to_camel, to_snake
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from llm_runtime.contract import PORT, RuntimeConfig
+
+LISTS = {("server", "cors_origins"), ("server", "trusted_hosts")}
+"""Written with commas in the environment, in brackets or without."""
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+class SettingsInvalid(ValueError):
+    """The configuration can't be used; the message names every field at fault."""
+
+
+class Environment(BaseSettings):
+    """What the environment and `.env` may say."""
+
+    model_config = SettingsConfigDict(env_nested_delimiter="__", env_file_encoding="utf-8", extra="ignore")
+
+    model: dict[str, Any] = {}
+    engine: dict[str, Any] = {}
+    server: dict[str, Any] = {}
+    authentication: str | None = None
+    api_key: SecretStr | None = None
+    """The one key of a server without a key file."""
+    short_model_name: Annotated[str | None, Field(validation_alias=AliasChoices("MODEL_NAME"))] = None
+    short_model_version: Annotated[str | None, Field(validation_alias=AliasChoices("MODEL_VERSION"))] = None
+    short_model_path: Annotated[str | None, Field(validation_alias=AliasChoices("MODEL_PATH"))] = None
+    mlflow_tracking_uri: str | None = None
+    api_host: str = "0.0.0.0"
+    api_port: Annotated[int, Field(ge=0, le=65535)] = PORT
+    log_level: str = "INFO"
+
+    @field_validator("api_port", mode="before")
+    @classmethod
+    def _skip_service_links(cls, value: Any) -> Any:
+        # A Service named `api` makes the kubelet set API_PORT=tcp://10.0.0.1:80 in every pod of its namespace.
+        return PORT if isinstance(value, str) and value.startswith("tcp://") else value
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        if value.upper() not in LOG_LEVELS:
+            raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
+        return value.upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The whole configuration of a process."""
+
+    config: RuntimeConfig
+    api_key: str | None
+    host: str
+    port: int
+    log_level: str
+
+
+def load(config_file: Path | None, env_file: Path | None = Path(".env")) -> Settings:
+    """Read everything. Raises `SettingsInvalid`."""
+    source = f"{config_file} and the environment" if config_file else "environment"
+    try:
+        environment = Environment(_env_file=env_file)
+    except (ValidationError, ValueError) as error:
+        raise SettingsInvalid(f"environment: {_explain(error)}") from error
+    merged = _merge(_read(config_file) if config_file else {}, _overrides(environment))
+    _apply_short_names(merged, environment)
+    _check_source(merged, source)
+    try:
+        config = RuntimeConfig.model_validate(merged)
+    except ValidationError as error:
+        raise SettingsInvalid(f"{source}: {_explain(error)}") from error
+    key = environment.api_key.get_secret_value() if environment.api_key else None
+    return Settings(config, key, environment.api_host, environment.api_port, environment.log_level)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """JSON is YAML too. Keys come out in Python's spelling, so that an override meets what it overrides."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SettingsInvalid(f"{file}: can't be read: {error}") from error
+    if not isinstance(content, dict):
+        raise SettingsInvalid(f"{file}: must hold an object with `model`, `engine`, `server`")
+    return _snake(content)
+
+
+def _snake(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        to_snake(str(name)): _snake(value) if isinstance(value, Mapping) else value for name, value in content.items()
+    }
+
+
+def _overrides(environment: Environment) -> dict[str, Any]:
+    sections = {"model": environment.model, "engine": environment.engine, "server": environment.server}
+    overrides: dict[str, Any] = {name: dict(section) for name, section in sections.items() if section}
+    for section, name in LISTS:
+        if isinstance(text := overrides.get(section, {}).get(name), str):
+            bare = text.strip().removeprefix("[").removesuffix("]")
+            overrides[section][name] = [item.strip(" \"'") for item in bare.split(",") if item.strip()]
+    if environment.authentication:
+        overrides["authentication"] = environment.authentication
+    return overrides
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merge(merged[name], value) if both else value
+    return merged
+
+
+def _apply_short_names(merged: dict[str, Any], environment: Environment) -> None:
+    """`MODEL_PATH`, or `MODEL_NAME` with `MODEL_VERSION` and `MLFLOW_TRACKING_URI`, make a whole `model` section."""
+    model = merged.setdefault("model", {})
+    name, path = environment.short_model_name, environment.short_model_path
+    if not isinstance(model, dict):
+        return
+    if path:
+        model["path"] = path
+        model.pop("mlflow", None)
+    if name or path:
+        model["name"] = name or model.get("name") or Path(str(path)).name
+    registry = {"version": environment.short_model_version, "tracking_uri": environment.mlflow_tracking_uri}
+    given = {key: value for key, value in registry.items() if value}
+    if given and not model.get("path") and model.get("name"):
+        model["mlflow"] = {"name": model["name"], **(model.get("mlflow") or {}), **given}
+
+
+def _check_source(merged: dict[str, Any], source: str) -> None:
+    model = merged["model"]
+    if not isinstance(model, dict) or bool(model.get("mlflow")) == bool(model.get("path")):
+        raise SettingsInvalid(
+            f"{source}: `model` needs exactly one of `mlflow` and `path`. Stand-alone, set MODEL_PATH, or MODEL_NAME, "
+            "MODEL_VERSION and MLFLOW_TRACKING_URI."
+        )
+
+
+def _explain(error: Exception) -> str:
+    """Every field at fault, spelled as in the file, with what is wrong; no values, as one may be a secret."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(
+        f"{'.'.join(to_camel(str(part)) for part in found['loc'])}: "
+        f"{'unknown key' if found['type'] == 'extra_forbidden' else found['msg'].removeprefix('Value error, ')}"
+        for found in error.errors(include_url=False, include_input=False)
+    )

@@ -1,0 +1,153 @@
+"""Events on their way out: several generations merged into one, server-sent events, and clients that go away."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from llm_runtime import errors
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 15.0
+"""Proxies commonly cut a connection after 30 or 60 s without a byte."""
+HEARTBEAT = b": still working\n\n"
+DONE = b"data: [DONE]\n\n"
+
+
+class ClientGone(Exception):
+    """The client closed its connection before the answer was whole."""
+
+
+def sse(data: Mapping[str, object]) -> bytes:
+    """One server-sent event."""
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def merge(sources: Sequence[AsyncIterator[T]]) -> AsyncGenerator[tuple[int, T]]:
+    """Events of all sources as they come, each with its source's index. Close it to stop listening."""
+    if len(sources) == 1:  # By far the commonest: no task, no queue.
+        async for event in sources[0]:
+            yield 0, event
+        return
+    queue: asyncio.Queue[tuple[int, T] | BaseException | None] = asyncio.Queue()
+    pumps = [asyncio.create_task(_pump(index, source, queue)) for index, source in enumerate(sources)]
+    try:
+        running = len(pumps)
+        while running:
+            item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        await _stop(*pumps)
+
+
+async def _pump(index: int, source: AsyncIterator[T], queue: asyncio.Queue[Any]) -> None:
+    try:
+        async for event in source:
+            queue.put_nowait((index, event))
+        queue.put_nowait(None)
+    except Exception as error:
+        queue.put_nowait(error)
+
+
+async def _stop(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
+    """Do `work` unless the client leaves (`ClientGone`) or time runs out (`errors.RequestTimeout`) first."""
+    doing = asyncio.create_task(work)
+    watching = asyncio.create_task(_until_disconnect(receive))
+    try:
+        done, _ = await asyncio.wait({doing, watching}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        # Whoever is late must have let go of the engine before the request's own clean-up runs.
+        await _stop(watching, *([] if doing.done() else [doing]))
+    if doing.done() and not doing.cancelled():
+        return doing.result()
+    if watching in done:
+        raise ClientGone
+    message = f"The answer was not complete after {timeout_seconds:g} s; ask for fewer tokens or stream."
+    raise errors.RequestTimeout(message, code="request_timeout")
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Server-sent events, sent as they are made.
+
+    `owner` is entered around the whole stream: its exit sees `ClientGone`, `errors.RequestTimeout` or a fault, and
+    frees what the stream held. A fault after the first byte can't change the status any more; it becomes an event.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        owner: AbstractAsyncContextManager[object],
+        events: AsyncGenerator[bytes],
+        *,
+        fault: Callable[[errors.Refusal], bytes],
+        timeout_seconds: float,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    ) -> None:
+        # X-Accel-Buffering: nginx would otherwise collect the events of a whole answer.
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._owner, self._events, self._fault = owner, events, fault
+        self._timeout_seconds, self._heartbeat_seconds = timeout_seconds, heartbeat_seconds
+        self._silent = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(ClientGone):
+            last = await self._run(receive, send)
+            await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _run(self, receive: Receive, send: Send) -> bytes:
+        """Send everything but the last bytes, which are returned: the end, or what went wrong."""
+        try:
+            async with self._owner:
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                await while_connected(receive, self._send_all(send), self._timeout_seconds)
+        except errors.Refusal as refusal:
+            return self._fault(refusal)
+        except ClientGone:
+            raise
+        except Exception:
+            log.exception("A stream failed")
+            return self._fault(errors.GenerationFailed("The server failed to answer; see its log."))
+        return DONE
+
+    async def _send_all(self, send: Send) -> None:
+        heart = asyncio.create_task(self._beat(send))
+        try:
+            async with aclosing(self._events) as events:
+                async for event in events:
+                    self._silent = False
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+        finally:
+            await _stop(heart)
+
+    async def _beat(self, send: Send) -> None:
+        while True:
+            self._silent = True
+            await asyncio.sleep(self._heartbeat_seconds)
+            if self._silent:
+                await send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})

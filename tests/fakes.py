@@ -1,0 +1,148 @@
+"""Stand-ins at the runtime's seams: an engine that says what it was told to say, and words for tokens."""
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from llm_runtime import errors
+from llm_runtime.request import EngineStats, FinishReason, GenerationRequest, TokenEvent, TopLogprob
+
+
+def token_id(text: str) -> int:
+    """A stable id below the fake vocabulary's size."""
+    return zlib.crc32(text.encode()) % FakeCodec.vocabulary_size
+
+
+class FakeCodec:
+    """Words as tokens."""
+
+    vocabulary_size = 50_000
+    eos_token_ids = frozenset({0})
+
+    def __init__(self) -> None:
+        self.words: dict[int, str] = {}
+        self.chats: list[list[dict[str, str]]] = []
+
+    def encode(self, text: str) -> list[int]:
+        for word in text.split():
+            self.words[token_id(word)] = word
+        return [token_id(word) for word in text.split()]
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        self.chats.append(messages)
+        return self.encode(" ".join(f"{message['role']}: {message['content']}" for message in messages))
+
+    def decode(self, token_ids: list[int]) -> str:
+        return " ".join(self.token_text(number) for number in token_ids)
+
+    def token_text(self, token_id: int) -> str:
+        return self.words.get(token_id, f"<{token_id}>")
+
+
+@dataclass
+class ScriptedEngine:
+    """Answers every request with `script`, one text for each token, `token_seconds` apart. Honours max_tokens, stop."""
+
+    script: Sequence[str] = ("Hello", " there", "!")
+    token_seconds: float = 0.0
+    max_model_length: int = 64
+    max_running: int = 1024
+    ending: FinishReason | None = None
+    """How to end after the script instead of by `stop`: cancelled or error."""
+    codec: FakeCodec = field(default_factory=FakeCodec)
+    alive: bool = True
+    requests: list[GenerationRequest] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    running: set["ScriptedStream"] = field(default_factory=set)
+    draining: bool = False
+    closed: bool = False
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+        if self.draining:
+            raise errors.ServiceUnavailable("draining")
+        if len(self.running) >= self.max_running:
+            raise errors.QueueFull("As many requests wait as may wait.")
+        room = self.max_model_length - len(request.prompt_token_ids)
+        if request.sampling.max_tokens > room:
+            message = "prompt and max_tokens are too long"
+            raise errors.InvalidRequest(message, param="max_tokens", code="context_length_exceeded")
+        self.requests.append(request)
+        stream = ScriptedStream(self, request)
+        self.running.add(stream)
+        return stream
+
+    def stats(self) -> EngineStats:
+        return EngineStats(len(self.running), 0, 0.25, 7, self.alive)
+
+    async def drain(self, timeout_seconds: float) -> None:
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_seconds
+        while self.running and loop.time() < deadline:  # noqa: ASYNC110 (a fake)
+            await asyncio.sleep(0.01)
+        for stream in list(self.running):
+            stream.cut.set()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class ScriptedStream:
+    """The events of one request."""
+
+    def __init__(self, engine: ScriptedEngine, request: GenerationRequest) -> None:
+        self._engine, self._request = engine, request
+        self._events = self._plan()
+        self._position = 0
+        self.cut = asyncio.Event()
+
+    def __aiter__(self) -> "ScriptedStream":
+        return self
+
+    async def __anext__(self) -> TokenEvent:
+        if self._position >= len(self._events):
+            raise StopAsyncIteration
+        event = self._events[self._position]
+        self._position += 1
+        if await self._is_cut():
+            event = TokenEvent(None, "", finish_reason=FinishReason.CANCELLED)
+        if event.finish_reason:
+            self._position = len(self._events)
+            self._engine.running.discard(self)
+        return event
+
+    async def aclose(self) -> None:
+        if self in self._engine.running:
+            self._engine.running.discard(self)
+            self._engine.cancelled.append(self._request.id)
+
+    async def _is_cut(self) -> bool:
+        try:
+            await asyncio.wait_for(self.cut.wait(), self._engine.token_seconds or 0.000_1)
+        except TimeoutError:
+            return False
+        return True
+
+    def _plan(self) -> list[TokenEvent]:
+        sampling, text, events = self._request.sampling, "", list[TokenEvent]()
+        for number, word in enumerate(self._engine.script):
+            text += word
+            found = [text.index(stop) for stop in sampling.stop if stop in text]
+            shown = text[len(text) - len(word) : min(found)] if found else word
+            last = bool(found) or number == len(self._engine.script) - 1
+            reason = FinishReason.STOP if last else None
+            if not last and number + 1 == sampling.max_tokens:
+                reason = FinishReason.LENGTH
+            events.append(self._event(word, shown, reason if self._engine.ending is None else None))
+            if reason:
+                break
+        if self._engine.ending:
+            events.append(TokenEvent(None, "", finish_reason=self._engine.ending, error="scripted: /secret/path"))
+        return events
+
+    def _event(self, word: str, shown: str, reason: FinishReason | None) -> TokenEvent:
+        number, wanted = token_id(word), self._request.sampling.logprobs
+        self._engine.codec.words[number] = word
+        top = tuple(TopLogprob(rank, f"t{rank}", -1.0 - rank) for rank in range(wanted or 0))
+        return TokenEvent(number, shown, None if wanted is None else -0.5, top, reason)

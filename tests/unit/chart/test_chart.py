@@ -1,0 +1,154 @@
+"""The chart, rendered by the real helm."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+CHART = ROOT / "charts" / "llm-operator"
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def helm() -> str:
+    """Built by hack/kube with the control plane; a second call returns at once."""
+    built = subprocess.run([ROOT / "hack" / "kube" / "build"], stdout=subprocess.PIPE, text=True, check=True)
+    return f"{built.stdout.strip()}/helm"
+
+
+class Chart:
+    def __init__(self, helm: str) -> None:
+        self.helm = helm
+
+    def template(self, **values: Any) -> subprocess.CompletedProcess[str]:
+        command = [
+            self.helm,
+            "template",
+            "llm-operator",
+            str(CHART),
+            "--namespace",
+            "llm-operator-system",
+            "--values",
+            "-",
+        ]
+        return subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, check=False)
+
+    def objects(self, **values: Any) -> list[Json]:
+        rendered = self.template(**values)
+        assert rendered.returncode == 0, rendered.stderr
+        return [found for found in yaml.safe_load_all(rendered.stdout) if found]
+
+    def one(self, kind: str, **values: Any) -> Json:
+        (found,) = [each for each in self.objects(**values) if each["kind"] == kind]
+        return found
+
+
+@pytest.fixture
+def chart(helm: str) -> Chart:
+    return Chart(helm)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({"replicaCount": 2}, id="unknown-value"),
+        pytest.param({"replicas": "two"}, id="replicas-no-number"),
+        pytest.param({"pollSeconds": 0}, id="poll-never-pauses"),
+        pytest.param({"logFormat": "xml"}, id="log-format"),
+        pytest.param({"image": {"repository": "x", "digest": "latest"}}, id="digest-no-digest"),
+        pytest.param({"watchNamespaces": ["Team A"]}, id="no-namespace-name"),
+        pytest.param({"connections": {"default": {"trackingUri": "mlflow:5000"}}}, id="uri-without-scheme"),
+        pytest.param({"connections": {"other": {"workspace": "w"}}}, id="connection-without-uri"),
+        pytest.param({"metrics": {"serviceMonitor": {"enabled": "yes"}}}, id="enabled-no-boolean"),
+    ],
+)
+def test_wrong_values_are_refused(chart: Chart, values: Json) -> None:
+    refused = chart.template(**values)
+    assert refused.returncode != 0
+    assert "schema" in refused.stderr
+
+
+def test_manifests_install_is_the_chart_with_default_values(chart: Chart) -> None:
+    def key(found: Json) -> tuple[str, str, str]:
+        return found["kind"], found["metadata"].get("namespace", ""), found["metadata"]["name"]
+
+    def without_helm(found: Json) -> Json:
+        labels = found["metadata"].get("labels", {})
+        for name in ("app.kubernetes.io/managed-by", "helm.sh/chart"):
+            labels.pop(name, None)
+        return found
+
+    installed = [each for each in yaml.safe_load_all((ROOT / "manifests" / "install.yaml").read_text()) if each]
+    namespace, *rest = installed
+    assert namespace["kind"] == "Namespace"
+    rendered = {key(each): without_helm(each) for each in chart.objects()}
+    assert {key(each): each for each in rest} == rendered
+
+
+def test_no_rule_has_a_wildcard_and_nobody_may_list_secrets(chart: Chart) -> None:
+    for values in ({}, {"watchNamespaces": ["team-a"]}):
+        roles = [each for each in chart.objects(**values) if each["kind"] in ("Role", "ClusterRole")]
+        assert roles
+        for rule in [rule for role in roles for rule in role["rules"]]:
+            assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
+            if "secrets" in rule["resources"]:
+                assert rule["resources"] == ["secrets"]
+                assert not {"list", "watch", "deletecollection", "update"} & set(rule["verbs"])
+
+
+def test_watching_some_namespaces_needs_no_right_in_the_others(chart: Chart) -> None:
+    objects = chart.objects(watchNamespaces=["team-a", "team-b"])
+    assert not [each for each in objects if each["kind"] == "ClusterRoleBinding"]
+    bindings = {each["metadata"]["namespace"] for each in objects if each["kind"] == "RoleBinding"}
+    assert bindings == {"team-a", "team-b", "llm-operator-system"}
+
+
+def test_each_connection_has_its_credentials_in_a_folder_of_its_name(chart: Chart) -> None:
+    uri = "https://mlflow.example.com"
+    connections = {
+        "default": {"trackingUri": uri},
+        "team-a": {"trackingUri": uri, "credentialsSecret": "team-a-mlflow"},
+    }
+    deployment = chart.one("Deployment", connections=connections)
+    pod = deployment["spec"]["template"]["spec"]
+    (volume,) = [each for each in pod["volumes"] if each["name"] == "connections"]
+    (source,) = volume["projected"]["sources"]
+    assert source["secret"]["name"] == "team-a-mlflow"
+    assert {item["path"] for item in source["secret"]["items"]} >= {"team-a/token", "team-a/ca.crt"}
+    config = yaml.safe_load(chart.one("ConfigMap", connections=connections)["data"]["config.yaml"])
+    assert config["connections"]["team-a"]["trackingUri"] == uri
+    assert "team-a-mlflow" not in json.dumps(config)
+
+
+def test_a_changed_configuration_restarts_the_operator(chart: Chart) -> None:
+    def stamp(**values: Any) -> str:
+        return str(
+            chart.one("Deployment", **values)["spec"]["template"]["metadata"]["annotations"]["llm-operator.dev/config"]
+        )
+
+    assert stamp() == stamp(replicas=1)
+    assert stamp() != stamp(pollSeconds=5)
+
+
+def test_crds_survive_an_uninstall_and_follow_an_upgrade(chart: Chart) -> None:
+    crds = [each for each in chart.objects() if each["kind"] == "CustomResourceDefinition"]
+    assert {each["spec"]["names"]["kind"] for each in crds} == {"LLMDeployment", "ApiKey"}
+    assert all(each["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep" for each in crds)
+    # Helm never upgrades what lies in crds/.
+    assert not (CHART / "crds").exists()
+    assert not [each for each in chart.objects(crds={"install": False}) if each["kind"] == "CustomResourceDefinition"]
+
+
+def test_optional_parts_come_and_go(chart: Chart) -> None:
+    kinds = {each["kind"] for each in chart.objects()}
+    assert "PodDisruptionBudget" in kinds
+    assert "ServiceMonitor" not in kinds
+    bare = chart.objects(
+        replicas=1, rbac={"create": False, "aggregateToUserRoles": False}, serviceAccount={"create": False}
+    )
+    assert {each["kind"] for each in bare} == {"CustomResourceDefinition", "ConfigMap", "Deployment", "Service"}
+    assert chart.one("ServiceMonitor", metrics={"serviceMonitor": {"enabled": True}})["spec"]["endpoints"]

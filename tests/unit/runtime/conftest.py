@@ -1,0 +1,89 @@
+"""An application around a scripted engine, in process (`run`, `api`) or behind a real port (`live`)."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from fakes import ScriptedEngine
+from harness import EXPIRED, KEY, SUSPENDED, Harness, Rows, config, eventually, key_file, record
+from llm_runtime.api.services import Loaded, Services, State
+from llm_runtime.app import create_app
+from llm_runtime.auth import KeyRing
+from llm_runtime.contract import ServerConfig
+
+
+@pytest.fixture
+def keys_path(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.json"
+    expired = record(EXPIRED, expires_at=datetime(2020, 1, 1, tzinfo=UTC))
+    path.write_text(key_file(record(KEY), record(SUSPENDED, suspended=True), expired))
+    return path
+
+
+@pytest.fixture
+def run(keys_path: Path) -> Callable[..., Any]:
+    """Start an application in this process; by default with a key on every request."""
+
+    @asynccontextmanager
+    async def start(
+        engine: ScriptedEngine | None = None,
+        server: ServerConfig | None = None,
+        headers: dict[str, str] | None = None,
+        load: Callable[[], Loaded] | None = None,
+        system_prompt: str = "",
+        wait: bool = True,
+    ) -> AsyncIterator[Harness]:
+        engine, rows = engine or ScriptedEngine(), Rows()
+        loaded = Loaded(engine, engine.codec)
+        services = Services(config(server, system_prompt), load or (lambda: loaded), KeyRing(keys_path), usage=rows)
+        app = create_app(services)
+        # Faults of ours must become answers here too.
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        headers = {"X-API-Key": KEY} if headers is None else headers
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client,
+        ):
+            while wait and services.state is State.LOADING:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            yield Harness(services, engine, rows, "http://test", client)
+
+    return start
+
+
+@pytest.fixture
+async def api(run: Callable[..., Any]) -> AsyncIterator[Harness]:
+    async with run() as harness:
+        yield harness
+
+
+@pytest.fixture
+def live(keys_path: Path) -> Callable[..., Any]:
+    """Start an application behind a real port, in a thread of its own."""
+
+    @contextmanager
+    def start(engine: ScriptedEngine | None = None, server: ServerConfig | None = None) -> Iterator[Harness]:
+        engine, rows = engine or ScriptedEngine(), Rows()
+        loaded = Loaded(engine, engine.codec)
+        services = Services(config(server), lambda: loaded, KeyRing(keys_path), usage=rows)
+        running = uvicorn.Server(uvicorn.Config(create_app(services), port=0, log_config=None, access_log=False))
+        thread = threading.Thread(target=running.run)
+        thread.start()
+        eventually(lambda: running.started and services.state is State.READY)
+        host, port = running.servers[0].sockets[0].getsockname()[:2]
+        url = f"http://{host}:{port}"
+        try:
+            yield Harness(services, engine, rows, url, httpx.AsyncClient(base_url=url, headers={"X-API-Key": KEY}))
+        finally:
+            running.should_exit = True
+            thread.join(timeout=5)
+
+    return start

@@ -1,0 +1,150 @@
+"""Loading real files with Transformers, and refusing what would be served wrongly."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+from transformers import AutoTokenizer, BloomConfig, Gemma2Config, LlamaConfig, MistralConfig, T5Config  # noqa: E402
+
+from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
+from llm_runtime.errors import ModelCorrupt, ModelUnsupported, OutOfMemory  # noqa: E402
+from llm_runtime.models import build  # noqa: E402
+from llm_runtime.models.load import load, refuse_unsupported  # noqa: E402
+from unit.runtime import tiny_model  # noqa: E402
+
+CPU = EngineConfig(device="cpu", max_model_length=64, max_batch_size=2, max_batch_tokens=32)
+MODEL = ModelConfig(name="tiny")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.make(tmp_path_factory.mktemp("tiny"), tied=False)
+
+
+@pytest.fixture
+def folder(tiny: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
+
+
+def change(file: Path, **fields: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def test_a_folder_becomes_model_and_codec(folder: Path) -> None:
+    change(folder / "generation_config.json", eos_token_id=[256, 259])
+    loaded = load(folder, CPU, MODEL)
+    assert (loaded.device, loaded.dtype, loaded.max_positions) == ("cpu", "float32", 512)
+    assert loaded.codec.eos_token_ids == {256, 259}
+    assert loaded.codec.vocabulary_size == 260
+
+
+def test_the_codec_says_what_transformers_says(folder: Path) -> None:
+    codec, theirs = load(folder, CPU, MODEL).codec, AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": "Grüße <|end|> x"}, {"role": "assistant", "content": "y"}]
+    assert codec.encode_chat(messages) == theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert codec.encode("Grüße") == theirs("Grüße")["input_ids"]
+
+
+def test_tied_weights_are_not_missing(tmp_path: Path) -> None:
+    load(tiny_model.make(tmp_path / "tied", tied=True), CPU, MODEL)
+
+
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "mismatched"])
+def test_weights_that_do_not_fit_are_fatal(folder: Path, fault: str) -> None:
+    weights = load_file(folder / "model.safetensors")
+    key = "model.layers.0.self_attn.q_proj.weight"
+    if fault == "missing":
+        del weights[key]
+    elif fault == "unexpected":
+        weights["model.layers.7.extra"] = torch.zeros(1)
+    else:
+        weights[key] = torch.zeros(3, 3)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelCorrupt):
+        load(folder, CPU, MODEL)
+
+
+def test_remote_code_is_never_run(folder: Path) -> None:
+    change(
+        folder / "config.json",
+        model_type="mine",
+        auto_map={"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.M"},
+    )
+    (folder / "code.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(ModelUnsupported):
+        load(folder, CPU, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (T5Config(), "encoder-decoder"),
+        (MistralConfig(sliding_window=128), "sliding"),
+        (Gemma2Config(), "sliding_attention"),
+        (LlamaConfig(quantization_config={"quant_method": "awq"}), "quantised"),
+    ],
+)
+def test_attention_that_is_not_plain_is_refused_by_name(settings: Any, words: str) -> None:
+    with pytest.raises(ModelUnsupported, match=words):
+        refuse_unsupported(settings)
+
+
+def test_full_attention_passes() -> None:
+    refuse_unsupported(MistralConfig(sliding_window=None))
+    refuse_unsupported(LlamaConfig())
+
+
+def test_the_length_is_bounded_by_the_model_and_slots_by_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = EngineConfig(device="cpu", max_model_length=4096, max_batch_size=64)
+    slot_bytes = 2 * 2 * 4 * 8 * 512 * 4
+    monkeypatch.setattr(build, "available_bytes", lambda: 4 * slot_bytes)
+    engine, _ = build.build_engine(RuntimeConfig(model=MODEL, engine=settings), folder)
+    engine.close()
+    assert engine.max_model_length == 512
+    assert engine._scheduler.slots == 3
+    monkeypatch.setattr(build, "available_bytes", lambda: slot_bytes)
+    with pytest.raises(OutOfMemory):
+        build.build_engine(RuntimeConfig(model=MODEL, engine=settings), folder)
+
+
+def test_attention_with_a_bias_of_its_own_is_refused(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    tiny_model.make_tokenizer(tmp_path)
+    settings = BloomConfig(vocab_size=260, hidden_size=64, n_layer=2, n_head=4)
+    AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path)
+    with pytest.raises(ModelUnsupported, match="Bloom"):
+        build.build_engine(RuntimeConfig(model=MODEL, engine=CPU), tmp_path)
+
+
+def test_logits_that_differ_from_the_models_own_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_probed", lambda runner, codec, probe: [1.0] * 260)
+    with pytest.raises(ModelUnsupported, match="the engine's logits differ by"):
+        build.build_engine(RuntimeConfig(model=MODEL, engine=CPU), folder)
+
+
+@pytest.mark.parametrize("name", ["Qwen2", "Qwen3", "Mistral", "GPT2", "Granite", "Olmo2", "Qwen3Moe"])
+def test_architectures_with_plain_attention_agree_with_transformers(tmp_path: Path, name: str) -> None:
+    import transformers
+
+    tiny_model.make_tokenizer(tmp_path)
+    shape: dict[str, Any] = {
+        "vocab_size": 260, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 64, "head_dim": 16, "sliding_window": None, "max_position_embeddings": 128,
+    }  # fmt: skip
+    if name == "GPT2":
+        shape = {"vocab_size": 260, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    if name == "Qwen3Moe":
+        shape |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    ends = {"eos_token_id": 256, "bos_token_id": 256, "pad_token_id": 256}
+    settings = getattr(transformers, f"{name}Config")(**shape, **ends)
+    transformers.AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path)
+    engine, _ = build.build_engine(RuntimeConfig(model=MODEL, engine=CPU), tmp_path)
+    engine.close()

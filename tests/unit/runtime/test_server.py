@@ -1,0 +1,143 @@
+"""The process: signals, exit status, and its last line when it gives up."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from harness import chat_body, events, eventually
+from llm_runtime.contract import FatalReport, report_from_termination_message
+
+ROOT = Path(__file__).parents[3]
+RUNTIME = ROOT / "runtime"
+SCRIPT = Path(__file__).parent / "scripted_server.py"
+ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{RUNTIME}:{ROOT / 'tests'}"}
+
+Start = Callable[[float], tuple[subprocess.Popen[str], str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start the scripted server and wait until it is ready."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def started(drain_seconds: float) -> tuple[subprocess.Popen[str], str]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, str(SCRIPT), str(port), str(drain_seconds)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        processes.append(process)
+        url = f"http://127.0.0.1:{port}"
+        eventually(lambda: status(f"{url}/readyz") == 200, seconds=20)
+        return process, url
+
+    yield started
+    for process in processes:
+        process.kill()
+        process.wait()
+        assert process.stdout
+        process.stdout.close()
+
+
+def status(url: str) -> int:
+    try:
+        return httpx.get(url, trust_env=False).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def stream(url: str) -> Any:
+    body = chat_body(stream=True)
+    return httpx.stream("POST", f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=20)
+
+
+def test_sigterm_fails_readiness_lets_streams_finish_and_exits_zero(start: Start) -> None:
+    process, url = start(3)
+    with stream(url) as response:
+        lines = response.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        eventually(lambda: status(f"{url}/readyz") == 503)
+        assert status(f"{url}/livez") == 200
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert len(rest) > 8
+    assert process.wait(timeout=5) == 0
+    rows = [json.loads(line) for line in process.stdout or [] if '"usage"' in line]
+    assert [row["outcome"] for row in rows] == ["completed"]
+
+
+def test_streams_that_outlast_the_drain_end_with_an_error_event(start: Start) -> None:
+    process, url = start(0.2)
+    with stream(url) as response:
+        lines = response.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        text = "\n".join(lines)
+    assert "shut down" in events(text)[-1]["error"]["message"]
+    assert process.wait(timeout=5) == 0
+    rows = [json.loads(line) for line in process.stdout or [] if '"usage"' in line]
+    assert [row["outcome"] for row in rows] == ["cancelled"]
+
+
+def test_an_idle_server_leaves_at_once(start: Start) -> None:
+    process, _ = start(30)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=5) == 0
+    assert time.monotonic() - began < 1.5
+
+
+def give_up(*arguments: str, **environment: str) -> FatalReport:
+    """Run the command line to its failure and read its last line, as the operator does from the pod's status."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "llm_runtime", *arguments],
+        env={**ENVIRONMENT, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    report = report_from_termination_message(ended.stdout.splitlines()[-1])
+    assert report
+    return report
+
+
+def test_a_wrong_key_in_the_configuration_is_named_in_the_last_line(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model": {"name": "m", "path": "/m"}, "engine": {"maxModelLengthh": 5}}))
+    report = give_up("serve", "--config", str(file), API_KEY="k")
+    assert report.reason == "ConfigInvalid"
+    assert "engine.maxModelLengthh: unknown key" in report.message
+
+
+def test_required_authentication_without_keys_does_not_start() -> None:
+    report = give_up("serve", MODEL_PATH="/nowhere")
+    assert report.reason == "ConfigInvalid"
+    assert "API_KEY" in report.message
+
+
+@pytest.mark.parametrize("command", ["serve", "fetch"])
+def test_a_model_that_is_not_there_is_the_last_line(command: str, tmp_path: Path) -> None:
+    arguments = ["serve", "--port", "0", "--host", "127.0.0.1"] if command == "serve" else ["fetch"]
+    report = give_up(*arguments, "--models", str(tmp_path), MODEL_PATH=str(tmp_path / "nowhere"), API_KEY="k")
+    assert report.reason == "ModelNotFound"
+
+
+def test_a_port_that_is_taken_is_the_last_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        report = give_up("serve", "--host", "127.0.0.1", "--port", port, MODEL_PATH="/nowhere", API_KEY="k")
+    assert port in report.message
