@@ -1,6 +1,6 @@
 """How fast the engine is beside `generate`, in one process and one run: only the ratios matter.
 
-`python bench/engine.py [--model FOLDER]… [--requests 32] [--rounds 3]` runs the same greedy requests three ways, turn by
+`python bench/engine.py [--model FOLDER]… [--requests 32] [--rounds 3]` runs the same greedy requests three ways, in
 turn: one by one with `model.generate`, as one static left-padded batch, and all at once through the engine. Without
 `--model` it takes a random two-layer Llama and SmolLM2-135M-Instruct (made once under .cache/models).
 """

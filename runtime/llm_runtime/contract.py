@@ -50,15 +50,24 @@ KEY_SECRET_LENGTH = 43
 class _Section(BaseModel):
     """A part of a configuration file: camelCase in JSON, unknown fields refused."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
 
 
 class MlflowVersion(_Section):
     """One pinned version of a registered model; an alias never gets this far."""
 
     tracking_uri: str
+    """Address of the MLflow server."""
     name: str
+    """The registered model."""
     version: str
+    """Its version, a number."""
     sub_path: str = ""
     """Folder inside the version's artifacts, where they hold several candidates."""
 
@@ -69,9 +78,11 @@ class ModelConfig(_Section):
     name: str
     """The model id that clients send: the LLMDeployment's name."""
     mlflow: MlflowVersion | None = None
+    """A version from MLflow; either this or `path`."""
     path: str | None = None
     """A local folder instead of MLflow (stand-alone use)."""
     system_prompt: str = ""
+    """Put before every conversation that brings no system message of its own."""
     chat_template: str = ""
     """A Jinja template that takes the place of the tokenizer's own."""
 
@@ -80,23 +91,34 @@ class EngineConfig(_Section):
     """How to run the model. Lengths are in tokens."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the weights; auto keeps the model's own on a GPU and takes float32 on a CPU."""
     max_model_length: Annotated[int, Field(ge=16)] = 4096
+    """Prompt and answer together, at most."""
     max_batch_size: Annotated[int, Field(ge=1)] = 64
+    """Sequences that run together, at most; fewer where memory does not hold their caches."""
     max_batch_tokens: Annotated[int, Field(ge=16)] = 2048
+    """Tokens of one forward pass, at most."""
     max_queue_length: Annotated[int, Field(ge=1)] = 1024
+    """Requests that may wait for a place in the batch; one more gets 429."""
 
 
 class ServerConfig(_Section):
     """How to answer HTTP."""
 
     max_request_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
+    """Largest request body; a larger one gets 413."""
     max_prompt_characters: Annotated[int, Field(ge=1)] = 32_000
+    """Longest prompt."""
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """Longest time that one request may take."""
     cors_origins: tuple[str, ...] = ()
+    """Origins whose browsers may call."""
     trusted_hosts: tuple[str, ...] = ()
-    """Empty: any Host header is answered."""
+    """Host headers that are answered; empty: any."""
     log_format: Literal["json", "console"] = "json"
+    """How to log."""
     drain_seconds: Annotated[float, Field(ge=0)] = 120.0
     """How long running streams may go on after SIGTERM."""
 
@@ -108,6 +130,7 @@ class RuntimeConfig(_Section):
     engine: EngineConfig = EngineConfig()
     server: ServerConfig = ServerConfig()
     authentication: Literal["Required", "Disabled"] = "Required"
+    """Required: only holders of a key. Disabled: everybody who reaches the port."""
 
 
 class _Additive(_Section):
@@ -123,19 +146,26 @@ class KeyRecord(_Additive):
     """One API key as the runtime knows it: never the key, only its digest."""
 
     id: str
+    """The public part of the key."""
     digest: str
+    """`hash_key(key, salt)`, hexadecimal."""
     name: str
     """`namespace/name` of the ApiKey, for logs."""
     owner: str = ""
+    """Who holds it, for the usage log."""
     expires_at: datetime | None = None
+    """From then on the key is refused with 403."""
     suspended: bool = False
+    """The key is refused with 403 while this is true."""
 
 
 class KeyFile(_Additive):
     """The mounted key file. `salt` makes the digests useless to any other deployment."""
 
     salt: str
+    """Key of the digests: the LLMDeployment's uid."""
     keys: tuple[KeyRecord, ...] = ()
+    """All keys that open this deployment."""
 
 
 class FatalReport(_Section):

@@ -28,7 +28,9 @@ class SettingsInvalid(ValueError):
 class Environment(BaseSettings):
     """What the environment and `.env` may say."""
 
-    model_config = SettingsConfigDict(env_nested_delimiter="__", env_file_encoding="utf-8", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_nested_delimiter="__", env_file_encoding="utf-8", extra="ignore", use_attribute_docstrings=True
+    )
 
     model: dict[str, Any] = {}
     engine: dict[str, Any] = {}
@@ -37,12 +39,19 @@ class Environment(BaseSettings):
     api_key: SecretStr | None = None
     """The one key of a server without a key file."""
     short_model_name: Annotated[str | None, Field(validation_alias=AliasChoices("MODEL_NAME"))] = None
+    """Registered model, and the id that clients send."""
     short_model_version: Annotated[str | None, Field(validation_alias=AliasChoices("MODEL_VERSION"))] = None
+    """Its version."""
     short_model_path: Annotated[str | None, Field(validation_alias=AliasChoices("MODEL_PATH"))] = None
+    """A local folder instead."""
     mlflow_tracking_uri: str | None = None
+    """Address of the MLflow server."""
     api_host: str = "0.0.0.0"
+    """Address to listen on."""
     api_port: Annotated[int, Field(ge=0, le=65535)] = PORT
+    """Port to listen on."""
     log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
 
     @field_validator("api_port", mode="before")
     @classmethod

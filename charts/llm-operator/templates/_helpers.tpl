@@ -73,11 +73,18 @@ runtimeImage: {{ include "llm-operator.image" (dict "image" .Values.runtime.imag
 pollSeconds: {{ .Values.pollSeconds }}
 logFormat: {{ .Values.logFormat }}
 watchNamespaces: {{ .Values.watchNamespaces | toJson }}
+lease:
+  name: {{ include "llm-operator.name" . }}
+  namespace: {{ .Release.Namespace }}
 connections:
   {{- range $name, $connection := .Values.connections }}
   {{ $name }}:
     trackingUri: {{ $connection.trackingUri | quote }}
     workspace: {{ $connection.workspace | default "" | quote }}
+    {{- if $connection.credentialsSecret }}
+    credentialsFolder: /etc/llm-operator/connections/{{ $name }}
+    caFile: /etc/llm-operator/connections/{{ $name }}/ca.crt
+    {{- end }}
   {{- else }} {}
   {{- end }}
 {{- end }}

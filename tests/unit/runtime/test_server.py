@@ -17,6 +17,9 @@ import pytest
 from harness import chat_body, events, eventually
 from llm_runtime.contract import FatalReport, report_from_termination_message
 
+# Each test starts a process of its own, which takes a second where a unit test may take two.
+pytestmark = pytest.mark.timeout(30)
+
 ROOT = Path(__file__).parents[3]
 RUNTIME = ROOT / "runtime"
 SCRIPT = Path(__file__).parent / "scripted_server.py"

@@ -136,8 +136,9 @@ def test_architectures_with_plain_attention_agree_with_transformers(tmp_path: Pa
 
     tiny_model.make_tokenizer(tmp_path)
     shape: dict[str, Any] = {
-        "vocab_size": 260, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "intermediate_size": 64, "head_dim": 16, "sliding_window": None, "max_position_embeddings": 128,
+        "vocab_size": 260, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 64,
+        "head_dim": 16, "sliding_window": None, "max_position_embeddings": 128,
     }  # fmt: skip
     if name == "GPT2":
         shape = {"vocab_size": 260, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}

@@ -1,0 +1,138 @@
+"""The command line: `python -m llm_operator --config FILE` runs the operator, `… crds --out FOLDER` writes the CRDs."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Awaitable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_operator import crds, logs, metrics, probes
+from llm_operator.cluster import KubernetesCluster
+from llm_operator.lease import Lease, LeaseLost
+from llm_operator.observe import Outside
+from llm_operator.poll import Poll
+from llm_operator.queue import Queue
+from llm_operator.reconcile import Done, Pace, reconcile
+from llm_operator.reconcile.worker import work
+from llm_operator.registry import CachedRegistry, MlflowRegistry
+from llm_operator.settings import Connections, Settings, SettingsError, load
+from llm_operator.state import Key
+from llm_operator.watch import watch
+
+log = logging.getLogger("llm_operator")
+REST_SECONDS = 5.0
+"""How long a registry that does not answer is left alone."""
+
+
+async def run(settings: Settings, connections: Connections) -> None:
+    """Work until SIGTERM; raises when any part ends by itself."""
+    stop = asyncio.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sign, stop.set)
+    await _first_to_end([asyncio.ensure_future(_serve(settings, connections)), asyncio.ensure_future(stop.wait())])
+
+
+async def _serve(settings: Settings, connections: Connections) -> None:
+    """Probes → lease → workers, poll and watches."""
+    cluster = await KubernetesCluster.connect()
+    queue: Queue[Key] = Queue()
+    lease = Lease(cluster, settings.lease, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
+    health = probes.Health(
+        queue.oldest, lambda: time.monotonic() - cluster.last_answer, lease.age, settings.lease.duration_seconds
+    )
+    # API_HOST, as in the runtime: where pods share one machine, each listens on its own address.
+    server = await probes.serve(health, os.environ.get("API_HOST"), settings.port, lambda: _refresh(queue))
+    try:
+        await lease.acquire()
+        await _lead(settings, connections, cluster, queue, lease)
+    finally:
+        await lease.release()
+        await server.cleanup()
+        await cluster.close()
+
+
+async def _lead(
+    settings: Settings, connections: Connections, cluster: KubernetesCluster, queue: Queue[Key], lease: Lease
+) -> None:
+    registry = CachedRegistry(MlflowRegistry(), keep_seconds=settings.poll_seconds, rest_seconds=REST_SECONDS)
+    outside = Outside(cluster, registry, connections, settings.runtime_image, lambda: datetime.now(UTC))
+    pace = Pace(settings.verify_seconds, settings.settle_seconds)
+    poll = Poll(cluster, registry, connections, queue, settings.watch_namespaces)
+
+    async def handle(key: Key) -> Done:
+        return await reconcile(key, outside, pace)
+
+    parts: list[Awaitable[None]] = [
+        *(work(queue, handle, settings.resync_seconds) for _ in range(settings.workers)),
+        poll.run(settings.poll_seconds),
+        lease.keep(),
+        watch(queue.add, settings.watch_namespaces),
+    ]
+    await _first_to_end([asyncio.ensure_future(part) for part in parts])
+
+
+async def _first_to_end(tasks: list["asyncio.Future[Any]"]) -> None:
+    """Wait until one part ends, whole or broken, then end all of them."""
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _refresh(queue: Queue[Key]) -> None:
+    metrics.QUEUE_DEPTH.set(queue.depth())
+    metrics.QUEUE_OLDEST.set(queue.oldest())
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line as written."""
+    parser = argparse.ArgumentParser(prog="llm-operator", description="Serve the models of your MLflow registry.")
+    parser.add_argument(
+        "--config", type=Path, default=Path("/etc/llm-operator/config/config.yaml"), help="configuration file"
+    )
+    commands = parser.add_subparsers(dest="command")
+    writing = commands.add_parser("crds", help="print the CustomResourceDefinitions, or write them to a folder")
+    writing.add_argument("--out", type=Path, help="folder for one file per CRD")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point. Exits 2 for a wrong configuration, 1 when a part of the operator ended."""
+    options = arguments(argv)
+    if options.command == "crds":
+        if options.out:
+            crds.write(options.out)
+        else:
+            yaml.safe_dump_all(crds.definitions().values(), sys.stdout, sort_keys=False, width=120)
+        return
+    try:
+        settings = load(options.config)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from error
+    logs.configure(settings.log_format, settings.log_level)
+    connections = Connections(options.config, settings, log.error)
+    try:
+        asyncio.run(run(settings, connections))
+    except LeaseLost as error:
+        log.error("%s: ending, so that only one operator works", error)
+        # Not through a graceful end: another operator may be working already.
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

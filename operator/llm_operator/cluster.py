@@ -1,0 +1,228 @@
+"""All Kubernetes I/O behind one port. Objects are plain JSON; errors are few and say what they are.
+
+ApiError
+├── NotFound     404: no such object
+├── Conflict     409: it is there already, or has changed since it was read
+├── Refused      401, 403, 422 and other 4xx: this request will not be granted as it is
+└── Unavailable  429, 5xx, no connection: later, perhaps
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiohttp
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.dynamic import DynamicClient
+
+from llm_operator import metrics
+from llm_operator.crds import API_VERSION
+from llm_operator.state import Manifest
+
+MANAGER = "llm-operator"
+TIMEOUT_SECONDS = 15.0
+
+KINDS: dict[str, tuple[str, str]] = {
+    "LLMDeployment": (API_VERSION, "llmdeployments"),
+    "ApiKey": (API_VERSION, "apikeys"),
+    "Deployment": ("apps/v1", "deployments"),
+    "Service": ("v1", "services"),
+    "ConfigMap": ("v1", "configmaps"),
+    "Secret": ("v1", "secrets"),
+    "ServiceAccount": ("v1", "serviceaccounts"),
+    "Pod": ("v1", "pods"),
+    "Event": ("v1", "events"),
+    "HorizontalPodAutoscaler": ("autoscaling/v2", "horizontalpodautoscalers"),
+    "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
+    "ServiceMonitor": ("monitoring.coreos.com/v1", "servicemonitors"),
+    "Lease": ("coordination.k8s.io/v1", "leases"),
+}
+
+
+class ApiError(Exception):
+    """The API server did not do what was asked."""
+
+
+class NotFound(ApiError):
+    """No such object."""
+
+
+class Conflict(ApiError):
+    """It exists already, or has changed since it was read."""
+
+
+class Refused(ApiError):
+    """Not granted, and not if asked again the same way."""
+
+
+class Unavailable(ApiError):
+    """The API server can't answer now."""
+
+
+class Cluster(Protocol):
+    """What the operator does to a cluster."""
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """The object as it is now, or None."""
+
+    async def list(self, kind: str, namespace: str, labels: str = "", fields: str = "") -> list[Manifest]:
+        """The objects of a namespace ("" for all) that match both selectors."""
+
+    async def apply(self, manifest: Manifest) -> Manifest:
+        """Server-side apply: create, or put owned fields right. Returns the live object."""
+
+    async def apply_status(self, manifest: Manifest) -> Manifest:
+        """Server-side apply of the status subresource."""
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        """Create. Raises Conflict when it exists."""
+
+    async def patch(self, kind: str, namespace: str, name: str, change: Manifest) -> Manifest:
+        """JSON merge patch; with metadata.resourceVersion in it, only if unchanged (else Conflict)."""
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
+        """Delete, if it is still the object with this uid; gone already is fine."""
+
+    async def serves(self, kind: str) -> bool:
+        """Whether the cluster knows a kind that may not be installed."""
+
+
+def path_of(kind: str, namespace: str, name: str = "") -> str:
+    """The REST path of an object or, without a name, of its collection."""
+    version, plural = KINDS[kind]
+    root = f"/api/{version}" if "/" not in version else f"/apis/{version}"
+    place = f"/namespaces/{namespace}" if namespace else ""
+    return f"{root}{place}/{plural}" + (f"/{name}" if name else "")
+
+
+class KubernetesCluster:
+    """The port on a real API server, by the official asynchronous client."""
+
+    def __init__(self, api: client.ApiClient, clock: Callable[[], float] = time.monotonic) -> None:
+        self._api, self._clock = api, clock
+        # Never awaited, so it discovers nothing: KINDS has the few paths that are needed.
+        self._dynamic = DynamicClient(api)
+        self._served: dict[str, tuple[float, bool]] = {}
+        self.last_answer = clock()
+        """When the API server last answered anything, for the liveness probe."""
+
+    @classmethod
+    async def connect(cls) -> "KubernetesCluster":
+        """By the pod's ServiceAccount, else by $KUBECONFIG or ~/.kube/config."""
+        configuration = client.Configuration()
+        if in_cluster():
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            await config.load_kube_config(client_configuration=configuration)
+        return cls(client.ApiClient(configuration))
+
+    async def close(self) -> None:
+        await self._api.close()
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        try:
+            return await self._call("get", path_of(kind, namespace, name))
+        except NotFound:
+            return None
+
+    async def list(self, kind: str, namespace: str, labels: str = "", fields: str = "") -> list[Manifest]:
+        path, found, token = path_of(kind, namespace), [], None
+        while True:
+            page = await self._call(
+                "get", path, label_selector=labels or None, field_selector=fields or None, limit=500, _continue=token
+            )
+            # Items of a list carry neither kind nor apiVersion.
+            found += [{"apiVersion": KINDS[kind][0], "kind": kind, **item} for item in page["items"]]
+            token = page["metadata"].get("continue")
+            if not token:
+                return found
+
+    async def apply(self, manifest: Manifest) -> Manifest:
+        return await self._apply(manifest, "")
+
+    async def apply_status(self, manifest: Manifest) -> Manifest:
+        return await self._apply(manifest, "/status")
+
+    async def _apply(self, manifest: Manifest, subresource: str) -> Manifest:
+        meta, kind = manifest["metadata"], manifest["kind"]
+        metrics.WRITES.labels("apply", kind).inc()
+        return await self._call(
+            "patch",
+            path_of(kind, meta["namespace"], meta["name"]) + subresource,
+            body=manifest,
+            content_type="application/apply-patch+yaml",
+            field_manager=MANAGER,
+            force_conflicts=True,
+        )
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        metrics.WRITES.labels("create", manifest["kind"]).inc()
+        path = path_of(manifest["kind"], manifest["metadata"]["namespace"])
+        return await self._call("post", path, body=manifest, field_manager=MANAGER)
+
+    async def patch(self, kind: str, namespace: str, name: str, change: Manifest) -> Manifest:
+        metrics.WRITES.labels("patch", kind).inc()
+        return await self._call(
+            "patch",
+            path_of(kind, namespace, name),
+            body=change,
+            content_type="application/merge-patch+json",
+            field_manager=MANAGER,
+        )
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
+        metrics.WRITES.labels("delete", kind).inc()
+        body = {"propagationPolicy": "Background", **({"preconditions": {"uid": uid}} if uid else {})}
+        try:
+            await self._call("delete", path_of(kind, namespace, name), body=body)
+        except (NotFound, Conflict):
+            # Conflict: another object has taken the name since; it is not the one meant.
+            return
+
+    async def serves(self, kind: str) -> bool:
+        until, known = self._served.get(kind, (0.0, False))
+        if self._clock() < until:
+            return known
+        group, plural = KINDS[kind]
+        try:
+            found = await self._call("get", f"/apis/{group}")
+            known = any(resource["name"] == plural for resource in found["resources"])
+        except NotFound:
+            known = False
+        self._served[kind] = (self._clock() + 60.0, known)
+        return known
+
+    async def _call(self, method: str, path: str, **arguments: Any) -> Manifest:
+        try:
+            answer = await self._dynamic.request(
+                method, path, serialize=False, _request_timeout=TIMEOUT_SECONDS, **arguments
+            )
+            content: Manifest = await answer.json()
+        except ApiException as error:
+            self.last_answer = self._clock()
+            raise _explain(error, path) from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unavailable(f"the API server does not answer ({type(error).__name__}: {error})") from error
+        self.last_answer = self._clock()
+        return content
+
+
+def in_cluster() -> bool:
+    """Whether this process runs in a pod with a ServiceAccount token and no other way was asked for."""
+    token = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+    return "KUBERNETES_SERVICE_HOST" in os.environ and token.exists()
+
+
+def _explain(error: ApiException, path: str) -> ApiError:
+    try:
+        message = json.loads(error.body)["message"]
+    except (TypeError, ValueError, KeyError):
+        message = f"{error.status} {error.reason}"
+    kind = {404: NotFound, 409: Conflict}.get(
+        error.status, Unavailable if error.status in (429, 0) or (error.status or 0) >= 500 else Refused
+    )
+    return kind(f"{message} ({error.status} on {path})")

@@ -1,0 +1,138 @@
+"""The API of this operator: LLMDeployment and ApiKey as Pydantic models, and the CRDs made from them."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from llm_operator.crds.apikey import ApiKeyRoot, ApiKeySpec
+from llm_operator.crds.common import API_VERSION, GROUP, VERSION, Condition
+from llm_operator.crds.llmdeployment import LLMDeploymentRoot, LLMDeploymentSpec
+from llm_operator.crds.schema import structural
+from llm_operator.crds.status import (
+    ApiKeyStatus,
+    CandidateStatus,
+    HistoryEntry,
+    LLMDeploymentStatus,
+    ModelStatus,
+    RevisionStatus,
+)
+
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "VERSION",
+    "ApiKeySpec",
+    "ApiKeyStatus",
+    "CandidateStatus",
+    "Condition",
+    "HistoryEntry",
+    "LLMDeploymentSpec",
+    "LLMDeploymentStatus",
+    "ModelStatus",
+    "RevisionStatus",
+    "definitions",
+    "write",
+]
+
+Json = dict[str, Any]
+
+
+def _column(name: str, path: str, kind: str = "string", priority: int = 0) -> Json:
+    return {"name": name, "type": kind, "jsonPath": path, **({"priority": priority} if priority else {})}
+
+
+def _ready(field: str) -> str:
+    return f".status.conditions[?(@.type=='Ready')].{field}"
+
+
+_AGE = _column("Age", ".metadata.creationTimestamp", "date")
+
+
+def _definition(
+    kind: str, plural: str, short: list[str], root: type[BaseModel], status: type[BaseModel], **extra: Any
+) -> Json:
+    schema = structural(root)
+    schema["properties"] |= {
+        "apiVersion": {"type": "string"},
+        "kind": {"type": "string"},
+        "metadata": {"type": "object"},
+        "status": structural(status),
+    }
+    version = {"name": VERSION, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}, **extra}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": kind,
+                "listKind": f"{kind}List",
+                "plural": plural,
+                "singular": kind.lower(),
+                "shortNames": short,
+                "categories": ["llm"],
+            },
+            "versions": [version],
+        },
+    }
+
+
+def definitions() -> dict[str, Json]:
+    """The CustomResourceDefinitions by file name."""
+    deployment = _definition(
+        "LLMDeployment",
+        "llmdeployments",
+        ["llmd", "llmds"],
+        LLMDeploymentRoot,
+        LLMDeploymentStatus,
+        subresources={
+            "status": {},
+            "scale": {
+                "specReplicasPath": ".spec.replicas",
+                "statusReplicasPath": ".status.replicas",
+                "labelSelectorPath": ".status.selector",
+            },
+        },
+        additionalPrinterColumns=[
+            _column("Ready", _ready("status")),
+            _column("Reason", _ready("reason")),
+            _column("Model", ".status.model.name"),
+            _column("Version", ".status.stable.version"),
+            _column("Revision", ".status.stable.revision"),
+            _column("Pods", ".status.readyReplicas", "integer"),
+            _column("Desired", ".spec.replicas", "integer"),
+            _column("URL", ".status.url", priority=1),
+            _column("Message", _ready("message"), priority=1),
+            _AGE,
+        ],
+    )
+    key = _definition(
+        "ApiKey",
+        "apikeys",
+        ["llmkey", "llmkeys"],
+        ApiKeyRoot,
+        ApiKeyStatus,
+        subresources={"status": {}},
+        additionalPrinterColumns=[
+            _column("Ready", _ready("status")),
+            _column("Reason", _ready("reason")),
+            _column("Owner", ".spec.owner"),
+            _column("Key", ".status.prefix"),
+            _column("Secret", ".status.secretName"),
+            _column("Expires", ".spec.expiresAt", "date"),
+            _AGE,
+        ],
+    )
+    return {f"{crd['metadata']['name'].partition('.')[0]}.yaml": crd for crd in (deployment, key)}
+
+
+def write(folder: Path) -> list[Path]:
+    """Write one YAML file per CRD into `folder` and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, crd in definitions().items():
+        (folder / name).write_text(yaml.safe_dump(crd, sort_keys=False, width=120))
+    return [folder / name for name in definitions()]

@@ -1,0 +1,87 @@
+"""Bounded building blocks that several resources use; every string, list and map has a maximum (CEL cost)."""
+
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from llm_operator.crds.schema import Section
+
+GROUP = "llm-operator.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+Short = Annotated[str, Field(max_length=63)]
+Line = Annotated[str, Field(max_length=253)]
+Text = Annotated[str, Field(max_length=4096)]
+# Object names as Kubernetes wants them (RFC 1123 label), told at once and not by a failing child.
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+LabelMap = Annotated[dict[str, Short], Field(max_length=32)]
+AnnotationMap = Annotated[dict[str, Text], Field(max_length=32)]
+
+QUANTITY_PATTERN = r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?[0-9]+))?$"
+
+
+def _int_or_string(pattern: str) -> Callable[[dict[str, Any]], None]:
+    """What Kubernetes calls IntOrString: `pattern` then holds for strings only."""
+
+    def edit(schema: dict[str, Any]) -> None:
+        schema.pop("type", None)
+        schema |= {"x-kubernetes-int-or-string": True, "pattern": pattern}
+
+    return edit
+
+
+Quantity = Annotated[
+    str,
+    BeforeValidator(str),
+    Field(max_length=32, pattern=QUANTITY_PATTERN, json_schema_extra=_int_or_string(QUANTITY_PATTERN)),
+]
+"""A Kubernetes quantity: 24Gi, 500m, 2."""
+
+IntegerText = Annotated[
+    str,
+    BeforeValidator(str),
+    Field(max_length=19, pattern=r"^[1-9][0-9]*$", json_schema_extra=_int_or_string(r"^[1-9][0-9]*$")),
+]
+"""A positive whole number that people write with or without quotes."""
+
+_SUFFIXES = {
+    "": Decimal(1), "n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "k": Decimal(10**3),
+    "M": Decimal(10**6), "G": Decimal(10**9), "T": Decimal(10**12), "P": Decimal(10**15), "E": Decimal(10**18),
+    "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40), "Pi": Decimal(2**50),
+    "Ei": Decimal(2**60),
+}  # fmt: skip
+
+
+def quantity_value(quantity: str) -> Decimal:
+    """The number that a quantity stands for, in its base unit. Raises ValueError."""
+    match = re.fullmatch(r"([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)([A-Za-z]*)", quantity)
+    if match is None or match[2] not in _SUFFIXES:
+        raise ValueError(f"{quantity!r} is not a quantity: write 1Mi, 500m or 2")
+    return Decimal(match[1]) * _SUFFIXES[match[2]]
+
+
+class Condition(Section):
+    """One aspect of an object's state, as metav1.Condition."""
+
+    type: Annotated[str, Field(max_length=64)]
+    """What this is about: Ready, Available, ModelResolved, …"""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+    observed_generation: int | None = Field(default=None, json_schema_extra={"format": "int64"})
+    """The metadata.generation that this was decided on."""
+    last_transition_time: Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
+    """When `status` last changed."""
+    reason: Annotated[str, Field(max_length=64)]
+    """One word from the documented list of reasons."""
+    message: Annotated[str, Field(max_length=4096)]
+    """What happened, to what, and what to do next."""
+
+
+Conditions = Annotated[
+    tuple[Condition, ...],
+    Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+]

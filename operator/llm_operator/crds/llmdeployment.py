@@ -1,0 +1,288 @@
+"""LLMDeployment: one endpoint that serves one registered model and follows its alias, stage or version."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from llm_operator.crds.common import AnnotationMap, IntegerText, LabelMap, Line, ObjectName, Quantity
+from llm_operator.crds.pod import PodSpec, Resources
+from llm_operator.crds.schema import Section, rules
+
+Seconds = Annotated[int, Field(ge=0, le=86_400)]
+ONE_REFERENCE = (
+    "[has(self.alias), has(self.version), has(self.stage)].filter(x, x).size() == 1",
+    "write exactly one of alias (follows promotions), version (pinned) or stage (deprecated in MLflow)",
+)
+
+
+class MlflowModel(Section):
+    """A registered model in MLflow and which of its versions to serve."""
+
+    model_config = ConfigDict(json_schema_extra=rules(ONE_REFERENCE))
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    """The registered model's name."""
+    alias: (
+        Annotated[
+            str,
+            Field(
+                min_length=1,
+                max_length=256,
+                json_schema_extra=rules(
+                    ("!self.matches('^[0-9]+$')", "MLflow aliases are never numbers: write `version` for a number"),
+                    ("self != 'latest'", "`latest` is reserved by MLflow: name an alias of the model or a `version`"),
+                ),
+            ),
+        ]
+        | None
+    ) = None
+    """Serve the version that this alias names, and roll out whenever it is moved."""
+    version: IntegerText | None = None
+    """Serve this version and no other."""
+    stage: Literal["None", "Staging", "Production", "Archived"] | None = None
+    """Serve the newest version in this stage. MLflow deprecates stages: prefer `alias`."""
+    connection: Annotated[str, Field(min_length=1, max_length=63)] = "default"
+    """Which MLflow server: a name under `connections` in the operator's configuration."""
+    sub_path: Annotated[
+        str,
+        Field(
+            max_length=1024,
+            json_schema_extra=rules(
+                (
+                    "!self.startsWith('/') && !self.contains('..')",
+                    "write a folder inside the artifacts, like model/final",
+                )
+            ),
+        ),
+    ] = ""
+    """Folder inside the version's artifacts, where they hold several models."""
+
+
+class ModelSpec(Section):
+    """What to serve."""
+
+    mlflow: MlflowModel
+    """A version from the MLflow registry."""
+    system_prompt: Annotated[str, Field(max_length=32_768)] = ""
+    """Put before every conversation that brings no system message of its own."""
+    chat_template: Annotated[str, Field(max_length=65_536)] = ""
+    """A Jinja template that takes the place of the tokenizer's own."""
+
+
+class EngineSpec(Section):
+    """How to run the model. Lengths are in tokens."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU where the pod has one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The weights' number format; auto keeps the model's own where the device is good at it."""
+    max_model_length: Annotated[int, Field(ge=16, le=1_048_576)] = 4096
+    """Prompt and answer together, at most."""
+    max_batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Sequences that run together, at most."""
+    max_batch_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
+    """Tokens of one forward pass, at most."""
+
+
+class ServerSpec(Section):
+    """How to answer HTTP."""
+
+    max_request_bytes: Quantity = "1Mi"
+    """Largest request body, as a quantity."""
+    max_prompt_characters: Annotated[int, Field(ge=1, le=10_000_000)] = 32_000
+    """Longest prompt."""
+    request_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 300
+    """Longest time that one request may take."""
+    cors_origins: Annotated[tuple[Line, ...], Field(max_length=32)] | None = None
+    """Origins whose browsers may call the endpoint."""
+    trusted_hosts: Annotated[tuple[Line, ...], Field(max_length=32)] | None = None
+    """Host headers that are answered; absent: all."""
+    log_format: Literal["json", "console"] = "json"
+    """How the pods log."""
+
+
+class AccessSpec(Section):
+    """Who may call the endpoint."""
+
+    authentication: Literal["Required", "Disabled"] = "Required"
+    """Required: only holders of an ApiKey. Disabled: everybody who reaches the Service."""
+
+
+class AutoscalingMetric(Section):
+    """One figure that decides how many pods run."""
+
+    type: Literal["CPU", "QueueDepth", "RunningRequests", "TokensPerSecond"]
+    """CPU: average use in percent of the request. The others are the pods' own metrics, served by a metrics adapter."""
+    target: Annotated[int, Field(ge=1, le=1_000_000)]
+    """The average per pod to keep."""
+
+
+class ScalingPolicy(Section):
+    """How far one step may go."""
+
+    type: Literal["Pods", "Percent"]
+    """What `value` counts."""
+    value: Annotated[int, Field(ge=1, le=1000)]
+    """Pods or percent."""
+    period_seconds: Annotated[int, Field(ge=1, le=1800)]
+    """In how long."""
+
+
+class ScalingRules(Section):
+    """How to scale in one direction."""
+
+    stabilization_window_seconds: Annotated[int, Field(ge=0, le=3600)] | None = None
+    """Act on the most cautious recommendation of this window."""
+    select_policy: Literal["Max", "Min", "Disabled"] | None = None
+    """Which policy counts."""
+    policies: Annotated[tuple[ScalingPolicy, ...], Field(max_length=8)] | None = None
+    """The policies."""
+
+
+class ScalingBehavior(Section):
+    """The HorizontalPodAutoscaler's behavior."""
+
+    scale_up: ScalingRules | None = None
+    """Towards more pods."""
+    scale_down: ScalingRules | None = None
+    """Towards fewer pods."""
+
+
+class AutoscalingSpec(Section):
+    """A HorizontalPodAutoscaler on this LLMDeployment's scale subresource."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("self.minReplicas <= self.maxReplicas", "minReplicas must not be greater than maxReplicas")
+        )
+    )
+    min_replicas: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Pods at least."""
+    max_replicas: Annotated[int, Field(ge=1, le=1000)]
+    """Pods at most."""
+    metrics: Annotated[tuple[AutoscalingMetric, ...], Field(min_length=1, max_length=8)]
+    """The figures to follow; the one that asks for most pods wins."""
+    behavior: ScalingBehavior | None = None
+    """How fast to go."""
+
+
+class RolloutSpec(Section):
+    """How a new version or a changed specification reaches the clients."""
+
+    strategy: Literal["BlueGreen", "Recreate"] = "BlueGreen"
+    """BlueGreen: all new pods beside the old, then switch. Recreate: the old go first, where both do not fit."""
+    drain_seconds: Annotated[int, Field(ge=0, le=3600)] = 120
+    """How long running streams may go on in a pod that is told to stop."""
+    progress_deadline_seconds: Annotated[int, Field(ge=10, le=86_400)] = 1800
+    """A new revision that is not ready in this time has failed; the old one keeps serving."""
+    revision_history_limit: Annotated[int, Field(ge=0, le=20)] = 5
+    """How many old revisions are kept, without pods, to go back to."""
+
+
+class ClaimSource(Section):
+    """A PersistentVolumeClaim of this namespace."""
+
+    claim_name: ObjectName
+    """Its name. With several replicas it must be ReadWriteMany."""
+
+
+class EmptyDirSource(Section):
+    """A folder that lives as long as its pod."""
+
+    size_limit: Quantity | None = None
+    """The pod is evicted when it writes more."""
+
+
+class ModelCacheSpec(Section):
+    """Where the weights are kept."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "has(self.persistentVolumeClaim) != has(self.emptyDir)",
+                "write exactly one of persistentVolumeClaim, emptyDir",
+            )
+        )
+    )
+    persistent_volume_claim: ClaimSource | None = None
+    """A shared volume: each version is downloaded once."""
+    empty_dir: EmptyDirSource | None = None
+    """Each pod downloads for itself (the default)."""
+
+
+class ServiceMonitorSpec(Section):
+    """A ServiceMonitor for the Prometheus operator."""
+
+    enabled: Literal["Auto", "Enabled", "Disabled"] = "Auto"
+    """Auto: when the cluster has the ServiceMonitor CRD. Enabled: say so in a condition when it has not."""
+    interval: Annotated[str, Field(max_length=16, pattern=r"^[0-9]+(ms|s|m|h)$")] = "15s"
+    """How often Prometheus scrapes."""
+    labels: LabelMap | None = None
+    """Labels by which your Prometheus selects ServiceMonitors, like `release: prometheus`."""
+
+
+class MonitoringSpec(Section):
+    """How the endpoint is watched."""
+
+    service_monitor: ServiceMonitorSpec = ServiceMonitorSpec()
+    """Scraping by the Prometheus operator."""
+
+
+class ServiceSpec(Section):
+    """The Service in front of the pods."""
+
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
+    """How the Service is published."""
+    port: Annotated[int, Field(ge=1, le=65_535)] = 80
+    """Its port."""
+    annotations: AnnotationMap | None = None
+    """Annotations of the Service, for load balancers."""
+
+
+class LLMDeploymentSpec(Section):
+    """What to serve and how."""
+
+    model: ModelSpec
+    """What to serve."""
+    engine: EngineSpec = EngineSpec()
+    """How to run the model."""
+    server: ServerSpec = ServerSpec()
+    """How to answer HTTP."""
+    access: AccessSpec = AccessSpec()
+    """Who may call the endpoint."""
+    replicas: Annotated[int, Field(ge=0, le=1000, json_schema_extra={"format": "int32"})] = 1
+    """How many pods serve. Written by the autoscaler when there is one."""
+    autoscaling: AutoscalingSpec | None = None
+    """Let a HorizontalPodAutoscaler choose `replicas`."""
+    resources: Resources | None = None
+    """Compute resources of each pod."""
+    rollout: RolloutSpec = RolloutSpec()
+    """How a new version reaches the clients."""
+    model_cache: ModelCacheSpec | None = None
+    """Where the weights are kept; absent: an emptyDir per pod."""
+    monitoring: MonitoringSpec = MonitoringSpec()
+    """How the endpoint is watched."""
+    service: ServiceSpec = ServiceSpec()
+    """The Service in front of the pods."""
+    pod: PodSpec = PodSpec()
+    """What the pods look like beyond the model."""
+    suspend: bool = False
+    """Stop all pods and start no roll-out; the Service and the keys stay."""
+
+
+class LLMDeploymentRoot(Section):
+    """One endpoint that serves a model from your MLflow registry and follows its promotions."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "self.metadata.name.size() <= 40",
+                "metadata.name must have at most 40 characters: the children's names add to it",
+            ),
+            (
+                "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+                "metadata.name becomes a Service name: start with a letter, then letters, digits and -, no dots",
+            ),
+        )
+    )
+    spec: LLMDeploymentSpec
+    """What to serve and how."""

@@ -1,0 +1,253 @@
+"""The parts of a pod that the author of an LLMDeployment may choose, with Kubernetes' own names and meanings.
+
+Named fields, no free-form template: whoever may create an LLMDeployment must not gain hostPath volumes, another
+ServiceAccount or a privileged container through it.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from llm_operator.crds.common import AnnotationMap, LabelMap, Line, ObjectName, Quantity, Short, Text
+from llm_operator.crds.schema import Section, rules
+
+Key = Annotated[str, Field(max_length=317)]
+Weight = Annotated[int, Field(ge=1, le=100)]
+OWN_PREFIXES = ("llm-operator.dev/", "app.kubernetes.io/")
+_OWN_LABELS = (
+    "self.all(k, !k.startsWith('llm-operator.dev/') && !k.startsWith('app.kubernetes.io/'))",
+    "keys under llm-operator.dev/ and app.kubernetes.io/ belong to the operator: use a key of your own",
+)
+
+
+class Toleration(Section):
+    """Lets pods run on nodes with a matching taint."""
+
+    key: Key | None = None
+    """The taint's key; absent with operator Exists: every taint."""
+    operator: Literal["Exists", "Equal"] | None = None
+    """Equal (default) compares `value`; Exists does not."""
+    value: Line | None = None
+    """The taint's value."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """The taint's effect; absent: all effects."""
+    toleration_seconds: int | None = None
+    """How long a NoExecute taint is tolerated."""
+
+
+class NodeRequirement(Section):
+    """One condition on a node's labels."""
+
+    key: Key
+    """The label's key."""
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
+    """How `values` are compared."""
+    values: Annotated[tuple[Short, ...], Field(max_length=32)] | None = None
+    """The values to compare with."""
+
+
+Requirements = Annotated[tuple[NodeRequirement, ...], Field(max_length=16)]
+
+
+class NodeTerm(Section):
+    """Conditions that must all hold."""
+
+    match_expressions: Requirements | None = None
+    """On the node's labels."""
+    match_fields: Requirements | None = None
+    """On the node's fields (metadata.name)."""
+
+
+class PreferredNodeTerm(Section):
+    """A wish with a weight."""
+
+    weight: Weight
+    """1 to 100."""
+    preference: NodeTerm
+    """What is preferred."""
+
+
+class NodeSelector(Section):
+    """At least one of the terms must hold."""
+
+    node_selector_terms: Annotated[tuple[NodeTerm, ...], Field(min_length=1, max_length=16)]
+    """The terms."""
+
+
+class NodeAffinity(Section):
+    """Rules on nodes."""
+
+    required_during_scheduling_ignored_during_execution: NodeSelector | None = None
+    """Must hold."""
+    preferred_during_scheduling_ignored_during_execution: (
+        Annotated[tuple[PreferredNodeTerm, ...], Field(max_length=16)] | None
+    ) = None
+    """Should hold."""
+
+
+class LabelRequirement(Section):
+    """One condition on an object's labels."""
+
+    key: Key
+    """The label's key."""
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    """How `values` are compared."""
+    values: Annotated[tuple[Short, ...], Field(max_length=32)] | None = None
+    """The values to compare with."""
+
+
+class LabelSelector(Section):
+    """Chooses objects by their labels."""
+
+    match_labels: LabelMap | None = None
+    """Labels that must have exactly these values."""
+    match_expressions: Annotated[tuple[LabelRequirement, ...], Field(max_length=16)] | None = None
+    """Further conditions."""
+
+
+class PodTerm(Section):
+    """Near or away from pods with these labels."""
+
+    label_selector: LabelSelector | None = None
+    """Which pods."""
+    namespaces: Annotated[tuple[Short, ...], Field(max_length=16)] | None = None
+    """In which namespaces; absent: this one."""
+    topology_key: Key
+    """What counts as one place: kubernetes.io/hostname, topology.kubernetes.io/zone, …"""
+
+
+class PreferredPodTerm(Section):
+    """A wish with a weight."""
+
+    weight: Weight
+    """1 to 100."""
+    pod_affinity_term: PodTerm
+    """What is preferred."""
+
+
+class PodAffinity(Section):
+    """Rules on other pods."""
+
+    required_during_scheduling_ignored_during_execution: Annotated[tuple[PodTerm, ...], Field(max_length=16)] | None = (
+        None
+    )
+    """Must hold."""
+    preferred_during_scheduling_ignored_during_execution: (
+        Annotated[tuple[PreferredPodTerm, ...], Field(max_length=16)] | None
+    ) = None
+    """Should hold."""
+
+
+class Affinity(Section):
+    """Where pods may or should run."""
+
+    node_affinity: NodeAffinity | None = None
+    """Rules on nodes."""
+    pod_affinity: PodAffinity | None = None
+    """Near which pods."""
+    pod_anti_affinity: PodAffinity | None = None
+    """Away from which pods."""
+
+
+class TopologySpread(Section):
+    """Spreads the pods over places."""
+
+    max_skew: Annotated[int, Field(ge=1)]
+    """The largest difference between two places."""
+    topology_key: Key
+    """What counts as one place."""
+    when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"]
+    """What to do when it can't be kept."""
+    label_selector: LabelSelector | None = None
+    """Which pods are counted; absent: the pods of this LLMDeployment."""
+
+
+class KeySelector(Section):
+    """One key of a Secret or ConfigMap of this namespace."""
+
+    name: ObjectName
+    """The object's name."""
+    key: Line
+    """The key in its data."""
+    optional: bool | None = None
+    """Whether the pod starts without it."""
+
+
+class EnvSource(Section):
+    """Where a variable's value comes from."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "has(self.secretKeyRef) != has(self.configMapKeyRef)",
+                "write exactly one of secretKeyRef, configMapKeyRef",
+            )
+        )
+    )
+    secret_key_ref: KeySelector | None = None
+    """A key of a Secret."""
+    config_map_key_ref: KeySelector | None = None
+    """A key of a ConfigMap."""
+
+
+class EnvVar(Section):
+    """An environment variable of the serving container (never of the one that fetches with registry credentials)."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("!(has(self.value) && has(self.valueFrom))", "write either value or valueFrom, not both")
+        )
+    )
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")]
+    """The variable."""
+    value: Text | None = None
+    """Its value as it is."""
+    value_from: EnvSource | None = None
+    """Or where to read it."""
+
+
+class ImagePullSecret(Section):
+    """A Secret with credentials for an image registry."""
+
+    name: ObjectName
+    """The Secret's name."""
+
+
+class Resources(Section):
+    """Compute resources of the serving container."""
+
+    limits: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
+    """At most: `{nvidia.com/gpu: 1, memory: 24Gi}`."""
+    requests: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
+    """At least: `{cpu: 2}`."""
+
+
+def _named_list() -> dict[str, Any]:
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+
+
+class PodSpec(Section):
+    """What the pods look like beyond the model."""
+
+    node_selector: LabelMap | None = None
+    """Labels that a node must have."""
+    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] | None = None
+    """Taints that the pods tolerate."""
+    affinity: Affinity | None = None
+    """Where the pods may or should run."""
+    topology_spread_constraints: Annotated[tuple[TopologySpread, ...], Field(max_length=8)] | None = None
+    """How the pods spread over places."""
+    priority_class_name: Line | None = None
+    """PriorityClass of the pods."""
+    runtime_class_name: Line | None = None
+    """RuntimeClass of the pods, `nvidia` on many GPU clusters."""
+    image_pull_secrets: (
+        Annotated[tuple[ImagePullSecret, ...], Field(max_length=8, json_schema_extra=_named_list())] | None
+    ) = None
+    """Credentials for the runtime image's registry."""
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=_named_list())] | None = None
+    """Environment variables of the serving container."""
+    labels: Annotated[LabelMap, Field(json_schema_extra=rules(_OWN_LABELS))] | None = None
+    """Further labels of the pods."""
+    annotations: Annotated[AnnotationMap, Field(json_schema_extra=rules(_OWN_LABELS))] | None = None
+    """Further annotations of the pods."""

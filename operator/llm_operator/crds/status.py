@@ -1,0 +1,114 @@
+"""What the operator reports about its resources."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from llm_operator.crds.common import Conditions, Line, Short, Text
+from llm_operator.crds.schema import Section
+
+Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
+
+
+class ModelStatus(Section):
+    """The version that the reference in the specification was last resolved to."""
+
+    name: Annotated[str, Field(max_length=256)]
+    """The registered model."""
+    version: Short
+    """Its version."""
+    alias: Annotated[str, Field(max_length=256)] | None = None
+    """The alias that named it."""
+    stage: Short | None = None
+    """The stage it was in."""
+    connection: Short = "default"
+    """The MLflow server it was found on."""
+    source: Annotated[str, Field(max_length=2048)] | None = None
+    """Where its artifacts are."""
+    run_id: Short | None = None
+    """The run that made it."""
+    resolved_at: Time | None = None
+    """When this version was first seen under the reference."""
+
+
+class RevisionStatus(Section):
+    """One revision: the resolved version together with everything that shapes its pods."""
+
+    revision: Short
+    """Its id; its Deployment and ConfigMap are named <name>-<revision>."""
+    version: Short
+    """The model version it serves."""
+    image: Annotated[str, Field(max_length=512)] | None = None
+    """The runtime image, pinned when the revision was made."""
+    started_at: Time | None = None
+    """When its roll-out began; for the stable revision, when it took over."""
+
+
+class CandidateStatus(RevisionStatus):
+    """The revision that is being rolled out, or that failed to."""
+
+    outcome: Literal["Failed"] | None = None
+    """Failed: it was given up; a new version or a changed specification is tried afresh."""
+    reason: Short | None = None
+    """Why it failed."""
+    message: Text | None = None
+    """The pod's own report."""
+
+
+class HistoryEntry(Section):
+    """A revision that ended."""
+
+    revision: Short
+    """Its id."""
+    version: Short
+    """The model version it served."""
+    started_at: Time | None = None
+    """When it began."""
+    ended_at: Time | None = None
+    """When it ended."""
+    outcome: Literal["Superseded", "Failed", "Replaced"]
+    """Superseded: served until the next took over. Replaced: given up for a newer one before it served."""
+    message: Text | None = None
+    """Why."""
+
+
+class LLMDeploymentStatus(Section):
+    """What is the case, as the operator last saw it."""
+
+    observed_generation: int | None = Field(default=None, json_schema_extra={"format": "int64"})
+    """The metadata.generation that this status is about."""
+    conditions: Conditions = ()
+    """Ready (the summary), Reconciling, Stalled, and one for each part of the work."""
+    model: ModelStatus | None = None
+    """What the model reference stands for."""
+    stable: RevisionStatus | None = None
+    """The revision that serves."""
+    candidate: CandidateStatus | None = None
+    """The revision that is being rolled out, or that failed to."""
+    history: Annotated[tuple[HistoryEntry, ...], Field(max_length=20)] = ()
+    """Earlier revisions, newest first."""
+    replicas: int | None = Field(default=None, json_schema_extra={"format": "int32"})
+    """Pods of the serving revision."""
+    ready_replicas: int | None = Field(default=None, json_schema_extra={"format": "int32"})
+    """Ready pods of the serving revision."""
+    selector: Annotated[str, Field(max_length=512)] | None = None
+    """Label selector of the pods, for autoscalers."""
+    url: Annotated[str, Field(max_length=512)] | None = None
+    """Where clients inside the cluster reach the endpoint."""
+
+
+class ApiKeyStatus(Section):
+    """What is the case, as the operator last saw it."""
+
+    observed_generation: int | None = Field(default=None, json_schema_extra={"format": "int64"})
+    """The metadata.generation that this status is about."""
+    conditions: Conditions = ()
+    """Ready, Reconciling, Stalled."""
+    prefix: Short | None = None
+    """The public part of the key, as logs show it."""
+    secret_name: Line | None = None
+    """The Secret that holds the key under `api-key`."""
+    issued_at: Time | None = None
+    """When the key was made."""
+    deployments: Annotated[tuple[Short, ...], Field(max_length=1000)] | None = None
+    """The LLMDeployments that take this key."""

@@ -1,0 +1,17 @@
+"""The operator's own metrics, named after controller-runtime's so that dashboards feel at home."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+RECONCILES = Counter("llm_operator_reconcile_total", "Reconciles by their result.", ["kind", "result"])
+RECONCILE_SECONDS = Histogram(
+    "llm_operator_reconcile_duration_seconds",
+    "Time of one reconcile.",
+    ["kind"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+QUEUE_DEPTH = Gauge("llm_operator_queue_depth", "Keys that wait for a worker.")
+QUEUE_OLDEST = Gauge("llm_operator_queue_oldest_seconds", "Age of the key that has waited longest.")
+RETRIES = Counter("llm_operator_retries_total", "Keys put back after an error.", ["kind"])
+WRITES = Counter("llm_operator_writes_total", "Requests to the API server that may change something.", ["verb", "kind"])
+REGISTRY_CALLS = Counter("llm_operator_registry_requests_total", "Requests to MLflow.", ["connection", "result"])
+LEADER = Gauge("llm_operator_leader", "1 while this process holds the lease.")

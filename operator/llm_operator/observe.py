@@ -1,0 +1,218 @@
+"""Looks at a custom resource, its children and the registry, and says what it saw."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from llm_operator import plans
+from llm_operator.cluster import Cluster
+from llm_operator.crds import ApiKeySpec, ApiKeyStatus, LLMDeploymentSpec, LLMDeploymentStatus
+from llm_operator.plans import apikeys, faults, keys, names
+from llm_operator.registry import Reference, Registry, RegistryFault, read_connection
+from llm_operator.settings import ConnectionSettings
+from llm_operator.state import (
+    Connection,
+    Fault,
+    HeldKey,
+    Manifest,
+    Meta,
+    ModelVersion,
+    Observed,
+    ObservedKey,
+    Resolution,
+    RevisionChildren,
+)
+from llm_runtime.contract import KEY_PREFIX, hash_key, key_id_of
+
+
+class ConnectionSource(Protocol):
+    """Where the connections are configured."""
+
+    def current(self) -> dict[str, ConnectionSettings]: ...
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Everything outside this process that a reconcile may touch."""
+
+    cluster: Cluster
+    registry: Registry
+    connections: ConnectionSource
+    image: str
+    clock: Callable[[], datetime]
+    digests: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    """Digests already derived, by (deployment uid, ApiKey uid, key id): saves one read per key and reconcile."""
+    secrets: dict[tuple[str, str], str] = field(default_factory=dict)
+    """resourceVersion of each Secret as last written, by (namespace, name): Secrets are not watched."""
+
+
+DIGESTS_KEPT = 200_000
+
+
+def meta_of(resource: Manifest) -> Meta:
+    """Who a custom resource is."""
+    meta = resource["metadata"]
+    return Meta(
+        kind=resource["kind"],
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        generation=meta.get("generation", 0),
+        labels=meta.get("labels") or {},
+        deleting="deletionTimestamp" in meta,
+    )
+
+
+async def deployment(outside: Outside, resource: Manifest) -> Observed:
+    """Everything about one LLMDeployment. Raises pydantic.ValidationError for a specification that can't be read."""
+    meta = meta_of(resource)
+    spec = LLMDeploymentSpec.model_validate(resource["spec"])
+    status = LLMDeploymentStatus.model_validate(resource.get("status") or {})
+    labels = f"{names.DEPLOYMENT_LABEL}={meta.name}"
+    listed, pods, held, (connection, resolution), monitors = await asyncio.gather(
+        asyncio.gather(*(outside.cluster.list(kind, meta.namespace, labels) for kind in plans.CHILD_KINDS)),
+        outside.cluster.list("Pod", meta.namespace, labels),
+        _held_keys(outside, meta),
+        _resolve(outside, spec, status),
+        _monitors(outside, meta, labels),
+    )
+    children = [child for group in listed for child in group if names.owned(child, meta)]
+    revisions = _revisions(children, pods)
+    mounts = await _mount_messages(outside.cluster, meta, pods)
+    found = {
+        name: fault
+        for name, each in revisions.items()
+        if (fault := faults.worst(each.pods, each.deployment, mounts)) is not None
+    }
+    return Observed(
+        meta=meta,
+        spec=spec,
+        status=status,
+        resolution=resolution,
+        connection=connection,
+        revisions=revisions,
+        children=(*children, *(m for m in monitors or [] if names.owned(m, meta))),
+        keys=held,
+        image=outside.image,
+        faults=found,
+        service_monitors=monitors is not None,
+        autoscaler=next((c for c in children if c["kind"] == "HorizontalPodAutoscaler"), None),
+    )
+
+
+async def _monitors(outside: Outside, meta: Meta, labels: str) -> list[Manifest] | None:
+    if not await outside.cluster.serves("ServiceMonitor"):
+        return None
+    return await outside.cluster.list("ServiceMonitor", meta.namespace, labels)
+
+
+def _revisions(children: list[Manifest], pods: list[Manifest]) -> dict[str, RevisionChildren]:
+    def of(items: list[Manifest], revision: str) -> list[Manifest]:
+        return [i for i in items if (i["metadata"].get("labels") or {}).get(names.REVISION_LABEL) == revision]
+
+    parts = [child for child in children if child["kind"] in ("Deployment", "ConfigMap")]
+    known = {(part["metadata"].get("labels") or {}).get(names.REVISION_LABEL, "") for part in parts} - {""}
+    return {
+        revision: RevisionChildren(
+            revision=revision,
+            deployment=next((p for p in of(parts, revision) if p["kind"] == "Deployment"), None),
+            config=next((p for p in of(parts, revision) if p["kind"] == "ConfigMap"), None),
+            pods=tuple(of(pods, revision)),
+        )
+        for revision in sorted(known)
+    }
+
+
+async def _mount_messages(cluster: Cluster, meta: Meta, pods: list[Manifest]) -> dict[str, str]:
+    """What the kubelet says about volumes, asked only for pods that have nothing else to show."""
+    waiting = [pod["metadata"]["name"] for pod in pods if faults.waits_for_mounts(pod)][:3]
+    found: dict[str, str] = {}
+    for name in waiting:
+        events = await cluster.list("Event", meta.namespace, fields=f"involvedObject.name={name},reason=FailedMount")
+        if events:
+            newest = max(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+            found[name] = newest.get("message", "")
+    return found
+
+
+async def _resolve(
+    outside: Outside, spec: LLMDeploymentSpec, status: LLMDeploymentStatus
+) -> tuple[Connection | None, Resolution]:
+    connection: Connection | None = None
+    try:
+        connection = read_connection(spec.model.mlflow.connection, outside.connections.current())
+        return connection, Resolution(await outside.registry.resolve(connection, reference_of(spec)))
+    except RegistryFault as error:
+        # Only an answer can take a version away; silence leaves the last one in force.
+        about_server = error.about_server or connection is None
+        return connection, Resolution(_last_known(spec, status) if about_server else None, error.fault)
+
+
+def reference_of(spec: LLMDeploymentSpec) -> Reference:
+    """What the specification asks the registry for."""
+    mlflow = spec.model.mlflow
+    return Reference(mlflow.name, mlflow.alias, mlflow.version, mlflow.stage)
+
+
+def _last_known(spec: LLMDeploymentSpec, status: LLMDeploymentStatus) -> ModelVersion | None:
+    """What the same reference was resolved to before."""
+    known, asked = status.model, spec.model.mlflow
+    if known is None or (known.name, known.connection) != (asked.name, asked.connection):
+        return None
+    same = known.version == asked.version if asked.version else (known.alias, known.stage) == (asked.alias, asked.stage)
+    return ModelVersion(known.name, known.version, known.source or "", known.run_id or "") if same else None
+
+
+async def _held_keys(outside: Outside, meta: Meta) -> tuple[HeldKey, ...]:
+    """The keys that open this deployment, as digests."""
+    listed = await outside.cluster.list("ApiKey", meta.namespace)
+    concerned = [(meta_of(item), ApiKeySpec.model_validate(item["spec"]), item.get("status") or {}) for item in listed]
+    found = await asyncio.gather(
+        *(
+            _held_key(outside, meta, owner, spec, ApiKeyStatus.model_validate(status))
+            for owner, spec, status in concerned
+            if not owner.deleting and apikeys.opens(spec, meta)
+        )
+    )
+    return tuple(key for key in found if key is not None)
+
+
+async def _held_key(
+    outside: Outside, meta: Meta, owner: Meta, spec: ApiKeySpec, status: ApiKeyStatus
+) -> HeldKey | None:
+    known = (status.prefix or "").removeprefix(f"{KEY_PREFIX}_")
+    digest = outside.digests.get((meta.uid, owner.uid, known)) if known else None
+    if digest is not None:
+        return HeldKey(known, digest, owner, spec, status)
+    # Until a renamed Secret has been made, the key is still in the one that the status names.
+    secret = await outside.cluster.get("Secret", meta.namespace, status.secret_name or apikeys.secret_name(owner, spec))
+    key = keys.decode(secret, keys.API_KEY_FIELD) if secret and names.owned(secret, owner) else None
+    key_id = key_id_of(key) if key else None
+    if key is None or key_id is None:
+        return None
+    if len(outside.digests) >= DIGESTS_KEPT:
+        outside.digests.clear()
+    digest = outside.digests[meta.uid, owner.uid, key_id] = hash_key(key, meta.uid)
+    return HeldKey(key_id, digest, owner, spec, status)
+
+
+async def api_key(outside: Outside, resource: Manifest) -> ObservedKey:
+    """Everything about one ApiKey."""
+    meta, spec = meta_of(resource), ApiKeySpec.model_validate(resource["spec"])
+    secret, deployments = await asyncio.gather(
+        outside.cluster.get("Secret", meta.namespace, apikeys.secret_name(meta, spec)),
+        outside.cluster.list("LLMDeployment", meta.namespace),
+    )
+    return ObservedKey(
+        meta=meta,
+        spec=spec,
+        status=ApiKeyStatus.model_validate(resource.get("status") or {}),
+        secret=secret,
+        deployments=tuple(meta_of(item) for item in deployments),
+        now=outside.clock(),
+    )
+
+
+__all__ = ["Fault", "Outside", "api_key", "deployment", "meta_of", "reference_of"]

@@ -1,0 +1,188 @@
+"""Pure planning: what was observed → what should be. No I/O, no clock, no chance."""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from llm_operator.crds import Condition, LLMDeploymentStatus, ModelStatus
+from llm_operator.plans import autoscale, conditions, keys, monitor, names, network, revision, rollout, workload
+from llm_operator.plans.reasons import Reason
+from llm_operator.state import Fault, Manifest, Observed, Occurrence, Plan
+
+CHILD_KINDS = ("Deployment", "ConfigMap", "Service", "ServiceAccount", "HorizontalPodAutoscaler", "PodDisruptionBudget")
+"""What is listed to be pruned. Secrets are not: the operator may not list them, their names are known."""
+
+
+def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> Plan:
+    """The plan for one LLMDeployment."""
+    replicas = 0 if observed.spec.suspend else observed.spec.replicas
+    decision = rollout.advance(
+        rollout.Situation(
+            status=revision.recovered(observed),
+            wanted=revision.wanted(observed),
+            revisions=observed.revisions,
+            faults=observed.faults,
+            spec=observed.spec.rollout,
+            replicas=replicas,
+            settle_seconds=settle_seconds,
+            now=now,
+        )
+    )
+    objects, lost = _objects(observed, decision)
+    fault = _fault(observed, lost)
+    status = _status(observed, decision, conditions.Picture(observed, decision, replicas, fault), now)
+    return Plan(
+        objects=objects,
+        delete=prune(observed, objects, decision),
+        status=status,
+        occurrences=(*decision.occurrences, *_tell(observed, status)),
+        nudge=_nudge(observed),
+        requeue_seconds=decision.requeue_seconds,
+    )
+
+
+def after_apply(plan: Plan, observed: Observed, fault: Fault | None, now: datetime) -> LLMDeploymentStatus:
+    """The status once it is known how applying went. After a fault no progress is claimed, only the fault is told."""
+    if fault is None:
+        return plan.status
+    verdict = conditions.with_fault(plan.status.conditions, observed.status.conditions, fault, now)
+    return observed.status.model_copy(
+        update={"conditions": verdict, "observed_generation": observed.meta.generation, "model": plan.status.model}
+    )
+
+
+def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Manifest, ...], str]:
+    """Everything that should exist, in the order of need; and a running revision that can't be rebuilt."""
+    meta, spec = observed.meta, observed.spec
+    found: list[Manifest] = [network.service_account(meta), keys.keys_secret(meta, observed.keys)]
+    if observed.connection and (secret := keys.registry_secret(meta, observed.connection)):
+        found.append(secret)
+    if decision.serving:
+        # Before the Deployments: clients turn to the new pods before the old ones are told to go.
+        found.append(network.service(meta, spec, decision.serving))
+        found.append(network.disruption_budget(meta, decision.serving))
+    lost = ""
+    for name, replicas in decision.replicas.items():
+        memory = revision.memory(observed, name)
+        if memory is None:
+            lost = name if replicas else lost
+            continue
+        found.append(workload.config_map(meta, name, memory.config, memory.template))
+        found.append(workload.deployment(meta, spec, name, memory.template, replicas))
+    if spec.autoscaling and not spec.suspend:
+        found.append(autoscale.autoscaler(meta, spec.autoscaling))
+    if observed.service_monitors and spec.monitoring.service_monitor.enabled != "Disabled":
+        found.append(monitor.service_monitor(meta, spec))
+    return tuple(found), lost
+
+
+def prune(observed: Observed, objects: Iterable[Manifest], decision: rollout.Decision) -> tuple[Manifest, ...]:
+    """Own children that are not wanted. A revision's Deployment goes last: a crash in between leaves it findable."""
+    wanted = {(o["kind"], o["metadata"]["name"]) for o in objects}
+    # A revision that can't be rebuilt still serves: it is no longer repaired, but not taken away either.
+    kept = {names.child(observed.meta, name) for name, replicas in decision.replicas.items() if replicas}
+    unwanted = [
+        child
+        for child in observed.children
+        if (child["kind"], child["metadata"]["name"]) not in wanted
+        and not (child["kind"] in ("Deployment", "ConfigMap") and child["metadata"]["name"] in kept)
+        # Without a decision on what serves, nothing that serves is taken away.
+        and not (decision.serving is None and child["kind"] in ("Service", "PodDisruptionBudget"))
+    ]
+    return tuple(sorted(unwanted, key=lambda child: child["kind"] == "Deployment"))
+
+
+def _fault(observed: Observed, lost: str) -> Fault | None:
+    if lost:
+        return Fault(
+            Reason.RevisionLost,
+            f"the ConfigMap {names.child(observed.meta, lost)} was deleted: its pods keep running, but a new pod "
+            "of this revision can't start; change the specification or move the alias to roll out a new one",
+        )
+    asked = observed.spec.monitoring.service_monitor.enabled == "Enabled"
+    if asked and not observed.service_monitors:
+        return Fault(
+            Reason.ServiceMonitorMissing,
+            "spec.monitoring.serviceMonitor.enabled is Enabled but the cluster has no ServiceMonitor CRD: install the "
+            "Prometheus operator, or write Auto",
+        )
+    return None
+
+
+def _status(
+    observed: Observed, decision: rollout.Decision, picture: conditions.Picture, now: datetime
+) -> LLMDeploymentStatus:
+    serving = observed.revisions.get(decision.serving or "")
+    return LLMDeploymentStatus(
+        observed_generation=observed.meta.generation,
+        conditions=conditions.deployment(picture, now),
+        model=_model(observed, now),
+        stable=decision.stable,
+        candidate=decision.candidate,
+        history=decision.history,
+        replicas=serving.replicas if serving else 0,
+        ready_replicas=serving.ready if serving else 0,
+        selector=f"{names.DEPLOYMENT_LABEL}={observed.meta.name},{names.REVISION_LABEL}={decision.serving}"
+        if decision.serving
+        else f"{names.DEPLOYMENT_LABEL}={observed.meta.name}",
+        url=network.url(observed.meta, observed.spec),
+    )
+
+
+def _model(observed: Observed, now: datetime) -> ModelStatus | None:
+    model, reference, before = observed.resolution.model, observed.spec.model.mlflow, observed.status.model
+    if model is None or observed.resolution.last_known:
+        return before
+    found = ModelStatus(
+        name=model.name,
+        version=model.version,
+        alias=reference.alias,
+        stage=reference.stage,
+        connection=reference.connection,
+        source=model.source[:2048] or None,
+        run_id=model.run_id or None,
+    )
+    same = before is not None and found == before.model_copy(update={"resolved_at": None})
+    return before if same else found.model_copy(update={"resolved_at": rollout.stamp(now)})
+
+
+def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, ...]:
+    """Events for what changed in the status."""
+    before = {condition.type: condition for condition in observed.status.conditions}
+    after = {condition.type: condition for condition in status.conditions}
+    told: list[Occurrence] = []
+    old, new = observed.status.model, status.model
+    if new and (old is None or (old.name, old.version) != (new.name, new.version)):
+        moved = f", was version {old.version}" if old and old.name == new.name else ""
+        told.append(Occurrence("Normal", "Resolved", f"{new.name} is version {new.version}{moved}"))
+    for kind, good in (
+        ("ModelResolved", "True"),
+        ("RegistryReachable", "True"),
+        ("Stalled", "False"),
+        ("Applied", "True"),
+    ):
+        told += _change(before.get(kind), after[kind], good, kind)
+    return tuple(dict.fromkeys(told))
+
+
+def _change(before: Condition | None, after: Condition, good: str, kind: str) -> list[Occurrence]:
+    known = (before.status, before.reason) if before else (good, "")
+    if after.status != good and known != (after.status, after.reason):
+        return [Occurrence("Warning", after.reason, after.message)]
+    if kind == "RegistryReachable" and after.status == good and before is not None and before.status != good:
+        return [Occurrence("Normal", "RegistryRecovered", after.message)]
+    return []
+
+
+def _nudge(observed: Observed) -> tuple[tuple[str, str], ...]:
+    """Pods whose kubelet has not been told about the keys as they are now."""
+    digest = keys.digest(keys.key_file(observed.meta, observed.keys))
+    return tuple(
+        (pod["metadata"]["name"], digest)
+        for children in observed.revisions.values()
+        for pod in children.pods
+        if not pod["metadata"].get("deletionTimestamp")
+        and (pod["metadata"].get("annotations") or {}).get(names.KEYS_ANNOTATION) != digest
+    )
+
+
+__all__ = ["CHILD_KINDS", "after_apply", "deployment", "prune"]

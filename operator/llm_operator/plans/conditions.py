@@ -1,0 +1,252 @@
+"""Conditions of an LLMDeployment, from what was decided and seen.
+
+kstatus: a summary Ready, and Reconciling and Stalled that are true only when something is to be told.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from llm_operator.crds import Condition
+from llm_operator.plans.reasons import Reason
+from llm_operator.plans.rollout import Decision, stamp
+from llm_operator.state import Fault, Manifest, Observed
+
+REGISTRY = frozenset({"RegistryDenied", "HostNotAllowed", "RegistryUnreachable", "ConnectionUnknown"})
+Verdict = tuple[str, str, str]
+"""status, reason, message"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What all conditions are read from."""
+
+    observed: Observed
+    decision: Decision
+    replicas: int
+    """Pods wanted now."""
+    applied: Fault | None = None
+    """What went wrong with the children."""
+
+    @property
+    def ready(self) -> int:
+        children = self.observed.revisions.get(self.decision.serving or "")
+        return children.ready if children else 0
+
+    @property
+    def serving_fault(self) -> Fault | None:
+        return self.observed.faults.get(self.decision.serving or "")
+
+
+def deployment(picture: Picture, now: datetime) -> tuple[Condition, ...]:
+    """All conditions, in the order in which a reader wants them."""
+    stalled = _stall(picture)
+    verdicts: dict[str, Verdict] = {
+        "Ready": _ready(picture, stalled),
+        "Reconciling": _reconciling(picture, stalled),
+        "Stalled": ("True", stalled.reason, stalled.message)
+        if stalled
+        else ("False", Reason.NoFault, "nothing is stuck"),
+        "Available": _available(picture),
+        "ModelResolved": _resolved(picture),
+        "RegistryReachable": _reachable(picture),
+        "Applied": _applied(picture),
+        "Progressing": _progressing(picture),
+    }
+    if picture.observed.spec.autoscaling is not None:
+        verdicts["AutoscalingActive"] = _autoscaling(picture.observed.autoscaler)
+    return settle(verdicts, picture.observed.status.conditions, picture.observed.meta.generation, now)
+
+
+def settle(
+    verdicts: Mapping[str, Verdict], previous: Iterable[Condition], generation: int, now: datetime
+) -> tuple[Condition, ...]:
+    """Verdicts as conditions; lastTransitionTime moves only when the status does."""
+    before = {condition.type: condition for condition in previous}
+    return tuple(
+        Condition(
+            type=kind,
+            status=status,
+            observed_generation=generation,
+            last_transition_time=before[kind].last_transition_time
+            if kind in before and before[kind].status == status
+            else stamp(now),
+            reason=str(reason),
+            message=message[:4096],
+        )
+        for kind, (status, reason, message) in verdicts.items()
+    )
+
+
+def with_fault(
+    planned: Iterable[Condition], previous: Iterable[Condition], fault: Fault, now: datetime
+) -> tuple[Condition, ...]:
+    """The planned conditions, corrected by what went wrong while applying."""
+    planned = tuple(planned)
+    verdicts: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in planned}
+    told = (fault.reason, fault.message)
+    verdicts |= {"Applied": ("False", *told), "Ready": ("False", *told)}
+    if fault.terminal:
+        verdicts |= {"Stalled": ("True", *told), "Reconciling": ("False", Reason.Settled, "nothing is under way")}
+    else:
+        verdicts["Reconciling"] = ("True", Reason.Retrying, fault.message)
+    return settle(verdicts, previous, planned[0].observed_generation or 0, now)
+
+
+def first(generation: int, now: datetime) -> tuple[Condition, ...]:
+    """What is said before anything is known: kstatus reads an absent Ready as done."""
+    verdicts: dict[str, Verdict] = {
+        "Ready": ("Unknown", Reason.Resolving, "the model reference is being resolved"),
+        "Reconciling": ("True", Reason.Resolving, "the model reference is being resolved"),
+        "Stalled": ("False", Reason.NoFault, "nothing is stuck"),
+    }
+    return settle(verdicts, (), generation, now)
+
+
+def invalid(previous: Iterable[Condition], message: str, generation: int, now: datetime) -> tuple[Condition, ...]:
+    """A specification that can't be read; everything that runs is left as it is."""
+    kept: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in previous}
+    told: Verdict = ("False", Reason.InvalidSpec, message)
+    verdicts = kept | {
+        "Ready": told,
+        "Reconciling": ("False", Reason.Settled, "nothing is under way"),
+        "Stalled": ("True", Reason.InvalidSpec, message),
+    }
+    return settle(verdicts, previous, generation, now)
+
+
+def _stall(picture: Picture) -> Fault | None:
+    """What will not pass by itself."""
+    fault, candidate = picture.observed.resolution.fault, picture.decision.candidate
+    if picture.applied is not None and picture.applied.terminal:
+        return picture.applied
+    if (
+        fault is not None
+        and fault.terminal
+        and not (picture.observed.resolution.last_known and fault.reason in REGISTRY)
+    ):
+        return fault
+    if candidate is not None and candidate.outcome is not None:
+        return Fault(candidate.reason or "ProgressDeadlineExceeded", _failed(picture), terminal=True)
+    return None
+
+
+def _failed(picture: Picture) -> str:
+    candidate, name = picture.decision.candidate, picture.observed.meta.name
+    assert candidate is not None
+    again = f"kubectl delete deployment {name}-{candidate.revision} tries it again" if picture.decision.stable else ""
+    return "; ".join(
+        part
+        for part in (f"model version {candidate.version} failed: {candidate.message}", _keeps(picture), again)
+        if part
+    )
+
+
+def _keeps(picture: Picture) -> str:
+    stable = picture.decision.stable
+    return f"version {stable.version} keeps serving" if stable and picture.ready else ""
+
+
+def _ready(picture: Picture, stalled: Fault | None) -> Verdict:
+    spec, fault = picture.observed.spec, picture.observed.resolution.fault
+    if spec.suspend:
+        return "False", Reason.Suspended, "spec.suspend is true: no pods run; set it to false to serve again"
+    if stalled is not None:
+        keeps = _keeps(picture)
+        tail = f"; {keeps}" if keeps and keeps not in stalled.message else ""
+        return "False", stalled.reason, stalled.message + tail
+    if picture.observed.resolution.model is None and fault is not None:
+        return "False", fault.reason, fault.message
+    if picture.applied is not None and picture.applied.reason != Reason.ServiceMonitorMissing:
+        return "False", picture.applied.reason, picture.applied.message
+    if picture.decision.rolling_out:
+        return "Unknown", Reason.RollingOut, _under_way(picture)
+    if picture.replicas == 0:
+        return "False", Reason.ScaledToZero, "replicas is 0: raise it with kubectl scale"
+    return _pods_ready(picture)
+
+
+def _under_way(picture: Picture) -> str:
+    candidate = picture.decision.candidate
+    assert candidate is not None
+    children = picture.observed.revisions.get(candidate.revision)
+    fault = picture.observed.faults.get(candidate.revision)
+    counted = f"{children.ready if children else 0} of {picture.replicas} pods of version {candidate.version} are ready"
+    return "; ".join(part for part in (counted, _keeps(picture), fault.message if fault else "") if part)
+
+
+def _pods_ready(picture: Picture) -> Verdict:
+    stable, ready, wanted = picture.decision.stable, picture.ready, picture.replicas
+    if ready >= wanted and stable is not None:
+        return "True", Reason.Serving, f"{wanted} of {wanted} pods serve model version {stable.version}"
+    fault = picture.serving_fault
+    if fault is not None:
+        return "False", fault.reason, f"{ready} of {wanted} pods are ready: {fault.message}"
+    return "Unknown", Reason.Scaling, f"{ready} of {wanted} pods are ready"
+
+
+def _reconciling(picture: Picture, stalled: Fault | None) -> Verdict:
+    if stalled is not None or picture.observed.spec.suspend:
+        return "False", Reason.Settled, "nothing is under way"
+    if picture.decision.rolling_out:
+        return "True", Reason.RollingOut, _under_way(picture)
+    fault = picture.applied or (
+        picture.observed.resolution.fault if picture.observed.resolution.model is None else None
+    )
+    if fault is not None and fault.reason != Reason.ServiceMonitorMissing:
+        return "True", Reason.Retrying, fault.message
+    if picture.ready < picture.replicas:
+        return "True", Reason.Scaling, f"{picture.ready} of {picture.replicas} pods are ready"
+    return "False", Reason.Settled, "nothing is under way"
+
+
+def _available(picture: Picture) -> Verdict:
+    if picture.ready:
+        return "True", Reason.Serving, f"{picture.ready} ready pods are behind the Service"
+    fault = picture.serving_fault
+    if fault is not None:
+        return "False", fault.reason, fault.message
+    return "False", Reason.NoReadyPods, "no pod behind the Service is ready"
+
+
+def _resolved(picture: Picture) -> Verdict:
+    model, fault = picture.observed.resolution.model, picture.observed.resolution.fault
+    if model is not None:
+        known = f" (as last known: {fault.message})" if fault else ""
+        return "True", Reason.Resolved, f"{model.name} is version {model.version}{known}"
+    assert fault is not None
+    return ("False" if fault.terminal else "Unknown"), fault.reason, fault.message
+
+
+def _reachable(picture: Picture) -> Verdict:
+    fault = picture.observed.resolution.fault
+    if fault is not None and fault.reason in REGISTRY:
+        return "False", fault.reason, fault.message
+    where = picture.observed.connection
+    return "True", Reason.Reachable, f"MLflow at {where.tracking_uri} answers" if where else "MLflow answers"
+
+
+def _applied(picture: Picture) -> Verdict:
+    if picture.applied is not None:
+        return "False", picture.applied.reason, picture.applied.message
+    return "True", Reason.Applied, "all children are as planned"
+
+
+def _progressing(picture: Picture) -> Verdict:
+    candidate, stable = picture.decision.candidate, picture.decision.stable
+    if candidate is None:
+        said = f"revision {stable.revision} is rolled out" if stable else "nothing to roll out yet"
+        return ("True" if stable else "False"), (Reason.RolledOut if stable else Reason.Resolving), said
+    if candidate.outcome is not None:
+        return "False", candidate.reason or Reason.ProgressDeadlineExceeded, _failed(picture)
+    return "True", Reason.RollingOut, _under_way(picture)
+
+
+def _autoscaling(autoscaler: Manifest | None) -> Verdict:
+    conditions = ((autoscaler or {}).get("status") or {}).get("conditions") or []
+    active = next((c for c in conditions if c.get("type") == "ScalingActive"), None)
+    if active is None:
+        return "Unknown", Reason.AutoscalerPending, "the HorizontalPodAutoscaler has not reported yet"
+    if active["status"] == "True":
+        return "True", Reason.ScalingActive, active.get("message", "")
+    return "False", active.get("reason", "Unknown")[:63], active.get("message", "")

@@ -1,0 +1,70 @@
+"""The runtime's configuration file, and the id of a revision."""
+
+import hashlib
+import json
+
+from llm_operator.crds import LLMDeploymentSpec
+from llm_operator.crds.common import quantity_value
+from llm_operator.state import Connection, ModelVersion
+from llm_runtime.contract import EngineConfig, MlflowVersion, ModelConfig, RuntimeConfig, ServerConfig
+
+REVISION_FIELDS = {
+    "model": {"mlflow": {"name", "connection", "sub_path"}, "system_prompt": True, "chat_template": True},
+    "engine": True,
+    "server": True,
+    "access": True,
+    "resources": True,
+    "model_cache": True,
+    "pod": True,
+    "rollout": {"drain_seconds"},
+}
+"""What shapes the pods. Replicas, autoscaling, the Service and the rest of the rollout change without new pods."""
+
+
+def revision_id(spec: LLMDeploymentSpec, model: ModelVersion) -> str:
+    """Ten hexadecimal digits over the user's inputs and the resolved version.
+
+    Fields at their defaults are left out, so that a newer operator with more fields computes the same id and restarts
+    no pod.
+    """
+    inputs = spec.model_dump(mode="json", include=REVISION_FIELDS, exclude_defaults=True)  # type: ignore[arg-type]
+    # A revision is one version, whichever of alias, stage or number led to it.
+    canonical = json.dumps({"version": model.version, **inputs}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+
+def runtime_config(name: str, spec: LLMDeploymentSpec, model: ModelVersion, connection: Connection) -> RuntimeConfig:
+    """The file that the pods of one revision read."""
+    mlflow = MlflowVersion(
+        tracking_uri=connection.tracking_uri,
+        name=model.name,
+        version=model.version,
+        sub_path=spec.model.mlflow.sub_path,
+    )
+    return RuntimeConfig(
+        model=ModelConfig(
+            name=name, mlflow=mlflow, system_prompt=spec.model.system_prompt, chat_template=spec.model.chat_template
+        ),
+        engine=EngineConfig(
+            device=spec.engine.device,
+            dtype=spec.engine.dtype,
+            max_model_length=spec.engine.max_model_length,
+            max_batch_size=spec.engine.max_batch_size,
+            max_batch_tokens=spec.engine.max_batch_tokens,
+        ),
+        server=ServerConfig(
+            max_request_bytes=int(quantity_value(spec.server.max_request_bytes)),
+            max_prompt_characters=spec.server.max_prompt_characters,
+            request_timeout_seconds=spec.server.request_timeout_seconds,
+            cors_origins=spec.server.cors_origins or (),
+            trusted_hosts=spec.server.trusted_hosts or (),
+            log_format=spec.server.log_format,
+            drain_seconds=spec.rollout.drain_seconds,
+        ),
+        authentication=spec.access.authentication,
+    )
+
+
+def config_text(config: RuntimeConfig) -> str:
+    """The file's content."""
+    return config.model_dump_json(by_alias=True, exclude_none=True, indent=2)

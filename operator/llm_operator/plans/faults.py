@@ -1,0 +1,117 @@
+"""What keeps a pod from getting ready, in words for the person who will put it right."""
+
+import re
+from collections.abc import Iterable
+
+from llm_operator.state import Fault, Manifest
+from llm_runtime.contract import report_from_termination_message
+
+RETRYABLE_REPORTS = frozenset({"RegistryUnreachable", "DiskFull"})
+"""Reports that another attempt of the same pod may get past."""
+_IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
+_CREATE = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+
+
+def worst(pods: Iterable[Manifest], deployment: Manifest | None, mounts: dict[str, str]) -> Fault | None:
+    """The most telling fault among the pods of one revision: the program's own report before anything else.
+
+    `mounts` holds what the kubelet said about volumes, by pod name.
+    """
+    found = [fault for pod in pods if (fault := of_pod(pod, mounts.get(pod["metadata"]["name"], "")))]
+    found.sort(key=lambda fault: (not fault.terminal, _ORDER.get(fault.reason, 0)))
+    return found[0] if found else _refused(deployment)
+
+
+_ORDER = {"CrashLoopBackOff": 1, "PodUnschedulable": 2}
+
+
+def of_pod(pod: Manifest, mount: str = "") -> Fault | None:
+    """The fault of one pod, or None when it is ready, leaving or simply on its way."""
+    status = pod.get("status", {})
+    if pod["metadata"].get("deletionTimestamp") or _condition(status, "Ready").get("status") == "True":
+        return None
+    scheduled = _condition(status, "PodScheduled")
+    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
+        return _unschedulable(pod, scheduled.get("message", ""))
+    containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    for container in containers:
+        if fault := _of_container(pod, container):
+            return fault
+    if mount:
+        return Fault(
+            "MountFailed", f"pod {_name(pod)} can't mount a volume: {mount} (kubectl describe pod {_name(pod)})"
+        )
+    return None
+
+
+def _of_container(pod: Manifest, container: Manifest) -> Fault | None:
+    waiting = container.get("state", {}).get("waiting") or {}
+    reason, message = waiting.get("reason", ""), waiting.get("message", "")
+    what = f"container {container['name']} of pod {_name(pod)}"
+    if reason in _IMAGE:
+        return Fault(
+            "ImagePullFailed",
+            f"the image {container.get('image', '')!r} of {what} can't be pulled: {message or reason}; check "
+            "runtimeImage in the operator's configuration and spec.pod.imagePullSecrets",
+        )
+    if reason in _CREATE:
+        return Fault("ContainerConfigError", f"{what} can't be created: {message or reason}")
+    ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated") or {}
+    if ended and ended.get("exitCode"):
+        return _of_exit(pod, container, ended, reason)
+    return None
+
+
+def _of_exit(pod: Manifest, container: Manifest, ended: Manifest, waiting: str) -> Fault | None:
+    report = report_from_termination_message(ended.get("message") or "")
+    if report is not None:
+        return Fault(report.reason, report.message, terminal=report.reason not in RETRYABLE_REPORTS)
+    logs = f"kubectl logs {_name(pod)} -c {container['name']} --previous"
+    if ended.get("reason") == "OOMKilled":
+        return Fault(
+            "OutOfMemory",
+            f"container {container['name']} of pod {_name(pod)} was killed for its memory: raise "
+            "spec.resources.limits.memory",
+            terminal=container.get("restartCount", 0) >= 3,
+        )
+    if waiting == "CrashLoopBackOff":
+        tail = (ended.get("message") or "").strip()[-400:]
+        return Fault(
+            "CrashLoopBackOff",
+            f"container {container['name']} of pod {_name(pod)} ends with exit code {ended['exitCode']} again and again"
+            + (f": {tail}" if tail else "")
+            + f" ({logs})",
+        )
+    return None
+
+
+def _unschedulable(pod: Manifest, message: str) -> Fault:
+    scarce = sorted(set(re.findall(r"Insufficient ([\w./-]*\w)", message)))
+    what = f"not enough {', '.join(scarce)}: " if scarce else ""
+    hint = "; free some, add a node, or write rollout.strategy: Recreate" if scarce else ""
+    return Fault("PodUnschedulable", f"pod {_name(pod)} finds no node: {what}{message}{hint}")
+
+
+def _refused(deployment: Manifest | None) -> Fault | None:
+    failure = _condition((deployment or {}).get("status", {}), "ReplicaFailure")
+    if failure.get("status") != "True" or deployment is None:
+        return None
+    return Fault("PodsRefused", f"pods of {deployment['metadata']['name']} are refused: {failure.get('message', '')}")
+
+
+def _condition(status: Manifest, kind: str) -> Manifest:
+    return next((c for c in status.get("conditions") or [] if c.get("type") == kind), {})
+
+
+def _name(pod: Manifest) -> str:
+    return str(pod["metadata"]["name"])
+
+
+def waits_for_mounts(pod: Manifest) -> bool:
+    """Whether a pod has a node but no container yet: then only the kubelet's Events say why."""
+    status = pod.get("status", {})
+    if pod["metadata"].get("deletionTimestamp") or _condition(status, "PodScheduled").get("status") != "True":
+        return False
+    containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    reasons = {(c.get("state", {}).get("waiting") or {}).get("reason") for c in containers}
+    return status.get("phase", "Pending") == "Pending" and reasons <= {"ContainerCreating", "PodInitializing"}

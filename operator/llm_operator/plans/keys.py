@@ -1,0 +1,99 @@
+"""Secrets: the runtime's key file, the registry credentials of the fetching container, and an ApiKey's own Secret."""
+
+import base64
+import hashlib
+
+from llm_operator.plans import names
+from llm_operator.state import Connection, HeldKey, Manifest, Meta
+from llm_runtime import contract
+
+API_KEY_FIELD = "api-key"
+REGISTRY_MOUNT = "/etc/llm-runtime/registry"
+CA_FILE = "ca.crt"
+
+
+def encode(data: dict[str, str]) -> dict[str, str]:
+    """A Secret's data."""
+    return {name: base64.b64encode(text.encode()).decode() for name, text in data.items()}
+
+
+def decode(secret: Manifest, field: str) -> str | None:
+    """One field of a Secret's data as text, or None."""
+    value = (secret.get("data") or {}).get(field)
+    try:
+        return base64.b64decode(value).decode() if value else None
+    except ValueError:
+        return None
+
+
+def key_file(meta: Meta, keys: tuple[HeldKey, ...]) -> str:
+    """What the runtime mounts: digests only, in a stable order so that nothing is written when nothing changed."""
+    records = tuple(
+        contract.KeyRecord(
+            id=key.key_id,
+            digest=key.digest,
+            name=f"{key.meta.namespace}/{key.meta.name}",
+            owner=key.spec.owner,
+            expires_at=key.spec.expires_at,
+            suspended=key.spec.suspended,
+        )
+        for key in sorted(keys, key=lambda key: (key.meta.name, key.key_id))
+    )
+    file = contract.KeyFile(salt=meta.uid, keys=records)
+    return file.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def digest(text: str) -> str:
+    """A short mark by which a changed key file is recognised."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def keys_secret(meta: Meta, keys: tuple[HeldKey, ...]) -> Manifest:
+    """The key file as the pods mount it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": names.metadata(meta, names.keys_secret(meta)),
+        "type": "Opaque",
+        "data": encode({contract.KEYS_FILE: key_file(meta, keys)}),
+    }
+
+
+def registry_secret(meta: Meta, connection: Connection) -> Manifest | None:
+    """Credentials for the fetching container, named as MLflow's client reads them; None when there are none."""
+    data = {
+        contract.ENV_MLFLOW_USERNAME: connection.username,
+        contract.ENV_MLFLOW_PASSWORD: connection.password,
+        contract.ENV_MLFLOW_TOKEN: connection.token,
+        contract.ENV_MLFLOW_WORKSPACE: connection.workspace,
+        contract.ENV_MLFLOW_CA_FILE: f"{REGISTRY_MOUNT}/{CA_FILE}" if connection.ca else "",
+        CA_FILE: connection.ca,
+    }
+    if not any(data.values()):
+        return None
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": names.metadata(meta, names.registry_secret(meta)),
+        "type": "Opaque",
+        "data": encode({name: value for name, value in data.items() if value}),
+    }
+
+
+def issued_secret(meta: Meta, name: str, key: str) -> Manifest:
+    """The Secret that holds one ApiKey's key: the only place where it is in plain text."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": name,
+            "namespace": meta.namespace,
+            "labels": {
+                "app.kubernetes.io/managed-by": names.MANAGED_BY,
+                "llm-operator.dev/apikey": meta.name[:63].rstrip("-."),
+            },
+            "ownerReferences": [names.owner(meta)],
+        },
+        "type": "Opaque",
+        "data": encode({API_KEY_FIELD: key}),
+    }

@@ -1,0 +1,24 @@
+"""The ServiceMonitor by which the Prometheus operator finds the pods' metrics."""
+
+from llm_operator.crds import LLMDeploymentSpec
+from llm_operator.plans import names
+from llm_operator.state import Manifest, Meta
+from llm_runtime import contract
+
+
+def service_monitor(meta: Meta, spec: LLMDeploymentSpec) -> Manifest:
+    """One endpoint: the Service's http port."""
+    settings = spec.monitoring.service_monitor
+    metadata = names.metadata(meta, meta.name)
+    metadata["labels"] = {**(settings.labels or {}), **metadata["labels"]}
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "ServiceMonitor",
+        "metadata": metadata,
+        "spec": {
+            "selector": {"matchLabels": names.selector(meta)},
+            "targetLabels": [names.DEPLOYMENT_LABEL],
+            "podTargetLabels": [names.REVISION_LABEL],
+            "endpoints": [{"port": "http", "path": contract.METRICS_PATH, "interval": settings.interval}],
+        },
+    }

@@ -1,0 +1,69 @@
+"""Names, labels and owner references of everything that belongs to one LLMDeployment."""
+
+from llm_operator.crds import API_VERSION, GROUP
+from llm_operator.state import Manifest, Meta
+
+DEPLOYMENT_LABEL = f"{GROUP}/deployment"
+REVISION_LABEL = f"{GROUP}/revision"
+KEYS_ANNOTATION = f"{GROUP}/keys"
+MANAGED_BY = "llm-operator"
+MANAGED_SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY}"
+
+
+def labels(meta: Meta, revision: str | None = None) -> dict[str, str]:
+    """Own labels only: an owner's labels on its children would make Argo CD prune them."""
+    own = {
+        "app.kubernetes.io/name": "llm-runtime",
+        "app.kubernetes.io/instance": meta.name,
+        "app.kubernetes.io/managed-by": MANAGED_BY,
+        DEPLOYMENT_LABEL: meta.name,
+    }
+    return own | ({REVISION_LABEL: revision} if revision else {})
+
+
+def selector(meta: Meta, revision: str | None = None) -> dict[str, str]:
+    """The labels by which Services, Deployments and budgets find pods."""
+    return {DEPLOYMENT_LABEL: meta.name} | ({REVISION_LABEL: revision} if revision else {})
+
+
+def owner(meta: Meta) -> Manifest:
+    """Kubernetes removes what carries this when the owner is deleted."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": meta.kind,
+        "name": meta.name,
+        "uid": meta.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def metadata(meta: Meta, name: str, revision: str | None = None) -> Manifest:
+    """A child's metadata."""
+    return {
+        "name": name,
+        "namespace": meta.namespace,
+        "labels": labels(meta, revision),
+        "ownerReferences": [owner(meta)],
+    }
+
+
+def owned(manifest: Manifest, meta: Meta) -> bool:
+    """Whether `manifest` was made for this very owner, not for an earlier one of the same name."""
+    references = manifest.get("metadata", {}).get("ownerReferences") or []
+    return any(reference.get("uid") == meta.uid and reference.get("controller") for reference in references)
+
+
+def child(meta: Meta, revision: str) -> str:
+    """Name of a revision's Deployment and ConfigMap."""
+    return f"{meta.name}-{revision}"
+
+
+def keys_secret(meta: Meta) -> str:
+    """Name of the Secret with the key file."""
+    return f"{meta.name}-keys"
+
+
+def registry_secret(meta: Meta) -> str:
+    """Name of the Secret with the registry credentials."""
+    return f"{meta.name}-registry"

@@ -1,0 +1,74 @@
+"""Every reason that a condition of this operator can carry. Reasons are API: people write alerts on them."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """One documented list: docs/reference.md prints `meaning`."""
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> "Reason":
+        reason = str.__new__(cls, value)
+        reason._value_ = value
+        reason.meaning = meaning
+        return reason
+
+    # All is well
+    Serving = "Serving", "Ready, Available: all wanted pods of the wanted revision are ready behind the Service"
+    Resolved = "Resolved", "ModelResolved: the reference stands for a version"
+    Reachable = "Reachable", "RegistryReachable: the registry answered"
+    Applied = "Applied", "Applied: all children are as planned"
+    RolledOut = "RolledOut", "Progressing: nothing is under way"
+    Settled = "Settled", "Reconciling is False: nothing is left to do"
+    NoFault = "NoFault", "Stalled is False: nothing is stuck"
+    ScalingActive = "ScalingActive", "AutoscalingActive: the autoscaler computes replicas"
+    # On the way
+    Resolving = "Resolving", "the registry has not been asked yet"
+    RollingOut = "RollingOut", "a candidate is under way; the message counts its ready pods"
+    Scaling = "Scaling", "pods of the serving revision come or go"
+    Retrying = "Retrying", "a passing fault; it is tried again by itself"
+    # By wish
+    Suspended = "Suspended", "spec.suspend is true: no pods run"
+    ScaledToZero = "ScaledToZero", "replicas is 0"
+    # The registry
+    ModelNotFound = "ModelNotFound", "no registered model of that name; or, from a pod, its files are not there"
+    AliasNotFound = "AliasNotFound", "the model has no such alias"
+    VersionNotFound = "VersionNotFound", "the model has no such version, or none in the stage"
+    RegistryDenied = "RegistryDenied", "the registry answered 401 or 403: wrong credentials"
+    HostNotAllowed = "HostNotAllowed", "MLflow refuses the Host header: its --allowed-hosts lacks the address"
+    ConnectionUnknown = "ConnectionUnknown", "the operator's configuration has no such connection"
+    RegistryUnreachable = "RegistryUnreachable", "no answer, or none that makes sense; asked again by itself"
+    # Pods
+    NoReadyPods = "NoReadyPods", "no pod behind the Service is ready"
+    PodUnschedulable = "PodUnschedulable", "no node has room; the message names what is scarce"
+    ImagePullFailed = "ImagePullFailed", "the runtime image can't be pulled"
+    ContainerConfigError = (
+        "ContainerConfigError",
+        "a container can't be created, as when a Secret in pod.env is missing",
+    )
+    CrashLoopBackOff = "CrashLoopBackOff", "a container ends again and again without saying why"
+    MountFailed = "MountFailed", "a volume can't be mounted"
+    PodsRefused = "PodsRefused", "the API server refuses the pods: quota, Pod Security, an admission webhook"
+    ProgressDeadlineExceeded = "ProgressDeadlineExceeded", "a revision was not ready within its deadline"
+    # A pod's own report (llm_runtime.errors.Fatal)
+    ConfigInvalid = "ConfigInvalid", "a pod refused its configuration"
+    ModelCorrupt = "ModelCorrupt", "the version's files are not whole; the message names the file"
+    ModelUnsupported = (
+        "ModelUnsupported",
+        "whole files that the runtime does not load: pickle, remote code, architecture",
+    )
+    DiskFull = "DiskFull", "not enough room for the model; the message says how much is needed and free"
+    OutOfMemory = "OutOfMemory", "not enough memory for weights and cache, or killed for it"
+    # Children
+    NameTaken = "NameTaken", "an object that is not ours has a child's name"
+    ApplyFailed = "ApplyFailed", "the API server refused a child"
+    ServiceMonitorMissing = "ServiceMonitorMissing", "asked for, but the cluster has no such CRD"
+    InvalidSpec = "InvalidSpec", "stored before the CRD knew better"
+    RevisionLost = "RevisionLost", "the ConfigMap of a revision that is not wanted any more was deleted"
+    AutoscalerPending = "AutoscalerPending", "the autoscaler has not reported yet"
+    # ApiKeys
+    Issued = "Issued", "the Secret holds the key"
+    Expired = "Expired", "expiresAt has passed"
+    SecretNameTaken = "SecretNameTaken", "a Secret of that name is not this ApiKey's; it is not overwritten"
+    DeploymentNotFound = "DeploymentNotFound", "a named LLMDeployment does not exist"

@@ -1,0 +1,84 @@
+"""What a revision is made of, and how it is found again when part of it is gone."""
+
+import json
+from dataclasses import dataclass
+
+from llm_operator.crds import LLMDeploymentStatus, RevisionStatus
+from llm_operator.plans import names, workload
+from llm_operator.plans.config import config_text, revision_id, runtime_config
+from llm_operator.plans.rollout import Wanted
+from llm_operator.state import Manifest, Observed
+from llm_runtime import contract
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a revision's pods are made from: the configuration file and the pods' template."""
+
+    config: str
+    template: Manifest
+
+
+def wanted(observed: Observed) -> Wanted | None:
+    """The revision that the specification asks for; its image is the one that it was first made with."""
+    model = observed.resolution.model
+    if model is None:
+        return None
+    revision = revision_id(observed.spec, model)
+    return Wanted(revision, model.version, _image(observed, revision) or observed.image)
+
+
+def memory(observed: Observed, revision: str) -> Memory | None:
+    """The revision as remembered, else rebuilt from the specification if it is still the wanted one."""
+    children = observed.revisions.get(revision)
+    stored = (children.config or {}).get("data", {}) if children else {}
+    if contract.CONFIG_FILE in stored and workload.TEMPLATE_FILE in stored:
+        return Memory(_readdressed(observed, stored[contract.CONFIG_FILE]), json.loads(stored[workload.TEMPLATE_FILE]))
+    target = wanted(observed)
+    if target is None or target.revision != revision or observed.connection is None:
+        return None
+    model = observed.resolution.model
+    assert model is not None
+    running = (children.deployment or {}).get("spec", {}).get("template") if children else None
+    return Memory(
+        config_text(runtime_config(observed.meta.name, observed.spec, model, observed.connection)),
+        # A template that runs is kept as it is: a newer operator's would restart the pods.
+        running or workload.pod_template(observed.meta, observed.spec, revision, target.image),
+    )
+
+
+def _readdressed(observed: Observed, config: str) -> str:
+    """The stored file with the registry's present address, for pods that are still to come."""
+    stored = json.loads(config)
+    mlflow = (stored.get("model") or {}).get("mlflow")
+    if mlflow is None or observed.connection is None or mlflow.get("trackingUri") == observed.connection.tracking_uri:
+        return config
+    mlflow["trackingUri"] = observed.connection.tracking_uri
+    return json.dumps(stored, indent=2)
+
+
+def _image(observed: Observed, revision: str) -> str | None:
+    known = (observed.status.stable, observed.status.candidate)
+    pinned = next((r.image for r in known if r is not None and r.revision == revision and r.image), None)
+    children = observed.revisions.get(revision)
+    if pinned or children is None:
+        return pinned
+    stored = (children.config or {}).get("data", {}).get(workload.TEMPLATE_FILE)
+    template = json.loads(stored) if stored else (children.deployment or {}).get("spec", {}).get("template")
+    return str(template["spec"]["containers"][0]["image"]) if template else None
+
+
+def recovered(observed: Observed) -> LLMDeploymentStatus:
+    """The status, with the stable revision read off the Service where the status was lost."""
+    status = observed.status
+    if status.stable is not None or status.candidate is not None:
+        return status
+    service = next((child for child in observed.children if child["kind"] == "Service"), None)
+    revision = ((service or {}).get("spec", {}).get("selector") or {}).get(names.REVISION_LABEL)
+    children = observed.revisions.get(revision or "")
+    if children is None or not children.ready or children.config is None:
+        return status
+    config = json.loads(children.config["data"][contract.CONFIG_FILE])
+    version = str(config["model"]["mlflow"]["version"])
+    stable = RevisionStatus(revision=children.revision, version=version, image=_image(observed, children.revision))
+    return status.model_copy(update={"stable": stable})

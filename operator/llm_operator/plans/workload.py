@@ -1,0 +1,198 @@
+"""The Deployment of one revision, its pods' template, and the ConfigMap that remembers both."""
+
+import json
+from typing import Any
+
+from llm_operator.crds import LLMDeploymentSpec
+from llm_operator.crds.schema import Section
+from llm_operator.plans import names
+from llm_operator.plans.keys import REGISTRY_MOUNT
+from llm_operator.state import Manifest, Meta
+from llm_runtime import contract
+
+TEMPLATE_FILE = "template.json"
+PRE_STOP_SECONDS = 5
+"""Endpoints leave load balancers first; the runtime hears SIGTERM after that."""
+GRACE_MARGIN_SECONDS = 15
+CONFIG_PATH = f"{contract.CONFIG_MOUNT}/{contract.CONFIG_FILE}"
+KEYS_PATH = f"{contract.KEYS_MOUNT}/{contract.KEYS_FILE}"
+
+
+def plain(section: Section | tuple[Any, ...] | None) -> Any:
+    """A part of the specification as Kubernetes' own YAML, without what was not written."""
+    if isinstance(section, tuple):
+        return [plain(item) for item in section]
+    return section.model_dump(mode="json", by_alias=True, exclude_none=True) if section is not None else None
+
+
+def config_map(meta: Meta, revision: str, config: str, template: Manifest) -> Manifest:
+    """Immutable memory of a revision: drift is repaired and undo is done from here, not from newer operator code."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": names.metadata(meta, names.child(meta, revision), revision),
+        "immutable": True,
+        "data": {contract.CONFIG_FILE: config, TEMPLATE_FILE: json.dumps(template, sort_keys=True)},
+    }
+
+
+def deployment(meta: Meta, spec: LLMDeploymentSpec, revision: str, template: Manifest, replicas: int) -> Manifest:
+    """The Deployment of one revision. Its template never changes; only `replicas` does."""
+    strategy: Manifest = (
+        {"type": "Recreate"}
+        if spec.rollout.strategy == "Recreate"
+        else {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    )
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": names.metadata(meta, names.child(meta, revision), revision),
+        "spec": {
+            "replicas": replicas,
+            "revisionHistoryLimit": 1,
+            "progressDeadlineSeconds": spec.rollout.progress_deadline_seconds,
+            "selector": {"matchLabels": names.selector(meta, revision)},
+            "strategy": strategy,
+            "template": template,
+        },
+    }
+
+
+def pod_template(meta: Meta, spec: LLMDeploymentSpec, revision: str, image: str) -> Manifest:
+    """The pod of a new revision: fetch, then serve, under the restricted Pod Security profile."""
+    pod = spec.pod
+    optional = {
+        "nodeSelector": pod.node_selector,
+        "tolerations": plain(pod.tolerations),
+        "affinity": plain(pod.affinity),
+        "topologySpreadConstraints": _spread(meta, spec),
+        "priorityClassName": pod.priority_class_name,
+        "runtimeClassName": pod.runtime_class_name,
+        "imagePullSecrets": plain(pod.image_pull_secrets),
+    }
+    return {
+        "metadata": {
+            "labels": {**(pod.labels or {}), **names.labels(meta, revision)},
+            **({"annotations": pod.annotations} if pod.annotations else {}),
+        },
+        "spec": {
+            "serviceAccountName": meta.name,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": spec.rollout.drain_seconds + PRE_STOP_SECONDS + GRACE_MARGIN_SECONDS,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 65532,
+                "runAsGroup": 65532,
+                "fsGroup": 65532,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "initContainers": [_fetch(image, meta)],
+            "containers": [_serve(image, spec)],
+            "volumes": _volumes(meta, spec, revision),
+            **{name: value for name, value in optional.items() if value},
+        },
+    }
+
+
+def _spread(meta: Meta, spec: LLMDeploymentSpec) -> list[Manifest] | None:
+    selector = {"labelSelector": {"matchLabels": names.selector(meta)}}
+    return [{**selector, **constraint} for constraint in plain(spec.pod.topology_spread_constraints) or []] or None
+
+
+def _container(name: str, image: str, command: tuple[str, ...], *flags: str) -> Manifest:
+    return {
+        "name": name,
+        "image": image,
+        "command": list(command),
+        "args": [contract.CONFIG_FLAG, CONFIG_PATH, *flags, contract.MODELS_FLAG, contract.MODELS_MOUNT],
+        # The last log line is a FatalReport: it reaches the pod's status without a path to agree on.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+
+
+def _fetch(image: str, meta: Meta) -> Manifest:
+    return _container("fetch", image, contract.FETCH_COMMAND) | {
+        "env": [_home(), *(_credential(meta, name) for name in _CREDENTIALS)],
+        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}},
+        "volumeMounts": [
+            {"name": "config", "mountPath": contract.CONFIG_MOUNT, "readOnly": True},
+            {"name": "registry", "mountPath": REGISTRY_MOUNT, "readOnly": True},
+            {"name": "models", "mountPath": contract.MODELS_MOUNT},
+            {"name": "tmp", "mountPath": contract.SCRATCH_MOUNT},
+        ],
+    }
+
+
+_CREDENTIALS = (
+    contract.ENV_MLFLOW_USERNAME,
+    contract.ENV_MLFLOW_PASSWORD,
+    contract.ENV_MLFLOW_TOKEN,
+    contract.ENV_MLFLOW_WORKSPACE,
+    contract.ENV_MLFLOW_CA_FILE,
+)
+
+
+def _home() -> Manifest:
+    return {"name": "HOME", "value": contract.SCRATCH_MOUNT}
+
+
+def _credential(meta: Meta, name: str) -> Manifest:
+    # Optional and always present, so that credentials may come and go without new pods.
+    reference = {"name": names.registry_secret(meta), "key": name, "optional": True}
+    return {"name": name, "valueFrom": {"secretKeyRef": reference}}
+
+
+def _serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
+    return _container("runtime", image, contract.SERVE_COMMAND, contract.KEYS_FLAG, KEYS_PATH) | {
+        "env": [_home(), *(plain(spec.pod.env) or [])],
+        "ports": [{"name": "http", "containerPort": contract.PORT, "protocol": "TCP"}],
+        **({"resources": plain(spec.resources)} if spec.resources else {}),
+        "startupProbe": _probe(contract.LIVE_PATH, period_seconds=2, failures=_startup_failures(spec)),
+        "livenessProbe": _probe(contract.LIVE_PATH, period_seconds=10, failures=6),
+        "readinessProbe": _probe(contract.READY_PATH, period_seconds=2, failures=2),
+        "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
+        "volumeMounts": [
+            {"name": "config", "mountPath": contract.CONFIG_MOUNT, "readOnly": True},
+            {"name": "keys", "mountPath": contract.KEYS_MOUNT, "readOnly": True},
+            {"name": "models", "mountPath": contract.MODELS_MOUNT},
+            {"name": "tmp", "mountPath": contract.SCRATCH_MOUNT},
+        ],
+    }
+
+
+def _startup_failures(spec: LLMDeploymentSpec) -> int:
+    return max(30, spec.rollout.progress_deadline_seconds // 2)
+
+
+def _probe(path: str, *, period_seconds: int, failures: int) -> Manifest:
+    return {
+        "httpGet": {"path": path, "port": contract.PORT, "scheme": "HTTP"},
+        "periodSeconds": period_seconds,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
+
+
+def _volumes(meta: Meta, spec: LLMDeploymentSpec, revision: str) -> list[Manifest]:
+    return [
+        {"name": "config", "configMap": {"name": names.child(meta, revision)}},
+        {"name": "keys", "secret": {"secretName": names.keys_secret(meta)}},
+        {"name": "registry", "secret": {"secretName": names.registry_secret(meta), "optional": True}},
+        {"name": "models", **_models(spec)},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+
+
+def _models(spec: LLMDeploymentSpec) -> Manifest:
+    cache = spec.model_cache
+    if cache and cache.persistent_volume_claim:
+        return {"persistentVolumeClaim": {"claimName": cache.persistent_volume_claim.claim_name}}
+    limit = cache.empty_dir.size_limit if cache and cache.empty_dir else None
+    return {"emptyDir": {"sizeLimit": limit} if limit else {}}

@@ -1,0 +1,97 @@
+"""Asks each MLflow server once per interval what moved, and wakes only the LLMDeployments concerned."""
+
+import asyncio
+import logging
+import random
+from collections import defaultdict
+
+from llm_operator.cluster import ApiError, Cluster
+from llm_operator.observe import ConnectionSource
+from llm_operator.queue import Queue
+from llm_operator.registry import CachedRegistry, ModelSummary, RegistryFault, read_connection
+from llm_operator.state import Key, Manifest
+
+log = logging.getLogger(__name__)
+
+
+class Poll:
+    """The level-triggered watch on the registry: it compares what is with what each status says."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        registry: CachedRegistry,
+        connections: ConnectionSource,
+        queue: Queue[Key],
+        namespaces: tuple[str, ...],
+    ) -> None:
+        self._cluster, self._registry, self._connections = cluster, registry, connections
+        self._queue, self._namespaces = queue, namespaces or ("",)
+
+    async def run(self, interval_seconds: float) -> None:
+        """Look for ever, with jitter so that several operators do not ask in step."""
+        while True:
+            await asyncio.sleep(interval_seconds * random.uniform(0.8, 1.0))
+            try:
+                await self.look()
+            except ApiError as error:
+                log.warning("polling is late: %s", error)
+
+    async def look(self) -> None:
+        """One round over all connections that some LLMDeployment uses."""
+        by_connection: dict[str, list[Manifest]] = defaultdict(list)
+        for namespace in self._namespaces:
+            for resource in await self._cluster.list("LLMDeployment", namespace):
+                by_connection[_mlflow(resource).get("connection", "default")].append(resource)
+        await asyncio.gather(*(self._look_at(name, resources) for name, resources in by_connection.items()))
+
+    async def _look_at(self, name: str, resources: list[Manifest]) -> None:
+        try:
+            connection = read_connection(name, self._connections.current())
+            found = await self._registry.summary(connection)
+        except RegistryFault as fault:
+            for resource in resources:
+                if _reason(resource, "RegistryReachable") != fault.fault.reason:
+                    self._wake(resource)
+            return
+        for resource in resources:
+            if moved(resource, found):
+                self._registry.forget(connection, _mlflow(resource)["name"])
+                self._wake(resource)
+
+    def _wake(self, resource: Manifest) -> None:
+        meta = resource["metadata"]
+        self._queue.add(Key("LLMDeployment", meta["namespace"], meta["name"]))
+
+
+def moved(resource: Manifest, found: dict[str, ModelSummary]) -> bool:
+    """Whether the registry now says something else than the status of `resource`."""
+    asked, known = _mlflow(resource), (resource.get("status") or {}).get("model") or {}
+    if _status(resource, "RegistryReachable") == "False" or _status(resource, "ModelResolved") != "True":
+        return True
+    model = found.get(asked["name"])
+    if model is None:
+        return True
+    if asked.get("alias"):
+        return model.aliases.get(asked["alias"]) != known.get("version")
+    if asked.get("stage"):
+        return model.stages.get(asked["stage"]) != known.get("version")
+    return False
+
+
+def _mlflow(resource: Manifest) -> Manifest:
+    mlflow: Manifest = resource["spec"]["model"]["mlflow"]
+    return mlflow
+
+
+def _condition(resource: Manifest, kind: str) -> Manifest:
+    conditions = (resource.get("status") or {}).get("conditions") or []
+    return next((c for c in conditions if c["type"] == kind), {})
+
+
+def _status(resource: Manifest, kind: str) -> str:
+    return str(_condition(resource, kind).get("status", ""))
+
+
+def _reason(resource: Manifest, kind: str) -> str:
+    return str(_condition(resource, kind).get("reason", ""))

@@ -1,0 +1,57 @@
+"""/livez, /readyz and /metrics of the operator itself."""
+
+from collections.abc import Callable
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+STUCK_QUEUE_SECONDS = 300.0
+STUCK_API_SECONDS = 300.0
+
+
+class Health:
+    """Whether this process still does its work: nothing waits too long, the API server is heard, the lease is fresh."""
+
+    def __init__(
+        self,
+        oldest: Callable[[], float],
+        silence: Callable[[], float],
+        lease_age: Callable[[], float],
+        lease_limit: float,
+    ) -> None:
+        self._oldest, self._silence, self._lease_age, self._lease_limit = oldest, silence, lease_age, lease_limit
+
+    def faults(self) -> list[str]:
+        """What is stuck; empty when all is well."""
+        found = []
+        if self._oldest() > STUCK_QUEUE_SECONDS:
+            found.append(f"a key has been in the queue or in work for {self._oldest():.0f} s")
+        if self._silence() > STUCK_API_SECONDS:
+            found.append(f"the API server was last heard {self._silence():.0f} s ago")
+        if self._lease_age() > self._lease_limit:
+            found.append(f"the lease was last renewed {self._lease_age():.0f} s ago")
+        return found
+
+
+async def serve(health: Health, host: str | None, port: int, refresh: Callable[[], None]) -> web.AppRunner:
+    """Start answering on `host` (None: all addresses); `refresh` brings gauges up to date before a scrape."""
+
+    async def live(_: web.Request) -> web.Response:
+        faults = health.faults()
+        return web.json_response(
+            {"status": "stuck" if faults else "ok", "faults": faults}, status=500 if faults else 200
+        )
+
+    async def ready(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def scrape(_: web.Request) -> web.Response:
+        refresh()
+        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.add_routes([web.get("/livez", live), web.get("/readyz", ready), web.get("/metrics", scrape)])
+    runner = web.AppRunner(app, handle_signals=False, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, host=host, port=port).start()
+    return runner

@@ -1,0 +1,125 @@
+"""One ApiKey: issue its key once, keep its Secret, tell its deployments."""
+
+import secrets
+import string
+
+from llm_operator import observe
+from llm_operator.cluster import Conflict
+from llm_operator.observe import Outside
+from llm_operator.plans import apikeys, keys, names
+from llm_operator.plans.reasons import Reason
+from llm_operator.reconcile.result import Done, Pace
+from llm_operator.reconcile.status import report, stamp, tell
+from llm_operator.state import Fault, Key, Manifest, ObservedKey, Occurrence
+from llm_runtime.contract import KEY_SECRET_LENGTH, format_key, key_id_of
+
+_BASE62 = string.ascii_letters + string.digits
+_ID_LENGTH = 10
+
+
+async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
+    """Make sure that the key exists exactly once and that every deployment that it opens knows it."""
+    resource = await outside.cluster.get(key.kind, key.namespace, key.name)
+    if resource is None or "deletionTimestamp" in resource["metadata"]:
+        return Done(wake=await _everyone(outside, key.namespace), gone=True)
+    observed = await observe.api_key(outside, resource)
+    name = apikeys.secret_name(observed.meta, observed.spec)
+    secret, issued, happened = await _ensure(outside, observed, name)
+    fault = _taken(observed, name) if secret is None else None
+    value = keys.decode(secret, keys.API_KEY_FIELD) if secret else None
+    status = apikeys.status(observed, name, key_id_of(value) if value else None, issued, fault)
+    if fault is not None and not any(c.reason == fault.reason for c in observed.status.conditions):
+        happened = (*happened, Occurrence("Warning", fault.reason, fault.message))
+    await tell(outside.cluster, observed.meta, happened, stamp(observed.now))
+    await report(outside.cluster, resource, observed.meta, status)
+    # Every change of the specification changes the status, if only its observedGeneration.
+    changed = status != observed.status
+    return Done(_next_look(observed, pace), _concerned(observed, status.deployments or ()) if changed else ())
+
+
+async def _ensure(
+    outside: Outside, observed: ObservedKey, name: str
+) -> tuple[Manifest | None, str | None, tuple[Occurrence, ...]]:
+    """The Secret with the key (None: the name is somebody else's), when it was issued, and what to tell."""
+    meta, status = observed.meta, observed.status
+    if observed.secret is not None:
+        mine = names.owned(observed.secret, meta)
+        if mine and key_id_of(keys.decode(observed.secret, keys.API_KEY_FIELD) or ""):
+            await _leave_old(outside, observed, name)
+            return observed.secret, status.issued_at or observed.secret["metadata"].get("creationTimestamp"), ()
+        if not mine:
+            return None, None, ()
+        # Ours but emptied by hand: it can't be told from a deleted one.
+        await outside.cluster.delete("Secret", meta.namespace, name, observed.secret["metadata"]["uid"])
+    moved = await _moved(outside, observed, name)
+    # Create-only: of two writers, or of a crash and its repetition, one key wins and the other is never used.
+    try:
+        secret = await outside.cluster.create(keys.issued_secret(meta, name, moved or _new_key()))
+    except Conflict:
+        secret = await outside.cluster.get("Secret", meta.namespace, name) or {}
+        return (secret if names.owned(secret, meta) else None), stamp(observed.now), ()
+    if moved:
+        await _leave_old(outside, observed, name)
+        return secret, status.issued_at, (Occurrence("Normal", "KeyMoved", f"the key is in Secret {name} now"),)
+    return secret, stamp(observed.now), (_issued(observed, name),)
+
+
+def _issued(observed: ObservedKey, name: str) -> Occurrence:
+    if observed.status.prefix is None:
+        return Occurrence("Normal", "KeyIssued", f"Secret {name} holds the key under {keys.API_KEY_FIELD}")
+    return Occurrence(
+        "Warning",
+        "KeyReissued",
+        f"Secret {name} was deleted: it holds a new key now and {observed.status.prefix}… is void",
+    )
+
+
+async def _moved(outside: Outside, observed: ObservedKey, name: str) -> str | None:
+    """The key from the Secret that the status names, when spec.secretName has changed since."""
+    before = observed.status.secret_name
+    if before is None or before == name:
+        return None
+    secret = await outside.cluster.get("Secret", observed.meta.namespace, before)
+    return keys.decode(secret, keys.API_KEY_FIELD) if secret and names.owned(secret, observed.meta) else None
+
+
+async def _leave_old(outside: Outside, observed: ObservedKey, name: str) -> None:
+    before = observed.status.secret_name
+    if before is None or before == name:
+        return
+    secret = await outside.cluster.get("Secret", observed.meta.namespace, before)
+    if secret is not None and names.owned(secret, observed.meta):
+        await outside.cluster.delete("Secret", observed.meta.namespace, before, secret["metadata"]["uid"])
+
+
+def _new_key() -> str:
+    def base62(length: int) -> str:
+        return "".join(secrets.choice(_BASE62) for _ in range(length))
+
+    return format_key(base62(_ID_LENGTH), base62(KEY_SECRET_LENGTH))
+
+
+def _taken(observed: ObservedKey, name: str) -> Fault:
+    return Fault(
+        Reason.SecretNameTaken,
+        f"Secret {name} exists and is not this ApiKey's: write another spec.secretName, or delete that Secret",
+        terminal=True,
+    )
+
+
+def _next_look(observed: ObservedKey, pace: Pace) -> float:
+    expires = observed.spec.expires_at
+    left = (expires - observed.now).total_seconds() if expires else pace.verify_seconds
+    return min(pace.verify_seconds, max(1.0, left)) if left > 0 else pace.verify_seconds
+
+
+def _concerned(observed: ObservedKey, matched: tuple[str, ...]) -> tuple[Key, ...]:
+    """Deployments that take the key, and those that took it before."""
+    before = observed.status.deployments or ()
+    here = {d.name for d in observed.deployments}
+    return tuple(Key("LLMDeployment", observed.meta.namespace, name) for name in sorted({*matched, *before} & here))
+
+
+async def _everyone(outside: Outside, namespace: str) -> tuple[Key, ...]:
+    """A deleted key tells no more whom it opened: every deployment of the namespace looks."""
+    return tuple(observe.meta_of(item).key for item in await outside.cluster.list("LLMDeployment", namespace))

@@ -1,0 +1,182 @@
+"""One LLMDeployment: observe → plan → apply → report."""
+
+import asyncio
+
+from pydantic import ValidationError
+
+from llm_operator import observe, plans
+from llm_operator.cluster import Cluster, NotFound, Refused
+from llm_operator.crds import LLMDeploymentStatus
+from llm_operator.observe import Outside
+from llm_operator.plans import conditions, faults, names
+from llm_operator.plans.reasons import Reason
+from llm_operator.reconcile.result import Done, Pace, Retry
+from llm_operator.reconcile.status import report, stamp, tell
+from llm_operator.state import Fault, Key, Manifest, Meta, Observed, Occurrence, Plan
+
+MOUNT_LOOK_SECONDS = 5.0
+
+
+async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
+    """Bring one LLMDeployment's children to what its specification, as resolved, asks for."""
+    resource = await outside.cluster.get(key.kind, key.namespace, key.name)
+    if resource is None:
+        return Done(wake=await _all_keys(outside.cluster, key.namespace), gone=True)
+    if "deletionTimestamp" in resource["metadata"]:
+        # Garbage collection follows the owner references; creating anew here would never end.
+        return Done(gone=True)
+    resource = await _greet(outside, resource)
+    try:
+        observed = await observe.deployment(outside, resource)
+    except ValidationError as error:
+        return await _refuse(outside, resource, error, pace)
+    plan = plans.deployment(observed, settle_seconds=pace.settle_seconds, now=outside.clock())
+    fault = await _apply(outside, observed, plan)
+    await _nudge(outside.cluster, observed, plan)
+    await _report(outside, resource, observed, plan, fault)
+    if fault is not None and not fault.terminal:
+        raise Retry(fault.message)
+    check = (Key("SecretCheck", key.namespace, key.name), pace.verify_seconds)
+    return Done(_next_look(observed, plan, fault, pace), _late_keys(observed), later=(check,))
+
+
+async def check_secrets(key: Key, outside: Outside, pace: Pace) -> Done:
+    """Have the Secrets of an LLMDeployment changed since they were written? They are not watched, so one GET asks."""
+    meta = Meta("LLMDeployment", key.namespace, key.name, "", 0)
+    for name in (names.keys_secret(meta), names.registry_secret(meta)):
+        known = outside.secrets.get((key.namespace, name))
+        live = await outside.cluster.get("Secret", key.namespace, name) if known else None
+        if known and (live or {}).get("metadata", {}).get("resourceVersion") != known:
+            outside.secrets.pop((key.namespace, name), None)
+            return Done(wake=(meta.key,), gone=True)
+    return Done(pace.verify_seconds)
+
+
+async def _greet(outside: Outside, resource: Manifest) -> Manifest:
+    """Say Unknown before anything slow: kstatus takes a resource without Ready for finished."""
+    status = resource.get("status") or {}
+    if status.get("observedGeneration") is not None:
+        return resource
+    meta = observe.meta_of(resource)
+    first = LLMDeploymentStatus(
+        observed_generation=meta.generation, conditions=conditions.first(meta.generation, outside.clock())
+    )
+    kept = {name: value for name, value in status.items() if name not in ("conditions", "observedGeneration")}
+    merged = LLMDeploymentStatus.model_validate(kept | first.model_dump(mode="json", by_alias=True, exclude_none=True))
+    await report(outside.cluster, resource, meta, merged)
+    return {**resource, "status": merged.model_dump(mode="json", by_alias=True, exclude_none=True)}
+
+
+async def _refuse(outside: Outside, resource: Manifest, error: ValidationError, pace: Pace) -> Done:
+    meta = observe.meta_of(resource)
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    message = f"spec.{where}: {fault['msg']}; what runs is left as it is"
+    before = LLMDeploymentStatus.model_validate(resource.get("status") or {})
+    told = conditions.invalid(before.conditions, message, meta.generation, outside.clock())
+    status = before.model_copy(update={"conditions": told, "observed_generation": meta.generation})
+    if before.conditions != told:
+        happened = (Occurrence("Warning", Reason.InvalidSpec, message),)
+        await tell(outside.cluster, meta, happened, stamp(outside.clock()))
+    await report(outside.cluster, resource, meta, status)
+    return Done(pace.verify_seconds)
+
+
+async def _apply(outside: Outside, observed: Observed, plan: Plan) -> Fault | None:
+    """Apply everything, then prune. Returns the first fault; the rest is applied all the same."""
+    cluster, found = outside.cluster, list[Fault]()
+    for manifest in plan.objects:
+        try:
+            await _put(outside, observed, manifest)
+        except _NameTaken as error:
+            found.append(Fault(Reason.NameTaken, str(error), terminal=True))
+        except Refused as error:
+            what = f"{manifest['kind']} {manifest['metadata']['name']}"
+            found.append(Fault(Reason.ApplyFailed, f"{what} was refused: {error}"))
+    if found:
+        # A half-applied plan prunes nothing: what is not wanted may still be what serves.
+        return min(found, key=lambda fault: not fault.terminal)
+    for child in plan.delete:
+        meta = child["metadata"]
+        await cluster.delete(child["kind"], meta["namespace"], meta["name"], meta["uid"])
+    await _forget_credentials(outside, observed.meta, plan)
+    return None
+
+
+class _NameTaken(Exception):
+    """A child's name belongs to an object that is not ours."""
+
+
+async def _put(outside: Outside, observed: Observed, manifest: Manifest) -> None:
+    """Apply one object, unless its name is somebody else's. Force takes fields from people, never objects."""
+    cluster, kind, meta = outside.cluster, manifest["kind"], manifest["metadata"]
+    live = next(
+        (c for c in observed.children if c["kind"] == kind and c["metadata"]["name"] == meta["name"]), None
+    ) or await cluster.get(kind, meta["namespace"], meta["name"])
+    if live is not None and not names.owned(live, observed.meta):
+        raise _NameTaken(
+            f"{kind} {meta['name']} exists and belongs to somebody else: rename or delete it "
+            f"(kubectl -n {meta['namespace']} get {kind.lower()} {meta['name']} -o yaml), or rename this LLMDeployment"
+        )
+    if live is not None and manifest.get("immutable") and live.get("data") != manifest["data"]:
+        await cluster.delete(kind, meta["namespace"], meta["name"], live["metadata"]["uid"])
+    elif live is not None:
+        # With the uid an update never brings back what was deleted since it was read: that is a Conflict.
+        manifest = {**manifest, "metadata": {**meta, "uid": live["metadata"]["uid"]}}
+    live = await cluster.apply(manifest)
+    if kind == "Secret":
+        outside.secrets[meta["namespace"], meta["name"]] = live["metadata"]["resourceVersion"]
+
+
+async def _forget_credentials(outside: Outside, meta: Meta, plan: Plan) -> None:
+    name = names.registry_secret(meta)
+    if any(o["kind"] == "Secret" and o["metadata"]["name"] == name for o in plan.objects):
+        return
+    outside.secrets.pop((meta.namespace, name), None)
+    secret = await outside.cluster.get("Secret", meta.namespace, name)
+    if secret is not None and names.owned(secret, meta):
+        await outside.cluster.delete("Secret", meta.namespace, name, secret["metadata"]["uid"])
+
+
+async def _nudge(cluster: Cluster, observed: Observed, plan: Plan) -> None:
+    """A pod whose annotations change gets its Secret volumes refreshed at once, not within the kubelet's minute."""
+
+    async def touch(pod: str, digest: str) -> None:
+        change = {"metadata": {"annotations": {names.KEYS_ANNOTATION: digest}}}
+        try:
+            await cluster.patch("Pod", observed.meta.namespace, pod, change)
+        except NotFound:
+            return
+
+    await asyncio.gather(*(touch(pod, digest) for pod, digest in plan.nudge))
+
+
+async def _report(outside: Outside, resource: Manifest, observed: Observed, plan: Plan, fault: Fault | None) -> None:
+    now = outside.clock()
+    happened = plan.occurrences
+    if fault is not None:
+        before = next((c for c in observed.status.conditions if c.type == "Applied"), None)
+        known = before is not None and (before.reason, before.message) == (fault.reason, fault.message)
+        happened = () if known else (Occurrence("Warning", fault.reason, fault.message),)
+    await tell(outside.cluster, observed.meta, happened, stamp(now))
+    await report(outside.cluster, resource, observed.meta, plans.after_apply(plan, observed, fault, now))
+
+
+def _next_look(observed: Observed, plan: Plan, fault: Fault | None, pace: Pace) -> float | None:
+    looks = [] if plan.requeue_seconds is None else [plan.requeue_seconds]
+    if fault is not None:
+        # Nobody tells us when somebody else's object goes away.
+        looks.append(pace.verify_seconds)
+    if any(faults.waits_for_mounts(pod) for each in observed.revisions.values() for pod in each.pods):
+        looks.append(MOUNT_LOOK_SECONDS)
+    return min(looks, default=None)
+
+
+async def _all_keys(cluster: Cluster, namespace: str) -> tuple[Key, ...]:
+    """Their status names this deployment; it is gone now."""
+    return tuple(observe.meta_of(item).key for item in await cluster.list("ApiKey", namespace))
+
+
+def _late_keys(observed: Observed) -> tuple[Key, ...]:
+    """ApiKeys that open this deployment but do not say so yet: it may be newer than they are."""
+    return tuple(key.meta.key for key in observed.keys if observed.meta.name not in (key.status.deployments or ()))

@@ -1,0 +1,126 @@
+"""The operator's own configuration: one YAML file, checked at the start, connections read again when it changes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+
+class SettingsError(Exception):
+    """The configuration can't be used; the message names the file and the field."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+
+class ConnectionSettings(_Section):
+    """An MLflow server that LLMDeployments name by its key."""
+
+    tracking_uri: Annotated[str, Field(pattern=r"^https?://")]
+    """Where the operator and the pods reach the server."""
+    workspace: str = ""
+    """MLflow workspace; empty: the server's default one."""
+    ca_file: Path | None = None
+    """Certificate authority of the server, PEM; a file that is not there counts as none."""
+    credentials_folder: Path | None = None
+    """Files username and password, or token: a mounted Secret, read at every use so that it may rotate."""
+
+
+class LeaseSettings(_Section):
+    """Which of several operators works. Durations as in client-go's leader election."""
+
+    name: str = "llm-operator"
+    """The Lease's name."""
+    namespace: str = "llm-operator"
+    """Its namespace: the operator's own."""
+    duration_seconds: Annotated[float, Field(gt=0)] = 15
+    """A leader that was not seen to renew for so long is replaced."""
+    renew_deadline_seconds: Annotated[float, Field(gt=0)] = 10
+    """A leader that could not renew for so long ends."""
+    retry_seconds: Annotated[float, Field(gt=0)] = 2
+    """How often the leader renews and the others look."""
+
+
+class Settings(_Section):
+    """Everything that the platform team decides once for all LLMDeployments."""
+
+    runtime_image: str
+    """Image of the pods that serve: new revisions take it, running ones keep theirs."""
+    watch_namespaces: tuple[str, ...] = ()
+    """Empty: the whole cluster."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 8
+    """Objects that are reconciled at the same time."""
+    poll_seconds: Annotated[float, Field(gt=0)] = 30
+    """How often each MLflow server is asked for moved aliases."""
+    resync_seconds: Annotated[float, Field(gt=0)] = 600
+    """How often everything is looked at, whether or not something happened (± 20 %)."""
+    verify_seconds: Annotated[float, Field(gt=0)] = 60
+    """How often key Secrets are looked at: they are not watched, so that the operator can't list Secrets."""
+    settle_seconds: Annotated[float, Field(ge=0)] = 5
+    """How long old pods stay after the Service has turned to the new ones."""
+    log_format: Literal["json", "console"] = "json"
+    """How to log."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """From which level on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Probes and metrics."""
+    lease: LeaseSettings = LeaseSettings()
+    """Leader election."""
+    connections: dict[str, ConnectionSettings] = Field(default_factory=dict)
+    """MLflow servers by name; an LLMDeployment that names none means `default`. Read again when the file changes."""
+
+
+def load(path: Path) -> Settings:
+    """Read and check the configuration file. Raises SettingsError."""
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+        return Settings.model_validate(content)
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: {error.strerror}: write a configuration file and name it with --config"
+        ) from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {error}") from error
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(path, fault) for fault in error.errors())) from error
+
+
+def _explain(path: Path, fault: object) -> str:
+    assert isinstance(fault, dict)
+    where = ".".join(str(part) for part in fault["loc"]) or "the file"
+    known = ", ".join(sorted(to_camel(name) for name in Settings.model_fields))
+    hint = f"; the keys at the top are {known}" if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1 else ""
+    return f"{path}: {where}: {fault['msg']}{hint}"
+
+
+class Connections:
+    """The connections of the configuration file, as it is now."""
+
+    def __init__(self, path: Path, settings: Settings, warn: Callable[[str], None]) -> None:
+        self._path, self._known, self._warn = path, settings.connections, warn
+        self._stamp = _stamp(path)
+
+    def current(self) -> dict[str, ConnectionSettings]:
+        """Read the file again when it has changed; a broken file leaves the last good connections in force."""
+        stamp = _stamp(self._path)
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._known = load(self._path).connections
+            except SettingsError as error:
+                self._warn(f"connections are kept as they were: {error}")
+        return self._known
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino

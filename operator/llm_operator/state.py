@@ -1,0 +1,174 @@
+"""The nouns that observing, planning and applying hand to each other."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from llm_operator.crds import ApiKeySpec, ApiKeyStatus, LLMDeploymentSpec, LLMDeploymentStatus
+
+Manifest = dict[str, Any]
+"""A Kubernetes object as JSON."""
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """Which custom resource to look at: all that an event tells."""
+
+    kind: str
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Meta:
+    """Who a custom resource is."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    labels: dict[str, str] = field(default_factory=dict)
+    deleting: bool = False
+
+    @property
+    def key(self) -> Key:
+        return Key(self.kind, self.namespace, self.name)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that keeps the wanted state away. `terminal`: it will not pass by itself."""
+
+    reason: str
+    message: str
+    terminal: bool = False
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version of a registered model, as the registry knows it."""
+
+    name: str
+    version: str
+    source: str = ""
+    run_id: str = ""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """One MLflow server, with the credentials as they are now."""
+
+    name: str
+    tracking_uri: str
+    workspace: str = ""
+    username: str = ""
+    password: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+    ca: str = ""
+    """PEM text of the certificate authority."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What became of the model reference: a version, a fault, or both when the last known version is kept."""
+
+    model: ModelVersion | None
+    fault: Fault | None = None
+
+    @property
+    def last_known(self) -> bool:
+        return self.model is not None and self.fault is not None
+
+
+@dataclass(frozen=True)
+class RevisionChildren:
+    """What there is of one revision in the cluster."""
+
+    revision: str
+    deployment: Manifest | None
+    config: Manifest | None
+    pods: tuple[Manifest, ...] = ()
+
+    @property
+    def ready(self) -> int:
+        """Ready pods of the Deployment; 0 while its status is older than its specification."""
+        status = (self.deployment or {}).get("status", {})
+        generation = (self.deployment or {}).get("metadata", {}).get("generation")
+        return int(status.get("readyReplicas") or 0) if status.get("observedGeneration") == generation else 0
+
+    @property
+    def wanted(self) -> int:
+        return int((self.deployment or {}).get("spec", {}).get("replicas") or 0)
+
+    @property
+    def replicas(self) -> int:
+        return int((self.deployment or {}).get("status", {}).get("replicas") or 0)
+
+
+@dataclass(frozen=True)
+class HeldKey:
+    """An ApiKey together with the digest of its key for one deployment."""
+
+    key_id: str
+    digest: str
+    meta: Meta
+    spec: ApiKeySpec
+    status: ApiKeyStatus = field(default_factory=ApiKeyStatus)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything that a plan for one LLMDeployment is made from."""
+
+    meta: Meta
+    spec: LLMDeploymentSpec
+    status: LLMDeploymentStatus
+    resolution: Resolution
+    connection: Connection | None
+    revisions: dict[str, RevisionChildren]
+    children: tuple[Manifest, ...]
+    """All objects that this LLMDeployment owns, Secrets excepted."""
+    keys: tuple[HeldKey, ...]
+    image: str
+    """The runtime image for revisions made from now on."""
+    faults: dict[str, Fault] = field(default_factory=dict)
+    """By revision: what keeps its pods from getting ready."""
+    service_monitors: bool = False
+    """Whether the cluster knows ServiceMonitors."""
+    autoscaler: Manifest | None = None
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """A change of state that becomes a Kubernetes Event."""
+
+    type: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What should be: objects to apply, objects to delete, the status, what to tell, when to look again."""
+
+    objects: tuple[Manifest, ...]
+    delete: tuple[Manifest, ...]
+    status: LLMDeploymentStatus
+    occurrences: tuple[Occurrence, ...] = ()
+    nudge: tuple[tuple[str, str], ...] = ()
+    """Pods (name, digest) whose kubelet should read the key Secret again at once."""
+    requeue_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class ObservedKey:
+    """Everything that a plan for one ApiKey is made from."""
+
+    meta: Meta
+    spec: ApiKeySpec
+    status: ApiKeyStatus
+    secret: Manifest | None
+    deployments: tuple[Meta, ...]
+    """All LLMDeployments of the namespace."""
+    now: datetime

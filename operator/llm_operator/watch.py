@@ -1,0 +1,109 @@
+"""The only file that imports kopf: it turns events into keys. What an event said is forgotten."""
+
+import asyncio
+import random
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import kopf
+
+from llm_operator.cluster import KINDS, in_cluster
+from llm_operator.crds import API_VERSION
+from llm_operator.plans.names import DEPLOYMENT_LABEL, MANAGED_SELECTOR
+from llm_operator.state import Key
+
+OWN = ("LLMDeployment", "ApiKey")
+CHILDREN = (
+    "Deployment", "ConfigMap", "Service", "ServiceAccount", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Pod",
+)  # fmt: skip
+
+
+class Backoffs:
+    """Waits between attempts to reach the API server, without an end: an outage must not end the operator."""
+
+    def __iter__(self) -> Iterator[float]:
+        for seconds in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0):
+            yield seconds * random.uniform(1.0, 1.25)
+        while True:
+            yield 30.0 * random.uniform(0.75, 1.0)
+
+
+async def watch(add: Callable[[Key], None], namespaces: tuple[str, ...]) -> None:
+    """Watch until cancelled or a fault; `add` gets the key of whatever changed.
+
+    In a thread with a loop of its own: at its end kopf cancels every task of its loop, ours among them.
+    """
+    stop, loop = threading.Event(), asyncio.get_running_loop()
+
+    def run() -> None:
+        kopf.run(
+            registry=_registry(lambda key: loop.call_soon_threadsafe(add, key)),
+            settings=_settings(),
+            stop_flag=stop,
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+        )
+
+    try:
+        await asyncio.to_thread(run)
+    finally:
+        stop.set()
+    raise RuntimeError("the watches ended by themselves")
+
+
+def _registry(add: Callable[[Key], object]) -> kopf.OperatorRegistry:
+    registry = kopf.OperatorRegistry()
+
+    async def own(body: kopf.Body, **_: Any) -> None:
+        add(Key(body["kind"], body["metadata"]["namespace"], body["metadata"]["name"]))
+
+    async def child(body: kopf.Body, **_: Any) -> None:
+        name = (body["metadata"].get("labels") or {}).get(DEPLOYMENT_LABEL)
+        if name:
+            add(Key("LLMDeployment", body["metadata"]["namespace"], name))
+            return
+        for reference in body["metadata"].get("ownerReferences") or []:
+            # The label was edited away; the owner reference still tells.
+            if reference.get("apiVersion") == API_VERSION:
+                add(Key(reference["kind"], body["metadata"]["namespace"], reference["name"]))
+
+    async def login(logger: Any, settings: kopf.OperatorSettings, **_: Any) -> kopf.ConnectionInfo | None:
+        if in_cluster():
+            return kopf.login_with_service_account(settings=settings)
+        # The official client's reading: kopf's own knows no tokenFile and would go on without any identity.
+        return kopf.login_via_client(logger=logger, settings=settings)
+
+    kopf.on.login(registry=registry)(login)
+    for kind in OWN:
+        kopf.on.event(*_resource(kind), id=kind, registry=registry)(own)
+    for kind in CHILDREN:
+        kopf.on.event(*_resource(kind), id=kind, registry=registry)(child)
+    return registry
+
+
+def _resource(kind: str) -> tuple[str, str, str]:
+    version, plural = KINDS[kind]
+    group, _, number = version.rpartition("/")
+    return group, number, plural
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.peering.standalone = True
+    settings.posting.enabled = False
+    # Everything that is watched is known: no permission to list CRDs or namespaces is needed.
+    settings.scanning.disabled = True
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 5
+    settings.networking.error_backoffs = Backoffs()
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 330
+    settings.watching.inactivity_timeout = 70
+    settings.watching.chunk_size = 500
+    for kind in CHILDREN:
+        group, version, plural = _resource(kind)
+        # On the server: a handler's own labels would filter here, after every pod of the cluster had been sent.
+        settings.watching.label_selectors[f"{group}/{version}/{plural}".lstrip("/")] = MANAGED_SELECTOR
+    return settings

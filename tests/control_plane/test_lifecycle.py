@@ -1,0 +1,176 @@
+"""Scaling, suspending, deleting, restarting, standing by; and quiet when there is nothing to do."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from devstack.cluster import Cluster
+from operator_fixtures import (
+    Api,
+    Json,
+    Models,
+    Operator,
+    Place,
+    account,
+    api,
+    eventually,
+    kubelet,
+    models,
+    operator,
+    place,
+    settings,
+)
+
+pytestmark = pytest.mark.control_plane
+__all__ = ["account", "api", "kubelet", "models", "operator", "place"]
+KINDS = ("LLMDeployment", "ApiKey", "Deployment", "ConfigMap", "Service", "Secret", "ServiceAccount", "Pod",
+         "PodDisruptionBudget", "HorizontalPodAutoscaler", "Event")  # fmt: skip
+
+
+def versions(place: Place) -> dict[str, str]:
+    """resourceVersions of everything in the namespace."""
+    return {
+        f"{kind}/{item['metadata']['name']}": item["metadata"]["resourceVersion"]
+        for kind in KINDS
+        for item in place.api.list(kind, place.name)
+        # The built-in autoscaler writes to its own objects for ever, with or without us.
+        if kind != "HorizontalPodAutoscaler"
+    }
+
+
+def test_nothing_is_written_when_nothing_changed(place: Place, operator: Operator) -> None:
+    place.model()
+    place.deploy(replicas=2)
+    place.key(deployments=["bot"])
+    place.ready()
+    eventually(lambda: place.condition("Ready", "team", "ApiKey")["status"] == "True")
+
+    def quiet() -> bool:
+        before = versions(place)
+        time.sleep(2.5)
+        return versions(place) == before
+
+    eventually(quiet, 30)
+
+
+def test_kubectl_scale_and_the_autoscaler_work_on_the_scale_subresource(place: Place, cluster: Cluster) -> None:
+    place.model()
+    place.deploy()
+    place.ready()
+    cluster.kubectl("scale", "llmd", "bot", "--replicas=3", "-n", place.name)
+    eventually(lambda: place.ready()["readyReplicas"] == 3)
+    place.deploy(autoscaling={"maxReplicas": 5, "metrics": [{"type": "QueueDepth", "target": 4}]})
+    hpa = eventually(lambda: place.get("HorizontalPodAutoscaler", "bot"))
+    assert hpa["spec"]["scaleTargetRef"]["kind"] == "LLMDeployment"
+    assert hpa["spec"]["metrics"][0]["pods"]["metric"]["name"] == "llm_requests_waiting"
+    eventually(lambda: place.condition("AutoscalingActive")["status"] in ("True", "False"), 40)
+    place.deploy()
+    eventually(lambda: place.get("HorizontalPodAutoscaler", "bot") is None)
+
+
+def test_suspend_stops_all_pods_and_resuming_brings_back_the_same_revision(place: Place) -> None:
+    place.model()
+    place.deploy()
+    revision = place.ready()["stable"]["revision"]
+    place.deploy(suspend=True)
+    eventually(lambda: place.condition("Ready")["reason"] == "Suspended")
+    eventually(lambda: place.api.list("Pod", place.name) == [])
+    assert place.get("Service", "bot")
+    place.deploy(suspend=False)
+    assert place.ready()["stable"]["revision"] == revision
+
+
+def test_kubectl_wait_and_get_read_well(place: Place, cluster: Cluster) -> None:
+    place.model()
+    place.deploy()
+    cluster.kubectl("wait", "llmd/bot", "--for=condition=Ready", "--timeout=30s", "-n", place.name)
+    header, row = cluster.kubectl("get", "llmds", "-n", place.name).splitlines()
+    assert header.split() == ["NAME", "READY", "REASON", "MODEL", "VERSION", "REVISION", "PODS", "DESIRED", "AGE"]
+    assert row.split()[1:3] == ["True", "Serving"]
+
+
+def test_ready_is_unknown_from_the_first_moment(place: Place) -> None:
+    place.model()
+    place.kubelet.fate[place.name, "1"] = {}
+    place.deploy()
+    ready = eventually(lambda: place.condition("Ready"))
+    assert ready["status"] == "Unknown"
+    assert place.status()["observedGeneration"] == 1
+
+
+@pytest.fixture
+def other(api: Api, account: Path, models: Models, tmp_path: Path) -> Operator:
+    """A second operator on the same lease, not started."""
+    return Operator(tmp_path, account, settings(models), "other")
+
+
+def test_a_stand_by_takes_over_when_the_leader_is_killed_and_no_pod_is_touched(
+    place: Place, operator: Operator, other: Operator
+) -> None:
+    model = place.model()
+    place.deploy()
+    place.ready()
+    pods = [pod["metadata"]["uid"] for pod in place.api.list("Pod", place.name)]
+    other.settings["runtimeImage"] = "example.com/llm-runtime:2"
+    other.write()
+    other.start()
+    operator.stop(signal.SIGKILL)
+    try:
+        killed = time.monotonic()
+        eventually(lambda: "holding lease" in other.log.read_text())
+        print(f"take-over: {time.monotonic() - killed:.1f} s")
+        time.sleep(1)
+        assert [pod["metadata"]["uid"] for pod in place.api.list("Pod", place.name)] == pods
+        assert place.ready()["stable"]["image"] == "example.com/llm-runtime:1"
+        place.models.promote(model, 2)
+        assert place.ready(version="2")["stable"]["image"] == "example.com/llm-runtime:2"
+    finally:
+        operator.start()
+        assert other.stop() == 0
+
+
+def test_deletion_leaves_nothing_although_the_operator_is_down(place: Place, operator: Operator) -> None:
+    place.model()
+    place.deploy()
+    place.key(deployments=["bot"])
+    place.ready()
+    assert operator.stop() == 0
+    try:
+        place.api.delete("LLMDeployment", place.name, "bot")
+        place.api.delete("ApiKey", place.name, "team")
+
+        def left() -> list[str]:
+            kinds = ("LLMDeployment", "ApiKey", "Deployment", "Service", "Secret", "PodDisruptionBudget", "Pod")
+            return [item["metadata"]["name"] for kind in kinds for item in place.api.list(kind, place.name)]
+
+        eventually(lambda: not left(), 30)
+    finally:
+        operator.start()
+
+
+def test_foreground_deletion_ends_while_the_operator_runs(place: Place) -> None:
+    place.model()
+    place.deploy()
+    place.ready()
+    place.api.delete("LLMDeployment", place.name, "bot", propagationPolicy="Foreground")
+    eventually(lambda: place.get("LLMDeployment", "bot") is None, 30)
+    time.sleep(1)
+    assert place.api.list("Deployment", place.name) == []
+
+
+def test_a_misspelt_setting_ends_the_start_with_its_name(tmp_path: Path, models: Models, account: Path) -> None:
+    wrong: Json = {**settings(models), "pollSecond": 1}
+    misconfigured = Operator(tmp_path, account, wrong)
+    command = ["python", "-m", "llm_operator", "--config", str(misconfigured.config)]
+    from operator_fixtures import ROOT
+
+    environment = {"PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'runtime'}", "PATH": str(ROOT / ".venv" / "bin")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert "pollSecond" in done.stderr
+    assert "pollSeconds" in done.stderr
