@@ -34,6 +34,7 @@ def main() -> None:
     """Parse the command line, run the story, leave nothing behind."""
     arguments = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    os.environ["TQDM_DISABLE"] = "1"  # Bars of libraries would tear the demo's own lines.
     started = time.monotonic()
     stack = Stack(ROOT / ".demo", provider=arguments.provider, context=arguments.context)
     try:
@@ -156,12 +157,12 @@ class Demo:
 
     def promote(self) -> None:
         chapter("5  Promote version 2 while clients keep asking")
-        say("Version 2 is the same model with another system prompt baked into its chat template.")
+        say("Version 2 is the same model with two turns of another character baked into its chat template.")
         self.shell.run(f"python -m devstack.registry push {MODEL} {self.version_2}")
-        loop = RequestLoop(self.url, self.key, MODEL, QUESTION).start()
+        loop = RequestLoop(self.url, self.key, MODEL, QUESTION, clients=1).start()
         try:
             until(lambda: loop.tally.requests >= 4, "the first requests of the loop", timeout_seconds=60)
-            say("Two clients ask in a loop from here on. Move the alias:")
+            say("A client asks in a loop from here on. Move the alias:")
             typed(f"python -m devstack.registry alias {MODEL} {ALIAS} 2")
             moved = time.monotonic()
             set_alias(self.stack.mlflow.uri, MODEL, ALIAS, "2")

@@ -147,16 +147,18 @@ def flat(field: Json, definitions: dict[str, Json]) -> Json:
 
 
 def endpoints() -> Iterator[str]:
+    from fastapi.routing import APIRoute
+
     from llm_runtime.app import ROUTERS
 
-    routes = [route for router in ROUTERS for route in router.routes]
+    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
     yield "## Endpoints"
     yield table(
         ("path", "method", "what for"),
         (
             (
                 f"`{route.path}`",
-                ", ".join(sorted(route.methods)),
+                ", ".join(sorted(route.methods or ())),
                 (route.description or route.summary or "").split("\n")[0],
             )
             for route in routes

@@ -85,7 +85,10 @@ class Stack:
         service = self.get("service", name)
         annotations = service["metadata"].get("annotations", {})
         address = annotations.get("process-node.llm-operator.dev/address")
-        return address or f"http://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}"
+        port = service["spec"]["ports"][0]["port"]
+        if address:
+            return f"http://{address}"
+        return f"http://{service['spec']['clusterIP']}" + (f":{port}" if port != 80 else "")
 
     def install_manifest(self, poll_seconds: int = 5) -> str:
         """manifests/install.yaml with this stack's MLflow server as the default connection."""

@@ -114,7 +114,7 @@ async def stream(session: httpx.AsyncClient, prompt: str) -> str:
 
 def test_kubectl_tells_the_story(client: httpx.Client, world: World) -> None:
     row = world.kubectl("get", "llmd", MODEL)
-    assert all(word in row for word in ("READY", "VERSION", "REVISION", "URL", "True", "1/1", MODEL))
+    assert all(word in row for word in ("READY", "REASON", "VERSION", "REVISION", "URL", "True", "Serving", MODEL))
     story = world.kubectl("describe", "llmd", MODEL)
     assert "Resolved" in story
     assert f"http://{MODEL}.default.svc" in story
@@ -211,6 +211,7 @@ def test_a_full_disk_is_named(client: httpx.Client, world: World, tmp_path: Path
         world.kubectl("apply", "-f", "-", stdin=other + cache)
         world.until(lambda: world.condition("Ready", "cramped")["reason"] == "DiskFull", "DiskFull")
         assert "free" in world.condition("Ready", "cramped")["message"]
+        assert "DiskFull" in world.events()
     finally:
         world.kubectl("delete", "llmd", "cramped", "--ignore-not-found", "--wait=true")
         world.until(lambda: "cramped" not in world.kubectl("get", "pods", "-o", "name"), "its pods gone")

@@ -105,7 +105,7 @@ def definitions() -> dict[str, Json]:
             _column("Revision", ".status.stable.revision"),
             _column("Pods", ".status.readyReplicas", "integer"),
             _column("Desired", ".spec.replicas", "integer"),
-            _column("URL", ".status.url", priority=1),
+            _column("URL", ".status.url"),
             _column("Message", _ready("message"), priority=1),
             _AGE,
         ],

@@ -161,7 +161,16 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
         ("Applied", "True"),
     ):
         told += _change(before.get(kind), after[kind], good, kind)
+    told += _hindered(before.get("Progressing"), after["Progressing"])
     return tuple(dict.fromkeys(told))
+
+
+def _hindered(before: conditions.Condition | None, after: conditions.Condition) -> list[Occurrence]:
+    """A candidate whose pods have a fault that may still pass: worth an Event before the deadline decides."""
+    under_way = after.status == "True" and after.reason not in (Reason.RollingOut, Reason.RolledOut)
+    if under_way and (before is None or before.reason != after.reason):
+        return [Occurrence("Warning", after.reason, after.message)]
+    return []
 
 
 def _change(before: Condition | None, after: Condition, good: str, kind: str) -> list[Occurrence]:

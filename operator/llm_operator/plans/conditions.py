@@ -160,10 +160,17 @@ def _ready(picture: Picture, stalled: Fault | None) -> Verdict:
     if picture.applied is not None and picture.applied.reason != Reason.ServiceMonitorMissing:
         return "False", picture.applied.reason, picture.applied.message
     if picture.decision.rolling_out:
-        return "Unknown", Reason.RollingOut, _under_way(picture)
+        return "Unknown", _hindrance(picture), _under_way(picture)
     if picture.replicas == 0:
         return "False", Reason.ScaledToZero, "replicas is 0: raise it with kubectl scale"
     return _pods_ready(picture)
+
+
+def _hindrance(picture: Picture) -> str:
+    """Why the candidate is not there yet: its pods' fault, if there is one, and else that it takes its time."""
+    candidate = picture.decision.candidate
+    fault = picture.observed.faults.get(candidate.revision) if candidate else None
+    return fault.reason if fault else Reason.RollingOut
 
 
 def _under_way(picture: Picture) -> str:
@@ -239,7 +246,7 @@ def _progressing(picture: Picture) -> Verdict:
         return ("True" if stable else "False"), (Reason.RolledOut if stable else Reason.Resolving), said
     if candidate.outcome is not None:
         return "False", candidate.reason or Reason.ProgressDeadlineExceeded, _failed(picture)
-    return "True", Reason.RollingOut, _under_way(picture)
+    return "True", _hindrance(picture), _under_way(picture)
 
 
 def _autoscaling(autoscaler: Manifest | None) -> Verdict:
