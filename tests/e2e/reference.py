@@ -7,9 +7,10 @@ from typing import Any
 
 @lru_cache(maxsize=4)
 def _load(folder: Path) -> tuple[Any, Any]:
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def greedy(folder: Path, prompt: str, max_tokens: int) -> str:
