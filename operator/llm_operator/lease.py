@@ -65,7 +65,8 @@ class Lease:
 
     async def _attempt(self) -> bool:
         try:
-            return await asyncio.wait_for(self._try(), self._settings.renew_deadline_seconds)
+            async with asyncio.timeout(self._settings.renew_deadline_seconds):
+                return await self._try()
         except (ApiError, TimeoutError) as error:
             log.warning("lease %s: %s", self._settings.name, error or "no answer in time")
             return False

@@ -126,7 +126,9 @@ class Queue(Generic[Item]):
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wake.add(future)
         try:
-            await asyncio.wait_for(future, None if due is None else max(0.0, due - self._clock()))
+            # Not wait_for: until Python 3.12 it swallows a cancellation that meets a result.
+            async with asyncio.timeout(None if due is None else max(0.0, due - self._clock())):
+                await future
         except TimeoutError:
             return
         finally:

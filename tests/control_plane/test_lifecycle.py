@@ -9,25 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from devstack.cluster import Cluster
-from operator_fixtures import (
+from control_plane.operator_fixtures import (
     Api,
     Json,
     Models,
     Operator,
     Place,
-    account,
-    api,
     eventually,
-    kubelet,
-    models,
-    operator,
-    place,
     settings,
 )
+from devstack.cluster import Cluster
 
 pytestmark = pytest.mark.control_plane
-__all__ = ["account", "api", "kubelet", "models", "operator", "place"]
+pytest_plugins = ["control_plane.operator_fixtures"]
 KINDS = ("LLMDeployment", "ApiKey", "Deployment", "ConfigMap", "Service", "Secret", "ServiceAccount", "Pod",
          "PodDisruptionBudget", "HorizontalPodAutoscaler", "Event")  # fmt: skip
 
@@ -90,7 +84,18 @@ def test_kubectl_wait_and_get_read_well(place: Place, cluster: Cluster) -> None:
     place.deploy()
     cluster.kubectl("wait", "llmd/bot", "--for=condition=Ready", "--timeout=30s", "-n", place.name)
     header, row = cluster.kubectl("get", "llmds", "-n", place.name).splitlines()
-    assert header.split() == ["NAME", "READY", "REASON", "MODEL", "VERSION", "REVISION", "PODS", "DESIRED", "AGE"]
+    assert header.split() == [
+        "NAME",
+        "READY",
+        "REASON",
+        "MODEL",
+        "VERSION",
+        "REVISION",
+        "PODS",
+        "DESIRED",
+        "URL",
+        "AGE",
+    ]
     assert row.split()[1:3] == ["True", "Serving"]
 
 
@@ -167,7 +172,7 @@ def test_a_misspelt_setting_ends_the_start_with_its_name(tmp_path: Path, models:
     wrong: Json = {**settings(models), "pollSecond": 1}
     misconfigured = Operator(tmp_path, account, wrong)
     command = ["python", "-m", "llm_operator", "--config", str(misconfigured.config)]
-    from operator_fixtures import ROOT
+    from control_plane.operator_fixtures import ROOT
 
     environment = {"PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'runtime'}", "PATH": str(ROOT / ".venv" / "bin")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

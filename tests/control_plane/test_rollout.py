@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from operator_fixtures import IMAGE, Place, account, api, eventually, kubelet, models, operator, place
+from control_plane.operator_fixtures import IMAGE, Place, eventually
 
 pytestmark = pytest.mark.control_plane
-__all__ = ["account", "api", "kubelet", "models", "operator", "place"]
+pytest_plugins = ["control_plane.operator_fixtures"]
 CORRUPT = '{"reason": "ModelCorrupt", "message": "model.safetensors is 12 bytes short: push the version again"}'
 
 

@@ -165,7 +165,7 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
     return tuple(dict.fromkeys(told))
 
 
-def _hindered(before: conditions.Condition | None, after: conditions.Condition) -> list[Occurrence]:
+def _hindered(before: Condition | None, after: Condition) -> list[Occurrence]:
     """A candidate whose pods have a fault that may still pass: worth an Event before the deadline decides."""
     under_way = after.status == "True" and after.reason not in (Reason.RollingOut, Reason.RolledOut)
     if under_way and (before is None or before.reason != after.reason):

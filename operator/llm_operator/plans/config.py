@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.crds.common import quantity_value
@@ -29,8 +30,14 @@ def revision_id(spec: LLMDeploymentSpec, model: ModelVersion) -> str:
     """
     inputs = spec.model_dump(mode="json", include=REVISION_FIELDS, exclude_defaults=True)  # type: ignore[arg-type]
     # A revision is one version, whichever of alias, stage or number led to it.
-    canonical = json.dumps({"version": model.version, **inputs}, sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps({"version": model.version, **_pruned(inputs)}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+
+def _pruned(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Without sections of which nothing is left: whether they were written at all shapes no pod."""
+    kept = {name: _pruned(value) if isinstance(value, dict) else value for name, value in inputs.items()}
+    return {name: value for name, value in kept.items() if value != {}}
 
 
 def runtime_config(name: str, spec: LLMDeploymentSpec, model: ModelVersion, connection: Connection) -> RuntimeConfig:

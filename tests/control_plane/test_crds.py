@@ -1,0 +1,114 @@
+"""The API server accepts the CRDs, accepts every golden object, and answers a wrong YAML with what to write instead."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from control_plane.operator_fixtures import Api, Refusal
+from llm_operator.crds import API_VERSION
+
+pytestmark = pytest.mark.control_plane
+pytest_plugins = ["control_plane.operator_fixtures"]
+GOLDEN = Path(__file__).resolve().parents[1] / "unit" / "operator" / "golden"
+PATH = "/apis/llm-operator.dev/v1alpha1/namespaces/default/"
+GOOD: dict[str, Any] = {
+    "apiVersion": API_VERSION,
+    "kind": "LLMDeployment",
+    "metadata": {"name": "bot"},
+    "spec": {"model": {"mlflow": {"name": "bot", "alias": "champion"}}},
+}
+KEY: dict[str, Any] = {
+    "apiVersion": API_VERSION,
+    "kind": "ApiKey",
+    "metadata": {"name": "team"},
+    "spec": {"deployments": ["bot"]},
+}
+
+
+def edited(manifest: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy with one place set, or with None removed."""
+    made = copy.deepcopy(manifest)
+    *parents, last = path.split(".")
+    place = made
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    place.pop(last, None) if value is None else place.update({last: value})
+    return made
+
+
+def create(api: Api, manifest: dict[str, Any]) -> dict[str, Any]:
+    plural = {"LLMDeployment": "llmdeployments", "ApiKey": "apikeys"}[manifest["kind"]]
+    return api.call("POST", PATH + plural, manifest, dryRun="All", fieldValidation="Strict")
+
+
+def test_the_smallest_resources_are_accepted_and_only_scalars_are_defaulted(api: Api) -> None:
+    spec = create(api, GOOD)["spec"]
+    assert spec["replicas"] == 1
+    assert set(spec) == {"model", "replicas", "suspend"}
+    assert create(api, KEY)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("spec.model.mlflow.version", 3, "write exactly one of alias"),
+        ("spec.model.mlflow.alias", None, "write exactly one of alias"),
+        ("spec.model.mlflow.alias", "7", "write `version` for a number"),
+        ("spec.model.mlflow.alias", "latest", "reserved by MLflow"),
+        ("spec.model.mlflow.name", None, "spec.model.mlflow.name: Required value"),
+        ("spec.model.mlflow.subPath", "/etc", "write a folder inside the artifacts"),
+        ("spec.modle", {}, 'unknown field "spec.modle"'),
+        ("spec.engine.dtype", "fp16", 'supported values: "auto", "float32"'),
+        ("spec.engine.maxModelLength", 0, "should be greater than or equal to 16"),
+        ("spec.server.maxRequestBytes", "1 MB", "spec.server.maxRequestBytes"),
+        ("spec.autoscaling", {"minReplicas": 3, "maxReplicas": 2, "metrics": [{"type": "CPU", "target": 80}]},
+         "minReplicas must not be greater than maxReplicas"),
+        ("spec.autoscaling", {"maxReplicas": 2, "metrics": [{"type": "GPU", "target": 80}]}, '"QueueDepth"'),
+        ("spec.rollout.strategy", "Canary", 'supported values: "BlueGreen", "Recreate"'),
+        ("spec.modelCache", {"persistentVolumeClaim": {"claimName": "a"}, "emptyDir": {}}, "write exactly one of"),
+        ("spec.modelCache", {"hostPath": {"path": "/"}}, "hostPath"),
+        ("spec.pod.labels", {"app.kubernetes.io/name": "x"}, "use a key of your own"),
+        ("spec.pod.env", [{"name": "A", "value": "1", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}],
+         "either value or valueFrom"),
+        ("spec.pod.serviceAccountName", "admin", "unknown field"),
+        ("spec.monitoring.serviceMonitor.interval", "often", "should match"),
+        ("metadata.name", "a" * 41, "at most 40 characters"),
+        ("metadata.name", "a.b", "no dots"),
+    ],
+)  # fmt: skip
+def test_a_wrong_llmdeployment_is_told_what_to_write(api: Api, path: str, value: Any, told: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        create(api, edited(GOOD, path, value))
+    assert told in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("spec.selector", {"matchLabels": {"a": "b"}}, "write exactly one of deployments"),
+        ("spec.deployments", None, "write exactly one of deployments"),
+        ("spec.deployments", ["a", "a"], "Duplicate value"),
+        ("spec.expiresAt", "tomorrow", "must be of type date-time"),
+    ],
+)
+def test_a_wrong_apikey_is_told_what_to_write(api: Api, path: str, value: Any, told: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        create(api, edited(KEY, path, value))
+    assert told in refused.value.message
+
+
+def test_a_version_may_be_written_with_and_without_quotes(api: Api) -> None:
+    for version in (3, "3"):
+        create(api, edited(edited(GOOD, "spec.model.mlflow.alias", None), "spec.model.mlflow.version", version))
+
+
+@pytest.mark.parametrize("case", sorted(folder.name for folder in GOLDEN.iterdir()) if GOLDEN.exists() else [])
+def test_golden_objects_are_what_kubernetes_accepts(api: Api, case: str) -> None:
+    for manifest in yaml.safe_load((GOLDEN / case / "out.yaml").read_text())["objects"]:
+        if manifest["kind"] != "ServiceMonitor":
+            api.apply(manifest, dryRun="All", fieldValidation="Strict")

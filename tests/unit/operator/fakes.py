@@ -1,0 +1,232 @@
+"""Stand-ins at the operator's seams: a cluster and a registry that live in dictionaries, and a clock that obeys."""
+
+from __future__ import annotations
+
+import builtins
+import copy
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from llm_operator import crds
+from llm_operator.cluster import Conflict, NotFound, Refused, Unavailable
+from llm_operator.observe import Outside
+from llm_operator.registry import ModelNotFound, ModelSummary, Reference, RegistryFault
+from llm_operator.settings import ConnectionSettings
+from llm_operator.state import Connection, Manifest, ModelVersion
+
+NAMESPACE = "team"
+URI = "http://mlflow:5000"
+IMAGE = "example.com/runtime:1"
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+class FakeCluster:
+    """The Cluster port on a dictionary: generations, resourceVersions and uids as an API server counts them."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str, str], Manifest] = {}
+        self.writes: list[tuple[str, str, str]] = []
+        self.down = False
+        self.refuses: set[str] = set()
+        """Kinds whose writes are refused."""
+        self.kinds = {"ServiceMonitor": False}
+        self._count = 0
+
+    def _next(self) -> str:
+        self._count += 1
+        return str(self._count)
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        self._answer()
+        found = self.objects.get((kind, namespace, name))
+        return copy.deepcopy(found) if found else None
+
+    async def list(self, kind: str, namespace: str, labels: str = "", fields: str = "") -> list[Manifest]:
+        self._answer()
+        wanted = dict(pair.split("=") for pair in labels.split(",") if pair)
+        named = dict(pair.split("=") for pair in fields.split(",") if pair)
+        return [
+            copy.deepcopy(found)
+            for (have, place, _), found in sorted(self.objects.items())
+            if have == kind
+            and namespace in ("", place)
+            and wanted.items() <= (found["metadata"].get("labels") or {}).items()
+            and all(found["involvedObject"]["name"] == v for k, v in named.items() if k == "involvedObject.name")
+        ]
+
+    async def apply(self, manifest: Manifest) -> Manifest:
+        kind, meta = manifest["kind"], manifest["metadata"]
+        self._answer(kind)
+        key = (kind, meta["namespace"], meta["name"])
+        before = self.objects.get(key)
+        if "uid" in meta and (before is None or before["metadata"]["uid"] != meta["uid"]):
+            raise Conflict(f"uid mismatch on {key}")
+        if before is not None and before.get("immutable") and before["data"] != manifest.get("data"):
+            raise Refused("field is immutable when `immutable` is set")
+        return self._store("apply", key, _merged(before or {}, manifest))
+
+    async def apply_status(self, manifest: Manifest) -> Manifest:
+        self._answer()
+        key = (manifest["kind"], manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+        if key not in self.objects or self.objects[key]["metadata"]["uid"] != manifest["metadata"]["uid"]:
+            raise Conflict(f"uid mismatch on {key}")
+        return self._store("status", key, {**self.objects[key], "status": manifest["status"]})
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        kind, meta = manifest["kind"], manifest["metadata"]
+        self._answer(kind)
+        key = (kind, meta["namespace"], meta["name"])
+        if key in self.objects:
+            raise Conflict(f"{key} exists")
+        return self._store("create", key, copy.deepcopy(manifest))
+
+    async def patch(self, kind: str, namespace: str, name: str, change: Manifest) -> Manifest:
+        self._answer(kind)
+        key = (kind, namespace, name)
+        if key not in self.objects:
+            raise NotFound(f"no {key}")
+        version = change.get("metadata", {}).get("resourceVersion")
+        if version and version != self.objects[key]["metadata"]["resourceVersion"]:
+            raise Conflict("changed since it was read")
+        return self._store("patch", key, _merged(self.objects[key], change))
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
+        self._answer(kind)
+        found = self.objects.get((kind, namespace, name))
+        if found is not None and uid in ("", found["metadata"]["uid"]):
+            self.writes.append(("delete", kind, name))
+            del self.objects[kind, namespace, name]
+
+    async def serves(self, kind: str) -> bool:
+        return self.kinds[kind]
+
+    def _answer(self, kind: str = "") -> None:
+        if self.down:
+            raise Unavailable("the API server does not answer")
+        if kind in self.refuses:
+            raise Refused(f"{kind}: exceeded quota")
+
+    def _store(self, verb: str, key: tuple[str, str, str], after: Manifest) -> Manifest:
+        before = self.objects.get(key)
+        if before is not None and _bare(before) == _bare(after):
+            return copy.deepcopy(before)
+        meta = dict(after["metadata"])
+        meta.setdefault("uid", f"uid-{self._next()}")
+        if before is None or before.get("spec") != after.get("spec"):
+            meta["generation"] = (before["metadata"].get("generation", 0) if before else 0) + 1
+        meta["resourceVersion"] = self._next()
+        self.objects[key] = copy.deepcopy({**after, "metadata": meta})
+        self.writes.append((verb, key[0], key[2]))
+        return copy.deepcopy(self.objects[key])
+
+    def play(self, name: str, ready: int | None = None) -> None:
+        """The Deployment controller and the kubelet: as many pods as wanted, ready unless told otherwise."""
+        deployment = self.objects["Deployment", NAMESPACE, name]
+        wanted = deployment["spec"]["replicas"]
+        deployment["status"] = {
+            "observedGeneration": deployment["metadata"]["generation"],
+            "replicas": wanted,
+            "readyReplicas": wanted if ready is None else ready,
+        }
+
+    def named(self, kind: str) -> builtins.list[str]:
+        return sorted(name for have, _, name in self.objects if have == kind)
+
+    def events(self) -> builtins.list[str]:
+        return [found["reason"] for (kind, _, _), found in self.objects.items() if kind == "Event"]
+
+
+def _bare(manifest: Manifest) -> Manifest:
+    meta = {k: v for k, v in manifest["metadata"].items() if k not in ("resourceVersion", "generation", "uid")}
+    return {**manifest, "metadata": meta}
+
+
+def _merged(before: Any, change: Any) -> Any:
+    if not isinstance(before, dict) or not isinstance(change, dict):
+        return copy.deepcopy(change)
+    merged = dict(before)
+    for key, value in change.items():
+        merged[key] = _merged(before.get(key), value)
+    return merged
+
+
+class FakeRegistry:
+    """name → alias → version; or one fault for everything."""
+
+    def __init__(self) -> None:
+        self.aliases: dict[str, dict[str, str]] = {"bot": {"champion": "1"}}
+        self.fault: RegistryFault | None = None
+        self.asked = 0
+
+    async def resolve(self, connection: Connection, reference: Reference) -> ModelVersion:
+        self.asked += 1
+        if self.fault is not None:
+            raise self.fault
+        if reference.name not in self.aliases:
+            raise ModelNotFound(f"no model {reference.name}")
+        version = reference.version or self.aliases[reference.name][reference.alias or ""]
+        return ModelVersion(reference.name, version, f"s3://{reference.name}/{version}", "run")
+
+    async def summary(self, connection: Connection) -> dict[str, ModelSummary]:
+        if self.fault is not None:
+            raise self.fault
+        return {name: ModelSummary(dict(aliases), {}) for name, aliases in self.aliases.items()}
+
+
+class FixedConnections:
+    """One connection that never changes."""
+
+    def __init__(self) -> None:
+        self.known = {"default": ConnectionSettings(tracking_uri=URI)}
+
+    def current(self) -> dict[str, ConnectionSettings]:
+        return self.known
+
+
+class World:
+    """Everything that a reconcile needs, and shortcuts for tests."""
+
+    def __init__(self) -> None:
+        self.cluster, self.registry, self.clock = FakeCluster(), FakeRegistry(), Clock()
+        self.connections = FixedConnections()
+        self.outside = self.restarted(IMAGE)
+
+    def restarted(self, image: str) -> Outside:
+        """A new operator process, perhaps a newer one."""
+        self.outside = Outside(self.cluster, self.registry, self.connections, image, self.clock)
+        return self.outside
+
+    async def deploy(self, name: str = "bot", **spec: Any) -> None:
+        spec.setdefault("model", {"mlflow": {"name": "bot", "alias": "champion"}})
+        await self.put("LLMDeployment", name, {"replicas": 1, **spec})
+
+    async def put(self, kind: str, name: str, spec: Manifest, labels: dict[str, str] | None = None) -> None:
+        meta = {"name": name, "namespace": NAMESPACE, "labels": labels or {}}
+        key = (kind, NAMESPACE, name)
+        before = self.cluster.objects.get(key, {})
+        made = {"apiVersion": crds.API_VERSION, "kind": kind, "metadata": {**before.get("metadata", {}), **meta}}
+        if "status" in before:
+            made["status"] = before["status"]
+        self.cluster._store("person", key, {**made, "spec": spec})
+
+    def status(self, name: str = "bot", kind: str = "LLMDeployment") -> Manifest:
+        return dict(self.cluster.objects[kind, NAMESPACE, name].get("status", {}))
+
+    def condition(self, kind: str, name: str = "bot", of: str = "LLMDeployment") -> Manifest:
+        return next(c for c in self.status(name, of)["conditions"] if c["type"] == kind)
+
+    def selected(self) -> str:
+        service = self.cluster.objects["Service", NAMESPACE, "bot"]
+        return str(service["spec"]["selector"]["llm-operator.dev/revision"])

@@ -1,0 +1,79 @@
+"""Pods in trouble, as a kubelet and a scheduler describe them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llm_operator.plans import faults
+
+PENDING = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+           "message": "0/4 nodes are available: 3 Insufficient nvidia.com/gpu, 1 Insufficient memory."}  # fmt: skip
+
+
+def pod(**status: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "p"}, "status": status}
+
+
+def waiting(reason: str, message: str = "", **more: Any) -> dict[str, Any]:
+    container = {"name": "runtime", "image": "img", "state": {"waiting": {"reason": reason, "message": message}}}
+    return pod(containerStatuses=[{**container, **more}])
+
+
+def ended(message: str, **more: Any) -> dict[str, Any]:
+    return waiting("CrashLoopBackOff", lastState={"terminated": {"exitCode": 1, "message": message, **more}})
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason", "named"),
+    [
+        (pod(conditions=[PENDING]), "PodUnschedulable", "not enough memory, nvidia.com/gpu"),
+        (waiting("ImagePullBackOff", "not found"), "ImagePullFailed", "runtimeImage"),
+        (waiting("CreateContainerConfigError", 'secret "x" not found'), "ContainerConfigError", 'secret "x"'),
+        (ended("Traceback\nKeyError"), "CrashLoopBackOff", "KeyError (kubectl logs p -c runtime --previous)"),
+        (ended('{"reason": "DiskFull", "message": "needs 4 GB"}'), "DiskFull", "needs 4 GB"),
+        (ended("", reason="OOMKilled"), "OutOfMemory", "limits.memory"),
+    ],
+)
+def test_each_trouble_names_its_culprit(trouble: dict[str, Any], reason: str, named: str) -> None:
+    fault = faults.of_pod(trouble)
+    assert fault is not None
+    assert fault.reason == reason
+    assert named in fault.message
+
+
+def test_only_reports_that_another_attempt_can_not_mend_are_terminal() -> None:
+    for reason, terminal in (("ModelCorrupt", True), ("RegistryUnreachable", False), ("DiskFull", False)):
+        fault = faults.of_pod(ended(f'{{"reason": "{reason}", "message": "m"}}'))
+        assert fault is not None
+        assert fault.terminal is terminal
+
+
+def test_ready_and_leaving_pods_have_no_fault() -> None:
+    assert faults.of_pod(pod(conditions=[{"type": "Ready", "status": "True"}])) is None
+    leaving = ended("x")
+    leaving["metadata"]["deletionTimestamp"] = "now"
+    assert faults.of_pod(leaving) is None
+
+
+def test_the_programs_own_report_is_told_before_anything_else() -> None:
+    pods = [pod(conditions=[PENDING]), ended('{"reason": "ModelCorrupt", "message": "m"}')]
+    fault = faults.worst(pods, None, {})
+    assert fault is not None
+    assert fault.reason == "ModelCorrupt"
+
+
+def test_a_pod_without_containers_is_explained_by_the_kubelets_events() -> None:
+    stuck = pod(phase="Pending", conditions=[{"type": "PodScheduled", "status": "True"}])
+    assert faults.waits_for_mounts(stuck)
+    fault = faults.of_pod(stuck, "claim models not found")
+    assert fault is not None
+    assert fault.reason == "MountFailed"
+
+
+def test_a_quota_is_told_although_there_is_no_pod() -> None:
+    condition = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}
+    fault = faults.worst([], {"metadata": {"name": "d"}, "status": {"conditions": [condition]}}, {})
+    assert fault is not None
+    assert fault.reason == "PodsRefused"

@@ -1,0 +1,64 @@
+"""Each golden folder: a situation in, everything that the operator would apply out.
+
+UPDATE_GOLDEN=1 pytest tests/unit/operator/test_golden.py rewrites the expectations; read the difference.
+tests/control_plane/test_crds.py lets a real API server judge the same objects.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llm_operator import plans
+from llm_operator.crds import ApiKeySpec, LLMDeploymentSpec, LLMDeploymentStatus
+from llm_operator.state import Connection, HeldKey, Meta, ModelVersion, Observed, Resolution
+
+GOLDEN = Path(__file__).parent / "golden"
+META = Meta("LLMDeployment", "default", "support-bot", "11111111-2222-3333-4444-555555555555", 1)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Long texts as blocks, so that a difference can be read."""
+
+
+_Dumper.add_representer(
+    str, lambda d, text: d.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+)
+
+
+def observed(case: dict[str, Any]) -> Observed:
+    spec = LLMDeploymentSpec.model_validate(case["spec"])
+    secrets = {"username": "u", "password": "p", "ca": "PEM", "workspace": "team"} if case.get("credentials") else {}
+    keys = tuple(
+        HeldKey(k["id"], k["digest"], Meta("ApiKey", "default", k["name"], "u", 1), ApiKeySpec(owner=k["owner"]))
+        for k in case.get("keys", [])
+    )
+    return Observed(
+        meta=META,
+        spec=spec,
+        status=LLMDeploymentStatus(),
+        resolution=Resolution(ModelVersion("support-bot", spec.model.mlflow.version or "3", "s3://bot/3", "run")),
+        connection=Connection("default", "http://mlflow:5000", **secrets),
+        revisions={},
+        children=(),
+        keys=keys,
+        image="example.com/llm-runtime:1",
+        service_monitors=case.get("service_monitors", False),
+    )
+
+
+@pytest.mark.parametrize("folder", sorted(GOLDEN.iterdir()), ids=lambda folder: folder.name)
+def test_golden(folder: Path) -> None:
+    case = yaml.safe_load((folder / "in.yaml").read_text())
+    plan = plans.deployment(observed(case), settle_seconds=5, now=datetime(2026, 1, 1, tzinfo=UTC))
+    status = plan.status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    made = {"about": case["about"], "objects": list(plan.objects), "status": status}
+    text = yaml.dump(made, Dumper=_Dumper, sort_keys=False, width=120)
+    if os.environ.get("UPDATE_GOLDEN"):
+        (folder / "out.yaml").write_text(text)
+    assert yaml.safe_load((folder / "out.yaml").read_text()) == yaml.safe_load(text)

@@ -1,0 +1,70 @@
+"""One question per server and interval wakes exactly the deployments concerned."""
+
+from __future__ import annotations
+
+from llm_operator.poll import Poll
+from llm_operator.queue import Queue
+from llm_operator.reconcile import Pace, reconcile
+from llm_operator.registry import CachedRegistry, RegistryUnreachable
+from llm_operator.state import Key
+from unit.operator.fakes import NAMESPACE, World
+
+
+class Noted(Queue[Key]):
+    """A queue that remembers what was added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.added: list[str] = []
+
+    def add(self, item: Key) -> None:
+        self.added.append(item.name)
+
+
+async def polled(world: World, *names: str) -> tuple[Poll, Noted]:
+    """A poll over reconciled deployments `names`, each of the model of the same name."""
+    for name in names:
+        world.registry.aliases.setdefault(name, {"champion": "1"})
+        await world.deploy(name, model={"mlflow": {"name": name, "alias": "champion"}})
+        await reconcile(Key("LLMDeployment", NAMESPACE, name), world.outside, Pace(60, 5))
+    queue = Noted()
+    cached = CachedRegistry(world.registry, 30, 5)
+    return Poll(world.cluster, cached, world.connections, queue, ()), queue
+
+
+async def test_nothing_moved_wakes_nobody() -> None:
+    poll, queue = await polled(World(), "bot", "other")
+    await poll.look()
+    assert queue.added == []
+
+
+async def test_a_moved_alias_wakes_its_deployment_only() -> None:
+    world = World()
+    poll, queue = await polled(world, "bot", "other")
+    world.registry.aliases["other"]["champion"] = "2"
+    await poll.look()
+    assert queue.added == ["other"]
+
+
+async def test_a_silent_server_is_told_once() -> None:
+    world = World()
+    poll, queue = await polled(world, "bot")
+    world.registry.fault = RegistryUnreachable("down")
+    await poll.look()
+    assert queue.added == ["bot"]
+    await reconcile(Key("LLMDeployment", NAMESPACE, "bot"), world.outside, Pace(60, 5))
+    await poll.look()
+    assert queue.added == ["bot"]
+    world.registry.fault = None
+    await poll.look()
+    assert queue.added == ["bot", "bot"]
+
+
+async def test_a_model_that_was_not_there_is_looked_for_again() -> None:
+    world = World()
+    del world.registry.aliases["bot"]
+    await world.deploy()
+    await reconcile(Key("LLMDeployment", NAMESPACE, "bot"), world.outside, Pace(60, 5))
+    poll, queue = await polled(world)
+    await poll.look()
+    assert queue.added == ["bot"]

@@ -1,0 +1,93 @@
+"""client-go's queue semantics, lived through without waiting."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from llm_operator.queue import Backlog, Queue
+
+
+def backlog() -> Backlog[str]:
+    return Backlog(jitter=lambda: 0.0)
+
+
+def test_a_key_waits_at_most_once() -> None:
+    queue = backlog()
+    queue.add("a", 0)
+    queue.add("a", 1)
+    assert (queue.take(1), queue.take(1)) == ("a", None)
+
+
+def test_a_key_added_while_handled_comes_back_and_is_never_handled_twice_at_once() -> None:
+    queue = backlog()
+    queue.add("a", 0)
+    queue.take(0)
+    queue.add("a", 1)
+    assert queue.take(1) is None
+    queue.done("a")
+    assert queue.take(2) == "a"
+
+
+def test_the_longest_waiting_goes_first() -> None:
+    queue = backlog()
+    for key in ("b", "a", "c"):
+        queue.add(key, 0)
+    assert [queue.take(0) for _ in range(3)] == ["b", "a", "c"]
+
+
+def test_failures_double_the_delay_up_to_the_cap_and_success_forgets_them() -> None:
+    queue = backlog()
+    assert [queue.retry("a", 0) for _ in range(12)][:4] == [0.5, 1.0, 2.0, 4.0]
+    assert queue.retry("a", 0) == 300.0
+    queue.succeed("a")
+    assert queue.retry("a", 0) == 0.5
+
+
+def test_the_earlier_appointment_stands() -> None:
+    queue = backlog()
+    queue.add_after("a", 10, 0)
+    queue.add_after("a", 600, 0)
+    assert queue.next_due() == 10
+    assert queue.take(9) is None
+    assert queue.take(10) == "a"
+    queue.done("a")
+    assert queue.take(700) is None
+
+
+def test_an_event_replaces_an_appointment() -> None:
+    queue = backlog()
+    queue.add_after("a", 10, 0)
+    queue.add("a", 1)
+    assert queue.take(1) == "a"
+    queue.done("a")
+    assert queue.take(100) is None
+
+
+def test_oldest_counts_waiting_and_working_keys() -> None:
+    queue = backlog()
+    queue.add("a", 0)
+    queue.take(5)
+    assert queue.oldest(65) == 60
+
+
+async def test_a_waiting_worker_gets_what_comes_and_what_falls_due() -> None:
+    queue: Queue[str] = Queue()
+    waiting = asyncio.ensure_future(queue.get())
+    await asyncio.sleep(0)
+    queue.add("a")
+    assert await waiting == "a"
+    queue.add_after("b", 0.01)
+    assert await asyncio.wait_for(queue.get(), 1) == "b"
+
+
+async def test_a_worker_that_is_cancelled_while_work_arrives_ends() -> None:
+    queue: Queue[str] = Queue()
+    queue.add_after("later", 60)
+    waiting = asyncio.ensure_future(queue.get())
+    await asyncio.sleep(0.01)
+    queue.done("other")
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting

@@ -1,0 +1,119 @@
+"""ApiKeys: one key per ApiKey, whatever crashes in between."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from llm_operator.reconcile import Done, Pace, reconcile
+from llm_operator.state import Key
+from llm_runtime.contract import KeyFile, hash_key, key_id_of
+from unit.operator.fakes import NAMESPACE, World
+
+PACE = Pace(verify_seconds=60, settle_seconds=5)
+TEAM = Key("ApiKey", NAMESPACE, "team")
+BOT = Key("LLMDeployment", NAMESPACE, "bot")
+
+
+async def look(world: World, key: Key = TEAM) -> Done:
+    return await reconcile(key, world.outside, PACE)
+
+
+def issued(world: World, name: str = "team-llm-key") -> str:
+    return base64.b64decode(world.cluster.objects["Secret", NAMESPACE, name]["data"]["api-key"]).decode()
+
+
+def known(world: World) -> dict[str, Any]:
+    return dict(
+        json.loads(base64.b64decode(world.cluster.objects["Secret", NAMESPACE, "bot-keys"]["data"]["keys.json"]))
+    )
+
+
+async def test_a_key_is_issued_and_wakes_its_deployments() -> None:
+    world = World()
+    await world.deploy()
+    await world.put("ApiKey", "team", {"deployments": ["bot"], "owner": "web"})
+    assert BOT in (await look(world)).wake
+    await look(world, BOT)
+    uid = world.cluster.objects["LLMDeployment", NAMESPACE, "bot"]["metadata"]["uid"]
+    file = KeyFile.model_validate(known(world))
+    assert file.keys[0].digest == hash_key(issued(world), uid)
+    assert file.keys[0].id == key_id_of(issued(world))
+    assert issued(world) not in json.dumps(world.status("team", "ApiKey"))
+
+
+async def test_a_crash_after_the_secret_issues_no_second_key() -> None:
+    world = World()
+    await world.put("ApiKey", "team", {"deployments": ["bot"]})
+    await look(world)
+    first = issued(world)
+    del world.cluster.objects["ApiKey", NAMESPACE, "team"]["status"]
+    world.restarted("image")
+    await look(world)
+    assert issued(world) == first
+
+
+async def test_a_quiet_key_is_not_written_and_wakes_nobody() -> None:
+    world = World()
+    await world.deploy()
+    await world.put("ApiKey", "team", {"deployments": ["bot"]})
+    await look(world)
+    world.cluster.writes.clear()
+    assert (await look(world)).wake == ()
+    assert world.cluster.writes == []
+
+
+async def test_a_deleted_key_lets_every_deployment_of_the_namespace_look() -> None:
+    world = World()
+    await world.deploy()
+    await world.put("ApiKey", "team", {"deployments": ["bot"]})
+    await look(world)
+    await look(world, BOT)
+    del world.cluster.objects["ApiKey", NAMESPACE, "team"]
+    assert (await look(world)).wake == (BOT,)
+    await look(world, BOT)
+    assert known(world)["keys"] == []
+
+
+async def test_an_expired_key_is_carried_with_its_expiry() -> None:
+    world = World()
+    await world.deploy()
+    await world.put("ApiKey", "team", {"deployments": ["bot"], "expiresAt": "2026-01-01T00:01:00Z"})
+    done = await look(world)
+    assert done.after_seconds == 60
+    await look(world, BOT)
+    assert known(world)["keys"][0]["expiresAt"].startswith("2026-01-01T00:01:00")
+    world.clock.pass_seconds(61)
+    await look(world)
+    assert world.condition("Ready", "team", "ApiKey")["reason"] == "Expired"
+
+
+async def test_a_foreign_secret_is_left_alone() -> None:
+    world = World()
+    foreign = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "team-llm-key", "namespace": NAMESPACE}}
+    await world.cluster.create({**foreign, "data": {"password": "eA=="}})
+    await world.put("ApiKey", "team", {"deployments": ["bot"]})
+    await look(world)
+    assert world.condition("Stalled", "team", "ApiKey")["reason"] == "SecretNameTaken"
+    assert world.cluster.objects["Secret", NAMESPACE, "team-llm-key"]["data"] == {"password": "eA=="}
+
+
+async def test_pods_are_nudged_once_per_change_of_the_keys() -> None:
+    world = World()
+    await world.deploy()
+    await look(world, BOT)
+    revision = world.status()["candidate"]["revision"]
+    labels = {"llm-operator.dev/deployment": "bot", "llm-operator.dev/revision": revision}
+    meta = {"name": "pod", "namespace": NAMESPACE, "labels": labels}
+    await world.cluster.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta})
+    await look(world, BOT)
+    before = world.cluster.objects["Pod", NAMESPACE, "pod"]["metadata"]["annotations"]["llm-operator.dev/keys"]
+    await world.put("ApiKey", "team", {"deployments": ["bot"]})
+    await look(world)
+    await look(world, BOT)
+    after = world.cluster.objects["Pod", NAMESPACE, "pod"]["metadata"]["annotations"]["llm-operator.dev/keys"]
+    assert after != before
+    world.cluster.writes.clear()
+    await look(world, BOT)
+    assert world.cluster.writes == []

@@ -1,0 +1,129 @@
+"""MLflow's answers, as its server gives them, and what is made of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from llm_operator import registry
+from llm_operator.registry import CachedRegistry, MlflowRegistry, Reference, read_connection
+from llm_operator.settings import ConnectionSettings
+from llm_operator.state import Connection, ModelVersion
+from unit.operator.fakes import FakeRegistry
+
+SERVER = Connection("default", "http://mlflow:5000", username="u", password="p")
+ALIAS = Reference("bot", alias="champion")
+
+
+def answering(status: int, body: object) -> MlflowRegistry:
+    text = body if isinstance(body, str) else json.dumps(body)
+    return MlflowRegistry(httpx.MockTransport(lambda _: httpx.Response(status, text=text)))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reference", "fault", "named"),
+    [
+        (404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Registered Model with name=bot not found"},
+         ALIAS, registry.ModelNotFound, "spec.model.mlflow.name"),
+        (400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "Registered model alias champion not found."},
+         ALIAS, registry.AliasNotFound, "set_registered_model_alias"),
+        (404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Model Version (name=bot, version=9) not found"},
+         Reference("bot", version="9"), registry.VersionNotFound, "bot/9"),
+        (401, "You are not authenticated", ALIAS, registry.RegistryDenied, "password"),
+        (403, {"error_code": "PERMISSION_DENIED"}, ALIAS, registry.RegistryDenied, "'default'"),
+        (403, "Invalid Host header - possible DNS rebinding attack", ALIAS, registry.HostNotAllowed, "mlflow:5000"),
+        (503, "busy", ALIAS, registry.RegistryUnreachable, "503"),
+        (200, "<html>", ALIAS, registry.RegistryUnreachable, "tracking URI"),
+    ],
+)  # fmt: skip
+async def test_each_refusal_has_its_own_reason_and_hint(
+    status: int, body: object, reference: Reference, fault: type[registry.RegistryFault], named: str
+) -> None:
+    with pytest.raises(fault, match=named):
+        await answering(status, body).resolve(SERVER, reference)
+
+
+async def test_no_answer_is_a_passing_fault() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused", request=request)
+
+    with pytest.raises(registry.RegistryUnreachable) as raised:
+        await MlflowRegistry(httpx.MockTransport(refuse)).resolve(SERVER, ALIAS)
+    assert not raised.value.fault.terminal
+
+
+def asked(seen: list[httpx.Request]) -> Callable[[httpx.Request], httpx.Response]:
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        if request.url.path.endswith("alias"):
+            return httpx.Response(200, json={"model_version": {"name": "bot", "version": "3", "run_id": "r"}})
+        if request.url.path.endswith("get-latest-versions"):
+            return httpx.Response(200, json={"model_versions": [{"version": "9"}, {"version": "10"}]})
+        return httpx.Response(200, json={"artifact_uri": "mlflow-artifacts:/0/r"})
+
+    return answer
+
+
+async def test_an_alias_becomes_a_version_with_its_source_and_credentials_go_along() -> None:
+    seen: list[httpx.Request] = []
+    found = await MlflowRegistry(httpx.MockTransport(asked(seen))).resolve(SERVER, ALIAS)
+    assert found == ModelVersion("bot", "3", "mlflow-artifacts:/0/r", "r")
+    assert seen[0].headers["authorization"].startswith("Basic ")
+    assert dict(seen[0].url.params) == {"name": "bot", "alias": "champion"}
+
+
+async def test_the_newest_version_of_a_stage_is_compared_as_a_number() -> None:
+    client = MlflowRegistry(httpx.MockTransport(asked([])))
+    assert (await client.resolve(SERVER, Reference("bot", stage="Production"))).version == "10"
+
+
+async def test_a_summary_reads_all_pages() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        last = "page_token" in request.url.params
+        model = {"name": "b" if last else "a", "aliases": [{"alias": "champion", "version": "1"}]}
+        return httpx.Response(200, json={"registered_models": [model], **({} if last else {"next_page_token": "x"})})
+
+    found = await MlflowRegistry(httpx.MockTransport(answer)).summary(SERVER)
+    assert {name: model.aliases for name, model in found.items()} == {n: {"champion": "1"} for n in "ab"}
+
+
+class Ticks:
+    """A monotonic clock for the cache."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_a_version_is_asked_for_once_per_interval() -> None:
+    inner, clock = FakeRegistry(), Ticks()
+    cached = CachedRegistry(inner, 30, 5, clock)
+    for clock.now in (0, 10, 29, 31):
+        await cached.resolve(SERVER, ALIAS)
+    assert inner.asked == 2
+    cached.forget(SERVER, "bot")
+    await cached.resolve(SERVER, ALIAS)
+    assert inner.asked == 3
+
+
+async def test_a_dead_server_is_left_alone_for_a_while() -> None:
+    inner, clock = FakeRegistry(), Ticks()
+    inner.fault = registry.RegistryUnreachable("down")
+    cached = CachedRegistry(inner, 30, 5, clock)
+    for clock.now in (0, 1, 2, 6):
+        with pytest.raises(registry.RegistryUnreachable):
+            await cached.resolve(SERVER, ALIAS)
+    assert inner.asked == 2
+
+
+def test_an_unknown_connection_names_the_known_ones() -> None:
+    with pytest.raises(registry.ConnectionUnknown, match="it has: default"):
+        read_connection("other", {"default": ConnectionSettings(tracking_uri="http://a")})
+
+
+def test_credentials_never_show_in_a_repr() -> None:
+    assert "secret" not in repr(Connection("c", "u", username="n", password="secret", token="secret"))

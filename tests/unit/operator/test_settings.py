@@ -1,0 +1,57 @@
+"""The configuration file: a wrong key is named, connections follow the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llm_operator.registry import read_connection
+from llm_operator.settings import Connections, SettingsError, load
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "config.yaml"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("runtimeImage: a\npollSecond: 3", "pollSecond"),
+        ("pollSeconds: 3", "runtimeImage"),
+        ("runtimeImage: a\nconnections: {x: {trackingUri: 'mlflow:5000'}}", "connections.x.trackingUri"),
+        ("runtimeImage: [", "not YAML"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_name_of_the_culprit(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        load(written(tmp_path, text))
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--config"):
+        load(tmp_path / "absent.yaml")
+
+
+def test_connections_follow_the_file_and_a_broken_file_changes_nothing(tmp_path: Path) -> None:
+    base = "runtimeImage: a\nconnections: {default: {trackingUri: 'http://%s'}}"
+    file = written(tmp_path, base % "one")
+    warned: list[str] = []
+    connections = Connections(file, load(file), warned.append)
+    written(tmp_path, base % "another")
+    assert connections.current()["default"].tracking_uri == "http://another"
+    written(tmp_path, "{")
+    assert connections.current()["default"].tracking_uri == "http://another"
+    assert len(warned) == 1
+
+
+def test_credentials_are_read_at_every_use(tmp_path: Path) -> None:
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    text = f"runtimeImage: a\nconnections: {{default: {{trackingUri: 'http://a', credentialsFolder: '{folder}'}}}}"
+    known = load(written(tmp_path, text)).connections
+    assert read_connection("default", known).token == ""
+    (folder / "token").write_text("t\n")
+    assert read_connection("default", known).token == "t"
