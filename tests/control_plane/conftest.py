@@ -25,16 +25,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @dataclass(frozen=True)
 class ProcessNode:
-    """A process node of the session's cluster, as a program of its own."""
+    """A process node of the cluster, as a program of its own."""
 
     name: str
     process: subprocess.Popen[bytes]
     log: Path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def process_node(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessNode]:
-    """Runs the pods of the session; every pod finds its own address in API_HOST."""
+    """Runs the pods of a module, and leaves with it: elsewhere the tests play kubelet themselves."""
     folder = tmp_path_factory.mktemp("node")
     log = folder / "node.log"
     command = [sys.executable, "-m", "node", "--kubeconfig", str(cluster.kubeconfig), "--folder", str(folder / "state")]

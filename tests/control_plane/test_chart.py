@@ -27,14 +27,16 @@ def documents() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def installed(cluster: Cluster) -> Iterator[Cluster]:
-    """install.yaml applied as a person would, but for the operator's pods: no node is here to run them."""
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(INSTALL))
-    for crd in ("llmdeployments", "apikeys"):
-        cluster.kubectl("wait", f"crd/{crd}.llm-operator.dev", "--for=condition=Established", "--timeout=30s")
-    yield cluster
-    # The CRDs stay: other modules of this session use them.
-    cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """install.yaml applied as a person would, to a cluster of its own: elsewhere an operator runs under these rules."""
+    cluster = Cluster.start(tmp_path_factory.mktemp("chart") / "state", provider="local")
+    try:
+        cluster.kubectl("apply", "--server-side", "-f", str(INSTALL))
+        for crd in ("llmdeployments", "apikeys"):
+            cluster.kubectl("wait", f"crd/{crd}.llm-operator.dev", "--for=condition=Established", "--timeout=30s")
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 def may(cluster: Cluster, verb: str, resource: str, namespace: str = "default", user: str = ACCOUNT) -> bool:

@@ -1,4 +1,4 @@
-"""The runtime alone with a real instruction-tuned model: what 32 clients read at once is what `generate` says to each."""
+"""The runtime alone with a real instruction-tuned model: 32 clients at once read what `generate` says to each."""
 
 import asyncio
 import json

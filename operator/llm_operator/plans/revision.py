@@ -80,5 +80,10 @@ def recovered(observed: Observed) -> LLMDeploymentStatus:
         return status
     config = json.loads(children.config["data"][contract.CONFIG_FILE])
     version = str(config["model"]["mlflow"]["version"])
-    stable = RevisionStatus(revision=children.revision, version=version, image=_image(observed, children.revision))
+    stable = RevisionStatus(
+        revision=children.revision,
+        version=version,
+        image=_image(observed, children.revision),
+        started_at=(children.deployment or {}).get("metadata", {}).get("creationTimestamp"),
+    )
     return status.model_copy(update={"stable": stable})

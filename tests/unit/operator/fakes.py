@@ -124,6 +124,7 @@ class FakeCluster:
             return copy.deepcopy(before)
         meta = dict(after["metadata"])
         meta.setdefault("uid", f"uid-{self._next()}")
+        meta.setdefault("creationTimestamp", "2026-01-01T00:00:00Z")
         if before is None or before.get("spec") != after.get("spec"):
             meta["generation"] = (before["metadata"].get("generation", 0) if before else 0) + 1
         meta["resourceVersion"] = self._next()

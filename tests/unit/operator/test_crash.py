@@ -1,0 +1,97 @@
+"""A process that dies at any write leaves a world that the next one brings to the same end; strangers' objects stay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llm_operator.cluster import Unavailable
+from llm_operator.reconcile import Pace, Retry, reconcile
+from llm_operator.state import Key, Manifest
+from unit.operator.fakes import IMAGE, NAMESPACE, FakeCluster, World
+
+PACE = Pace(verify_seconds=60, settle_seconds=5)
+KEY = Key("LLMDeployment", NAMESPACE, "bot")
+
+
+class FragileCluster(FakeCluster):
+    """Loses the connection once, before or after its `fatal`-th write landed."""
+
+    def __init__(self, fatal: int, landed: bool) -> None:
+        super().__init__()
+        self.left, self.landed = fatal, landed
+
+    def _store(self, verb: str, key: tuple[str, str, str], after: Manifest) -> Manifest:
+        if verb == "person":
+            return super()._store(verb, key, after)
+        self.left -= 1
+        if self.left == 0 and not self.landed:
+            raise Unavailable("gone before the write")
+        live = super()._store(verb, key, after)
+        if self.left == 0:
+            raise Unavailable("gone after the write")
+        return live
+
+
+async def settle(world: World) -> None:
+    for _ in range(4):
+        for name in world.cluster.named("Deployment"):
+            world.cluster.play(name)
+        try:
+            await reconcile(KEY, world.outside, PACE)
+        except (Unavailable, Retry):
+            world.restarted(IMAGE)
+
+
+async def road(fatal: int, landed: bool) -> tuple[World, FragileCluster]:
+    """From nothing to version 1 to version 2, until version 1 has gone to sleep."""
+    world, cluster = World(), FragileCluster(fatal, landed)
+    world.cluster = cluster
+    world.restarted(IMAGE)
+    await world.deploy(replicas=2)
+    await settle(world)
+    world.registry.aliases["bot"]["champion"] = "2"
+    await settle(world)
+    world.clock.pass_seconds(10)
+    await settle(world)
+    return world, cluster
+
+
+def end(world: World) -> dict[Any, Any]:
+    """Everything that matters at the end; Events may be told twice."""
+    return {
+        key: (found.get("spec"), found.get("data"), found["metadata"].get("labels"), found.get("status"))
+        for key, found in world.cluster.objects.items()
+        if key[0] not in ("Event", "Deployment")
+    } | {
+        key: (found["spec"], found["metadata"]["labels"])
+        for key, found in world.cluster.objects.items()
+        if key[0] == "Deployment"
+    }
+
+
+@pytest.mark.parametrize("landed", [False, True], ids=["before", "after"])
+async def test_a_crash_at_any_write_ends_in_the_same_world(landed: bool) -> None:
+    whole, counted = await road(-1, landed)
+    total, expected = -1 - counted.left, end(whole)
+    assert total > 20
+    for fatal in range(1, total + 1):
+        broken, cluster = await road(fatal, landed)
+        assert cluster.left <= 0
+        assert end(broken) == expected, f"write {fatal} of {total}"
+
+
+@pytest.mark.parametrize("kind", ["Service", "ServiceAccount", "Secret", "PodDisruptionBudget"])
+async def test_an_object_of_somebody_else_is_never_taken_or_deleted(kind: str) -> None:
+    world = World()
+    name = "bot-keys" if kind == "Secret" else "bot"
+    theirs = {"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": NAMESPACE}, "spec": {"a": "b"}}
+    world.cluster._store("person", (kind, NAMESPACE, name), theirs)
+    before = dict(world.cluster.objects[kind, NAMESPACE, name])
+    await world.deploy()
+    await reconcile(KEY, world.outside, PACE)
+    assert world.cluster.objects[kind, NAMESPACE, name] == before
+    assert world.condition("Stalled")["reason"] == "NameTaken"
+    assert world.condition("Ready")["status"] == "False"
+    assert name in world.condition("Ready")["message"]
