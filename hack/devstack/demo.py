@@ -34,6 +34,8 @@ def main() -> None:
     """Parse the command line, run the story, leave nothing behind."""
     arguments = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # A shell that starts the demo in the background has SIGINT ignored; Ctrl-C must clean up there, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["TQDM_DISABLE"] = "1"  # Bars of libraries would tear the demo's own lines.
     started = time.monotonic()
     stack = Stack(ROOT / ".demo", provider=arguments.provider, context=arguments.context)

@@ -67,6 +67,14 @@ class Stack:
         self.node = Child("process node", command, self.folder / "node.log", env=env)
         self._undo.append(lambda: self.node.stop(grace_seconds=30))
         wait_until(self.node, self._node_ready, timeout_seconds=60)
+        if self.cluster.kind == "kind":
+            self._keep_pods_here()
+
+    def _keep_pods_here(self) -> None:
+        """Cordon the nodes of a kind cluster, which is ours alone: they have no images, the process node needs none."""
+        for node in self.get("nodes")["items"]:
+            if node["metadata"]["name"] != NODE_NAME:
+                self.cluster.kubectl("cordon", node["metadata"]["name"])
 
     def _node_ready(self) -> bool:
         try:

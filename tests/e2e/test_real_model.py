@@ -1,19 +1,17 @@
 """The runtime alone with a real instruction-tuned model: 32 clients at once read what `generate` says to each."""
 
-import asyncio
-import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from devstack import smollm
 from devstack.demo import CACHE
 from devstack.processes import Child, answers, free_port, wait_until
 from e2e.reference import greedy
+from e2e.streams import texts_at_once
 
 pytestmark = [pytest.mark.e2e, pytest.mark.torch]
 
@@ -54,18 +52,7 @@ def url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 async def test_32_streams_of_a_real_model_each_equal_generate(url: str, model: Path) -> None:
-    limits = httpx.Limits(max_connections=32)
-    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits, trust_env=False) as session:
-        texts = await asyncio.gather(*(stream(session, prompt) for prompt in PROMPTS))
+    body = {"model": "smollm", "temperature": 0, "max_tokens": MAX_TOKENS}
+    texts = await texts_at_once(url, {}, [{**body, "prompt": prompt} for prompt in PROMPTS])
     assert len(set(texts)) > len(PROMPTS) / 2  # Two short answers may be the same; all alike would prove nothing.
     assert texts == [greedy(model, prompt, MAX_TOKENS) for prompt in PROMPTS]
-
-
-async def stream(session: httpx.AsyncClient, prompt: str) -> str:
-    body = {"model": "smollm", "prompt": prompt, "temperature": 0, "max_tokens": MAX_TOKENS, "stream": True}
-    async with session.stream("POST", "/v1/completions", json=body) as response:
-        assert response.status_code == 200
-        lines = [line async for line in response.aiter_lines() if line.startswith("data: ")]
-    assert lines[-1] == "data: [DONE]"
-    events = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
-    return "".join(choice["text"] for event in events for choice in event["choices"])

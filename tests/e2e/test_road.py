@@ -3,7 +3,6 @@
 The tests share one installation and run in order, as an afternoon with the product would.
 """
 
-import asyncio
 import base64
 import json
 import os
@@ -18,6 +17,7 @@ import pytest
 from devstack.load import RequestLoop
 from devstack.registry import push
 from e2e.reference import greedy
+from e2e.streams import texts_at_once
 from e2e.world import MODEL, World
 
 pytestmark = pytest.mark.e2e
@@ -89,27 +89,11 @@ def test_no_key_and_a_wrong_key_are_refused(client: httpx.Client) -> None:
         assert client.post("/v1/completions", json=completion("hello"), headers=headers).status_code == 401
 
 
-async def test_32_concurrent_streams_each_equal_generate(
-    client: httpx.Client, world: World, models: dict[str, Path]
-) -> None:
+async def test_32_concurrent_streams_each_equal_generate(client: httpx.Client, models: dict[str, Path]) -> None:
     prompts = [f"{word} {'and so on ' * (number % 7)}{number}" for number, word in enumerate(["hello", "world"] * 16)]
-    limits = httpx.Limits(max_connections=32)
-    async with httpx.AsyncClient(
-        base_url=client.base_url, headers=client.headers, timeout=120, limits=limits, trust_env=False
-    ) as session:
-        texts = await asyncio.gather(*(stream(session, prompt) for prompt in prompts))
+    bodies = [completion(prompt, max_tokens=32) for prompt in prompts]
+    texts = await texts_at_once(str(client.base_url), dict(client.headers), bodies)
     assert texts == [greedy(models["first"], prompt, 32) for prompt in prompts]
-
-
-async def stream(session: httpx.AsyncClient, prompt: str) -> str:
-    text, body = "", completion(prompt, max_tokens=32, stream=True)
-    async with session.stream("POST", "/v1/completions", json=body) as response:
-        assert response.status_code == 200
-        lines = [line async for line in response.aiter_lines() if line.startswith("data: ")]
-    assert lines[-1] == "data: [DONE]"
-    for line in lines[:-1]:
-        text += "".join(choice["text"] for choice in json.loads(line.removeprefix("data: "))["choices"])
-    return text
 
 
 def test_kubectl_tells_the_story(client: httpx.Client, world: World) -> None:
