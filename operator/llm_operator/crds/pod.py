@@ -13,7 +13,6 @@ from llm_operator.crds.schema import Section, rules
 
 Key = Annotated[str, Field(max_length=317)]
 Weight = Annotated[int, Field(ge=1, le=100)]
-OWN_PREFIXES = ("llm-operator.dev/", "app.kubernetes.io/")
 _OWN_LABELS = (
     "self.all(k, !k.startsWith('llm-operator.dev/') && !k.startsWith('app.kubernetes.io/'))",
     "keys under llm-operator.dev/ and app.kubernetes.io/ belong to the operator: use a key of your own",
