@@ -87,6 +87,15 @@ class ModelConfig(_Section):
     """A Jinja template that takes the place of the tokenizer's own."""
 
 
+class AdapterConfig(_Section):
+    """A LoRA adapter to load beside the model."""
+
+    name: str
+    """Clients ask for it as `<model>:<name>`."""
+    path: str
+    """Folder in PEFT's format: adapter_config.json and adapter_model.safetensors."""
+
+
 class EngineConfig(_Section):
     """How to run the model. Lengths are in tokens."""
 
@@ -102,6 +111,16 @@ class EngineConfig(_Section):
     """Tokens of one forward pass, at most."""
     max_queue_length: Annotated[int, Field(ge=1)] = 1024
     """Requests that may wait for a place in the batch; one more gets 429."""
+    prefix_caching: bool = True
+    """Keep keys and values of prompt beginnings, so that the next prompt that begins alike need not compute them."""
+    quantization: Literal["none", "int8"] = "none"
+    """int8 keeps linear weights as 8-bit integers with a scale for each output: less memory, small quality loss."""
+    inter_token_goal_seconds: Annotated[float, Field(gt=0)] = 0.1
+    """Prompts are read in chunks sized so that running streams rarely wait longer for their next token."""
+    max_adapters: Annotated[int, Field(ge=1)] = 16
+    """LoRA adapters in memory, at most; the one not used for longest makes room."""
+    max_adapter_rank: Annotated[int, Field(ge=1)] = 64
+    """Adapters of a higher rank are refused."""
 
 
 class ServerConfig(_Section):
@@ -127,6 +146,7 @@ class RuntimeConfig(_Section):
     """The configuration file: everything a pod needs to know but its secrets."""
 
     model: ModelConfig
+    adapters: tuple[AdapterConfig, ...] = ()
     engine: EngineConfig = EngineConfig()
     server: ServerConfig = ServerConfig()
     authentication: Literal["Required", "Disabled"] = "Required"

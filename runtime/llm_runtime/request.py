@@ -7,7 +7,7 @@ nothing else of each other.
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 
 class FinishReason(StrEnum):
@@ -20,13 +20,32 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the whole answer must match. `text` is the JSON schema or the regular expression; "" for any JSON object."""
+
+    kind: Literal["json_schema", "json_object", "regex"]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to choose tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1.0 switch those filters off."""
+    """How to choose tokens. `temperature` 0 is greedy; the defaults of all filters and penalties switch them off.
+
+    `repetition_penalty` divides or multiplies the logits of every token seen in prompt or answer (Keskar et al. 2019,
+    as in Transformers); `presence_penalty` and `frequency_penalty` are subtracted once, or once for each occurrence, for
+    tokens of the answer (as in OpenAI's API); `logit_bias` is added to the logits of (token id, bias) pairs.
+    """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    constraint: Constraint | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
@@ -42,6 +61,12 @@ class GenerationRequest:
     id: str
     prompt_token_ids: tuple[int, ...]
     sampling: Sampling
+    adapter: str = ""
+    """Name of a loaded LoRA adapter; "" is the base model."""
+    priority: int = 0
+    """Of two that wait, the one with the higher number gets the place."""
+    tenant: str = ""
+    """Whom it is for: tenants of one priority take turns in the queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +93,8 @@ class TokenEvent:
     top_logprobs: tuple[TopLogprob, ...] = field(default=())
     finish_reason: FinishReason | None = None
     error: str | None = None
+    cached_tokens: int = 0
+    """In the first event: how many tokens of the prompt were found in the prefix cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +107,12 @@ class EngineStats:
     steps: int
     alive: bool
     """False when the step loop has ended or stands still: liveness must fail."""
+    batch_size: int = 0
+    """Sequences in the last step."""
+    prompt_tokens: int = 0
+    """Prompt tokens of all admitted requests so far."""
+    cached_prompt_tokens: int = 0
+    """How many of them came out of the prefix cache."""
 
 
 class Engine(Protocol):

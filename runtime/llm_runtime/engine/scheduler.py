@@ -124,6 +124,9 @@ class Scheduler:
                 self._leave(slot)
         return deliveries
 
+    def observe(self, batch: Batch, seconds: float) -> None:
+        """Hear how long a step took, to size the next ones."""
+
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.slots:
             self.running.append(self.waiting.popleft())
