@@ -32,8 +32,8 @@ class Sampling:
     """How to choose tokens. `temperature` 0 is greedy; the defaults of all filters and penalties switch them off.
 
     `repetition_penalty` divides or multiplies the logits of every token seen in prompt or answer (Keskar et al. 2019,
-    as in Transformers); `presence_penalty` and `frequency_penalty` are subtracted once, or once for each occurrence, for
-    tokens of the answer (as in OpenAI's API); `logit_bias` is added to the logits of (token id, bias) pairs.
+    as in Transformers); `presence_penalty` and `frequency_penalty` are subtracted once, or once for each occurrence,
+    for tokens of the answer (as in OpenAI's API); `logit_bias` is added to the logits of (token id, bias) pairs.
     """
 
     max_tokens: int

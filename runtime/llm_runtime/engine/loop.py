@@ -75,9 +75,7 @@ class ContinuousEngine:
     def stats(self) -> EngineStats:
         with self._lock:
             running, waiting = self._scheduler.running, len(self._scheduler.waiting)
-            cached = sum(sequence.computed for sequence in running)
-            room = self._scheduler.slots * self._limits.max_model_length
-            return EngineStats(len(running), waiting, cached / room, self._steps, self._alive())
+            return EngineStats(len(running), waiting, self._scheduler.usage_ratio, self._steps, self._alive())
 
     async def drain(self, timeout_seconds: float) -> None:
         """Admit nothing more and wait; what still runs after the time-out is cancelled and gets its final event."""
@@ -144,7 +142,9 @@ class ContinuousEngine:
         self._deliver(dropped)
         if batch is None:
             return False
+        started = time.perf_counter()
         tokens = self._runner.forward(batch)
+        self._scheduler.observe(batch, time.perf_counter() - started)
         with self._lock:
             events = self._scheduler.advance(batch, tokens)
         self._steps += 1
@@ -155,7 +155,8 @@ class ContinuousEngine:
         self._failures += 1
         log.exception("engine step failed", extra={"failures_in_a_row": self._failures})
         with self._lock:
-            failed = self._scheduler.fail_running(f"the engine failed while generating: {type(error).__name__}")
+            message = f"the engine failed while generating: {type(error).__name__}"
+            failed = self._scheduler.fail(self._scheduler.running, message)
         self._deliver(failed)
         self._dead = self._failures >= MAX_FAILURES
 

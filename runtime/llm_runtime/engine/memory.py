@@ -1,4 +1,4 @@
-"""How much memory is left, and how many cache slots fit into it. No torch: a GPU's figure is passed in."""
+"""How much memory is left, and how many cache blocks fit into it. No torch: a GPU's figure is passed in."""
 
 import os
 from pathlib import Path
@@ -16,16 +16,16 @@ def available_bytes(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")
     return min(figure for figure in figures if figure is not None)
 
 
-def slots_that_fit(wanted: int, slot_bytes: int, free_bytes: int) -> int:
-    """How many of `wanted` slots of `slot_bytes` fit into `free_bytes`. Raises OutOfMemory when not even one does."""
-    slots = min(wanted, free_bytes // slot_bytes)
-    if slots < 1:
+def blocks_that_fit(wanted: int, one_sequence: int, block_bytes: int, free_bytes: int) -> int:
+    """How many of `wanted` blocks fit into `free_bytes`. Raises OutOfMemory when not even `one_sequence` blocks do."""
+    blocks = min(wanted, free_bytes // block_bytes)
+    if blocks < one_sequence:
         raise OutOfMemory(
-            f"one sequence of full length needs {slot_bytes / MIB:.0f} MiB for keys and values, but only "
-            f"{max(free_bytes, 0) / MIB:.0f} MiB may be used for them after loading the model; "
+            f"one sequence of full length needs {one_sequence * block_bytes / MIB:.0f} MiB for keys and values, but "
+            f"only {max(free_bytes, 0) / MIB:.0f} MiB may be used for them after loading the model; "
             "lower engine.maxModelLength, use a smaller dtype, or raise the memory limit"
         )
-    return int(slots)
+    return int(blocks)
 
 
 def _host_available(meminfo: Path) -> int:

@@ -1,26 +1,27 @@
 """Which sequences advance by how many tokens in the next step. Pure: no torch, no clock, no chance, no threads.
 
-Policy: every sequence that waits for one token gets it; what is left of the token budget goes to prompts, oldest first,
-in chunks; free slots go to the queue in order of arrival.
+Policy: every sequence that waits for one token gets it; what is left of the token budget goes to prompts, in chunks,
+the more important and older ones first; who waits is admitted once there is room for its prompt and its longest answer,
+so that nothing that runs ever has to be thrown out.
 """
 
-from collections import deque
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool
+from llm_runtime.engine.budget import LEAST_TOKENS, PrefillBudget
 from llm_runtime.engine.sequence import Sampled, Sequence
+from llm_runtime.engine.waiting import WaitingQueue
 from llm_runtime.errors import QueueFull
 from llm_runtime.request import FinishReason, TokenEvent
-
-MIN_PREFILL_TOKENS = 16
-"""Prompts advance by at least so much even when decoding takes the whole budget: nobody starves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`count` tokens of one sequence, from position `start` on, whose keys and values go to `slot`."""
+    """`count` tokens of one sequence, from position `start` on."""
 
     sequence: Sequence
-    slot: int
     start: int
     count: int
     samples: bool
@@ -28,24 +29,19 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """Copy the first `length` positions of cache slot `source` to slot `target`."""
-
-    source: int
-    target: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
 class Batch:
-    """One step: `moves` first, in order, then one forward over all `spans` (single tokens first, by slot)."""
+    """One forward over all `spans`, single tokens first."""
 
     spans: tuple[Span, ...]
-    moves: tuple[Move, ...] = ()
 
     @property
     def tokens(self) -> int:
         return sum(span.count for span in self.spans)
+
+    @property
+    def decoding(self) -> int:
+        """Spans of sequences that have answered already."""
+        return sum(span.start >= span.sequence.prompt_length for span in self.spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,110 +53,153 @@ class Delivery:
 
 
 class Scheduler:
-    """The queue and the running set. A running sequence's slot is its place in `running`.
-
-    So slots are always compact, and the cache can be read as one slice instead of gathered: who leaves is replaced by
-    the last one, which costs one copy of its keys and values.
-    """
+    """The queue and the running set."""
 
     def __init__(
-        self, slots: int, max_batch_tokens: int, max_queue_length: int, prefill_tokens_beside_decode: int | None = None
+        self,
+        pool: BlockPool,
+        max_batch_size: int,
+        max_batch_tokens: int,
+        max_queue_length: int,
+        budget: PrefillBudget | None = None,
     ) -> None:
-        """`prefill_tokens_beside_decode` bounds how long running streams pause for a new prompt (None: no bound)."""
-        self.slots = slots
-        self.max_batch_tokens = max_batch_tokens
-        self.max_queue_length = max_queue_length
-        self.prefill_tokens_beside_decode = prefill_tokens_beside_decode or max_batch_tokens
-        self.waiting: deque[Sequence] = deque()
+        """`budget` bounds how long running streams pause for a new prompt (None: only `max_batch_tokens` does)."""
+        self.pool = pool
+        self.max_batch_size, self.max_batch_tokens, self.max_queue_length = (
+            max_batch_size, max_batch_tokens, max_queue_length,
+        )  # fmt: skip
+        self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
-        self._moves: list[Move] = []
+        self.prompt_tokens = self.cached_prompt_tokens = 0
+        self._budget = budget
+        self._tenants: Counter[str] = Counter()
+        self._roots: dict[str, int] = {}
         self._arrivals = 0
 
     @property
     def idle(self) -> bool:
         return not self.running and not self.waiting
 
+    @property
+    def usage_ratio(self) -> float:
+        """Part of the key-value cache that running sequences have reserved, 0 to 1."""
+        return 1 - self.pool.available / self.pool.size
+
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises QueueFull: free slots count as room, so a queue of one still fills the batch."""
-        free_slots = self.slots - len(self.running)
-        if len(self.waiting) >= self.max_queue_length + free_slots:
+        """Queue a sequence. Raises QueueFull: free places count as room, so a queue of one still fills the batch."""
+        free_places = self.max_batch_size - len(self.running)
+        if len(self.waiting) >= self.max_queue_length + free_places:
             raise QueueFull(f"{len(self.waiting)} requests are waiting, which is as many as may; try again shortly")
         self._arrivals += 1
         sequence.arrival = self._arrivals
-        self.waiting.append(sequence)
+        self.waiting.add(sequence)
+
+    def uses(self, adapter: str) -> bool:
+        """Whether anybody runs or waits with this adapter."""
+        return any(sequence.request.adapter == adapter for sequence in (*self.running, *self.waiting))
+
+    def renew(self, adapter: str) -> None:
+        """The adapter's weights have changed: nothing computed with the old ones may be found again."""
+        self._roots.pop(adapter, None)
 
     def drop_cancelled(self) -> list[Delivery]:
         """Free the places of cancelled sequences."""
-        return self._drop([s for s in (*self.running, *self.waiting) if s.cancelled], FinishReason.CANCELLED, None)
+        return self._end([s for s in (*self.running, *self.waiting) if s.cancelled], FinishReason.CANCELLED)
 
-    def fail_running(self, message: str) -> list[Delivery]:
-        """End whatever was in a step that went wrong; the queue is untouched."""
-        deliveries = self._drop(list(self.running), FinishReason.ERROR, message)
-        self._moves.clear()
-        return deliveries
+    def fail(self, sequences: Iterable[Sequence], message: str) -> list[Delivery]:
+        """End the sequences that a step could not compute."""
+        return self._end(list(sequences), FinishReason.ERROR, message)
 
     def end_all(self, reason: FinishReason, message: str | None = None) -> list[Delivery]:
         """End everything, queued or running."""
-        return self._drop([*self.running, *self.waiting], reason, message)
+        return self._end([*self.running, *self.waiting], reason, message)
 
     def next_batch(self) -> Batch | None:
         """The next step, or None when there is nothing to do."""
         self._admit()
-        decoding = [self._span(slot, 1) for slot, sequence in enumerate(self.running) if sequence.pending == 1]
+        decoding = [Span(s, s.computed, 1, samples=True) for s in self.running if s.pending == 1]
         spans = (*decoding, *self._prefill(len(decoding)))
-        moves, self._moves = tuple(self._moves), []
-        return Batch(spans, moves) if spans else None
+        return Batch(spans) if spans else None
 
     def advance(self, batch: Batch, sampled: list[Sampled]) -> list[Delivery]:
         """Book what a step computed; `sampled` has one entry for each span that samples, in order."""
         chosen = iter(sampled)
         deliveries = []
         for span in batch.spans:
-            span.sequence.computed += span.count
+            sequence = span.sequence
+            sequence.computed += span.count
+            self.pool.remember(sequence.blocks, sequence.token_ids, sequence.computed)
             if span.samples:
-                deliveries.append(Delivery(span.sequence, span.sequence.append(next(chosen))))
-        for slot in reversed(range(len(self.running))):
-            if self.running[slot].finish_reason is not None:
-                self._leave(slot)
+                deliveries.append(Delivery(sequence, sequence.append(next(chosen))))
+        self._release([d.sequence for d in deliveries if d.sequence.finish_reason is not None])
         return deliveries
 
     def observe(self, batch: Batch, seconds: float) -> None:
         """Hear how long a step took, to size the next ones."""
+        if self._budget:
+            decode_tokens = sum(span.count == 1 for span in batch.spans)
+            self._budget.observe(decode_tokens, batch.tokens - decode_tokens, seconds)
 
     def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.slots:
-            self.running.append(self.waiting.popleft())
+        while len(self.running) < self.max_batch_size and (sequence := self.waiting.first(self._tenants)):
+            blocks = self.pool.take(sequence.longest, self._root(sequence.request.adapter), sequence.token_ids)
+            if blocks is None:
+                break
+            self.waiting.pop(sequence)
+            sequence.blocks = blocks
+            self.running.append(sequence)
+            self._tenants[sequence.request.tenant] += 1
+            self.prompt_tokens += sequence.prompt_length
+            self._skip_to(sequence, len(blocks.known) * BLOCK_TOKENS)
+
+    def _root(self, adapter: str) -> int:
+        if adapter not in self._roots:
+            self._roots[adapter] = self.pool.new_root()
+        return self._roots[adapter]
 
     def _prefill(self, decoding: int) -> list[Span]:
-        budget = self.max_batch_tokens - decoding
+        room = self.max_batch_tokens - decoding
         if decoding:
-            budget = max(min(budget, self.prefill_tokens_beside_decode), MIN_PREFILL_TOKENS)
+            room = max(min(room, self._budget.tokens() if self._budget else room), LEAST_TOKENS)
         spans = []
-        behind = [(sequence.arrival, slot) for slot, sequence in enumerate(self.running) if sequence.pending > 1]
-        for _, slot in sorted(behind):
-            if budget <= 0:
+        behind = [sequence for sequence in self.running if sequence.pending > 1]
+        for sequence in sorted(behind, key=lambda s: (-s.request.priority, s.arrival)):
+            if room <= 0:
                 break
-            spans.append(self._span(slot, budget))
-            budget -= spans[-1].count
-        return spans
+            # Again at each chunk: of many who bring the same beginning at once, one computes it.
+            self._skip_to(sequence, self.pool.skip(sequence.blocks, sequence.token_ids, sequence.computed))
+            count = _chunk(sequence, room)
+            spans.append(Span(sequence, sequence.computed, count, samples=count == sequence.pending))
+            room -= count
+        # A prompt's last bit may be one token too: attention wants single tokens first.
+        return sorted(spans, key=lambda span: span.count > 1)
 
-    def _span(self, slot: int, budget: int) -> Span:
-        sequence = self.running[slot]
-        count = min(sequence.pending, budget)
-        return Span(sequence, slot, sequence.computed, count, samples=count == sequence.pending)
+    def _skip_to(self, sequence: Sequence, known: int) -> None:
+        self.cached_prompt_tokens += known - sequence.computed
+        sequence.cached += known - sequence.computed
+        sequence.computed = known
 
-    def _drop(self, sequences: list[Sequence], reason: FinishReason, message: str | None) -> list[Delivery]:
+    def _end(self, sequences: list[Sequence], reason: FinishReason, message: str | None = None) -> list[Delivery]:
         if not sequences:
             return []
-        gone = set(map(id, sequences))
-        for slot in reversed(range(len(self.running))):
-            if id(self.running[slot]) in gone:
-                self._leave(slot)
-        self.waiting = deque(s for s in self.waiting if id(s) not in gone)
+        self._release(sequences)
+        self.waiting.remove(set(sequences))
         return [Delivery(sequence, sequence.finish(reason, message)) for sequence in sequences]
 
-    def _leave(self, slot: int) -> None:
-        last = self.running.pop()
-        if slot < len(self.running):
-            self.running[slot] = last
-            self._moves.append(Move(len(self.running), slot, last.computed))
+    def _release(self, sequences: list[Sequence]) -> None:
+        gone = set(sequences)
+        if not gone:
+            return
+        for sequence in self.running:
+            if sequence in gone:
+                self.pool.give_back(sequence.blocks)
+                self._tenants[sequence.request.tenant] -= 1
+        self.running = [sequence for sequence in self.running if sequence not in gone]
+
+
+def _chunk(sequence: Sequence, room: int) -> int:
+    """Tokens of the next chunk; it ends with a block where it can, for only from there known blocks can follow."""
+    if sequence.pending <= room:
+        return sequence.pending
+    end = (sequence.computed + room) // BLOCK_TOKENS * BLOCK_TOKENS
+    return end - sequence.computed if end > sequence.computed else room

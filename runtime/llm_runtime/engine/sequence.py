@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from llm_runtime.engine.blocks import Blocks
 from llm_runtime.request import FinishReason, GenerationRequest, TokenEvent, TopLogprob
 
 
@@ -47,7 +48,8 @@ class Sequence:
 
     __slots__ = (
         "_detokenizer", "_held", "_stop_token_ids", "_vocabulary",
-        "arrival", "cancelled", "computed", "finish_reason", "prompt_length", "request", "token_ids",
+        "arrival", "blocks", "cached", "cancelled", "computed", "finish_reason", "prompt_length", "request",
+        "token_ids",
     )  # fmt: skip
 
     def __init__(self, request: GenerationRequest, vocabulary: Vocabulary) -> None:
@@ -55,6 +57,8 @@ class Sequence:
         self.token_ids = list(request.prompt_token_ids)
         self.prompt_length = len(self.token_ids)
         self.computed = 0
+        self.cached = 0
+        self.blocks = Blocks([], root=0)
         self.arrival = 0
         self.cancelled = False
         self.finish_reason: FinishReason | None = None
@@ -63,6 +67,11 @@ class Sequence:
         self._vocabulary = vocabulary
         self._detokenizer = vocabulary.detokenizer()
         self._held = ""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and of the longest answer it may get."""
+        return self.prompt_length + self.request.sampling.max_tokens
 
     @property
     def output_length(self) -> int:
@@ -85,6 +94,7 @@ class Sequence:
             logprob=sampled.logprob,
             top_logprobs=self._named(sampled.top),
             finish_reason=self.finish_reason,
+            cached_tokens=self.cached if self.output_length == 1 else 0,
         )
 
     def finish(self, reason: FinishReason, error: str | None = None) -> TokenEvent:

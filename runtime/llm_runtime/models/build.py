@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_runtime.contract import EngineConfig, RuntimeConfig
+from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool
+from llm_runtime.engine.budget import PrefillBudget
 from llm_runtime.engine.limits import RequestLimits
 from llm_runtime.engine.loop import ContinuousEngine
-from llm_runtime.engine.memory import available_bytes, slots_that_fit
+from llm_runtime.engine.memory import available_bytes, blocks_that_fit
 from llm_runtime.engine.scheduler import Batch, Scheduler, Span
 from llm_runtime.engine.sequence import Sequence
 from llm_runtime.errors import ModelUnsupported
@@ -26,8 +28,8 @@ log = logging.getLogger(__name__)
 KV_FRACTION = 0.8
 """Share of the memory that is free after loading which keys and values may take; activations need the rest."""
 
-CPU_PREFILL_TOKENS = 256
-"""Prompt tokens in a step that also decodes, on a CPU: more would stop running streams for seconds."""
+CPU_STEP_TOKENS = 512
+"""Tokens of a step on a CPU, at most: more rows at once are no faster, and nobody can join or leave during a step."""
 
 PROBE_TOKENS = 24
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.1, "float16": 0.05}
@@ -41,13 +43,8 @@ def build_engine(config: RuntimeConfig, model_folder: Path) -> tuple[ContinuousE
 
     loaded = load(model_folder, config.engine, config.model)
     length = _model_length(config.engine, loaded)
-    slots, runner = _runner(loaded, config.engine, length)
-    scheduler = Scheduler(
-        slots,
-        config.engine.max_batch_tokens,
-        config.engine.max_queue_length,
-        CPU_PREFILL_TOKENS if loaded.device == "cpu" else None,
-    )
+    pool, runner = _runner(loaded, config.engine, length)
+    scheduler = _scheduler(config.engine, pool, loaded.device)
     limits = RequestLimits(length, loaded.codec.vocabulary_size)
     return ContinuousEngine(scheduler, runner, loaded.codec, limits).start(), loaded.codec
 
@@ -62,22 +59,32 @@ def _model_length(engine: EngineConfig, loaded: "Loaded") -> int:
     return length
 
 
-def _runner(loaded: "Loaded", engine: EngineConfig, length: int) -> "tuple[int, TransformersRunner]":
+def _scheduler(engine: EngineConfig, pool: BlockPool, device: str) -> Scheduler:
+    tokens = min(engine.max_batch_tokens, CPU_STEP_TOKENS) if device == "cpu" else engine.max_batch_tokens
+    tokens = max(tokens, engine.max_batch_size)
+    budget = PrefillBudget(tokens, engine.inter_token_goal_seconds)
+    return Scheduler(pool, engine.max_batch_size, tokens, engine.max_queue_length, budget)
+
+
+def _runner(loaded: "Loaded", engine: EngineConfig, length: int) -> "tuple[BlockPool, TransformersRunner]":
     from llm_runtime.engine.cache import KvCache
+    from llm_runtime.engine.linears import pack_linears
     from llm_runtime.engine.runner import TransformersRunner
     from llm_runtime.engine.sampler import Sampler
     from llm_runtime.models.load import reference_logits
 
     probe = [(7919 * i + 13) % loaded.codec.vocabulary_size for i in range(min(PROBE_TOKENS, length - 1))]
     expected = reference_logits(loaded.model, probe)
-    shape = _cache_shape(loaded, length)
-    slots = _slots(shape, engine, loaded)
-    runner = TransformersRunner(loaded.model, KvCache(shape, slots, loaded.device), Sampler())
-    check_agreement(runner, loaded, probe, expected)
-    return slots, runner
+    if loaded.device == "cpu":
+        pack_linears(loaded.model)
+    shape = _cache_shape(loaded)
+    pool = BlockPool(_blocks(shape, engine, loaded, length), engine.prefix_caching)
+    runner = TransformersRunner(loaded.model, KvCache(shape, pool.size, loaded.device), Sampler())
+    check_agreement(runner, pool, loaded, probe, expected)
+    return pool, runner
 
 
-def _cache_shape(loaded: "Loaded", length: int) -> "CacheShape":
+def _cache_shape(loaded: "Loaded") -> "CacheShape":
     from llm_runtime.engine.cache import CacheShape
 
     text = loaded.model.config.get_text_config()
@@ -86,27 +93,30 @@ def _cache_shape(loaded: "Loaded", length: int) -> "CacheShape":
         layers=text.num_hidden_layers,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        length=length,
         dtype=loaded.model.dtype,
     )
 
 
-def _slots(shape: "CacheShape", engine: EngineConfig, loaded: "Loaded") -> int:
+def _blocks(shape: "CacheShape", engine: EngineConfig, loaded: "Loaded", length: int) -> int:
     from llm_runtime.models.load import free_device_bytes
 
     on_device = free_device_bytes(loaded.device)
     free = int(KV_FRACTION * (available_bytes() if on_device is None else on_device))
-    wanted = min(engine.max_batch_size, engine.max_batch_tokens)
-    slots = slots_that_fit(wanted, shape.slot_bytes, free)
-    if slots < engine.max_batch_size:
-        log.warning(
-            "maxBatchSize does not fit into memory; fewer requests will run at once",
-            extra={"configured": engine.max_batch_size, "used": slots, "mib_for_each": shape.slot_bytes >> 20},
-        )
-    return slots
+    one = BlockPool.needed(length)
+    blocks = blocks_that_fit(engine.max_batch_size * one, one, shape.block_bytes, free)
+    log.info(
+        "key-value cache",
+        extra={
+            "tokens": blocks * BLOCK_TOKENS, "mib": blocks * shape.block_bytes >> 20,
+            "sequences_of_full_length": blocks // one,
+        },
+    )  # fmt: skip
+    return blocks
 
 
-def check_agreement(runner: "TransformersRunner", loaded: "Loaded", probe: list[int], expected: list[float]) -> None:
+def check_agreement(
+    runner: "TransformersRunner", pool: BlockPool, loaded: "Loaded", probe: list[int], expected: list[float]
+) -> None:
     """Warm up, and compare with the model's own attention, through the three ways a token can take.
 
     Raises ModelUnsupported when the logits differ by more than rounding: the model does something in its attention
@@ -114,7 +124,7 @@ def check_agreement(runner: "TransformersRunner", loaded: "Loaded", probe: list[
     """
     name = type(loaded.model).__name__
     try:
-        actual = _probed(runner, loaded.codec, probe)
+        actual = _probed(runner, pool, loaded.codec, probe)
     except (NotImplementedError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelUnsupported(f"{name} does not run with replaced attention: {error}") from error
     scale = math.sqrt(sum(value * value for value in expected)) or 1.0
@@ -126,12 +136,14 @@ def check_agreement(runner: "TransformersRunner", loaded: "Loaded", probe: list[
         )
 
 
-def _probed(runner: "TransformersRunner", codec: Codec, probe: list[int]) -> list[float]:
+def _probed(runner: "TransformersRunner", pool: BlockPool, codec: Codec, probe: list[int]) -> list[float]:
     """Logits after the probe: its start as a first chunk, its middle as a later one, its end as a single token."""
     request = GenerationRequest("probe", tuple(probe), Sampling(max_tokens=1, temperature=0.0))
     sequence = Sequence(request, codec)
+    sequence.blocks = pool.take(len(probe), pool.new_root()) or sequence.blocks
     borders = (0, len(probe) // 2, len(probe) - 1, len(probe))
     logits = None
     for start, end in itertools.pairwise(borders):
-        logits = runner.logits(Batch((Span(sequence, 0, start, end - start, samples=end == len(probe)),)))
+        logits = runner.logits(Batch((Span(sequence, start, end - start, samples=end == len(probe)),)))
+    pool.give_back(sequence.blocks)
     return list(logits[0].float().tolist()) if logits is not None else []

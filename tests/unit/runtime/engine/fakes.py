@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from llm_runtime.engine.blocks import BlockPool
+from llm_runtime.engine.budget import PrefillBudget
 from llm_runtime.engine.limits import RequestLimits
 from llm_runtime.engine.loop import ContinuousEngine
 from llm_runtime.engine.scheduler import Batch, Scheduler
@@ -39,10 +41,12 @@ class CharacterText:
 
 
 def request(
-    prompt: str | tuple[int, ...] = "abc", max_tokens: int = 8, name: str = "r", **sampling: Any
+    prompt: str | tuple[int, ...] = "abc", max_tokens: int = 8, name: str = "r", **options: Any
 ) -> GenerationRequest:
+    """`options`: of the request itself or of its sampling."""
     ids = tuple(map(ord, prompt)) if isinstance(prompt, str) else prompt
-    return GenerationRequest(name, ids, Sampling(max_tokens=max_tokens, **sampling))
+    own = {key: options.pop(key) for key in ("adapter", "priority", "tenant") if key in options}
+    return GenerationRequest(name, ids, Sampling(max_tokens=max_tokens, **options), **own)
 
 
 def sequence(prompt: str = "abc", max_tokens: int = 8, name: str = "r", **sampling: Any) -> Sequence:
@@ -74,12 +78,23 @@ class ScriptedRunner:
         return Sampled(ord(answer[index]) if index < len(answer) else EOS)
 
 
+def scheduler(
+    places: int = 4, tokens: int = 64, queue: int = 8, beside: int | None = None, blocks: int = 1000
+) -> Scheduler:
+    """`beside`: prompt tokens that may share a step with running streams."""
+    budget = None if beside is None else PrefillBudget(beside, goal_seconds=1e9)
+    if budget:
+        budget.observe(0, 16, 1.0)
+    return Scheduler(BlockPool(blocks), places, tokens, queue, budget)
+
+
 def engine(
     runner: ScriptedRunner, slots: int = 4, max_queue_length: int = 8, max_batch_tokens: int = 64, **options: float
 ) -> ContinuousEngine:
-    scheduler = Scheduler(slots, max_batch_tokens, max_queue_length)
     limits = RequestLimits(max_model_length=256, vocabulary_size=2000)
-    return ContinuousEngine(scheduler, runner, CharacterVocabulary(), limits, **options).start()
+    return ContinuousEngine(
+        scheduler(slots, max_batch_tokens, max_queue_length), runner, CharacterVocabulary(), limits, **options
+    ).start()
 
 
 async def collect(running: ContinuousEngine, wanted: GenerationRequest) -> list[TokenEvent]:

@@ -200,7 +200,7 @@ async def test_stats_count_running_waiting_and_the_cache() -> None:
     await anext(streams[0])
     stats = running.stats()
     assert (stats.running, stats.waiting) == (1, 2)
-    assert stats.kv_cache_usage_ratio == pytest.approx(3 / 256)
+    assert stats.kv_cache_usage_ratio == pytest.approx(2 / 1000)
     for stream in streams:
         await stream.aclose()
     runner.gate.release(10)

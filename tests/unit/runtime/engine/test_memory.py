@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_runtime.engine.memory import MIB, available_bytes, slots_that_fit
+from llm_runtime.engine.memory import MIB, available_bytes, blocks_that_fit
 from llm_runtime.engine.threads import configure_threads, usable_cores
 from llm_runtime.errors import OutOfMemory
 
@@ -29,11 +29,11 @@ def test_without_a_limit_the_host_decides(tmp_path: Path) -> None:
     assert available_bytes(tmp_path, meminfo) == 2 * MIB
 
 
-def test_slots_are_reduced_to_what_fits_and_refused_when_none_does() -> None:
-    assert slots_that_fit(64, 100, 10_000) == 64
-    assert slots_that_fit(64, 100, 1_050) == 10
+def test_blocks_are_reduced_to_what_fits_and_refused_when_no_sequence_does() -> None:
+    assert blocks_that_fit(64, 4, 100, 10_000) == 64
+    assert blocks_that_fit(64, 4, 100, 1_050) == 10
     with pytest.raises(OutOfMemory, match=r"lower engine.maxModelLength"):
-        slots_that_fit(64, 100, 99)
+        blocks_that_fit(64, 4, 100, 399)
 
 
 def test_threads_follow_the_cpu_quota_rounded_up(tmp_path: Path) -> None:

@@ -1,0 +1,250 @@
+// Attention of one layer over a paged key-value cache, for CPUs: single tokens and prompt chunks in one call.
+//
+// Torch's own kernel reads a padded rectangle of dense keys; this one reads each sequence's blocks, as far as they are
+// filled. Keys lie transposed in their block, so that one vector holds the same component of neighbouring tokens and no
+// sum has to be taken across a vector. Softmax is exact, in float32, for every storage type.
+//
+// Layout: keys [blocks, kv_heads, head_size, BLOCK], values [blocks, kv_heads, BLOCK, head_size].
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, ROWS = 8;
+#elif defined(__AVX__)
+constexpr int LANES = 8, ROWS = 4;
+#else
+constexpr int LANES = 4, ROWS = 4;
+#endif
+constexpr int BLOCK = 32;        // tokens of a cache block
+constexpr int WIDE = 2 * LANES;  // two vectors at a time keep ROWS * 2 sums in registers
+
+typedef float Vector __attribute__((vector_size(LANES * 4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
+
+struct BFloat16 { uint16_t bits; };
+
+inline Vector load(const float* from) { Vector v; std::memcpy(&v, from, sizeof v); return v; }
+inline Vector load(const BFloat16* from) {
+  Halves halves;
+  std::memcpy(&halves, from, sizeof halves);
+  return (Vector)(__builtin_convertvector(halves, Words) << 16);
+}
+inline void store(float* to, Vector v) { std::memcpy(to, &v, sizeof v); }
+inline float widen(float x) { return x; }
+inline float widen(BFloat16 x) { uint32_t w = uint32_t(x.bits) << 16; float f; std::memcpy(&f, &w, 4); return f; }
+inline void narrow(float x, float* to) { *to = x; }
+inline void narrow(float x, BFloat16* to) {  // round to nearest even
+  uint32_t w;
+  std::memcpy(&w, &x, 4);
+  to->bits = std::isnan(x) ? 0x7FC0 : uint16_t((w + 0x7FFF + ((w >> 16) & 1)) >> 16);
+}
+inline Vector spread(float x) { return x - Vector{}; }
+
+// e^x for x <= 0: 2^k times a polynomial of degree 6 on [-ln2/2, ln2/2] (Cephes expf); below -87 it is 0.
+inline Vector exp_negative(Vector x) {
+  const Vector floor_at = spread(-87.0f);
+  const Ints tiny = x < floor_at;
+  x = tiny ? floor_at : x;
+  const Ints k = __builtin_convertvector(x * 1.44269504f - 0.5f, Ints);  // rounds to nearest, as x is not positive
+  const Vector whole = __builtin_convertvector(k, Vector);
+  const Vector r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
+  Vector p = spread(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const Vector scaled = p * (Vector)((k + 127) << 23);
+  return tiny ? Vector{} : scaled;
+}
+
+}  // namespace
+
+// One step, as the runner describes it; the same for all layers but for the pointers of the first group.
+// A span is a run of tokens of one sequence; token i of span s has position span_start[s] + i and row span_row[s] + i.
+struct Step {
+  const void *query, *key, *value;  // [heads, rows, head_size] with the strides below, in elements
+  void *keys, *values, *out;        // the layer's cache; out [rows, heads, value_size]
+  const float* sinks;               // per head, or null: a logit that takes part in the softmax and has no value
+  int64_t query_row, query_head, key_row, key_head, value_row, value_head;
+  int64_t heads, kv_heads, head_size, rows, spans, threads, window;  // window 0: none
+  float scale, softcap;             // softcap 0: none
+  const int32_t *span_row, *span_start, *span_count, *span_tiles;  // tiles: cumulative, [spans + 1]
+  const int32_t *table, *span_table;      // block numbers of all spans; where each span's begin
+  const int32_t *row_block, *row_offset;  // where each row's key and value go
+};
+
+extern "C" int llm_attention_block() { return BLOCK; }
+extern "C" int llm_attention_rows() { return ROWS; }
+
+namespace {
+
+template <typename T>
+void remember(const Step& s, int64_t row) {
+  const int64_t d = s.head_size;
+  for (int64_t h = 0; h < s.kv_heads; ++h) {
+    const int64_t at = (int64_t(s.row_block[row]) * s.kv_heads + h) * BLOCK * d;
+    const T* key = static_cast<const T*>(s.key) + row * s.key_row + h * s.key_head;
+    const T* value = static_cast<const T*>(s.value) + row * s.value_row + h * s.value_head;
+    T* keys = static_cast<T*>(s.keys) + at + s.row_offset[row];
+    for (int64_t i = 0; i < d; ++i) keys[i * BLOCK] = key[i];
+    std::memcpy(static_cast<T*>(s.values) + at + s.row_offset[row] * d, value, d * sizeof(T));
+  }
+}
+
+// scores[r * stride + t] = query r times key t, for the tokens of one block. Blocks are scattered over memory, where the
+// processor's own prefetching can't follow: `next` is the block that will be read after this one.
+template <typename T, int R>
+void score(const T* keys, const T* next, const float* query, int64_t d, float* scores, int64_t stride) {
+  for (int t = 0; t < BLOCK; t += WIDE) {
+    Vector sums[R][2] = {};
+    for (int64_t i = 0; i < d; ++i) {
+      const Vector low = load(keys + i * BLOCK + t), high = load(keys + i * BLOCK + t + LANES);
+      __builtin_prefetch(next + i * BLOCK + t);
+      __builtin_prefetch(next + i * BLOCK + t + LANES);
+      for (int r = 0; r < R; ++r) {
+        sums[r][0] += low * query[i * R + r];
+        sums[r][1] += high * query[i * R + r];
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      store(scores + r * stride + t, sums[r][0]);
+      store(scores + r * stride + t + LANES, sums[r][1]);
+    }
+  }
+}
+
+// out[r, i..i+V*LANES) = sum over t of weight[r, t] * value[t, i..)
+template <typename T, int R, int V>
+void mix(const Step& s, const int32_t* table, int64_t head, int64_t from, int64_t to, const float* weights,
+         int64_t stride, int64_t origin, int64_t i, float* out) {
+  Vector sums[R][V] = {};
+  for (int64_t block = from / BLOCK; block * BLOCK < to; ++block) {
+    const int64_t first = std::max(from, block * BLOCK), last = std::min(to, (block + 1) * BLOCK);
+    const T* value = static_cast<const T*>(s.values) +
+                     ((int64_t(table[block]) * s.kv_heads + head) * BLOCK + first - block * BLOCK) * s.head_size + i;
+    const T* next = static_cast<const T*>(s.values) +
+                    (int64_t(table[std::min(block + 1, (to - 1) / BLOCK)]) * s.kv_heads + head) * BLOCK * s.head_size + i;
+    for (int64_t t = first; t < last; ++t, value += s.head_size, next += s.head_size) {
+      Vector v[V];
+      for (int j = 0; j < V; ++j) __builtin_prefetch(next + j * LANES);
+      for (int j = 0; j < V; ++j) v[j] = load(value + j * LANES);
+      for (int r = 0; r < R; ++r)
+        for (int j = 0; j < V; ++j) sums[r][j] += v[j] * weights[r * stride + t - origin];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < V; ++j) store(out + r * s.head_size + i + j * LANES, sums[r][j]);
+}
+
+// Softmax over [from, to) of one row of scores, in place and not yet divided; zero elsewhere. Returns the divisor.
+float soften(float* row, int64_t from, int64_t to, int64_t length, const Step& s, int64_t head) {
+  for (int64_t t = 0; t < from; ++t) row[t] = -std::numeric_limits<float>::infinity();
+  for (int64_t t = to; t < length; ++t) row[t] = -std::numeric_limits<float>::infinity();
+  if (s.softcap > 0)
+    for (int64_t t = from; t < to; ++t) row[t] = s.softcap * std::tanh(row[t] / s.softcap);
+  Vector tops = load(row);
+  for (int64_t t = LANES; t < length; t += LANES) {
+    const Vector x = load(row + t);
+    tops = x > tops ? x : tops;
+  }
+  float top = s.sinks ? s.sinks[head] : -std::numeric_limits<float>::infinity();
+  for (int j = 0; j < LANES; ++j) top = std::max(top, tops[j]);
+  Vector sums = {};
+  for (int64_t t = 0; t < length; t += LANES) {
+    const Vector weight = exp_negative(load(row + t) - top);
+    store(row + t, weight);
+    sums += weight;
+  }
+  float sum = s.sinks ? std::exp(s.sinks[head] - top) : 0;
+  for (int j = 0; j < LANES; ++j) sum += sums[j];
+  return sum;
+}
+
+// Up to ROWS queries of one span that share a key head: query number n is head n % group of token n / group.
+template <typename T, int R>
+void attend(const Step& s, int64_t span, int64_t head, int64_t first, std::vector<float>& room) {
+  const int64_t group = s.heads / s.kv_heads, d = s.head_size;
+  const int32_t* table = s.table + s.span_table[span];
+  const int64_t start = s.span_start[span];
+  const int64_t to = start + (first + R - 1) / group + 1, nearest = start + first / group + 1;
+  const int64_t from = s.window > 0 ? std::max<int64_t>(0, nearest - s.window) / BLOCK * BLOCK : 0;
+  const int64_t length = (to - from + BLOCK - 1) / BLOCK * BLOCK;
+  room.resize(R * length + 2 * R * d);
+  float *scores = room.data(), *query = scores + R * length, *out = query + R * d;
+  for (int r = 0; r < R; ++r) {
+    const int64_t token = (first + r) / group, h = head * group + (first + r) % group;
+    const T* q = static_cast<const T*>(s.query) + (s.span_row[span] + token) * s.query_row + h * s.query_head;
+    for (int64_t i = 0; i < d; ++i) query[i * R + r] = widen(q[i]) * s.scale;
+  }
+  const auto keys = [&](int64_t block) {
+    return static_cast<const T*>(s.keys) + (int64_t(table[block]) * s.kv_heads + head) * BLOCK * d;
+  };
+  for (int64_t block = from / BLOCK, end = (to + BLOCK - 1) / BLOCK; block < end; ++block)
+    score<T, R>(keys(block), keys(std::min(block + 1, end - 1)), query, d, scores + block * BLOCK - from, length);
+  float divisors[R];
+  for (int r = 0; r < R; ++r) {
+    const int64_t end = start + (first + r) / group + 1, begin = s.window > 0 ? std::max<int64_t>(0, end - s.window) : 0;
+    divisors[r] = soften(scores + r * length, begin - from, end - from, length, s, head * group + (first + r) % group);
+  }
+  int64_t i = 0;
+  for (; i + WIDE <= d; i += WIDE) mix<T, R, 2>(s, table, head, from, to, scores, length, from, i, out);
+  for (; i < d; i += LANES) mix<T, R, 1>(s, table, head, from, to, scores, length, from, i, out);
+  for (int r = 0; r < R; ++r) {
+    const int64_t token = (first + r) / group, h = head * group + (first + r) % group;
+    T* to_row = static_cast<T*>(s.out) + ((s.span_row[span] + token) * s.heads + h) * d;
+    for (int64_t j = 0; j < d; ++j) narrow(out[r * d + j] / divisors[r], to_row + j);
+  }
+}
+
+template <typename T>
+void attend_some(const Step& s, int64_t span, int64_t head, int64_t first, int64_t count, std::vector<float>& room) {
+  switch (count) {
+    case 1: return attend<T, 1>(s, span, head, first, room);
+    case 2: return attend<T, 2>(s, span, head, first, room);
+    case 3: return attend<T, 3>(s, span, head, first, room);
+    case 4: return attend<T, 4>(s, span, head, first, room);
+#if defined(__AVX512F__)
+    case 5: return attend<T, 5>(s, span, head, first, room);
+    case 6: return attend<T, 6>(s, span, head, first, room);
+    case 7: return attend<T, 7>(s, span, head, first, room);
+    case 8: return attend<T, 8>(s, span, head, first, room);
+#endif
+  }
+}
+
+template <typename T>
+void run(const Step& s) {
+  const int64_t group = s.heads / s.kv_heads;
+  const int64_t items = int64_t(s.span_tiles[s.spans]) * s.kv_heads;
+#pragma omp parallel num_threads(s.threads)
+  {
+    std::vector<float> room;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < s.rows; ++row) remember<T>(s, row);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t item = 0; item < items; ++item) {
+      // From the last, longest spans to the first: short ones fill the threads' idle ends.
+      const int64_t tile = s.span_tiles[s.spans] - 1 - item / s.kv_heads, head = item % s.kv_heads;
+      const int64_t span = std::upper_bound(s.span_tiles, s.span_tiles + s.spans + 1, tile) - s.span_tiles - 1;
+      const int64_t first = (tile - s.span_tiles[span]) * ROWS;
+      const int64_t count = std::min<int64_t>(ROWS, s.span_count[span] * group - first);
+      attend_some<T>(s, span, head, first, count, room);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" void llm_attention_float32(const Step* step) { run<float>(*step); }
+extern "C" void llm_attention_bfloat16(const Step* step) { run<BFloat16>(*step); }

@@ -1,0 +1,203 @@
+"""Attention over the blocks of the KV cache, in the place of Transformers' own.
+
+Transformers' AttentionInterface hands each layer's queries, keys and values to `paged_attention`, whose name its mask
+factory does not know, so that it makes no mask. On a CPU one call of the compiled kernel does a layer; elsewhere, and
+without the kernel, torch gathers the blocks and attends in two ways: single tokens all at once, longer spans in turn.
+"""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+from llm_runtime.engine import native
+from llm_runtime.engine.blocks import BLOCK_TOKENS
+from llm_runtime.engine.cache import KvCache
+from llm_runtime.engine.scheduler import Span
+
+ATTENTION = "llm_runtime_paged"
+_IGNORED = {"position_ids", "is_causal", "use_cache", "output_attentions", "cache_position", "logits_to_keep"}
+"""Keyword arguments of attention functions that change nothing here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a layer does beside the plain softmax of scaled products."""
+
+    scale: float
+    window: int = 0
+    """A token sees itself and the `window - 1` before it; 0: all before it."""
+    softcap: float = 0.0
+    """Scores are squeezed to cap * tanh(score / cap); 0: not."""
+    sinks: Any = None
+    """[heads]: a score in each softmax that belongs to no token (GPT-OSS)."""
+
+
+class Step:
+    """What attention must know of a step: where each span's tokens lie, for every layer the same."""
+
+    def __init__(self, spans: tuple[Span, ...], cache: KvCache, device: Any) -> None:
+        self.cache, self.device = cache, device
+        self.starts = [span.start for span in spans]
+        self.counts = [span.count for span in spans]
+        self.ends = list(accumulate(self.counts))
+        self.tables = [span.sequence.blocks.numbers[: -(-(span.start + span.count) // BLOCK_TOKENS)] for span in spans]
+        self.positions = [p for span in spans for p in range(span.start, span.start + span.count)]
+        self._blocks = [
+            table[position // BLOCK_TOKENS]
+            for span, table in zip(spans, self.tables, strict=True)
+            for position in range(span.start, span.start + span.count)
+        ]
+
+    @cached_property
+    def native(self) -> "NativeStep":
+        return NativeStep(self)
+
+    @cached_property
+    def row_blocks(self) -> Any:
+        return torch.tensor(self._blocks, device=self.device)
+
+    @cached_property
+    def row_offsets(self) -> Any:
+        return torch.tensor([position % BLOCK_TOKENS for position in self.positions], device=self.device)
+
+    @cached_property
+    def singles(self) -> int:
+        """So many spans at the beginning have one token."""
+        return next((index for index, count in enumerate(self.counts) if count > 1), len(self.counts))
+
+    def table(self, first: int, last: int) -> Any:
+        """Block lists of spans [first, last), padded with their own first block to one width."""
+        tables = self.tables[first:last]
+        width = max(map(len, tables))
+        return torch.tensor([table + table[:1] * (width - len(table)) for table in tables], device=self.device)
+
+
+class NativeStep:
+    """A step as the kernel takes it. Holds the tensors that its pointers point to."""
+
+    def __init__(self, step: Step) -> None:
+        rows = native.library().llm_attention_rows()  # type: ignore[union-attr]
+        self._rows = rows
+        self._lists = {
+            "span_row": [0, *step.ends[:-1]],
+            "span_start": step.starts,
+            "span_count": step.counts,
+            "table": [number for table in step.tables for number in table],
+            "span_table": [0, *accumulate(map(len, step.tables))][:-1],
+            "row_block": step._blocks,
+            "row_offset": [position % BLOCK_TOKENS for position in step.positions],
+        }
+        self._held: dict[str, Any] = {}
+        self._tiles: dict[int, Any] = {}
+        self.arguments = native.StepArguments(
+            rows=len(step.positions), spans=len(step.counts), threads=torch.get_num_threads()
+        )
+        for name, values in self._lists.items():
+            self._point(name, torch.tensor(values, dtype=torch.int32))
+
+    def tiles(self, group: int) -> Any:
+        """Cumulated number of kernel tiles of the spans, when `group` query heads share a key head."""
+        if group not in self._tiles:
+            counts = [-(-count * group // self._rows) for count in self._lists["span_count"]]
+            self._tiles[group] = torch.tensor([0, *accumulate(counts)], dtype=torch.int32)
+        return self._tiles[group]
+
+    def _point(self, name: str, tensor: Any) -> None:
+        self._held[name] = tensor
+        setattr(self.arguments, name, tensor.data_ptr())
+
+
+def paged_attention(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None,
+    dropout: float = 0.0, sliding_window: int | None = None, softcap: float | None = None, s_aux: Any = None,
+    paged_step: Step | None = None, **options: Any,
+) -> tuple[Any, None]:  # fmt: skip
+    """Attention of one layer. `query`: [1, heads, tokens, head_size]; returns [1, tokens, heads, head_size]."""
+    strange = sorted(name for name, option in options.items() if _is_set(option) and name not in _IGNORED)
+    if paged_step is None or strange:
+        raise NotImplementedError(f"attention with {', '.join(strange) or 'no step'}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    rule = Rule(scale, sliding_window or 0, float(softcap or 0.0), s_aux)
+    attend = _choose(paged_step, query)
+    return attend(paged_step, module.layer_idx, rule, query[0], key[0], value[0]).unsqueeze(0), None
+
+
+AttentionInterface.register(ATTENTION, paged_attention)
+
+
+def _is_set(option: Any) -> bool:
+    return option is not None and option is not False
+
+
+def _choose(step: Step, query: Any) -> Callable[..., Any]:
+    fits = query.dtype in _KERNELS and query.shape[-1] % 16 == 0 and step.device == "cpu"
+    return attend_native if fits and native.library() else attend_gathered
+
+
+_KERNELS = {torch.float32: "llm_attention_float32", torch.bfloat16: "llm_attention_bfloat16"}
+
+
+def attend_native(step: Step, layer: int, rule: Rule, query: Any, key: Any, value: Any) -> Any:
+    """By the compiled kernel. `query`: [heads, tokens, head_size]; returns [tokens, heads, head_size]."""
+    heads, tokens, size = query.shape
+    query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
+    out = query.new_empty(tokens, heads, size)
+    tiles = step.native.tiles(heads // key.shape[0])
+    sinks = None if rule.sinks is None else rule.sinks.detach().float().contiguous()
+    arguments = step.native.arguments
+    arguments.query, arguments.key, arguments.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
+    arguments.query_head, arguments.query_row, _ = query.stride()
+    arguments.key_head, arguments.key_row, _ = key.stride()
+    arguments.value_head, arguments.value_row, _ = value.stride()
+    arguments.keys, arguments.values = step.cache.keys[layer].data_ptr(), step.cache.values[layer].data_ptr()
+    arguments.out, arguments.sinks = out.data_ptr(), None if sinks is None else sinks.data_ptr()
+    arguments.heads, arguments.kv_heads, arguments.head_size = heads, key.shape[0], size
+    arguments.scale, arguments.softcap, arguments.window = rule.scale, rule.softcap, rule.window
+    arguments.span_tiles = tiles.data_ptr()
+    getattr(native.library(), _KERNELS[query.dtype])(ctypes.byref(arguments))
+    return out
+
+
+def attend_gathered(step: Step, layer: int, rule: Rule, query: Any, key: Any, value: Any) -> Any:
+    """By torch alone; same shapes as `attend_native`."""
+    query, key, value = (part.transpose(0, 1) for part in (query, key, value))
+    step.cache.write(layer, step.row_blocks, step.row_offsets, key, value)
+    parts = []
+    if step.singles:
+        lengths = torch.tensor([start + 1 for start in step.starts[: step.singles]], device=step.device)
+        keys, values = step.cache.read(layer, step.table(0, step.singles))
+        parts.append(_softmax(query[: step.singles].unsqueeze(2), keys, values, lengths.unsqueeze(1), rule).squeeze(2))
+    for span in range(step.singles, len(step.counts)):
+        begin, end = step.ends[span] - step.counts[span], step.ends[span]
+        keys, values = step.cache.read(layer, step.table(span, span + 1))
+        lengths = torch.arange(step.starts[span] + 1, step.starts[span] + step.counts[span] + 1, device=step.device)
+        part = _softmax(query[begin:end].transpose(0, 1).unsqueeze(0), keys, values, lengths.unsqueeze(0), rule)
+        parts.append(part[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+def _softmax(query: Any, keys: Any, values: Any, lengths: Any, rule: Rule) -> Any:
+    """`query`: [rows, heads, tokens, head_size]; `lengths` [rows, tokens]: how many keys each one sees at most."""
+    at = torch.arange(keys.shape[2], device=query.device)
+    seen = at < lengths[:, None, :, None]
+    if rule.window:
+        seen &= at >= lengths[:, None, :, None] - rule.window
+    if not rule.softcap and rule.sinks is None:
+        return F.scaled_dot_product_attention(query, keys, values, seen, scale=rule.scale, enable_gqa=True)
+    group = query.shape[1] // keys.shape[1]
+    keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+    scores = torch.matmul(query, keys.transpose(-1, -2)).float() * rule.scale
+    if rule.softcap:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if rule.sinks is not None:
+        sinks = rule.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        return torch.matmul(torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1].to(values.dtype), values)
+    return torch.matmul(scores.softmax(-1).to(values.dtype), values)

@@ -1,0 +1,138 @@
+"""The compiled attention kernel: found, or compiled once for this processor, or absent.
+
+`python -m llm_runtime.engine.native` compiles it ahead, for an image that has no compiler.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from llm_runtime.engine.blocks import BLOCK_TOKENS
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("attention.cpp")
+BUILT = Path(__file__).with_name("built")
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+LEVELS = {"x86-64-v4": {"avx512f", "avx512bw", "avx512vl"}, "x86-64-v3": {"avx2", "fma", "bmi2"}}
+"""What an image carries: GCC's names of instruction sets, best first, and the CPU flags they need."""
+COMPILE_SECONDS = 120
+
+
+class StepArguments(ctypes.Structure):
+    """`Step` of attention.cpp, field by field."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "keys", "values", "out", "sinks")),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "query_row", "query_head", "key_row", "key_head", "value_row", "value_head",
+                "heads", "kv_heads", "head_size", "rows", "spans", "threads", "window",
+            )
+        ),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "span_row", "span_start", "span_count", "span_tiles", "table", "span_table", "row_block", "row_offset",
+            )
+        ),
+    ]  # fmt: skip
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The kernel, or None where there is neither a built one nor a compiler: torch's own attention serves then."""
+    try:
+        path = _built() or _compiled()
+        if path is None:
+            log.warning("no C++ compiler and no built kernel: attention on this CPU will be several times slower")
+            return None
+        kernel = ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("the attention kernel can't be used, a slower way is taken", extra={"reason": str(error)})
+        return None
+    if kernel.llm_attention_block() != BLOCK_TOKENS:
+        raise RuntimeError(f"{path} was built for another block size: remove it")
+    return kernel
+
+
+def build(target: Path, architecture: str) -> None:
+    """Compile for one instruction set (GCC's -march). Raises OSError or SubprocessError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        out = Path(folder) / target.name
+        command = [_compiler() or "g++", *FLAGS, f"-march={architecture}", "-o", str(out), str(SOURCE)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
+        if done.returncode:
+            raise OSError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
+        out.replace(target)  # Whole or not at all: two processes may build at once.
+
+
+def main() -> None:
+    """Build every instruction set of this architecture into the package."""
+    for architecture in LEVELS if platform.machine() == "x86_64" else ("native",):
+        build(BUILT / f"attention-{architecture}.so", architecture)
+        print(f"built for {architecture}", file=sys.stderr)
+
+
+def _built() -> Path | None:
+    flags = _cpu_flags()
+    levels = (
+        [level for level, needed in LEVELS.items() if needed <= flags] if platform.machine() == "x86_64" else ["native"]
+    )
+    files = (BUILT / f"attention-{level}.so" for level in levels)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _compiled() -> Path | None:
+    compiler = _compiler()
+    if compiler is None:
+        return None
+    # The same home folder may serve machines with different processors.
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=10, check=True).stdout
+    inputs = (SOURCE.read_bytes(), version, " ".join(sorted(_cpu_flags())).encode(), " ".join(FLAGS).encode())
+    name = f"attention-{hashlib.sha256(b'|'.join(inputs)).hexdigest()[:16]}.so"
+    target = _cache_folder() / name
+    if not target.is_file():
+        build(target, "native")
+    return target
+
+
+def _compiler() -> str | None:
+    """GCC's, whose OpenMP is the one that torch brings: a second one in the process would fight it for the cores."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def _cache_folder() -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-operator" / "kernels"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if os.access(home, os.W_OK):
+            return home
+    except OSError:
+        pass  # A container's file system may be read-only but for its scratch folder.
+    return Path(tempfile.mkdtemp(prefix="llm-operator-kernels-"))
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(line.partition(":")[2].split())
+
+
+if __name__ == "__main__":
+    main()
