@@ -81,6 +81,12 @@ class EngineSpec(Section):
     """Sequences that run together, at most."""
     max_batch_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
     """Tokens of one forward pass, at most."""
+    kv_cache_memory: Quantity | None = None
+    """Memory for keys and values, as a quantity; absent: what the model leaves, but for a reserve."""
+    prefix_caching: bool = True
+    """Keep keys and values of prompt beginnings, so that the next prompt that begins alike need not compute them."""
+    quantization: Literal["none", "int8"] = "none"
+    """int8 keeps linear weights as 8-bit integers: less memory, a small loss of quality."""
 
 
 class ServerSpec(Section):

@@ -58,6 +58,9 @@ def runtime_config(name: str, spec: LLMDeploymentSpec, model: ModelVersion, conn
             max_model_length=spec.engine.max_model_length,
             max_batch_size=spec.engine.max_batch_size,
             max_batch_tokens=spec.engine.max_batch_tokens,
+            kv_cache_bytes=int(quantity_value(spec.engine.kv_cache_memory)) if spec.engine.kv_cache_memory else None,
+            prefix_caching=spec.engine.prefix_caching,
+            quantization=spec.engine.quantization,
         ),
         server=ServerConfig(
             max_request_bytes=int(quantity_value(spec.server.max_request_bytes)),

@@ -101,7 +101,10 @@ def _blocks(shape: "CacheShape", engine: EngineConfig, loaded: "Loaded", length:
     from llm_runtime.models.load import free_device_bytes
 
     on_device = free_device_bytes(loaded.device)
-    free = int(KV_FRACTION * (available_bytes() if on_device is None else on_device))
+    left = available_bytes() if on_device is None else on_device
+    free = int(KV_FRACTION * left)
+    if engine.kv_cache_bytes is not None:
+        free = min(engine.kv_cache_bytes, left)
     one = BlockPool.needed(length)
     blocks = blocks_that_fit(engine.max_batch_size * one, one, shape.block_bytes, free)
     log.info(

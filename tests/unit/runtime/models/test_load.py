@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoTokenizer, BloomConfig, Gemma2Config, LlamaConfig, MistralConfig, T5Config  # noqa: E402
 
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
+from llm_runtime.engine.blocks import BLOCK_TOKENS  # noqa: E402
 from llm_runtime.errors import ModelCorrupt, ModelUnsupported, OutOfMemory  # noqa: E402
 from llm_runtime.models import build  # noqa: E402
 from llm_runtime.models.load import load, refuse_unsupported  # noqa: E402
@@ -101,15 +102,15 @@ def test_full_attention_passes() -> None:
     refuse_unsupported(LlamaConfig())
 
 
-def test_the_length_is_bounded_by_the_model_and_slots_by_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_bounds_the_length_and_memory_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = EngineConfig(device="cpu", max_model_length=4096, max_batch_size=64)
-    slot_bytes = 2 * 2 * 4 * 8 * 512 * 4
-    monkeypatch.setattr(build, "available_bytes", lambda: 4 * slot_bytes)
+    sequence_bytes = 2 * 2 * 4 * 8 * 512 * 4
+    monkeypatch.setattr(build, "available_bytes", lambda: 4 * sequence_bytes)
     engine, _ = build.build_engine(RuntimeConfig(model=MODEL, engine=settings), folder)
     engine.close()
     assert engine.max_model_length == 512
-    assert engine._scheduler.slots == 3
-    monkeypatch.setattr(build, "available_bytes", lambda: slot_bytes)
+    assert engine._scheduler.pool.size == int(0.8 * 4 * 512 / BLOCK_TOKENS)
+    monkeypatch.setattr(build, "available_bytes", lambda: sequence_bytes)
     with pytest.raises(OutOfMemory):
         build.build_engine(RuntimeConfig(model=MODEL, engine=settings), folder)
 
@@ -125,7 +126,7 @@ def test_attention_with_a_bias_of_its_own_is_refused(tmp_path: Path) -> None:
 
 
 def test_logits_that_differ_from_the_models_own_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_probed", lambda runner, codec, probe: [1.0] * 260)
+    monkeypatch.setattr(build, "_probed", lambda runner, pool, codec, probe: [1.0] * 260)
     with pytest.raises(ModelUnsupported, match="the engine's logits differ by"):
         build.build_engine(RuntimeConfig(model=MODEL, engine=CPU), folder)
 
