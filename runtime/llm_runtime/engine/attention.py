@@ -96,6 +96,7 @@ class NativeStep:
         }
         self._held: dict[str, Any] = {}
         self._tiles: dict[int, Any] = {}
+        self._rotations: dict[int, tuple[Any, Any, Any]] = {}
         self.arguments = native.StepArguments(
             rows=len(step.positions), spans=len(step.counts), threads=torch.get_num_threads()
         )
@@ -108,6 +109,15 @@ class NativeStep:
             counts = [-(-count * group // self._rows) for count in self._lists["span_count"]]
             self._tiles[group] = torch.tensor([0, *accumulate(counts)], dtype=torch.int32)
         return self._tiles[group]
+
+    def rotation(self, cosines_and_sines: tuple[Any, Any]) -> tuple[Any, Any]:
+        """In float32, converted once: models share one pair of tensors between layers of one kind."""
+        key = id(cosines_and_sines[0])
+        if key not in self._rotations:
+            converted = [part.float().contiguous() for part in cosines_and_sines]
+            # The original is kept too: its id must not be given to another tensor meanwhile.
+            self._rotations[key] = (converted[0], converted[1], cosines_and_sines)
+        return self._rotations[key][:2]
 
     def _point(self, name: str, tensor: Any) -> None:
         self._held[name] = tensor
@@ -137,15 +147,21 @@ def _is_set(option: Any) -> bool:
 
 
 def _choose(step: Step, query: Any) -> Callable[..., Any]:
-    fits = query.dtype in _KERNELS and query.shape[-1] % 16 == 0 and step.device == "cpu"
+    fits = query.dtype in KERNELS and query.shape[-1] % 16 == 0 and step.device == "cpu"
     return attend_native if fits and native.library() else attend_gathered
 
 
-_KERNELS = {torch.float32: "llm_attention_float32", torch.bfloat16: "llm_attention_bfloat16"}
+KERNELS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+"""Number formats that the compiled kernels know, by their names there."""
 
 
-def attend_native(step: Step, layer: int, rule: Rule, query: Any, key: Any, value: Any) -> Any:
-    """By the compiled kernel. `query`: [heads, tokens, head_size]; returns [tokens, heads, head_size]."""
+def attend_native(
+    step: Step, layer: int, rule: Rule, query: Any, key: Any, value: Any, rotation: tuple[Any, Any] | None = None
+) -> Any:
+    """By the compiled kernel. `query`: [heads, tokens, head_size]; returns [tokens, heads, head_size].
+
+    `rotation`: cosines and sines, [1, tokens, head_size], for queries and keys that are not rotated yet.
+    """
     heads, tokens, size = query.shape
     query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
     out = query.new_empty(tokens, heads, size)
@@ -161,7 +177,10 @@ def attend_native(step: Step, layer: int, rule: Rule, query: Any, key: Any, valu
     arguments.heads, arguments.kv_heads, arguments.head_size = heads, key.shape[0], size
     arguments.scale, arguments.softcap, arguments.window = rule.scale, rule.softcap, rule.window
     arguments.span_tiles = tiles.data_ptr()
-    getattr(native.library(), _KERNELS[query.dtype])(ctypes.byref(arguments))
+    arguments.cosines = arguments.sines = None
+    if rotation:
+        arguments.cosines, arguments.sines = (part.data_ptr() for part in step.native.rotation(rotation))
+    native.call("llm_attention", KERNELS[query.dtype], ctypes.byref(arguments))
     return out
 
 

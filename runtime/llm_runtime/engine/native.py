@@ -1,4 +1,4 @@
-"""The compiled attention kernel: found, or compiled once for this processor, or absent.
+"""The compiled kernels for CPUs: found, or compiled once for this processor, or absent.
 
 `python -m llm_runtime.engine.native` compiles it ahead, for an image that has no compiler.
 """
@@ -14,24 +14,37 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from llm_runtime.engine.blocks import BLOCK_TOKENS
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("attention.cpp")
+SOURCE = Path(__file__).with_name("kernels.cpp")
 BUILT = Path(__file__).with_name("built")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 LEVELS = {"x86-64-v4": {"avx512f", "avx512bw", "avx512vl"}, "x86-64-v3": {"avx2", "fma", "bmi2"}}
 """What an image carries: GCC's names of instruction sets, best first, and the CPU flags they need."""
 COMPILE_SECONDS = 120
+MOST_HEAD = 512
+"""Largest head size that the kernel can rotate."""
+_POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+ARGUMENTS = {
+    "llm_attention": (_POINTER,),
+    "llm_rms_norm": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _FLOAT, _FLOAT),
+    "llm_gate_silu": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE),
+}
+"""Of the kernels' C functions, whose names end with a number format."""
 
 
 class StepArguments(ctypes.Structure):
-    """`Step` of attention.cpp, field by field."""
+    """`Step` of kernels.cpp, field by field."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "keys", "values", "out", "sinks")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("query", "key", "value", "keys", "values", "out", "sinks", "cosines", "sines")
+        ),
         *(
             (name, ctypes.c_int64)
             for name in (
@@ -67,6 +80,18 @@ def library() -> ctypes.CDLL | None:
     return kernel
 
 
+def call(name: str, number_format: str, *arguments: Any) -> None:
+    """Run a kernel for float32 or bfloat16. Pointers are tensors' `data_ptr()`; sizes must be right, nothing checks."""
+    _function(name, number_format)(*arguments)
+
+
+@cache
+def _function(name: str, number_format: str) -> Any:
+    function = getattr(library(), f"{name}_{number_format}")
+    function.argtypes, function.restype = ARGUMENTS[name], None
+    return function
+
+
 def build(target: Path, architecture: str) -> None:
     """Compile for one instruction set (GCC's -march). Raises OSError or SubprocessError."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +107,7 @@ def build(target: Path, architecture: str) -> None:
 def main() -> None:
     """Build every instruction set of this architecture into the package."""
     for architecture in LEVELS if platform.machine() == "x86_64" else ("native",):
-        build(BUILT / f"attention-{architecture}.so", architecture)
+        build(BUILT / f"kernels-{architecture}.so", architecture)
         print(f"built for {architecture}", file=sys.stderr)
 
 
@@ -91,7 +116,7 @@ def _built() -> Path | None:
     levels = (
         [level for level, needed in LEVELS.items() if needed <= flags] if platform.machine() == "x86_64" else ["native"]
     )
-    files = (BUILT / f"attention-{level}.so" for level in levels)
+    files = (BUILT / f"kernels-{level}.so" for level in levels)
     return next((file for file in files if file.is_file()), None)
 
 
@@ -102,7 +127,7 @@ def _compiled() -> Path | None:
     # The same home folder may serve machines with different processors.
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=10, check=True).stdout
     inputs = (SOURCE.read_bytes(), version, " ".join(sorted(_cpu_flags())).encode(), " ".join(FLAGS).encode())
-    name = f"attention-{hashlib.sha256(b'|'.join(inputs)).hexdigest()[:16]}.so"
+    name = f"kernels-{hashlib.sha256(b'|'.join(inputs)).hexdigest()[:16]}.so"
     target = _cache_folder() / name
     if not target.is_file():
         build(target, "native")

@@ -68,6 +68,7 @@ def _scheduler(engine: EngineConfig, pool: BlockPool, device: str) -> Scheduler:
 
 def _runner(loaded: "Loaded", engine: EngineConfig, length: int) -> "tuple[BlockPool, TransformersRunner]":
     from llm_runtime.engine.cache import KvCache
+    from llm_runtime.engine.fused import fuse
     from llm_runtime.engine.linears import pack_linears
     from llm_runtime.engine.runner import TransformersRunner
     from llm_runtime.engine.sampler import Sampler
@@ -77,6 +78,7 @@ def _runner(loaded: "Loaded", engine: EngineConfig, length: int) -> "tuple[Block
     expected = reference_logits(loaded.model, probe)
     if loaded.device == "cpu":
         pack_linears(loaded.model)
+        fuse(loaded.model)
     shape = _cache_shape(loaded)
     pool = BlockPool(_blocks(shape, engine, loaded, length), engine.prefix_caching)
     runner = TransformersRunner(loaded.model, KvCache(shape, pool.size, loaded.device), Sampler())

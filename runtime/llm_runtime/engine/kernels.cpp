@@ -1,4 +1,5 @@
-// Attention of one layer over a paged key-value cache, for CPUs: single tokens and prompt chunks in one call.
+// What a CPU does between the matrix products of a layer: attention over a paged key-value cache (single tokens and
+// prompt chunks in one call, rotation of queries and keys included), root-mean-square norms, gated activations.
 //
 // Torch's own kernel reads a padded rectangle of dense keys; this one reads each sequence's blocks, as far as they are
 // filled. Keys lie transposed in their block, so that one vector holds the same component of neighbouring tokens and no
@@ -23,6 +24,8 @@ constexpr int LANES = 8, ROWS = 4;
 constexpr int LANES = 4, ROWS = 4;
 #endif
 constexpr int BLOCK = 32;        // tokens of a cache block
+constexpr int SMALL = 65536;     // so few elements are done before another thread has woken
+constexpr int MOST_HEAD = 512;   // largest head_size that can be rotated here
 constexpr int WIDE = 2 * LANES;  // two vectors at a time keep ROWS * 2 sums in registers
 
 typedef float Vector __attribute__((vector_size(LANES * 4)));
@@ -76,6 +79,7 @@ struct Step {
   const void *query, *key, *value;  // [heads, rows, head_size] with the strides below, in elements
   void *keys, *values, *out;        // the layer's cache; out [rows, heads, value_size]
   const float* sinks;               // per head, or null: a logit that takes part in the softmax and has no value
+  const float *cosines, *sines;     // [rows, head_size], or null: queries and keys come rotated
   int64_t query_row, query_head, key_row, key_head, value_row, value_head;
   int64_t heads, kv_heads, head_size, rows, spans, threads, window;  // window 0: none
   float scale, softcap;             // softcap 0: none
@@ -89,6 +93,17 @@ extern "C" int llm_attention_rows() { return ROWS; }
 
 namespace {
 
+// Rotary position embedding of one head (Su et al. 2021), halves paired as in Llama: to[i] = x[i] cos[i] + turned[i] sin[i].
+template <typename T>
+inline void rotate(const T* x, const float* cosines, const float* sines, int64_t d, float* to) {
+  const int64_t half = d / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const float low = widen(x[i]), high = widen(x[i + half]);
+    to[i] = low * cosines[i] - high * sines[i];
+    to[i + half] = high * cosines[i + half] + low * sines[i + half];
+  }
+}
+
 template <typename T>
 void remember(const Step& s, int64_t row) {
   const int64_t d = s.head_size;
@@ -97,7 +112,13 @@ void remember(const Step& s, int64_t row) {
     const T* key = static_cast<const T*>(s.key) + row * s.key_row + h * s.key_head;
     const T* value = static_cast<const T*>(s.value) + row * s.value_row + h * s.value_head;
     T* keys = static_cast<T*>(s.keys) + at + s.row_offset[row];
-    for (int64_t i = 0; i < d; ++i) keys[i * BLOCK] = key[i];
+    if (s.cosines) {
+      float turned[MOST_HEAD];
+      rotate(key, s.cosines + row * d, s.sines + row * d, d, turned);
+      for (int64_t i = 0; i < d; ++i) narrow(turned[i], keys + i * BLOCK);
+    } else {
+      for (int64_t i = 0; i < d; ++i) keys[i * BLOCK] = key[i];
+    }
     std::memcpy(static_cast<T*>(s.values) + at + s.row_offset[row] * d, value, d * sizeof(T));
   }
 }
@@ -185,7 +206,14 @@ void attend(const Step& s, int64_t span, int64_t head, int64_t first, std::vecto
   for (int r = 0; r < R; ++r) {
     const int64_t token = (first + r) / group, h = head * group + (first + r) % group;
     const T* q = static_cast<const T*>(s.query) + (s.span_row[span] + token) * s.query_row + h * s.query_head;
-    for (int64_t i = 0; i < d; ++i) query[i * R + r] = widen(q[i]) * s.scale;
+    if (s.cosines) {
+      const int64_t row = s.span_row[span] + token;
+      float turned[MOST_HEAD];
+      rotate(q, s.cosines + row * d, s.sines + row * d, d, turned);
+      for (int64_t i = 0; i < d; ++i) query[i * R + r] = turned[i] * s.scale;
+    } else {
+      for (int64_t i = 0; i < d; ++i) query[i * R + r] = widen(q[i]) * s.scale;
+    }
   }
   const auto keys = [&](int64_t block) {
     return static_cast<const T*>(s.keys) + (int64_t(table[block]) * s.kv_heads + head) * BLOCK * d;
@@ -244,7 +272,51 @@ void run(const Step& s) {
   }
 }
 
+// out = x / sqrt(mean(x^2) + epsilon) * (offset + weight), row by row (Zhang and Sennrich 2019).
+template <typename T>
+void normalise(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon, float offset,
+               int64_t threads) {
+#pragma omp parallel for num_threads(threads) if (rows * size > SMALL)
+  for (int64_t row = 0; row < rows; ++row) {
+    const T* from = x + row * size;
+    float squares[LANES] = {};
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES)
+      for (int j = 0; j < LANES; ++j) squares[j] += widen(from[i + j]) * widen(from[i + j]);
+    float sum = 0;
+    for (; i < size; ++i) sum += widen(from[i]) * widen(from[i]);
+    for (int j = 0; j < LANES; ++j) sum += squares[j];
+    const float factor = 1.0f / std::sqrt(sum / size + epsilon);
+    for (i = 0; i < size; ++i) narrow(widen(from[i]) * factor * (offset + widen(weight[i])), out + row * size + i);
+  }
+}
+
+// out = gate * sigmoid(gate) * up (SwiGLU, Shazeer 2020).
+template <typename T>
+void gate_silu(const T* gate, const T* up, T* out, int64_t count, int64_t threads) {
+#pragma omp parallel for num_threads(threads) if (count > SMALL)
+  for (int64_t i = 0; i < count / LANES; ++i) {
+    const Vector x = load(gate + i * LANES), magnitude = x < 0 ? x : -x;
+    const Vector e = exp_negative(magnitude);
+    const Vector result = x * (x < 0 ? e : spread(1.0f)) / (e + 1.0f) * load(up + i * LANES);
+    for (int j = 0; j < LANES; ++j) narrow(result[j], out + i * LANES + j);
+  }
+  for (int64_t i = count / LANES * LANES; i < count; ++i) {
+    const float x = widen(gate[i]);
+    narrow(x / (1.0f + std::exp(-x)) * widen(up[i]), out + i);
+  }
+}
+
 }  // namespace
 
-extern "C" void llm_attention_float32(const Step* step) { run<float>(*step); }
-extern "C" void llm_attention_bfloat16(const Step* step) { run<BFloat16>(*step); }
+#define FOR_EACH_TYPE(NAME, TYPE)                                                                                   \
+  extern "C" void llm_attention_##NAME(const Step* step) { run<TYPE>(*step); }                                      \
+  extern "C" void llm_rms_norm_##NAME(const TYPE* x, const TYPE* weight, TYPE* out, int64_t rows, int64_t size,     \
+                                      int64_t threads, float epsilon, float offset) {                               \
+    normalise<TYPE>(x, weight, out, rows, size, epsilon, offset, threads);                                          \
+  }                                                                                                                 \
+  extern "C" void llm_gate_silu_##NAME(const TYPE* gate, const TYPE* up, TYPE* out, int64_t count, int64_t threads) { \
+    gate_silu<TYPE>(gate, up, out, count, threads);                                                                 \
+  }
+FOR_EACH_TYPE(float32, float)
+FOR_EACH_TYPE(bfloat16, BFloat16)
