@@ -74,7 +74,7 @@ def test_a_model_without_such_modules_is_left_alone() -> None:
 def test_a_norm_that_does_something_else_is_left_alone() -> None:
     made = model(LlamaConfig(**SHAPE))
 
-    class OddRMSNorm(torch.nn.Module):  # type: ignore[misc]
+    class OddRMSNorm(torch.nn.Module):  # type: ignore[misc, name-defined]
         weight, variance_epsilon = made.model.norm.weight, 1e-6
 
         def forward(self, states: Any) -> Any:
