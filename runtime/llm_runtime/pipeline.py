@@ -8,7 +8,7 @@ import hashlib
 import logging
 import time
 from asyncio import CancelledError
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -17,7 +17,7 @@ from llm_runtime import errors
 from llm_runtime.auth import ANONYMOUS
 from llm_runtime.contract import KeyRecord, RuntimeConfig
 from llm_runtime.metrics import Metrics
-from llm_runtime.request import Engine, FinishReason, GenerationRequest, Sampling, TextCodec, TokenEvent
+from llm_runtime.request import Engine, FinishReason, GenerationRequest, Sampling, TextCodec, TokenEvent, TokenStream
 from llm_runtime.stream import ClientGone, merge
 from llm_runtime.usage import Outcome, UsageLog, UsageRow
 
@@ -124,9 +124,9 @@ class Pipeline:
             for choice in range(job.n)
         ]
 
-    async def _admit(self, requests: Sequence[GenerationRequest]) -> list[AsyncIterator[TokenEvent]]:
+    async def _admit(self, requests: Sequence[GenerationRequest]) -> list[TokenStream]:
         """All or none."""
-        streams: list[AsyncIterator[TokenEvent]] = []
+        streams: list[TokenStream] = []
         try:
             for request in requests:
                 streams.append(self.engine.generate(request))
@@ -139,9 +139,7 @@ class Pipeline:
 class Generation:
     """An admitted job. Enter it before reading its events: leaving it frees the engine and accounts for the job."""
 
-    def __init__(
-        self, pipeline: Pipeline, job: Job, prompt_tokens: int, streams: list[AsyncIterator[TokenEvent]]
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, job: Job, prompt_tokens: int, streams: list[TokenStream]) -> None:
         self.job, self.prompt_tokens, self.choices = job, prompt_tokens, len(streams)
         self.completion_tokens = 0
         self._pipeline, self._streams, self._metrics = pipeline, streams, pipeline.metrics
@@ -233,7 +231,7 @@ def model_version(config: RuntimeConfig) -> str:
     return config.model.mlflow.version if config.model.mlflow else ""
 
 
-async def _close(streams: Sequence[AsyncIterator[TokenEvent]]) -> None:
+async def _close(streams: Sequence[TokenStream]) -> None:
     for stream in streams:
         if close := getattr(stream, "aclose", None):
             await close()

@@ -9,6 +9,7 @@ factory, which therefore makes no mask.
 import inspect
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from llm_runtime.engine.cache import KvCache
+from llm_runtime.engine.memory import StepOutOfMemory
 from llm_runtime.engine.sampler import Sampler
 from llm_runtime.engine.scheduler import Batch, Span
 from llm_runtime.engine.sequence import Sampled
+from llm_runtime.errors import ModelUnsupported
 
 ATTENTION = "llm_runtime_slots"
 _IGNORED = {"position_ids", "is_causal", "use_cache", "output_attentions", "cache_position", "logits_to_keep"}
@@ -60,11 +63,32 @@ class TransformersRunner:
         model.set_attn_implementation(ATTENTION)
         self._selects_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
 
-    def forward(self, batch: Batch) -> list[Sampled]:
-        """Compute a step and choose a token for each span that samples, in order."""
+    def prepare(self, batch: Batch) -> None:
+        """Carry out the batch's moves."""
         with torch.inference_mode():
             for move in batch.moves:
                 self.cache.move(move.source, move.target, move.length)
+
+    def forward(self, batch: Batch) -> list[Sampled]:
+        """Compute a step and choose a token for each span that samples, in order. Raises StepOutOfMemory."""
+        try:
+            return self._forward(batch)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU only the text tells.
+            message = str(error)
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in message:
+                raise
+        # Outside of `except`: the exception's frames held the step's tensors.
+        torch.cuda.empty_cache()
+        raise StepOutOfMemory(message)
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        raise ModelUnsupported(f"adapter {name}: this runtime does not serve adapters yet")
+
+    def drop_adapter(self, name: str) -> None:
+        raise ModelUnsupported(f"adapter {name}: this runtime does not serve adapters yet")
+
+    def _forward(self, batch: Batch) -> list[Sampled]:
+        with torch.inference_mode():
             logits = self.logits(batch)
             sequences = [span.sequence for span in batch.spans if span.samples]
             return self.sampler.sample(logits, sequences) if sequences else []

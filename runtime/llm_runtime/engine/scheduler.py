@@ -5,6 +5,7 @@ in chunks; free slots go to the queue in order of arrival.
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from llm_runtime.engine.sequence import Sampled, Sequence
@@ -93,10 +94,11 @@ class Scheduler:
         """Free the places of cancelled sequences."""
         return self._drop([s for s in (*self.running, *self.waiting) if s.cancelled], FinishReason.CANCELLED, None)
 
-    def fail_running(self, message: str) -> list[Delivery]:
-        """End whatever was in a step that went wrong; the queue is untouched."""
-        deliveries = self._drop(list(self.running), FinishReason.ERROR, message)
-        self._moves.clear()
+    def fail(self, sequences: Iterable[Sequence], message: str) -> list[Delivery]:
+        """End sequences that a step could not compute; the others are untouched."""
+        deliveries = self._drop(list(sequences), FinishReason.ERROR, message)
+        if not self.running:
+            self._moves.clear()
         return deliveries
 
     def end_all(self, reason: FinishReason, message: str | None = None) -> list[Delivery]:

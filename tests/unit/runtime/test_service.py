@@ -127,13 +127,17 @@ async def test_metrics_are_there_and_add_up(api: Harness) -> None:
         "llm_requests_waiting",
         "tokens_per_second",
         "http_request_duration_seconds",
+        "llm_batch_size",
+        "llm_engine_steps",
+        "llm_prompt_tokens",
+        "llm_prefix_cache_tokens",
     } <= set(families)
     assert "gpu_memory_usage_bytes" not in families
 
 
 async def test_a_gpu_shows_its_memory(run: Any) -> None:
-    engine = ScriptedEngine()
-    async with run(engine, load=lambda: Loaded(engine, engine.codec, lambda: 123)) as api:
+    engine = ScriptedEngine(gpu_memory_bytes=123)
+    async with run(engine, load=lambda: Loaded(engine, engine.codec, on_gpu=True)) as api:
         assert sample(await scrape(api), "gpu_memory_usage_bytes") == 123
         assert (await api.client.get("/health")).json()["gpu_status"] == "available"
 

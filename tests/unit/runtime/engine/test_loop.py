@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llm_runtime.engine.loop import TokenStream
+from llm_runtime.engine.client import ClientStream
 from llm_runtime.engine.scheduler import Batch
 from llm_runtime.errors import InvalidRequest, QueueFull, ServiceUnavailable
 from llm_runtime.request import FinishReason
@@ -57,13 +57,13 @@ async def test_closing_before_the_first_event_cancels_too() -> None:
     runner = ScriptedRunner()
     runner.gate = threading.Semaphore(0)
     running = engine(runner, slots=1)
-    first, second = running.generate(request(max_tokens=9)), running.generate(request(max_tokens=9))
+    first, second = running.generate(request(max_tokens=9)), running.generate(request(max_tokens=9, name="second"))
     await second.aclose()
     runner.gate.release(100)
     assert len([event async for event in first]) == 9
     await until(lambda: running.stats().waiting == 0)
     running.close()
-    assert all(batch.spans[0].sequence is not second._sequence for batch in runner.batches)
+    assert all(batch.spans[0].sequence.request.id != "second" for batch in runner.batches)
 
 
 async def test_a_forgotten_iterator_is_cancelled() -> None:
@@ -214,7 +214,7 @@ def test_a_closed_event_loop_does_not_end_the_engine() -> None:
         kept.append(running.generate(request(max_tokens=250)))
         await anext(kept[0])
 
-    kept: list[TokenStream] = []
+    kept: list[ClientStream] = []
     asyncio.run(leave())
     assert text_of(asyncio.run(collect(running, request(name="b")))) == "ok"
     deadline = time.monotonic() + 1

@@ -149,7 +149,7 @@ def test_a_failed_step_ends_the_running_and_spares_the_queue() -> None:
     one.add(sequence(name="a"))
     one.add(sequence(name="b"))
     one.next_batch()
-    failed = one.fail_running("boom")
+    failed = one.fail(list(one.running), "boom")
     assert [(d.sequence.request.id, d.event.error) for d in failed] == [("a", "boom")]
     batch, _ = step(one)
     assert (shape(batch)[0][0], batch.moves) == ("b", ())

@@ -105,10 +105,9 @@ def test_the_length_is_bounded_by_the_model_and_slots_by_memory(folder: Path, mo
     settings = EngineConfig(device="cpu", max_model_length=4096, max_batch_size=64)
     slot_bytes = 2 * 2 * 4 * 8 * 512 * 4
     monkeypatch.setattr(build, "available_bytes", lambda: 4 * slot_bytes)
-    engine, _ = build.build_engine(RuntimeConfig(model=MODEL, engine=settings), folder)
-    engine.close()
-    assert engine.max_model_length == 512
-    assert engine._scheduler.slots == 3
+    built = build.build_model(RuntimeConfig(model=MODEL, engine=settings), folder)
+    assert built.limits.max_model_length == 512
+    assert built.scheduler.slots == 3
     monkeypatch.setattr(build, "available_bytes", lambda: slot_bytes)
     with pytest.raises(OutOfMemory):
         build.build_engine(RuntimeConfig(model=MODEL, engine=settings), folder)
