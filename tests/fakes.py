@@ -113,8 +113,8 @@ class ScriptedStream:
             self._engine.running.discard(self)
         return event
 
-    def waiting(self) -> list[TokenEvent]:
-        return []
+    async def take(self) -> list[TokenEvent]:
+        return [event] if (event := await anext(self, None)) else []
 
     async def aclose(self) -> None:
         if self in self._engine.running:

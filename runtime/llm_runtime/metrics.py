@@ -1,13 +1,16 @@
 """Prometheus metrics, in a registry of their own. Labels come from small fixed sets: routes, not paths; no keys."""
 
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from llm_runtime.contract import METRIC_REQUESTS_RUNNING, METRIC_REQUESTS_WAITING, METRIC_TOKENS_PER_SECOND
 
@@ -65,6 +68,25 @@ class Rate:
             self._seconds.popleft()
 
 
+class Tally(Collector):
+    """A histogram for what happens with every token: for one thread, hence without a lock. Values in seconds."""
+
+    def __init__(self, name: str, documentation: str, buckets: tuple[float, ...]) -> None:
+        self._name, self._documentation, self._buckets = name, documentation, buckets
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """Count `value` as often as it happened."""
+        self._counts[bisect_left(self._buckets, value)] += count
+        self._sum += value * count
+
+    def collect(self) -> Iterable[Metric]:
+        bounds = [*map(floatToGoString, self._buckets), "+Inf"]
+        sums = list(zip(bounds, accumulate(self._counts), strict=True))
+        yield HistogramMetricFamily(self._name, self._documentation, buckets=sums, sum_value=self._sum)
+
+
 class Metrics:
     """Everything under `/metrics`."""
 
@@ -91,10 +113,8 @@ class Metrics:
             "llm_time_to_first_token_seconds", "From admission to the first token.",
             buckets=FIRST_TOKEN_BUCKETS, registry=registry,
         )  # fmt: skip
-        self.inter_token = Histogram(
-            "llm_inter_token_seconds", "Between two tokens of one sequence.",
-            buckets=INTER_TOKEN_BUCKETS, registry=registry,
-        )  # fmt: skip
+        self.inter_token = Tally("llm_inter_token_seconds", "Between two tokens of one sequence.", INTER_TOKEN_BUCKETS)
+        registry.register(self.inter_token)
         self.rate = Rate(clock)
         self.engine: Callable[[], EngineFigures] | None = None
         """Asked at each scrape; None while no model is loaded."""

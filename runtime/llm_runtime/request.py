@@ -117,14 +117,17 @@ class EngineStats:
 
 
 class TokenStream(Protocol):
-    """The events of one request, until the final one."""
+    """The events of one request, until the final one: singly by iteration, or as they lie by `take`."""
 
     def __aiter__(self) -> "TokenStream": ...
 
     async def __anext__(self) -> TokenEvent: ...
 
-    def waiting(self) -> list[TokenEvent]:
-        """Take the events that have come already: whoever is slower than the engine handles several at once."""
+    async def take(self) -> list[TokenEvent]:
+        """All events that have come since, at least one; empty after the final one.
+
+        Whoever is slower than the engine so handles several at once, and catches up.
+        """
         ...
 
     async def aclose(self) -> None:

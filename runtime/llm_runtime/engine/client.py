@@ -290,11 +290,13 @@ class ClientStream:
         self._over = event.finish_reason is not None
         return event
 
-    def waiting(self) -> list[TokenEvent]:
-        """Take the events that have come already."""
-        events = self._mailbox.events
-        if self._over or not events:
+    async def take(self) -> list[TokenEvent]:
+        """All events that have come since, at least one; empty after the final one."""
+        if self._over:
             return []
+        events = self._mailbox.events
+        if not events:
+            await self._mailbox.arrival()
         taken = list(events)
         events.clear()
         self._over = taken[-1].finish_reason is not None
