@@ -100,7 +100,10 @@ class EngineLink:
         if self._lost:
             self._answer(number, EngineFailed(GONE))
         self.send(make(number))
-        result: Ready | Done = await answer
+        try:
+            result: Ready | Done = await answer
+        finally:
+            self._calls.pop(number, None)
         return result
 
     def receive(self, report: Report) -> None:
@@ -137,7 +140,7 @@ class EngineLink:
         return EngineStats(
             running,
             open_ - running,
-            figures.kv_cache_usage_ratio if open_ else 0.0,
+            figures.kv_cache_usage_ratio,
             figures.steps,
             self.alive,
             figures.batch_size if open_ else 0,
@@ -186,6 +189,8 @@ class EngineLink:
     def _answer(self, call: int, answer: Ready | Done | EngineFailed) -> None:
         if (future := self._calls.pop(call, None)) is not None:
             _hop(future.get_loop(), partial(_settle, future, answer))
+        elif isinstance(answer, Ready):  # Whoever wanted this model has stopped waiting for it.
+            self.send(Retire(answer.model))
 
     def _cancel_readers_of(self, loop: AbstractEventLoop) -> None:
         """The event loop is closed, and its readers have gone with it."""

@@ -92,6 +92,10 @@ class _Served:
     drops: list[DropAdapter] = field(default_factory=list)
     """Adapters to forget as soon as no request uses them."""
 
+    @property
+    def done(self) -> bool:
+        return self.retired and self.model.scheduler.idle
+
 
 @dataclass(slots=True)
 class _Times:
@@ -148,6 +152,7 @@ class StepLoop:
             while not self._closing and not self.broken:
                 self._obey(wait=not worked)
                 worked = self._round()
+                self._free_retired()
         finally:
             self._end_all()
 
@@ -184,12 +189,16 @@ class StepLoop:
     def _round(self) -> bool:
         """One step of every model that has something to do."""
         worked = False
-        for number, served in list(self._models.items()):
+        for served in list(self._models.values()):
             worked |= self._try_step(served)
             self._finish_drops(served)
-            if served.retired and served.model.scheduler.idle:
-                self._free(number)
         return worked
+
+    def _free_retired(self) -> None:
+        """Apart from the round, whose variables would keep the model in memory."""
+        if len(self._models) > 1:
+            for number in [number for number, served in self._models.items() if served.done]:
+                self._free(number)
 
     def _try_step(self, served: _Served) -> bool:
         try:
