@@ -25,7 +25,7 @@ async def test_an_idle_engine_has_written_everything(tmp_path: Path) -> None:
     running = engine(ScriptedRunner({"a": "hi"}), trace=StepTrace(file))
     await collect(running, request(name="a"))
     async with asyncio.timeout(2):
-        while len(file.read_text().splitlines()) < 3:
+        while len(file.read_text().splitlines()) < 3:  # noqa: ASYNC110 - written by another thread
             await asyncio.sleep(0.005)
     running.close()
 
