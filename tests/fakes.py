@@ -2,7 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llm_runtime import errors
@@ -52,13 +52,14 @@ class ScriptedEngine:
     """How to end after the script instead of by `stop`: cancelled or error."""
     codec: FakeCodec = field(default_factory=FakeCodec)
     alive: bool = True
+    gpu_memory_bytes: int | None = None
     requests: list[GenerationRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     running: set["ScriptedStream"] = field(default_factory=set)
     draining: bool = False
     closed: bool = False
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+    def generate(self, request: GenerationRequest) -> "ScriptedStream":
         if self.draining:
             raise errors.ServiceUnavailable("draining")
         if len(self.running) >= self.max_running:
@@ -73,7 +74,7 @@ class ScriptedEngine:
         return stream
 
     def stats(self) -> EngineStats:
-        return EngineStats(len(self.running), 0, 0.25, 7, self.alive)
+        return EngineStats(len(self.running), 0, 0.25, 7, self.alive, gpu_memory_bytes=self.gpu_memory_bytes)
 
     async def drain(self, timeout_seconds: float) -> None:
         self.draining = True
@@ -111,6 +112,9 @@ class ScriptedStream:
             self._position = len(self._events)
             self._engine.running.discard(self)
         return event
+
+    async def take(self) -> list[TokenEvent]:
+        return [event] if (event := await anext(self, None)) else []
 
     async def aclose(self) -> None:
         if self in self._engine.running:

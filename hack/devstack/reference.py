@@ -174,8 +174,7 @@ def metrics() -> Iterator[str]:
     from llm_runtime.request import EngineStats
 
     runtime = Metrics()
-    runtime.engine = lambda: EngineStats(0, 0, 0.0, 0, True)
-    runtime.gpu_memory_bytes = lambda: 0
+    runtime.engine = lambda: EngineStats(0, 0, 0.0, 0, True, gpu_memory_bytes=0)
     own = [
         family
         for found in vars(operator).values()

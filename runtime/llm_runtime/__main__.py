@@ -12,11 +12,11 @@ import typer
 
 from llm_runtime import errors, logs, settings
 from llm_runtime.contract import CONFIG_FLAG, KEYS_FLAG, MODEL_FOLDER, MODELS_FLAG, FatalReport, RuntimeConfig
-from llm_runtime.engine.threads import configure_threads
 
 if TYPE_CHECKING:
     from llm_runtime import auth
     from llm_runtime.api.services import Loaded
+    from llm_runtime.engine.client import EngineClient
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,6 @@ def serve(
     """Load the model and answer requests until SIGTERM."""
     with _fatal_is_last_line():
         loaded = _settings(config)
-        configure_threads()  # Before anything imports torch.
         failure = _serve(loaded, keys, models, host or loaded.host, loaded.port if port is None else port)
     if failure:
         logs.report_fatal(failure)
@@ -102,12 +101,21 @@ def _keys(loaded: settings.Settings, file: Path | None) -> "auth.Keys | None":
     raise errors.ConfigInvalid(message)
 
 
-def _load(config: RuntimeConfig, models: Path) -> "Loaded":
-    from llm_runtime.api.services import Loaded
-    from llm_runtime.models.build import build_engine
+async def _load(config: RuntimeConfig, models: Path) -> "Loaded":
+    from llm_runtime.api.services import in_thread
+    from llm_runtime.engine.process import start_engine
 
-    engine, codec = build_engine(config, _folder(config, models))
-    return Loaded(engine, codec, getattr(engine, "gpu_memory_bytes", None))
+    folder = await in_thread(lambda: _folder(config, models))()
+    return _loaded(await start_engine(config, folder))
+
+
+def _loaded(engine: "EngineClient") -> "Loaded":
+    from llm_runtime.api.services import Loaded
+
+    async def swap(config: RuntimeConfig, folder: Path) -> Loaded:
+        return _loaded(await engine.swap(config, folder))
+
+    return Loaded(engine, engine.codec, on_gpu=engine.device != "cpu", swap=swap)
 
 
 def _folder(config: RuntimeConfig, models: Path) -> Path:

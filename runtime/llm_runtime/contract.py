@@ -123,6 +123,8 @@ class EngineConfig(_Section):
     """LoRA adapters in memory, at most; the one not used for longest makes room."""
     max_adapter_rank: Annotated[int, Field(ge=1)] = 64
     """Adapters of a higher rank are refused."""
+    step_trace: str = ""
+    """A file that gets a line of JSON for each step: how long its parts took and what was in it. Empty: none."""
 
 
 class ServerConfig(_Section):

@@ -8,10 +8,13 @@ Refusal (an answer to one request)           Fatal (the process can't serve)
 ├── PayloadTooLarge     413                  ├── DiskFull
 ├── QueueFull           429                  ├── OutOfMemory
 ├── ServiceUnavailable  503                  ├── RegistryDenied
-└── GenerationFailed    500                  └── RegistryUnreachable
+└── GenerationFailed    500                  ├── RegistryUnreachable
+                                             └── EngineFailed (any of these, in the engine's process)
 """
 
 from typing import ClassVar
+
+from llm_runtime.contract import FatalReport
 
 
 class Refusal(Exception):
@@ -135,3 +138,16 @@ class RegistryUnreachable(Fatal):
     """The registry did not answer, or not sensibly, after all retries."""
 
     retryable = True
+
+
+class EngineFailed(Fatal):
+    """The engine's process could not do what it was asked; it has said why."""
+
+    def __init__(self, report: FatalReport) -> None:
+        super().__init__(report.message)
+        self.report = report
+
+    @property
+    def reason(self) -> str:
+        """The reason that the engine's process gave."""
+        return self.report.reason

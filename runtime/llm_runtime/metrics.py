@@ -1,13 +1,16 @@
 """Prometheus metrics, in a registry of their own. Labels come from small fixed sets: routes, not paths; no keys."""
 
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from llm_runtime.contract import METRIC_REQUESTS_RUNNING, METRIC_REQUESTS_WAITING, METRIC_TOKENS_PER_SECOND
 
@@ -28,6 +31,16 @@ class EngineFigures(Protocol):
     def waiting(self) -> int: ...
     @property
     def kv_cache_usage_ratio(self) -> float: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def cached_prompt_tokens(self) -> int: ...
+    @property
+    def gpu_memory_bytes(self) -> int | None: ...
 
 
 class Rate:
@@ -53,6 +66,25 @@ class Rate:
     def _forget(self, now: int) -> None:
         while self._seconds and self._seconds[0][0] < now - RATE_WINDOW_SECONDS:
             self._seconds.popleft()
+
+
+class Tally(Collector):
+    """A histogram for what happens with every token: for one thread, hence without a lock. Values in seconds."""
+
+    def __init__(self, name: str, documentation: str, buckets: tuple[float, ...]) -> None:
+        self._name, self._documentation, self._buckets = name, documentation, buckets
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """Count `value` as often as it happened."""
+        self._counts[bisect_left(self._buckets, value)] += count
+        self._sum += value * count
+
+    def collect(self) -> Iterable[Metric]:
+        bounds = [*map(floatToGoString, self._buckets), "+Inf"]
+        sums = list(zip(bounds, accumulate(self._counts), strict=True))
+        yield HistogramMetricFamily(self._name, self._documentation, buckets=sums, sum_value=self._sum)
 
 
 class Metrics:
@@ -81,14 +113,11 @@ class Metrics:
             "llm_time_to_first_token_seconds", "From admission to the first token.",
             buckets=FIRST_TOKEN_BUCKETS, registry=registry,
         )  # fmt: skip
-        self.inter_token = Histogram(
-            "llm_inter_token_seconds", "Between two tokens of one sequence.",
-            buckets=INTER_TOKEN_BUCKETS, registry=registry,
-        )  # fmt: skip
+        self.inter_token = Tally("llm_inter_token_seconds", "Between two tokens of one sequence.", INTER_TOKEN_BUCKETS)
+        registry.register(self.inter_token)
         self.rate = Rate(clock)
         self.engine: Callable[[], EngineFigures] | None = None
         """Asked at each scrape; None while no model is loaded."""
-        self.gpu_memory_bytes: Callable[[], int] | None = None
         registry.register(_Live(self))
 
     def count_request(self, method: str, endpoint: str, status: int, seconds: float, *, api: bool) -> None:
@@ -109,7 +138,7 @@ class _Live(Collector):
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         metrics = self._metrics
         loaded = float(metrics.engine is not None)
         yield GaugeMetricFamily("model_loaded", "1 once the model answers requests.", value=loaded)
@@ -117,10 +146,9 @@ class _Live(Collector):
             METRIC_TOKENS_PER_SECOND, "Tokens generated per second, over ten seconds.", value=metrics.rate.value()
         )
         if metrics.engine:
-            yield from _engine_gauges(metrics.engine())
-        if metrics.gpu_memory_bytes:
-            memory = float(metrics.gpu_memory_bytes())
-            yield GaugeMetricFamily("gpu_memory_usage_bytes", "GPU memory in use by this process.", value=memory)
+            figures = metrics.engine()
+            yield from _engine_gauges(figures)
+            yield from _engine_counters(figures)
 
 
 def _engine_gauges(figures: EngineFigures) -> Iterable[GaugeMetricFamily]:
@@ -128,5 +156,18 @@ def _engine_gauges(figures: EngineFigures) -> Iterable[GaugeMetricFamily]:
         (METRIC_REQUESTS_RUNNING, "Sequences in the batch.", figures.running),
         (METRIC_REQUESTS_WAITING, "Sequences that wait for a place in the batch.", figures.waiting),
         ("llm_kv_cache_usage_ratio", "Part of the key-value cache in use, 0 to 1.", figures.kv_cache_usage_ratio),
+        ("llm_batch_size", "Sequences in the last step; 0 while nothing runs.", figures.batch_size),
     ):
         yield GaugeMetricFamily(name, text, value=float(value))
+    if figures.gpu_memory_bytes is not None:
+        memory = float(figures.gpu_memory_bytes)
+        yield GaugeMetricFamily("gpu_memory_usage_bytes", "GPU memory in use by the engine.", value=memory)
+
+
+def _engine_counters(figures: EngineFigures) -> Iterable[CounterMetricFamily]:
+    for name, text, value in (
+        ("llm_engine_steps", "Steps of the engine.", figures.steps),
+        ("llm_prompt_tokens", "Prompt tokens that the engine was given.", figures.prompt_tokens),
+        ("llm_prefix_cache_tokens", "Prompt tokens found in the prefix cache.", figures.cached_prompt_tokens),
+    ):
+        yield CounterMetricFamily(name, text, value=float(value))

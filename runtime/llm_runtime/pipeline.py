@@ -8,7 +8,7 @@ import hashlib
 import logging
 import time
 from asyncio import CancelledError
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -17,7 +17,7 @@ from llm_runtime import errors
 from llm_runtime.auth import ANONYMOUS
 from llm_runtime.contract import KeyRecord, RuntimeConfig
 from llm_runtime.metrics import Metrics
-from llm_runtime.request import Engine, FinishReason, GenerationRequest, Sampling, TextCodec, TokenEvent
+from llm_runtime.request import Engine, FinishReason, GenerationRequest, Sampling, TextCodec, TokenEvent, TokenStream
 from llm_runtime.stream import ClientGone, merge
 from llm_runtime.usage import Outcome, UsageLog, UsageRow
 
@@ -124,9 +124,9 @@ class Pipeline:
             for choice in range(job.n)
         ]
 
-    async def _admit(self, requests: Sequence[GenerationRequest]) -> list[AsyncIterator[TokenEvent]]:
+    async def _admit(self, requests: Sequence[GenerationRequest]) -> list[TokenStream]:
         """All or none."""
-        streams: list[AsyncIterator[TokenEvent]] = []
+        streams: list[TokenStream] = []
         try:
             for request in requests:
                 streams.append(self.engine.generate(request))
@@ -139,9 +139,7 @@ class Pipeline:
 class Generation:
     """An admitted job. Enter it before reading its events: leaving it frees the engine and accounts for the job."""
 
-    def __init__(
-        self, pipeline: Pipeline, job: Job, prompt_tokens: int, streams: list[AsyncIterator[TokenEvent]]
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, job: Job, prompt_tokens: int, streams: list[TokenStream]) -> None:
         self.job, self.prompt_tokens, self.choices = job, prompt_tokens, len(streams)
         self.completion_tokens = 0
         self._pipeline, self._streams, self._metrics = pipeline, streams, pipeline.metrics
@@ -163,30 +161,33 @@ class Generation:
         finally:
             self._pipeline.usage.write(self._row(_outcome(fault)))
 
-    async def events(self) -> AsyncGenerator[tuple[int, TokenEvent]]:
-        """(index of the choice, event), until every choice has ended. Raises `errors.Refusal` if one can't."""
+    async def bursts(self) -> AsyncGenerator[tuple[int, list[TokenEvent]]]:
+        """(index of the choice, its events that have come since), until every choice has ended.
+
+        Raises `errors.Refusal` if one can't.
+        """
         async with aclosing(merge(self._streams)) as merged:
-            async for index, event in merged:
-                self._measure(index, event)
-                yield index, event
+            async for index, events in merged:
+                self._measure(index, events)
+                yield index, events
         if len(self._finish_reasons) < self.choices:
             raise errors.GenerationFailed("The engine ended without finishing this request.")
 
     async def collect(self) -> list[Choice]:
         """All choices, whole."""
         choices = [Choice() for _ in range(self.choices)]
-        async with aclosing(self.events()) as events:
-            async for index, event in events:
+        async with aclosing(self.bursts()) as bursts:
+            async for index, events in bursts:
                 choice = choices[index]
-                choice.text += event.text
-                if event.token_id is not None:
-                    choice.events.append(event)
-                choice.finish_reason = event.finish_reason or choice.finish_reason
+                choice.text += text_of(events)
+                choice.events += (event for event in events if event.token_id is not None)
+                choice.finish_reason = events[-1].finish_reason or choice.finish_reason
         return choices
 
-    def _measure(self, index: int, event: TokenEvent) -> None:
-        if event.token_id is not None:
-            self._count_token(index)
+    def _measure(self, index: int, events: list[TokenEvent]) -> None:
+        event = events[-1]  # Only the last one may be final.
+        if tokens := len(events) - (event.token_id is None):
+            self._count_tokens(index, tokens)
         if event.finish_reason is FinishReason.ERROR:
             log.error("The engine gave up on a request: %s", event.error)
             raise errors.GenerationFailed("The engine failed while it generated this answer; try again.")
@@ -195,14 +196,14 @@ class Generation:
         if event.finish_reason:
             self._finish_reasons.append(event.finish_reason)
 
-    def _count_token(self, index: int) -> None:
+    def _count_tokens(self, index: int, count: int) -> None:
         now, before = self._pipeline.clock(), self._token_at[index]
         self._token_at[index] = now
-        self.completion_tokens += 1
-        self._tokens.inc()
-        self._metrics.rate.add(1)
+        self.completion_tokens += count
+        self._tokens.inc(count)
+        self._metrics.rate.add(count)
         if before is not None:
-            self._metrics.inter_token.observe(now - before)
+            self._metrics.inter_token.observe((now - before) / count, count)
         elif self._first_token_seconds is None:
             self._first_token_seconds = now - self._started_at
             self._metrics.first_token.observe(self._first_token_seconds)
@@ -233,7 +234,12 @@ def model_version(config: RuntimeConfig) -> str:
     return config.model.mlflow.version if config.model.mlflow else ""
 
 
-async def _close(streams: Sequence[AsyncIterator[TokenEvent]]) -> None:
+def text_of(events: list[TokenEvent]) -> str:
+    """What several events show together."""
+    return events[0].text if len(events) == 1 else "".join([event.text for event in events])
+
+
+async def _close(streams: Sequence[TokenStream]) -> None:
     for stream in streams:
         if close := getattr(stream, "aclose", None):
             await close()

@@ -4,7 +4,6 @@ Every dialect of the API translates into a `GenerationRequest`; the engine answe
 nothing else of each other.
 """
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol
@@ -113,6 +112,27 @@ class EngineStats:
     """Prompt tokens of all admitted requests so far."""
     cached_prompt_tokens: int = 0
     """How many of them came out of the prefix cache."""
+    gpu_memory_bytes: int | None = None
+    """GPU memory that the engine holds; None on a CPU."""
+
+
+class TokenStream(Protocol):
+    """The events of one request, until the final one: singly by iteration, or as they lie by `take`."""
+
+    def __aiter__(self) -> "TokenStream": ...
+
+    async def __anext__(self) -> TokenEvent: ...
+
+    async def take(self) -> list[TokenEvent]:
+        """All events that have come since, at least one; empty after the final one.
+
+        Whoever is slower than the engine so handles several at once, and catches up.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Give the request up if it has not ended."""
+        ...
 
 
 class Engine(Protocol):
@@ -123,8 +143,8 @@ class Engine(Protocol):
         """Tokens that prompt and answer may have together: the configured length, or the model's if that is less."""
         ...
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
-        """Admit now (raises `errors.QueueFull` or `errors.InvalidRequest`), then yield events until the final one.
+    def generate(self, request: GenerationRequest) -> TokenStream:
+        """Admit now (raises `errors.QueueFull`, `InvalidRequest` or `NotFound`), then yield events until the final one.
 
         Closing the iterator early (`aclose`, also before its first event) cancels the request: its place in the batch
         is free at the next step.

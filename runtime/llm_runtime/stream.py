@@ -3,9 +3,9 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,6 +21,9 @@ HEARTBEAT_SECONDS = 15.0
 HEARTBEAT = b": still working\n\n"
 DONE = b"data: [DONE]\n\n"
 
+# `json.dumps` with options makes an encoder for each call.
+compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 class ClientGone(Exception):
     """The client closed its connection before the answer was whole."""
@@ -28,16 +31,24 @@ class ClientGone(Exception):
 
 def sse(data: Mapping[str, object]) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return f"data: {compact_json(data)}\n\n".encode()
 
 
-async def merge(sources: Sequence[AsyncIterator[T]]) -> AsyncGenerator[tuple[int, T]]:
+class Source(Protocol[T]):
+    """Where events come from."""
+
+    async def take(self) -> list[T]:
+        """All that have come since, at least one; empty at the end."""
+        ...
+
+
+async def merge(sources: Sequence[Source[T]]) -> AsyncGenerator[tuple[int, list[T]]]:
     """Events of all sources as they come, each with its source's index. Close it to stop listening."""
     if len(sources) == 1:  # By far the commonest: no task, no queue.
-        async for event in sources[0]:
-            yield 0, event
+        while events := await sources[0].take():
+            yield 0, events
         return
-    queue: asyncio.Queue[tuple[int, T] | BaseException | None] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, list[T]] | BaseException | None] = asyncio.Queue()
     pumps = [asyncio.create_task(_pump(index, source, queue)) for index, source in enumerate(sources)]
     try:
         running = len(pumps)
@@ -53,10 +64,10 @@ async def merge(sources: Sequence[AsyncIterator[T]]) -> AsyncGenerator[tuple[int
         await _stop(*pumps)
 
 
-async def _pump(index: int, source: AsyncIterator[T], queue: asyncio.Queue[Any]) -> None:
+async def _pump(index: int, source: Source[T], queue: asyncio.Queue[Any]) -> None:
     try:
-        async for event in source:
-            queue.put_nowait((index, event))
+        while events := await source.take():
+            queue.put_nowait((index, events))
         queue.put_nowait(None)
     except Exception as error:
         queue.put_nowait(error)

@@ -13,7 +13,7 @@ from llm_runtime import logs
 from llm_runtime.api.answers import own_error
 from llm_runtime.api.body import Body, MaxTokens, Seed, Stops, Temperature, Text, TopP, check_model, conflict, sampling
 from llm_runtime.api.guard import SECURITY, GenerationRoute
-from llm_runtime.pipeline import NOT_ASKED, Generation, Job, Pipeline
+from llm_runtime.pipeline import NOT_ASKED, Generation, Job, Pipeline, text_of
 from llm_runtime.stream import EventStream, sse, while_connected
 
 router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["generate"])
@@ -88,15 +88,13 @@ async def _start(request: Request, body: GenerateBody, pipeline: Pipeline) -> Ge
 
 
 async def _events(generation: Generation) -> AsyncGenerator[bytes]:
-    async with aclosing(generation.events()) as events:
-        async for _, event in events:
-            if event.text:
-                yield sse({"text": event.text})
-            if event.finish_reason:
+    async with aclosing(generation.bursts()) as bursts:
+        async for _, events in bursts:
+            if text := text_of(events):
+                yield sse({"text": text})
+            if reason := events[-1].finish_reason:
                 tokens = generation.completion_tokens
-                yield sse(
-                    {"text": "", "finish_reason": event.finish_reason, "tokens_generated": tokens, "cached": False}
-                )
+                yield sse({"text": "", "finish_reason": reason, "tokens_generated": tokens, "cached": False})
 
 
 def _job(body: GenerateBody, request: Request) -> Job:

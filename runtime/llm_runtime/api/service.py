@@ -67,4 +67,4 @@ def _model_status(services: Services) -> str:
 def _gpu_status(services: Services) -> str:
     if services.loaded is None:
         return "unknown"
-    return "available" if services.loaded.gpu_memory_bytes else "unavailable"
+    return "available" if services.loaded.on_gpu else "unavailable"

@@ -4,10 +4,13 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 from starlette.requests import HTTPConnection
 
@@ -18,6 +21,8 @@ from llm_runtime.metrics import Metrics
 from llm_runtime.pipeline import Pipeline
 from llm_runtime.request import Engine, TextCodec
 from llm_runtime.usage import LoggedUsage, UsageLog
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +44,9 @@ class Loaded:
 
     engine: Engine
     codec: TextCodec
-    gpu_memory_bytes: Callable[[], int] | None = None
-    """None on a CPU."""
+    on_gpu: bool = False
+    swap: Callable[[RuntimeConfig, Path], Awaitable["Loaded"]] | None = None
+    """Load another model in this one's place, while it serves; None where the engine can't."""
 
 
 class Services:
@@ -49,13 +55,13 @@ class Services:
     def __init__(
         self,
         config: RuntimeConfig,
-        load: Callable[[], Loaded],
+        load: Callable[[], Awaitable[Loaded]],
         keys: Keys | None = None,
         *,
         metrics: Metrics | None = None,
         usage: UsageLog | None = None,
     ) -> None:
-        """`load` runs in a thread of its own. Without `keys` every caller is anonymous."""
+        """`load` must not hold up the event loop: see `in_thread`. Without `keys` every caller is anonymous."""
         self.config, self.keys, self._load = config, keys, load
         self.metrics = metrics or Metrics()
         self.usage = LoggedUsage() if usage is None else usage
@@ -66,6 +72,7 @@ class Services:
         """Called once when the model can't be loaded, so that the server ends."""
         self._pipeline: Pipeline | None = None
         self._admitting = True
+        self._swapping = asyncio.Lock()
         self._started_at = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -121,6 +128,14 @@ class Services:
         if self.loaded:
             await self.loaded.engine.drain(timeout_seconds)
 
+    async def swap(self, config: RuntimeConfig, folder: Path) -> None:
+        """Serve another model from now on; what runs ends on the old one. Raises errors.Fatal: nothing has changed."""
+        if self.loaded is None or self.loaded.swap is None:
+            raise errors.ServiceUnavailable("No model is loaded that could be replaced.")
+        async with self._swapping:
+            self._serve(config, await self.loaded.swap(config, folder))
+        log.info("Model %s has taken over", config.model.name)
+
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -130,18 +145,22 @@ class Services:
 
     async def _become_ready(self) -> None:
         try:
-            self.loaded = loaded = await _in_daemon_thread(self._load)
+            loaded = await self._load()
         except errors.Fatal as fatal:
             self._fail(FatalReport(reason=fatal.reason, message=str(fatal)))
         except Exception as error:
             log.exception("Loading the model failed")
             self._fail(FatalReport(reason="LoadFailed", message=f"{type(error).__name__}: {error}"))
         else:
-            self._pipeline = Pipeline(self.config, loaded.engine, loaded.codec, self.metrics, self.usage)
-            self.metrics.engine, self.metrics.gpu_memory_bytes = loaded.engine.stats, loaded.gpu_memory_bytes
+            self._serve(self.config, loaded)
             if self.state is State.LOADING:
                 self.state = State.READY
             log.info("Model %s is ready after %.1f s", self.config.model.name, self.uptime_seconds)
+
+    def _serve(self, config: RuntimeConfig, loaded: Loaded) -> None:
+        self.config, self.loaded = config, loaded
+        self._pipeline = Pipeline(config, loaded.engine, loaded.codec, self.metrics, self.usage)
+        self.metrics.engine = loaded.engine.stats
 
     def _fail(self, report: FatalReport) -> None:
         self.failure, self.state = report, State.FAILED
@@ -160,26 +179,33 @@ def services_of(connection: HTTPConnection) -> Services:
     return services
 
 
-async def _in_daemon_thread(work: Callable[[], Loaded]) -> Loaded:
-    """Not `asyncio.to_thread`: its threads are joined at exit, and SIGTERM must not wait for a model to load."""
-    loop, result = asyncio.get_running_loop(), asyncio.Future[Loaded]()
+def in_thread(work: Callable[[], T]) -> Callable[[], Awaitable[T]]:
+    """`work` on a thread of its own, as something to await.
 
-    def settle(loaded: Loaded | None, fault: BaseException | None) -> None:
-        if result.cancelled():
-            return
-        if loaded is None:
-            result.set_exception(fault or RuntimeError("nothing was loaded"))
-        else:
-            result.set_result(loaded)
+    Not `asyncio.to_thread`: its threads are joined at exit, and SIGTERM must not wait for a model to be fetched.
+    """
 
-    def run() -> None:
-        loaded, fault = None, None
-        try:
-            loaded = work()
-        except Exception as error:
-            fault = error
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, loaded, fault)
+    async def done() -> T:
+        loop, result = asyncio.get_running_loop(), asyncio.Future[T]()
 
-    threading.Thread(target=run, name="load", daemon=True).start()
-    return await result
+        def run() -> None:
+            try:
+                settle = partial(_settle, result, work())
+            except Exception as error:
+                settle = partial(_settle, result, None, error)
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle)
+
+        threading.Thread(target=run, name="load", daemon=True).start()
+        return await result
+
+    return done
+
+
+def _settle(result: asyncio.Future[Any], value: Any, fault: Exception | None = None) -> None:
+    if result.cancelled():
+        return
+    if fault:
+        result.set_exception(fault)
+    else:
+        result.set_result(value)

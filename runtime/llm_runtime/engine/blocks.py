@@ -100,13 +100,6 @@ class BlockPool:
                 self._found[key], self._keys[number] = (number, self._serials), key
             blocks.known.append(self._found[key][1])
 
-    def forget_all(self) -> None:
-        """Nothing that is held stays findable: its contents are in doubt."""
-        self._found.clear()
-        self._keys.clear()
-        self._free.extend(self._unused)
-        self._unused.clear()
-
     def _next_known(self, blocks: Blocks, token_ids: Run[int]) -> tuple[int, int] | None:
         """Number and serial number of the block that continues `blocks.known`."""
         start = len(blocks.known) * BLOCK_TOKENS

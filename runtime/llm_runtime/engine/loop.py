@@ -1,228 +1,402 @@
-"""The engine's thread, and its bridge to asyncio.
+"""The engine's one thread: commands in, `schedule → forward → advance`, and one report for each step out.
 
-The thread runs `schedule → forward → advance` and hands the events of a step to each event loop in one call. Event
-loops only queue, cancel and read. The lock covers the scheduler's bookkeeping, never a forward.
+It knows neither asyncio nor the wire: `post` may be called from any thread, and reports go to a function. `local` puts
+it on a thread of this process, `worker` makes a process of it.
 """
 
-import asyncio
+import gc
 import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Protocol
 
+from llm_runtime.contract import FatalReport, RuntimeConfig
 from llm_runtime.engine.limits import RequestLimits
+from llm_runtime.engine.memory import MIB, resident_bytes
+from llm_runtime.engine.messages import (
+    Cancel,
+    Close,
+    Command,
+    Done,
+    DropAdapter,
+    Failed,
+    Figures,
+    Load,
+    LoadAdapter,
+    Ready,
+    Report,
+    Retire,
+    Step,
+    Submit,
+    packed,
+)
+from llm_runtime.engine.recovery import CarefulRunner, Outcome, Runner
 from llm_runtime.engine.scheduler import Batch, Delivery, Scheduler
-from llm_runtime.engine.sequence import Sampled, Sequence, Vocabulary
-from llm_runtime.errors import ServiceUnavailable
-from llm_runtime.request import EngineStats, FinishReason, GenerationRequest, TokenEvent
+from llm_runtime.engine.sequence import Sequence, Vocabulary
+from llm_runtime.engine.trace import StepRecord, StepTrace
+from llm_runtime.errors import Fatal
+from llm_runtime.request import FinishReason, TextCodec, TokenEvent
 
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-"""So many failed steps in a row mean that the device or the model is broken, not a request."""
+"""So many steps in a row in which nothing could be computed: the device or the model is broken, not a request."""
+MEMORY_SECONDS = 1.0
+"""How often the device is asked for its memory, which costs more than the rest of a report."""
 
 
-class Runner(Protocol):
-    """The computing half: the real one needs torch, the tests' one a script."""
-
-    def forward(self, batch: Batch) -> list[Sampled]: ...
+class ModelCodec(TextCodec, Vocabulary, Protocol):
+    """A tokenizer as both sides need it."""
 
 
-class ContinuousEngine:
-    """`request.Engine` over a scheduler and a runner. Start it before use; close it at the end."""
+@dataclass(slots=True, eq=False)
+class Model:
+    """A model that is loaded and has answered once: all that the loop needs of it."""
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        runner: Runner,
-        vocabulary: Vocabulary,
-        limits: RequestLimits,
-        stall_seconds: float = 300.0,
-    ) -> None:
-        """`stall_seconds`: a step that takes longer counts as a dead engine."""
-        self._scheduler, self._runner, self._vocabulary = scheduler, runner, vocabulary
-        self._limits, self._stall_seconds = limits, stall_seconds
-        self._lock, self._wake = threading.Lock(), threading.Event()
-        self._mailboxes: dict[Sequence, _Mailbox] = {}
-        self._draining = self._closing = self._dead = False
-        self._steps = self._failures = 0
-        self._step_started: float | None = None
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+    scheduler: Scheduler
+    runner: Runner
+    codec: ModelCodec
+    limits: RequestLimits
+    device: str = "cpu"
+    adapters: tuple[str, ...] = ()
+    memory_bytes: Callable[[], int] | None = None
+    """Of the device; None on a CPU."""
+    free: Callable[[], object] = gc.collect
+    """Give memory back to the system, once nothing refers to the model any more."""
 
-    @property
-    def max_model_length(self) -> int:
-        """Tokens that prompt and answer may have together: the configured length, or the model's if that is less."""
-        return self._limits.max_model_length
 
-    def start(self) -> "ContinuousEngine":
-        self._thread.start()
-        return self
-
-    def generate(self, request: GenerationRequest) -> "TokenStream":
-        """Admit now (raises QueueFull, InvalidRequest, ServiceUnavailable); the iterator has `aclose` to cancel."""
-        self._limits.check(request)
-        sequence = Sequence(request, self._vocabulary)
-        mailbox = _Mailbox(asyncio.get_running_loop(), asyncio.Queue())
-        with self._lock:
-            self._refuse_when_closed()
-            self._scheduler.add(sequence)
-            self._mailboxes[sequence] = mailbox
-        self._wake.set()
-        return TokenStream(self, sequence, mailbox)
-
-    def stats(self) -> EngineStats:
-        with self._lock:
-            running, waiting = self._scheduler.running, len(self._scheduler.waiting)
-            return EngineStats(len(running), waiting, self._scheduler.usage_ratio, self._steps, self._alive())
-
-    async def drain(self, timeout_seconds: float) -> None:
-        """Admit nothing more and wait; what still runs after the time-out is cancelled and gets its final event."""
-        self._draining = True
-        deadline = time.monotonic() + timeout_seconds
-        await self._empty(lambda: time.monotonic() < deadline)
-        for sequence in list(self._mailboxes):
-            self.cancel(sequence)
-        await self._empty(self._alive)
-
-    def close(self) -> None:
-        """End the thread after the step it is in; whatever was left ends as cancelled."""
-        self._closing = True
-        self._wake.set()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(timeout=10.0)
-
-    def cancel(self, sequence: Sequence) -> None:
-        """Give the sequence's place away at the next step."""
-        sequence.cancelled = True
-        self._wake.set()
-
-    async def _empty(self, patient: Callable[[], bool]) -> None:
-        # Polled, because what is waited for happens on another thread, and only once in a process's life.
-        while self._mailboxes and self._thread.is_alive() and patient():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-
-    def _alive(self) -> bool:
-        started = self._step_started
-        stalled = started is not None and time.monotonic() - started > self._stall_seconds
-        return self._thread.is_alive() and not self._dead and not stalled
-
-    def _refuse_when_closed(self) -> None:
-        if self._draining or self._closing:
-            raise ServiceUnavailable("this replica is shutting down; send the request again")
-        if self._dead or not self._thread.is_alive():
-            raise ServiceUnavailable("the engine has stopped after repeated failures; this replica is being restarted")
-
-    def _run(self) -> None:
-        try:
-            while not self._closing and not self._dead:
-                self._wake.clear()
-                if not self._try_step():
-                    self._wake.wait()
-        finally:
-            self._end_all()
-
-    def _try_step(self) -> bool:
-        self._step_started = time.monotonic()
-        try:
-            worked = self._step()
-            self._failures = 0 if worked else self._failures
-            return worked
-        except Exception as error:
-            self._fail(error)
-            return True
-        finally:
-            self._step_started = None
-
-    def _step(self) -> bool:
-        with self._lock:
-            dropped = self._scheduler.drop_cancelled()
-            batch = self._scheduler.next_batch()
-        self._deliver(dropped)
-        if batch is None:
-            return False
-        started = time.perf_counter()
-        tokens = self._runner.forward(batch)
-        self._scheduler.observe(batch, time.perf_counter() - started)
-        with self._lock:
-            events = self._scheduler.advance(batch, tokens)
-        self._steps += 1
-        self._deliver(events)
-        return True
-
-    def _fail(self, error: Exception) -> None:
-        self._failures += 1
-        log.exception("engine step failed", extra={"failures_in_a_row": self._failures})
-        with self._lock:
-            message = f"the engine failed while generating: {type(error).__name__}"
-            failed = self._scheduler.fail(self._scheduler.running, message)
-        self._deliver(failed)
-        self._dead = self._failures >= MAX_FAILURES
-
-    def _end_all(self) -> None:
-        reason = FinishReason.ERROR if self._dead else FinishReason.CANCELLED
-        message = "the engine has stopped after repeated failures" if self._dead else None
-        self._closing = True
-        with self._lock:
-            ended = self._scheduler.end_all(reason, message)
-        self._deliver(ended)
-
-    def _deliver(self, deliveries: list[Delivery]) -> None:
-        """One hop for each event loop, however many sequences a step advanced."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Mailbox, TokenEvent]]] = {}
-        for delivery in deliveries:
-            mailbox = self._mailboxes[delivery.sequence]
-            if delivery.event.finish_reason is not None:
-                del self._mailboxes[delivery.sequence]
-            by_loop.setdefault(mailbox.loop, []).append((mailbox, delivery.event))
-        for loop, letters in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_hand_out, letters)
-            except RuntimeError:  # The event loop is closed, and its readers have gone with it.
-                self._cancel_readers_of(loop)
-
-    def _cancel_readers_of(self, loop: asyncio.AbstractEventLoop) -> None:
-        for sequence, mailbox in list(self._mailboxes.items()):
-            if mailbox.loop is loop:
-                self.cancel(sequence)
+Build = Callable[[RuntimeConfig, Path], Model]
+"""Load and check a model. Raises errors.Fatal subclasses. Called on a thread of its own."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Mailbox:
-    """Where the engine's thread leaves the events of one request, by way of its event loop."""
+class _Built:
+    """What the loading thread tells the loop: a model, or why there is none."""
 
-    loop: asyncio.AbstractEventLoop
-    events: asyncio.Queue[TokenEvent]
-
-
-def _hand_out(letters: list[tuple[_Mailbox, TokenEvent]]) -> None:
-    for mailbox, event in letters:
-        mailbox.events.put_nowait(event)
+    command: Load
+    model: Model | None
+    report: FatalReport | None = None
 
 
-class TokenStream:
-    """The events of one request. Leaving it early, by `aclose` or by forgetting it, cancels the request."""
+@dataclass(slots=True, eq=False)
+class _Served:
+    """A model in the loop, and what is to happen to it."""
 
-    def __init__(self, engine: ContinuousEngine, sequence: Sequence, mailbox: _Mailbox) -> None:
-        self._engine, self._sequence, self._mailbox = engine, sequence, mailbox
-        self._over = False
+    model: Model
+    runner: CarefulRunner
+    retired: bool = False
+    drops: list[DropAdapter] = field(default_factory=list)
+    """Adapters to forget as soon as no request uses them."""
 
-    def __aiter__(self) -> "TokenStream":
-        return self
+    @property
+    def done(self) -> bool:
+        return self.retired and self.model.scheduler.idle
 
-    async def __anext__(self) -> TokenEvent:
-        if self._over:
-            raise StopAsyncIteration
-        event = await self._mailbox.events.get()
-        self._over = event.finish_reason is not None
-        return event
 
-    async def aclose(self) -> None:
-        self._over = True
-        if self._sequence.finish_reason is None:
-            self._engine.cancel(self._sequence)
+@dataclass(slots=True)
+class _Times:
+    """When the parts of a step ended."""
 
-    def __del__(self) -> None:
-        if self._sequence.finish_reason is None:
-            self._engine.cancel(self._sequence)
+    started: float
+    scheduled: float = 0.0
+    computed: float = 0.0
+    advanced: float = 0.0
+
+
+class StepLoop:
+    """Serves one model; during a swap two, one after the other in each round."""
+
+    def __init__(
+        self,
+        build: Build,
+        send: Callable[[Report], None],
+        trace: StepTrace | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`send` is called on the loop's thread only."""
+        self._build, self._send, self._trace, self._clock = build, send, trace, clock
+        self._inbox: SimpleQueue[Command | _Built] = SimpleQueue()
+        self._models: dict[int, _Served] = {}
+        self._sequences: dict[int, Sequence] = {}
+        self._numbers: dict[Sequence, int] = {}
+        self._models_seen = self._steps = self._failures = self._batch_size = 0
+        self._reported_running = 0
+        self._freed_prompt_tokens = (0, 0)
+        """All, and those out of the prefix cache, of models that are gone: counters must not fall."""
+        self._memory: tuple[float, int | None] = (float("-inf"), None)
+        self._closing = False
+
+    @property
+    def broken(self) -> bool:
+        """Whether it ended because nothing could be computed any more."""
+        return self._failures >= MAX_FAILURES
+
+    def post(self, command: Command | _Built) -> None:
+        """Have a command carried out between two steps. May be called on any thread."""
+        self._inbox.put(command)
+
+    def adopt(self, model: Model, call: int = 0) -> Ready:
+        """Serve `model` from now on. Not from another thread while `run` is running."""
+        self._models_seen += 1
+        number, scheduler = self._models_seen, model.scheduler
+        self._models[number] = _Served(model, CarefulRunner(model.runner))
+        capacity = scheduler.max_batch_size + scheduler.max_queue_length
+        return Ready(call, number, model.limits, capacity, model.codec, model.device, model.adapters)
+
+    def run(self) -> None:
+        """Until `Close`, or until the device is found broken. Every request has then had its final event."""
+        try:
+            worked = False
+            while not self._closing and not self.broken:
+                self._obey(wait=not worked)
+                worked = self._round()
+                self._free_retired()
+        finally:
+            self._end_all()
+
+    def _obey(self, *, wait: bool) -> None:
+        if wait and self._inbox.empty():
+            if self._trace:
+                self._trace.flush()
+            self._carry_out(self._inbox.get())
+        while not self._inbox.empty():
+            self._carry_out(self._inbox.get())
+
+    def _carry_out(self, command: Command | _Built) -> None:
+        match command:
+            case Submit():
+                self._submit(command)
+            case Cancel(number):
+                if sequence := self._sequences.get(number):
+                    sequence.cancelled = True
+            case Load():
+                # A thread of its own: what is loaded serves on, and has the processor while the other reads files.
+                threading.Thread(target=self._load, args=(command,), name="load", daemon=True).start()
+            case _Built():
+                self._take(command)
+            case Retire(number):
+                if served := self._models.get(number):
+                    served.retired = True
+            case LoadAdapter():
+                self._load_adapter(command)
+            case DropAdapter():
+                self._drop_adapter(command)
+            case Close():
+                self._closing = True
+
+    def _round(self) -> bool:
+        """One step of every model that has something to do."""
+        worked = False
+        for served in list(self._models.values()):
+            worked |= self._try_step(served)
+            self._finish_drops(served)
+        return worked
+
+    def _free_retired(self) -> None:
+        """Apart from the round, whose variables would keep the model in memory."""
+        if len(self._models) > 1:
+            for number in [number for number, served in self._models.items() if served.done]:
+                self._free(number)
+
+    def _try_step(self, served: _Served) -> bool:
+        try:
+            return self._step(served)
+        except Exception as error:
+            # Not one request's fault: nobody's keys and values can be trusted now.
+            log.exception("A step failed")
+            self._count(failed=True)
+            scheduler = served.model.scheduler
+            self._report(scheduler.fail(list(scheduler.running), _message(type(error).__name__)))
+            return True
+
+    def _step(self, served: _Served) -> bool:
+        scheduler, times = served.model.scheduler, _Times(self._clock())
+        deliveries = scheduler.drop_cancelled()
+        batch = scheduler.next_batch()
+        if batch is None:
+            if deliveries:
+                self._report(deliveries)
+            return False
+        if len(scheduler.running) != self._reported_running:
+            self._report(deliveries)
+            deliveries = []
+        times.scheduled = self._clock()
+        outcome = served.runner.run(batch)
+        times.computed = self._clock()
+        deliveries += self._advance(scheduler, batch, outcome, times)
+        times.advanced = self._clock()
+        self._report(deliveries)
+        if self._trace:
+            self._trace.write(self._record(scheduler, batch, times))
+        return True
+
+    def _advance(self, scheduler: Scheduler, batch: Batch, outcome: Outcome, times: _Times) -> list[Delivery]:
+        self._steps += 1
+        self._batch_size = len(batch.spans)
+        self._count(failed=not outcome.batch.spans)
+        if not outcome.failed:
+            scheduler.observe(batch, times.computed - times.scheduled)
+        deliveries = scheduler.advance(outcome.batch, outcome.sampled)
+        if outcome.failed:
+            names = ", ".join(sorted({fault.name for _, fault in outcome.failed}))
+            deliveries += scheduler.fail([sequence for sequence, _ in outcome.failed], _message(names))
+        return deliveries
+
+    def _count(self, *, failed: bool) -> None:
+        self._failures = self._failures + 1 if failed else 0
+        if failed:
+            log.error("Nothing of a step could be computed, %d in a row", self._failures)
+
+    def _submit(self, command: Submit) -> None:
+        try:
+            served = self._models[command.model]
+            sequence = Sequence(command.request, served.model.codec)
+            served.model.scheduler.add(sequence)
+        except Exception as error:  # The client has checked all this; a slip of ours must not end the engine.
+            log.exception("A request can't be admitted")
+            message = f"the engine did not take the request: {error}"
+            event = TokenEvent(None, "", finish_reason=FinishReason.ERROR, error=message)
+            self._send(Step([packed(command.number, event)], self._figures()))
+            return
+        self._sequences[command.number], self._numbers[sequence] = sequence, command.number
+
+    def _load(self, command: Load) -> None:
+        """On the loading thread."""
+        try:
+            built = _Built(command, self._build(command.config, command.folder))
+        except Fatal as fatal:
+            built = _Built(command, None, FatalReport(reason=fatal.reason, message=str(fatal)))
+        except Exception as error:
+            log.exception("Loading the model failed")
+            report = FatalReport(reason="LoadFailed", message=f"{type(error).__name__}: {error}")
+            built = _Built(command, None, report)
+        self.post(built)
+
+    def _take(self, built: _Built) -> None:
+        if built.model is None:
+            assert built.report
+            self._send(Failed(built.command.call, built.report))
+            return
+        if self._trace is None and (path := built.command.config.engine.step_trace):
+            self._trace = StepTrace(Path(path))
+        log.info("A model is in memory", extra={"folder": str(built.command.folder), "resident_mib": _resident_mib()})
+        self._send(self.adopt(built.model, built.command.call))
+
+    def _free(self, number: int) -> None:
+        model = self._models.pop(number).model
+        all_tokens, cached_tokens = self._freed_prompt_tokens
+        self._freed_prompt_tokens = (
+            all_tokens + model.scheduler.prompt_tokens, cached_tokens + model.scheduler.cached_prompt_tokens,
+        )  # fmt: skip
+        free = model.free
+        del model
+        before = _resident_mib()
+        free()
+        log.info("The old model is gone", extra={"resident_mib_before": before, "resident_mib": _resident_mib()})
+
+    def _load_adapter(self, command: LoadAdapter) -> None:
+        try:
+            self._models[command.model].model.runner.load_adapter(command.name, command.folder)
+        except Exception as error:
+            self._send(Failed(command.call, _reported(error, f"adapter {command.name}")))
+        else:
+            self._send(Done(command.call))
+
+    def _drop_adapter(self, command: DropAdapter) -> None:
+        if served := self._models.get(command.model):
+            served.drops.append(command)
+        else:
+            self._send(Done(command.call))
+
+    def _finish_drops(self, served: _Served) -> None:
+        """The client admits no more requests for these; the last one may still be running."""
+        if not served.drops:
+            return
+        scheduler, drops = served.model.scheduler, served.drops
+        served.drops = [drop for drop in drops if scheduler.uses(drop.name)]
+        for drop in drops:
+            if drop not in served.drops:
+                self._forget_adapter(served, drop)
+
+    def _forget_adapter(self, served: _Served, drop: DropAdapter) -> None:
+        try:
+            served.model.runner.drop_adapter(drop.name)
+        except Exception as error:
+            self._send(Failed(drop.call, _reported(error, f"adapter {drop.name}")))
+        else:
+            self._send(Done(drop.call))
+
+    def _end_all(self) -> None:
+        reason = FinishReason.ERROR if self.broken else FinishReason.CANCELLED
+        message = "the engine has stopped after repeated failures" if self.broken else None
+        ended: list[Delivery] = []
+        for served in self._models.values():
+            ended += served.model.scheduler.end_all(reason, message)
+        self._report(ended)
+        if self._trace:
+            self._trace.close()
+
+    def _report(self, deliveries: list[Delivery]) -> None:
+        """Everything that a step brought, in one message."""
+        events = [packed(self._numbers[delivery.sequence], delivery.event) for delivery in deliveries]
+        for delivery in deliveries:
+            if delivery.event.finish_reason is not None:
+                del self._sequences[self._numbers.pop(delivery.sequence)]
+        figures = self._figures()
+        self._reported_running = figures.running
+        self._send(Step(events, figures))
+
+    def _figures(self) -> Figures:
+        schedulers = [served.model.scheduler for served in self._models.values()]
+        return Figures(
+            sum(len(scheduler.running) for scheduler in schedulers),
+            max((scheduler.usage_ratio for scheduler in schedulers), default=0.0),
+            self._steps,
+            self._batch_size,
+            self._freed_prompt_tokens[0] + sum(scheduler.prompt_tokens for scheduler in schedulers),
+            self._freed_prompt_tokens[1] + sum(scheduler.cached_prompt_tokens for scheduler in schedulers),
+            self._memory_bytes(),
+        )
+
+    def _memory_bytes(self) -> int | None:
+        asked_at, value = self._memory
+        if self._clock() - asked_at >= MEMORY_SECONDS:
+            asks = [served.model.memory_bytes for served in self._models.values() if served.model.memory_bytes]
+            value = asks[0]() if asks else None
+            self._memory = (self._clock(), value)
+        return value
+
+    def _record(self, scheduler: Scheduler, batch: Batch, times: _Times) -> StepRecord:
+        decode_tokens = sum(1 for span in batch.spans if span.count == 1)
+        return StepRecord(
+            step=self._steps,
+            started=times.started,
+            schedule=times.scheduled - times.started,
+            forward=times.computed - times.scheduled,
+            advance=times.advanced - times.computed,
+            send=self._clock() - times.advanced,
+            spans=len(batch.spans),
+            prefill_tokens=batch.tokens - decode_tokens,
+            decode_tokens=decode_tokens,
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+        )
+
+
+def _message(name: str) -> str:
+    return f"the engine failed while generating: {name}"
+
+
+def _reported(error: Exception, what: str) -> FatalReport:
+    if isinstance(error, Fatal):
+        return FatalReport(reason=error.reason, message=str(error))
+    log.error("%s failed", what, exc_info=error)
+    return FatalReport(reason="EngineFailed", message=f"{what}: {type(error).__name__}: {error}")
+
+
+def _resident_mib() -> int:
+    return resident_bytes() // MIB

@@ -9,6 +9,18 @@ CGROUP = Path("/sys/fs/cgroup")
 MIB = 1 << 20
 
 
+class StepOutOfMemory(Exception):
+    """A runner had no memory for a step; with fewer tokens it might do."""
+
+
+def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
+    """Memory of this process that is not swapped out; 0 where the system does not tell."""
+    try:
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
 def available_bytes(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int:
     """Memory that this process may still take: the smaller of what the host and the container's limit leave."""
     figures = [_host_available(meminfo), _limit_left(cgroup, "memory.max", "memory.current")]

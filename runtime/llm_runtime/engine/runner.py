@@ -4,15 +4,18 @@ All tokens of a step are packed into one row, [1, tokens], so that no layer sees
 """
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from llm_runtime.engine.attention import ATTENTION, Step
 from llm_runtime.engine.cache import KvCache
+from llm_runtime.engine.memory import StepOutOfMemory
 from llm_runtime.engine.sampler import Sampler
 from llm_runtime.engine.scheduler import Batch, Span
 from llm_runtime.engine.sequence import Sampled
+from llm_runtime.errors import ModelUnsupported
 
 
 class TransformersRunner:
@@ -24,7 +27,24 @@ class TransformersRunner:
         self._selects_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def forward(self, batch: Batch) -> list[Sampled]:
-        """Compute a step and choose a token for each span that samples, in order."""
+        """Compute a step and choose a token for each span that samples, in order. Raises StepOutOfMemory."""
+        try:
+            return self._forward(batch)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU only the text tells.
+            message = str(error)
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in message:
+                raise
+        # Outside of `except`: the exception's frames held the step's tensors.
+        torch.cuda.empty_cache()
+        raise StepOutOfMemory(message)
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        raise ModelUnsupported(f"adapter {name}: this runtime does not serve adapters yet")
+
+    def drop_adapter(self, name: str) -> None:
+        raise ModelUnsupported(f"adapter {name}: this runtime does not serve adapters yet")
+
+    def _forward(self, batch: Batch) -> list[Sampled]:
         with torch.inference_mode():
             logits = self.logits(batch)
             sequences = [span.sequence for span in batch.spans if span.samples]

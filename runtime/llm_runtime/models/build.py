@@ -1,4 +1,4 @@
-"""From a configuration and a verified folder to an engine that has answered once. Slow: call it in a thread."""
+"""From a configuration and a verified folder to a model that has answered once. Slow: call it in a thread."""
 
 import itertools
 import logging
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from llm_runtime.contract import EngineConfig, RuntimeConfig
 from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool
 from llm_runtime.engine.budget import PrefillBudget
+from llm_runtime.engine.client import EngineClient
 from llm_runtime.engine.limits import RequestLimits
-from llm_runtime.engine.loop import ContinuousEngine
+from llm_runtime.engine.local import start_local
+from llm_runtime.engine.loop import Model
 from llm_runtime.engine.memory import available_bytes, blocks_that_fit
 from llm_runtime.engine.scheduler import Batch, Scheduler, Span
 from llm_runtime.engine.sequence import Sequence
@@ -36,17 +38,34 @@ TOLERANCE = {"float32": 0.01, "bfloat16": 0.1, "float16": 0.05}
 """Root-mean-square difference of logits, relative to theirs, that rounding explains."""
 
 
-def build_engine(config: RuntimeConfig, model_folder: Path) -> tuple[ContinuousEngine, Codec]:
-    """Load, check and start. Raises errors.Fatal subclasses, whose message says what to change."""
-    # Importing torch and Transformers takes seconds: the HTTP port answers before that.
-    from llm_runtime.models.load import load
+def build_engine(config: RuntimeConfig, model_folder: Path) -> tuple[EngineClient, Codec]:
+    """An engine on a thread of this process, as benchmarks and tests want it. Raises as `build_model` does."""
+    engine = start_local(build_model(config, model_folder), build_model)
+    codec = engine.codec
+    assert isinstance(codec, Codec)
+    return engine, codec
+
+
+def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
+    """Load and check. Raises errors.Fatal subclasses, whose message says what to change."""
+    # Importing torch and Transformers takes seconds: who only names this function need not wait for it.
+    from llm_runtime.models.load import free_memory, load, used_device_bytes
 
     loaded = load(model_folder, config.engine, config.model)
     length = _model_length(config.engine, loaded)
     pool, runner = _runner(loaded, config.engine, length)
-    scheduler = _scheduler(config.engine, pool, loaded.device)
-    limits = RequestLimits(length, loaded.codec.vocabulary_size)
-    return ContinuousEngine(scheduler, runner, loaded.codec, limits).start(), loaded.codec
+    for adapter in config.adapters:
+        runner.load_adapter(adapter.name, Path(adapter.path))
+    return Model(
+        scheduler=_scheduler(config.engine, pool, loaded.device),
+        runner=runner,
+        codec=loaded.codec,
+        limits=RequestLimits(length, loaded.codec.vocabulary_size),
+        device=loaded.device,
+        adapters=tuple(adapter.name for adapter in config.adapters),
+        memory_bytes=None if loaded.device == "cpu" else used_device_bytes,
+        free=free_memory,
+    )
 
 
 def _model_length(engine: EngineConfig, loaded: "Loaded") -> int:

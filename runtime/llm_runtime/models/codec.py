@@ -32,7 +32,13 @@ class Codec:
         self.vocabulary_size, self.eos_token_ids = vocabulary_size, eos_token_ids
         self._tokenizer = tokenizer
         self._special_tokens = special_tokens or {}
+        self._chat_template = chat_template
         self._render = _compile(chat_template) if chat_template else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A compiled template can't be pickled; its text can.
+        parts = (self._tokenizer, self.vocabulary_size, self.eos_token_ids, self._chat_template, self._special_tokens)
+        return Codec, parts
 
     def encode(self, text: str) -> list[int]:
         """Tokens of plain text, with the special tokens that the tokenizer itself puts around it."""

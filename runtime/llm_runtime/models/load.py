@@ -4,6 +4,7 @@ Only safetensors, no remote code, nothing from a network. Missing, unexpected or
 Transformers would log them and go on with random ones.
 """
 
+import gc
 import logging
 import os
 import resource
@@ -103,6 +104,18 @@ def reference_logits(model: Any, token_ids: list[int]) -> list[float]:
 def free_device_bytes(device: str) -> int | None:
     """Free memory of a GPU, None for the CPU."""
     return int(torch.cuda.mem_get_info()[0]) if device.startswith("cuda") else None
+
+
+def used_device_bytes() -> int:
+    """GPU memory that this process holds, free blocks of its own included."""
+    return int(torch.cuda.memory_reserved())
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more. Models refer to themselves in circles, so the collector must run."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _settings(folder: Path) -> Any:

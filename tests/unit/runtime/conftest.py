@@ -14,7 +14,7 @@ import uvicorn
 
 from fakes import ScriptedEngine
 from harness import EXPIRED, KEY, SUSPENDED, Harness, Rows, config, eventually, key_file, record
-from llm_runtime.api.services import Loaded, Services, State
+from llm_runtime.api.services import Loaded, Services, State, in_thread
 from llm_runtime.app import create_app
 from llm_runtime.auth import KeyRing
 from llm_runtime.contract import ServerConfig
@@ -43,7 +43,8 @@ def run(keys_path: Path) -> Callable[..., Any]:
     ) -> AsyncIterator[Harness]:
         engine, rows = engine or ScriptedEngine(), Rows()
         loaded = Loaded(engine, engine.codec)
-        services = Services(config(server, system_prompt), load or (lambda: loaded), KeyRing(keys_path), usage=rows)
+        loading = in_thread(load or (lambda: loaded))
+        services = Services(config(server, system_prompt), loading, KeyRing(keys_path), usage=rows)
         app = create_app(services)
         # Faults of ours must become answers here too.
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -73,7 +74,7 @@ def live(keys_path: Path) -> Callable[..., Any]:
     def start(engine: ScriptedEngine | None = None, server: ServerConfig | None = None) -> Iterator[Harness]:
         engine, rows = engine or ScriptedEngine(), Rows()
         loaded = Loaded(engine, engine.codec)
-        services = Services(config(server), lambda: loaded, KeyRing(keys_path), usage=rows)
+        services = Services(config(server), in_thread(lambda: loaded), KeyRing(keys_path), usage=rows)
         running = uvicorn.Server(uvicorn.Config(create_app(services), port=0, log_config=None, access_log=False))
         thread = threading.Thread(target=running.run)
         thread.start()

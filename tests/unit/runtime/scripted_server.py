@@ -1,21 +1,31 @@
-"""The real server around a scripted engine, as a process: `python scripted_server.py PORT DRAIN_SECONDS`."""
+"""The real server around a scripted model in its engine's process: `python scripted_server.py PORT DRAIN_SECONDS`."""
 
+import os
 import sys
+from pathlib import Path
 
-from fakes import ScriptedEngine
 from harness import config
 from llm_runtime import logs
 from llm_runtime.api.services import Loaded, Services
 from llm_runtime.app import Server, create_app
 from llm_runtime.contract import ServerConfig
+from llm_runtime.engine.process import start_engine
+
+WORKER = (sys.executable, str(Path(__file__).parent / "engine" / "scripted_worker.py"))
+ANSWER = "wwwwwwwwww"
+STEP_SECONDS = "0.08"
 
 
 def main() -> None:
     logs.configure("json", "INFO")
-    engine = ScriptedEngine(script=["w "] * 10, token_seconds=0.08)
-    loaded = Loaded(engine, engine.codec)
-    services = Services(config(ServerConfig(drain_seconds=float(sys.argv[2]))), lambda: loaded)
-    Server(create_app(services), "127.0.0.1", int(sys.argv[1])).run()
+    chosen = config(ServerConfig(drain_seconds=float(sys.argv[2])))
+    os.environ["STEP_SECONDS"] = STEP_SECONDS
+
+    async def load() -> Loaded:
+        engine = await start_engine(chosen, Path(ANSWER), WORKER)
+        return Loaded(engine, engine.codec)
+
+    Server(create_app(Services(chosen, load)), "127.0.0.1", int(sys.argv[1])).run()
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def test_the_stand_alone_key_is_any_text() -> None:
 
 
 def test_without_authentication_everybody_is_anonymous() -> None:
-    def never() -> Loaded:
+    async def never() -> Loaded:
         raise AssertionError
 
     services = Services(RuntimeConfig.model_validate({"model": {"name": "m", "path": "/m"}}), never, keys=None)

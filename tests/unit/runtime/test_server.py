@@ -38,7 +38,7 @@ def start() -> Iterator[Start]:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         command = [sys.executable, str(SCRIPT), str(port), str(drain_seconds)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True)
         processes.append(process)
         url = f"http://127.0.0.1:{port}"
         eventually(lambda: status(f"{url}/readyz") == 200, seconds=20)
@@ -69,7 +69,7 @@ def test_sigterm_fails_readiness_lets_streams_finish_and_exits_zero(start: Start
     with stream(url) as response:
         lines = response.iter_lines()
         next(lines)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)  # As a supervisor may: the engine's process gets it, too.
         eventually(lambda: status(f"{url}/readyz") == 503)
         assert status(f"{url}/livez") == 200
         rest = [line for line in lines if line]
@@ -99,6 +99,20 @@ def test_an_idle_server_leaves_at_once(start: Start) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=5) == 0
     assert time.monotonic() - began < 1.5
+
+
+def test_a_killed_engine_ends_streams_with_an_error_and_fails_liveness(start: Start) -> None:
+    process, url = start(3)
+    [worker] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    with stream(url) as response:
+        lines = response.iter_lines()
+        next(lines)
+        os.kill(int(worker), signal.SIGKILL)
+        text = "\n".join(lines)
+    assert "engine failed" in events(text)[-1]["error"]["message"]
+    eventually(lambda: (status(f"{url}/livez"), status(f"{url}/readyz")) == (503, 503))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=5) == 0
 
 
 def give_up(*arguments: str, **environment: str) -> FatalReport:

@@ -3,15 +3,17 @@
 import asyncio
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fakes import ScriptedEngine
-from harness import Harness
+from harness import Harness, config
 from llm_runtime import errors
 from llm_runtime.api.services import Loaded
+from llm_runtime.contract import FatalReport, MlflowVersion, ModelConfig, RuntimeConfig
 from llm_runtime.metrics import Rate
 
 PROBES = ("/livez", "/readyz", "/health")
@@ -90,6 +92,28 @@ async def test_a_model_that_does_not_load_ends_the_server_with_a_reason(
         assert api.services.failure.reason == reason
 
 
+async def test_another_model_takes_over_while_serving(run: Any) -> None:
+    old, new = ScriptedEngine(), ScriptedEngine(script=["Good", " day"])
+    version = MlflowVersion(tracking_uri="http://mlflow", name="support-bot", version="4")
+    wanted = config().model_copy(update={"model": ModelConfig(name="support-bot", mlflow=version)})
+
+    async def swap(config: RuntimeConfig, folder: Path) -> Loaded:
+        if folder.name == "corrupt":
+            raise errors.EngineFailed(FatalReport(reason="ModelCorrupt", message="short"))
+        return Loaded(new, new.codec)
+
+    async with run(old, load=lambda: Loaded(old, old.codec, swap=swap)) as api:
+        with pytest.raises(errors.EngineFailed):
+            await api.services.swap(wanted, Path("corrupt"))
+        before = (await api.chat()).json()
+        await api.services.swap(wanted, Path("next"))
+        after = (await api.chat()).json()
+        with pytest.raises(errors.ServiceUnavailable):  # This fake can't be replaced once more.
+            await api.services.swap(wanted, Path("next"))
+    answers = [(answer["choices"][0]["message"]["content"], answer["system_fingerprint"]) for answer in (before, after)]
+    assert answers == [("Hello there!", "support-bot-v3"), ("Good day", "support-bot-v4")]
+
+
 async def scrape(api: Harness) -> dict[str, Any]:
     text = (await api.client.get("/metrics")).text
     return {family.name: family for family in text_string_to_metric_families(text)}
@@ -127,13 +151,17 @@ async def test_metrics_are_there_and_add_up(api: Harness) -> None:
         "llm_requests_waiting",
         "tokens_per_second",
         "http_request_duration_seconds",
+        "llm_batch_size",
+        "llm_engine_steps",
+        "llm_prompt_tokens",
+        "llm_prefix_cache_tokens",
     } <= set(families)
     assert "gpu_memory_usage_bytes" not in families
 
 
 async def test_a_gpu_shows_its_memory(run: Any) -> None:
-    engine = ScriptedEngine()
-    async with run(engine, load=lambda: Loaded(engine, engine.codec, lambda: 123)) as api:
+    engine = ScriptedEngine(gpu_memory_bytes=123)
+    async with run(engine, load=lambda: Loaded(engine, engine.codec, on_gpu=True)) as api:
         assert sample(await scrape(api), "gpu_memory_usage_bytes") == 123
         assert (await api.client.get("/health")).json()["gpu_status"] == "available"
 

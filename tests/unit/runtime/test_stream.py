@@ -101,20 +101,22 @@ async def send(stream: EventStream) -> list[bytes]:
 
 
 async def test_merge_keeps_each_sources_order_and_raises_what_a_source_raises() -> None:
-    async def numbers(count: int) -> Any:
-        for number in range(count):
+    class Numbers:
+        def __init__(self, *bursts: list[int] | Exception) -> None:
+            self.bursts = [*bursts, []]
+
+        async def take(self) -> list[int]:
             await asyncio.sleep(0)
-            yield number
+            burst = self.bursts.pop(0)
+            if isinstance(burst, Exception):
+                raise burst
+            return burst
 
-    async def faulty() -> Any:
-        yield 1
-        raise ValueError("odd")
-
-    merged = [item async for item in merge([numbers(3), numbers(2)])]
-    assert [number for index, number in merged if index == 0] == [0, 1, 2]
-    assert [number for index, number in merged if index == 1] == [0, 1]
+    merged = [item async for item in merge([Numbers([0], [1, 2]), Numbers([0], [1])])]
+    assert [number for index, burst in merged for number in burst if index == 0] == [0, 1, 2]
+    assert [number for index, burst in merged for number in burst if index == 1] == [0, 1]
     with pytest.raises(ValueError, match="odd"):
-        async for _ in merge([numbers(1), faulty()]):
+        async for _ in merge([Numbers([1]), Numbers([1], ValueError("odd"))]):
             pass
 
 

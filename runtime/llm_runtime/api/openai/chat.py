@@ -13,6 +13,7 @@ from llm_runtime.api.body import Body, MaxTokens, Text, check_model, conflict, s
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.common import (
     IDLE,
+    Chunks,
     OpenAIBody,
     event_stream,
     fingerprint,
@@ -20,9 +21,8 @@ from llm_runtime.api.openai.common import (
     new_id,
     request_id,
     usage,
-    with_usage,
 )
-from llm_runtime.pipeline import NOT_ASKED, Choice, Generation, Job, Pipeline
+from llm_runtime.pipeline import NOT_ASKED, Choice, Generation, Job, Pipeline, text_of
 from llm_runtime.request import TextCodec, TokenEvent
 from llm_runtime.stream import while_connected
 
@@ -112,9 +112,9 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
     check_model(body.model, pipeline.config.model.name)
     generation = await pipeline.start(body.job(request))
     if body.stream:
-        deltas = _deltas(generation, pipeline.codec)
-        chunk = _envelope(generation, pipeline, "chat.completion.chunk")
-        return event_stream(pipeline, generation, with_usage(generation, deltas, chunk, body.include_usage))
+        envelope = _envelope(generation, pipeline, "chat.completion.chunk")
+        chunks = Chunks(envelope, body.include_usage, _text_delta)
+        return event_stream(pipeline, generation, _stream(generation, pipeline.codec, chunks))
     async with generation:
         timeout_seconds = pipeline.config.server.request_timeout_seconds
         choices = await while_connected(request.receive, generation.collect(), timeout_seconds)
@@ -147,17 +147,26 @@ def _completion(generation: Generation, pipeline: Pipeline, choices: list[Choice
     }
 
 
-async def _deltas(generation: Generation, codec: TextCodec) -> AsyncGenerator[dict[str, Any]]:
-    """First every choice's role, then texts as they come, and for each choice its finish reason alone."""
+async def _stream(generation: Generation, codec: TextCodec, chunks: Chunks) -> AsyncGenerator[bytes]:
+    """First every choice's role, then texts as they come, for each choice its finish reason alone, and the usage."""
     for index in range(generation.choices):
-        yield _delta(index, {"role": "assistant", "content": "", "refusal": None})
-    async with aclosing(generation.events()) as events:
-        async for index, event in events:
-            logprobs = _logprobs(generation.job, [event], codec) if event.token_id is not None else None
-            if event.text or logprobs:
-                yield _delta(index, {"content": event.text}, logprobs)
-            if event.finish_reason:
-                yield _delta(index, {}, finish_reason=event.finish_reason)
+        yield chunks.choice(_delta(index, {"role": "assistant", "content": "", "refusal": None}))
+    async with aclosing(generation.bursts()) as bursts:
+        async for index, events in bursts:
+            text = text_of(events)
+            logprobs = _logprobs(generation.job, events, codec)
+            if logprobs and logprobs["content"]:
+                yield chunks.choice(_delta(index, {"content": text}, logprobs))
+            elif text:
+                yield chunks.text(index, text)
+            if reason := events[-1].finish_reason:
+                yield chunks.choice(_delta(index, {}, finish_reason=reason))
+    if chunks.include_usage:
+        yield chunks.usage(generation)
+
+
+def _text_delta(index: int, text: str) -> dict[str, Any]:
+    return _delta(index, {"content": text})
 
 
 def _delta(

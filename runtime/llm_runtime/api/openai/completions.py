@@ -13,6 +13,7 @@ from llm_runtime.api.body import check_model, sampling, whole
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.common import (
     IDLE,
+    Chunks,
     OpenAIBody,
     event_stream,
     fingerprint,
@@ -20,9 +21,8 @@ from llm_runtime.api.openai.common import (
     new_id,
     request_id,
     usage,
-    with_usage,
 )
-from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Generation, Job, Pipeline
+from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Generation, Job, Pipeline, text_of
 from llm_runtime.request import TextCodec, TokenEvent
 from llm_runtime.stream import while_connected
 
@@ -109,8 +109,8 @@ async def completions(request: Request, body: CompletionBody) -> Response:
         "system_fingerprint": fingerprint(pipeline),
     }
     if body.stream:
-        deltas = _deltas(generation, pipeline.codec)
-        return event_stream(pipeline, generation, with_usage(generation, deltas, envelope, body.include_usage))
+        chunks = Chunks(envelope, body.include_usage, _text_choice)
+        return event_stream(pipeline, generation, _stream(generation, pipeline.codec, chunks))
     async with generation:
         timeout_seconds = pipeline.config.server.request_timeout_seconds
         choices = await while_connected(request.receive, generation.collect(), timeout_seconds)
@@ -125,16 +125,25 @@ def _choice(index: int, text: str, logprobs: dict[str, Any] | None, finish_reaso
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-async def _deltas(generation: Generation, codec: TextCodec) -> AsyncGenerator[dict[str, Any]]:
+def _text_choice(index: int, text: str) -> dict[str, Any]:
+    return _choice(index, text, None, None)
+
+
+async def _stream(generation: Generation, codec: TextCodec, chunks: Chunks) -> AsyncGenerator[bytes]:
     offsets = [0] * generation.choices
-    async with aclosing(generation.events()) as events:
-        async for index, event in events:
-            tokens = [event] if event.token_id is not None else []
+    async with aclosing(generation.bursts()) as bursts:
+        async for index, events in bursts:
+            text, reason = text_of(events), events[-1].finish_reason
+            tokens = [event for event in events if event.token_id is not None]
             logprobs = _logprobs(generation.job, tokens, codec, offsets[index])
             if logprobs:
                 offsets[index] += sum(map(len, logprobs["tokens"]))
-            if event.text or event.finish_reason or logprobs:
-                yield _choice(index, event.text, logprobs, event.finish_reason)
+            if reason or logprobs:
+                yield chunks.choice(_choice(index, text, logprobs, reason))
+            elif text:
+                yield chunks.text(index, text)
+    if chunks.include_usage:
+        yield chunks.usage(generation)
 
 
 def _logprobs(job: Job, events: list[TokenEvent], codec: TextCodec, offset: int = 0) -> dict[str, Any] | None:

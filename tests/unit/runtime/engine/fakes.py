@@ -2,14 +2,18 @@
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from llm_runtime.engine.blocks import BlockPool
 from llm_runtime.engine.budget import PrefillBudget
+from llm_runtime.engine.client import EngineClient
 from llm_runtime.engine.limits import RequestLimits
-from llm_runtime.engine.loop import ContinuousEngine
+from llm_runtime.engine.local import start_local
+from llm_runtime.engine.loop import Model
 from llm_runtime.engine.scheduler import Batch, Scheduler
 from llm_runtime.engine.sequence import Sampled, Sequence
+from llm_runtime.errors import ModelNotFound
 from llm_runtime.request import GenerationRequest, Sampling, TokenEvent
 
 EOS = 0
@@ -18,7 +22,17 @@ EOS = 0
 class CharacterVocabulary:
     """Token id = code point, 0 ends a text. Ids from 1,000 on are pieces that show only with the id after them."""
 
+    vocabulary_size = 2000
     eos_token_ids = frozenset({EOS})
+
+    def encode(self, text: str) -> list[int]:
+        return list(map(ord, text))
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        return self.encode(" ".join(message["content"] for message in messages))
+
+    def decode(self, token_ids: list[int]) -> str:
+        return "".join(map(chr, token_ids))
 
     def detokenizer(self) -> "CharacterText":
         return CharacterText()
@@ -62,7 +76,16 @@ class ScriptedRunner:
     def __init__(self, answers: dict[str, str] | None = None, fail: Callable[[Batch], None] | None = None) -> None:
         self.answers, self.fail = answers or {}, fail
         self.batches: list[Batch] = []
+        self.adapters: dict[str, Path] = {}
         self.gate: threading.Semaphore | None = None
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        if not folder.is_dir():
+            raise ModelNotFound(f"{folder} is not there")
+        self.adapters[name] = folder
+
+    def drop_adapter(self, name: str) -> None:
+        del self.adapters[name]
 
     def forward(self, batch: Batch) -> list[Sampled]:
         if self.gate is not None:
@@ -88,16 +111,20 @@ def scheduler(
     return Scheduler(BlockPool(blocks), places, tokens, queue, budget)
 
 
-def engine(
-    runner: ScriptedRunner, slots: int = 4, max_queue_length: int = 8, max_batch_tokens: int = 64, **options: float
-) -> ContinuousEngine:
+def model(
+    runner: ScriptedRunner, slots: int = 4, max_queue_length: int = 8, max_batch_tokens: int = 64, **fields: Any
+) -> Model:
     limits = RequestLimits(max_model_length=256, vocabulary_size=2000)
-    return ContinuousEngine(
-        scheduler(slots, max_batch_tokens, max_queue_length), runner, CharacterVocabulary(), limits, **options
-    ).start()
+    return Model(scheduler(slots, max_batch_tokens, max_queue_length), runner, CharacterVocabulary(), limits, **fields)
 
 
-async def collect(running: ContinuousEngine, wanted: GenerationRequest) -> list[TokenEvent]:
+def engine(
+    runner: ScriptedRunner, slots: int = 4, max_queue_length: int = 8, max_batch_tokens: int = 64, **options: Any
+) -> EngineClient:
+    return start_local(model(runner, slots, max_queue_length, max_batch_tokens), **options)
+
+
+async def collect(running: EngineClient, wanted: GenerationRequest) -> list[TokenEvent]:
     return [event async for event in running.generate(wanted)]
 
 

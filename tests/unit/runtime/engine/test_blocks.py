@@ -124,16 +124,6 @@ def test_without_sharing_nothing_is_found() -> None:
     assert known(pool, [7] * (2 * B)) == 0
 
 
-def test_nothing_is_found_after_its_contents_came_into_doubt() -> None:
-    pool = BlockPool(16)
-    held = computed(pool, [7] * (2 * B))
-    pool.give_back(computed(pool, [8] * (2 * B)))
-    pool.forget_all()
-    assert known(pool, [7] * (2 * B)) == known(pool, [8] * (2 * B)) == 0
-    pool.give_back(held)
-    assert pool.available == 16
-
-
 def test_a_thousand_random_comings_and_goings_lose_and_double_nothing() -> None:
     chance = random.Random(5)
     pool, held = BlockPool(40), list[tuple[Blocks, list[int]]]()

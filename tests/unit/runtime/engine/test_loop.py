@@ -8,11 +8,23 @@ from collections.abc import Callable
 
 import pytest
 
-from llm_runtime.engine.loop import TokenStream
+from llm_runtime.engine.client import ClientStream
+from llm_runtime.engine.local import start_local
+from llm_runtime.engine.memory import StepOutOfMemory
 from llm_runtime.engine.scheduler import Batch
+from llm_runtime.engine.sequence import Sampled
 from llm_runtime.errors import InvalidRequest, QueueFull, ServiceUnavailable
 from llm_runtime.request import FinishReason
-from unit.runtime.engine.fakes import ScriptedRunner, collect, engine, request, text_of
+from unit.runtime.engine.fakes import (
+    CharacterText,
+    CharacterVocabulary,
+    ScriptedRunner,
+    collect,
+    engine,
+    model,
+    request,
+    text_of,
+)
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -57,13 +69,13 @@ async def test_closing_before_the_first_event_cancels_too() -> None:
     runner = ScriptedRunner()
     runner.gate = threading.Semaphore(0)
     running = engine(runner, slots=1)
-    first, second = running.generate(request(max_tokens=9)), running.generate(request(max_tokens=9))
+    first, second = running.generate(request(max_tokens=9)), running.generate(request(max_tokens=9, name="second"))
     await second.aclose()
     runner.gate.release(100)
     assert len([event async for event in first]) == 9
     await until(lambda: running.stats().waiting == 0)
     running.close()
-    assert all(batch.spans[0].sequence is not second._sequence for batch in runner.batches)
+    assert all(batch.spans[0].sequence.request.id != "second" for batch in runner.batches)
 
 
 async def test_a_forgotten_iterator_is_cancelled() -> None:
@@ -129,6 +141,73 @@ async def test_a_failed_step_ends_its_requests_with_an_error_and_the_engine_live
     )
     assert text_of(await collect(running, request(name="good"))) == "fine"
     assert running.stats().alive
+    running.close()
+
+
+async def test_neighbours_of_a_failed_request_get_their_whole_answers() -> None:
+    def fail(batch: Batch) -> None:
+        if any(span.sequence.request.id == "bad" and span.start > 3 for span in batch.spans):
+            raise RuntimeError("kernel")
+
+    runner = ScriptedRunner({"a": "first answer", "b": "second answer", "bad": "never whole"}, fail)
+    runner.gate = threading.Semaphore(0)
+    running = engine(runner)
+    jobs = [asyncio.create_task(collect(running, request(name=name, max_tokens=20))) for name in ("a", "bad", "b")]
+    await asyncio.sleep(0)
+    runner.gate.release(1000)
+    first, bad, second = await asyncio.gather(*jobs)
+    running.close()
+    assert (text_of(first), text_of(second)) == ("first answer", "second answer")
+    assert (text_of(bad), bad[-1].finish_reason) == ("ne", FinishReason.ERROR)
+
+
+async def test_a_runner_that_breaks_its_word_ends_what_runs_and_spares_the_queue() -> None:
+    class Silent(ScriptedRunner):
+        def forward(self, batch: Batch) -> list[Sampled]:
+            sampled = super().forward(batch)
+            return [] if batch.spans[0].sequence.request.id == "a" else sampled
+
+    running = engine(Silent({"b": "fine"}), slots=1)
+    first, second = (asyncio.create_task(collect(running, request(name=name))) for name in "ab")
+    assert (await first)[-1].finish_reason is FinishReason.ERROR
+    assert text_of(await second) == "fine"
+    assert running.stats().alive
+    running.close()
+
+
+async def test_memory_that_runs_out_costs_nobody_his_answer() -> None:
+    def fail(batch: Batch) -> None:
+        if batch.tokens > 4:
+            raise StepOutOfMemory("full")
+
+    runner = ScriptedRunner({name: f"answer {name}" for name in "abcd"}, fail)
+    running = engine(runner)
+    answers = await asyncio.gather(*(collect(running, request("long prompt", 20, name)) for name in "abcd"))
+    running.close()
+    assert [text_of(events) for events in answers] == [f"answer {name}" for name in "abcd"]
+
+
+async def test_a_request_that_the_loop_does_not_take_ends_with_an_error() -> None:
+    class Broken(CharacterVocabulary):
+        def detokenizer(self) -> CharacterText:
+            raise ValueError("odd tokenizer")
+
+    parts = model(ScriptedRunner())
+    parts.codec = Broken()
+    running = start_local(parts)
+    [event] = await collect(running, request())
+    assert event.finish_reason is FinishReason.ERROR
+    assert (running.outstanding, running.stats().alive) == (0, True)
+    running.close()
+
+
+async def test_a_slow_reader_takes_all_that_has_come() -> None:
+    running = engine(ScriptedRunner({"a": "hello"}))
+    stream = running.generate(request(name="a", max_tokens=20))
+    await until(lambda: running.outstanding == 0)
+    assert [text_of(await stream.take()), await stream.take()] == ["hello", []]
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
     running.close()
 
 
@@ -214,7 +293,7 @@ def test_a_closed_event_loop_does_not_end_the_engine() -> None:
         kept.append(running.generate(request(max_tokens=250)))
         await anext(kept[0])
 
-    kept: list[TokenStream] = []
+    kept: list[ClientStream] = []
     asyncio.run(leave())
     assert text_of(asyncio.run(collect(running, request(name="b")))) == "ok"
     deadline = time.monotonic() + 1

@@ -12,13 +12,13 @@ torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
-from llm_runtime.engine.loop import ContinuousEngine  # noqa: E402
+from llm_runtime.engine.client import EngineClient  # noqa: E402
 from llm_runtime.models.build import build_engine  # noqa: E402
 from llm_runtime.models.codec import Codec  # noqa: E402
 from llm_runtime.request import GenerationRequest, Sampling, TokenEvent  # noqa: E402
 from unit.runtime import tiny_model  # noqa: E402
 
-Built = tuple[ContinuousEngine, Codec]
+Built = tuple[EngineClient, Codec]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Text to tokens and back, without torch."""
 
 import json
+import pickle
 import random
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def test_text_survives_the_way_there_and_back(codec: Codec) -> None:
     text = "Grüße, 世界! 👩‍👩‍👧"
     assert codec.decode(codec.encode(text)) == text
     assert "".join(incremental(codec, codec.encode(text))) == text
+
+
+def test_another_process_gets_the_same_codec(folder: Path) -> None:
+    here = codec_from_folder(folder, "{{ eos_token }}{{ messages[0].content }}")
+    there: Codec = pickle.loads(pickle.dumps(here))
+    assert (there.vocabulary_size, there.eos_token_ids) == (here.vocabulary_size, here.eos_token_ids)
+    assert there.encode("Grüße") == here.encode("Grüße")
+    assert there.render_chat([{"role": "user", "content": "hi"}]) == "<|end|>hi"
 
 
 def test_characters_show_when_their_last_byte_is_there(codec: Codec) -> None:

@@ -106,10 +106,9 @@ def test_the_model_bounds_the_length_and_memory_the_cache(folder: Path, monkeypa
     settings = EngineConfig(device="cpu", max_model_length=4096, max_batch_size=64)
     sequence_bytes = 2 * 2 * 4 * 8 * 512 * 4
     monkeypatch.setattr(build, "available_bytes", lambda: 4 * sequence_bytes)
-    engine, _ = build.build_engine(RuntimeConfig(model=MODEL, engine=settings), folder)
-    engine.close()
-    assert engine.max_model_length == 512
-    assert engine._scheduler.pool.size == int(0.8 * 4 * 512 / BLOCK_TOKENS)
+    built = build.build_model(RuntimeConfig(model=MODEL, engine=settings), folder)
+    assert built.limits.max_model_length == 512
+    assert built.scheduler.pool.size == int(0.8 * 4 * 512 / BLOCK_TOKENS)
     monkeypatch.setattr(build, "available_bytes", lambda: sequence_bytes)
     with pytest.raises(OutOfMemory):
         build.build_engine(RuntimeConfig(model=MODEL, engine=settings), folder)

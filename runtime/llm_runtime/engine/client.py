@@ -1,0 +1,376 @@
+"""The engine as the HTTP process sees it. Knows neither torch nor on which thread or in which process the loop runs.
+
+One `EngineLink` stands for the engine, one `EngineClient` for each model that it has loaded: during a swap the old one
+still has its requests, whose tokens mean nothing to the new model.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from asyncio import AbstractEventLoop
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from llm_runtime.contract import FatalReport, RuntimeConfig
+from llm_runtime.engine.messages import (
+    Cancel,
+    Command,
+    Done,
+    DropAdapter,
+    Failed,
+    Figures,
+    Load,
+    LoadAdapter,
+    Ready,
+    Report,
+    Retire,
+    Step,
+    Submit,
+    unpacked,
+)
+from llm_runtime.errors import EngineFailed, NotFound, QueueFull, ServiceUnavailable
+from llm_runtime.request import EngineStats, FinishReason, GenerationRequest, TokenEvent
+
+log = logging.getLogger(__name__)
+
+RETIRE_SECONDS = 5.0
+"""Requests that were given to the old model before a swap have so long to get from their bodies to the engine."""
+STALL_SECONDS = 300.0
+"""An engine that has requests and brings nothing for so long is taken for dead."""
+
+
+class Channel(Protocol):
+    """The way to the engine."""
+
+    def send(self, command: Command) -> None:
+        """Any thread; never blocks; silent when the engine has gone."""
+        ...
+
+    def alive(self) -> bool: ...
+
+    def close(self) -> None:
+        """End the engine, and wait until it has gone."""
+        ...
+
+
+class EngineLink:
+    """The engine's open streams, the calls that wait for an answer, and its last figures."""
+
+    def __init__(self, stall_seconds: float = STALL_SECONDS) -> None:
+        self.draining = False
+        self._channel: Channel | None = None
+        self._stall_seconds = stall_seconds
+        self._mailboxes: dict[int, _Mailbox] = {}
+        self._calls: dict[int, asyncio.Future[Ready | Done]] = {}
+        self._numbers: Iterator[int] = itertools.count(1)
+        self._figures = Figures()
+        self._heard_at = 0.0
+        self._closing = self._lost = False
+
+    def connect(self, channel: Channel) -> None:
+        """Before anything else."""
+        self._channel = channel
+
+    def send(self, command: Command) -> None:
+        if self._channel:
+            self._channel.send(command)
+
+    def submit(self, client: "EngineClient", request: GenerationRequest) -> "ClientStream":
+        """Raises ServiceUnavailable when no more requests are taken."""
+        if self.draining or self._closing:
+            raise ServiceUnavailable("this replica is shutting down; send the request again")
+        if not self.alive:
+            raise ServiceUnavailable("the engine has stopped; this replica is being restarted")
+        if not self._mailboxes:
+            self._heard_at = time.monotonic()
+        number = next(self._numbers)
+        mailbox = self._mailboxes[number] = _Mailbox(asyncio.get_running_loop(), client)
+        client.outstanding += 1
+        self.send(Submit(number, client.model, request))
+        return ClientStream(self, number, mailbox)
+
+    async def call(self, make: Callable[[int], Command]) -> Ready | Done:
+        """Send what `make` makes of the call's number and wait for the answer. Raises EngineFailed."""
+        number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
+        self._calls[number] = answer
+        if self._lost:
+            self._answer(number, EngineFailed(GONE))
+        self.send(make(number))
+        try:
+            result: Ready | Done = await answer
+        finally:
+            self._calls.pop(number, None)
+        return result
+
+    def receive(self, report: Report) -> None:
+        """A report of the engine: on the event loop's thread, or on the engine's."""
+        self._heard_at = time.monotonic()
+        match report:
+            case Step(events, figures):
+                self._figures = figures
+                if events:
+                    self._deliver(events)
+            case Ready() | Done():
+                self._answer(report.call, report)
+            case Failed(call, fatal):
+                self._answer(call, EngineFailed(fatal))
+
+    def lost(self, report: FatalReport | None = None) -> None:
+        """The engine has gone: whoever waits for it hears so."""
+        self._lost = True
+        reason = FinishReason.CANCELLED if self._closing else FinishReason.ERROR
+        for number in list(self._mailboxes):
+            self._deliver([(number, None, "", None, (), reason.value, "the engine has stopped", 0)])
+        for number in list(self._calls):
+            self._answer(number, EngineFailed(report or GONE))
+
+    @property
+    def alive(self) -> bool:
+        """False when it has gone, or has requests and stands still."""
+        stalled = bool(self._mailboxes) and time.monotonic() - self._heard_at > self._stall_seconds
+        return not self._lost and not stalled and self._channel is not None and self._channel.alive()
+
+    def stats(self) -> EngineStats:
+        figures, open_ = self._figures, len(self._mailboxes)
+        running = min(figures.running, open_)
+        return EngineStats(
+            running,
+            open_ - running,
+            figures.kv_cache_usage_ratio,
+            figures.steps,
+            self.alive,
+            figures.batch_size if open_ else 0,
+            figures.prompt_tokens,
+            figures.cached_prompt_tokens,
+            figures.gpu_memory_bytes,
+        )
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Admit nothing more and wait; what still runs after the time-out is cancelled and gets its final event."""
+        self.draining = True
+        deadline = time.monotonic() + timeout_seconds
+        await self._empty(lambda: time.monotonic() < deadline)
+        for number in list(self._mailboxes):
+            self.send(Cancel(number))
+        await self._empty(lambda: self.alive)
+
+    def close(self) -> None:
+        """End the engine after the step it is in; whatever was left ends as cancelled."""
+        self._closing = True
+        if self._channel:
+            self._channel.close()
+
+    async def _empty(self, patient: Callable[[], bool]) -> None:
+        # Polled, because it happens only once in a process's life.
+        while self._mailboxes and not self._lost and patient():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+    def _deliver(self, events: list[tuple[Any, ...]]) -> None:
+        """One hop for each event loop, however many requests a step advanced; none for the loop that reads."""
+        by_loop: dict[AbstractEventLoop, list[tuple[_Mailbox, TokenEvent]]] = {}
+        for fields in events:
+            mailbox = self._mailboxes.get(fields[0])
+            if mailbox is None:
+                continue
+            event = unpacked(fields)
+            if event.finish_reason is not None:
+                del self._mailboxes[fields[0]]
+                mailbox.over = True
+                mailbox.client.outstanding -= 1
+            by_loop.setdefault(mailbox.loop, []).append((mailbox, event))
+        for loop, letters in by_loop.items():
+            if not _hop(loop, partial(_hand_out, letters)):
+                self._cancel_readers_of(loop)
+
+    def _answer(self, call: int, answer: Ready | Done | EngineFailed) -> None:
+        if (future := self._calls.pop(call, None)) is not None:
+            _hop(future.get_loop(), partial(_settle, future, answer))
+        elif isinstance(answer, Ready):  # Whoever wanted this model has stopped waiting for it.
+            self.send(Retire(answer.model))
+
+    def _cancel_readers_of(self, loop: AbstractEventLoop) -> None:
+        """The event loop is closed, and its readers have gone with it."""
+        for number, mailbox in list(self._mailboxes.items()):
+            if mailbox.loop is loop:
+                self.send(Cancel(number))
+
+
+class EngineClient:
+    """`request.Engine` for one model."""
+
+    def __init__(self, link: EngineLink, ready: Ready) -> None:
+        self._link, self._capacity = link, ready.capacity
+        self.model, self.limits, self.codec, self.device = ready.model, ready.limits, ready.codec, ready.device
+        self.adapters: frozenset[str] = frozenset(ready.adapters)
+        """Names that a request may use."""
+        self.outstanding = 0
+        """Requests that have not had their final event."""
+        self._retired = False
+
+    @property
+    def max_model_length(self) -> int:
+        """Tokens that prompt and answer may have together: the configured length, or the model's if that is less."""
+        return self.limits.max_model_length
+
+    def generate(self, request: GenerationRequest) -> "ClientStream":
+        """Admit now. Raises InvalidRequest, NotFound, QueueFull, ServiceUnavailable."""
+        self.limits.check(request)
+        if request.adapter and request.adapter not in self.adapters:
+            raise NotFound(f"there is no adapter {request.adapter}", param="model", code="model_not_found")
+        if self._retired:
+            raise ServiceUnavailable("the model has just been replaced; send the request again")
+        if self.outstanding >= self._capacity:
+            raise QueueFull("as many requests are waiting as may; try again shortly")
+        return self._link.submit(self, request)
+
+    def stats(self) -> EngineStats:
+        return self._link.stats()
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Admit nothing more and wait; what still runs after the time-out is cancelled and gets its final event."""
+        await self._link.drain(timeout_seconds)
+
+    def close(self) -> None:
+        """End the engine; whatever was left ends as cancelled. Blocks until it has gone."""
+        self._link.close()
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Load a LoRA adapter while serving. Raises EngineFailed, and nothing has changed."""
+        await self._link.call(lambda call: LoadAdapter(call, self.model, name, folder))
+        self.adapters |= {name}
+
+    async def drop_adapter(self, name: str) -> None:
+        """Refuse the adapter from now on, and return when its last request has ended and its memory is free."""
+        if name not in self.adapters:
+            raise NotFound(f"there is no adapter {name}", param="model", code="model_not_found")
+        self.adapters -= {name}
+        await self._link.call(lambda call: DropAdapter(call, self.model, name))
+
+    async def swap(self, config: RuntimeConfig, folder: Path) -> "EngineClient":
+        """Load another model while this one serves, and return its client. Raises EngineFailed: nothing has changed.
+
+        From then on this client's requests run to their end on the old weights, which are freed after the last one.
+        It still takes requests that were on their way for `RETIRE_SECONDS`.
+        """
+        client = await load(self._link, config, folder)
+        asyncio.get_running_loop().call_later(RETIRE_SECONDS, self.retire)
+        return client
+
+    def retire(self) -> None:
+        """Take no more requests; the weights are freed when the last one has ended."""
+        self._retired = True
+        self._link.send(Retire(self.model))
+
+
+async def load(link: EngineLink, config: RuntimeConfig, folder: Path) -> EngineClient:
+    """Have the engine load a model. Raises EngineFailed."""
+    ready = await link.call(lambda call: Load(call, config, folder))
+    assert isinstance(ready, Ready)
+    return EngineClient(link, ready)
+
+
+class ClientStream:
+    """The events of one request. Leaving it early, by `aclose` or by forgetting it, cancels the request."""
+
+    __slots__ = ("_link", "_mailbox", "_number", "_over")
+
+    def __init__(self, link: EngineLink, number: int, mailbox: "_Mailbox") -> None:
+        self._link, self._number, self._mailbox = link, number, mailbox
+        self._over = False
+
+    def __aiter__(self) -> "ClientStream":
+        return self
+
+    async def __anext__(self) -> TokenEvent:
+        if self._over:
+            raise StopAsyncIteration
+        events = self._mailbox.events
+        if not events:
+            await self._mailbox.arrival()
+        event = events.popleft()
+        self._over = event.finish_reason is not None
+        return event
+
+    async def take(self) -> list[TokenEvent]:
+        """All events that have come since, at least one; empty after the final one."""
+        if self._over:
+            return []
+        events = self._mailbox.events
+        if not events:
+            await self._mailbox.arrival()
+        taken = list(events)
+        events.clear()
+        self._over = taken[-1].finish_reason is not None
+        return taken
+
+    async def aclose(self) -> None:
+        self._over = True
+        self._cancel()
+
+    def __del__(self) -> None:
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if not self._mailbox.over:
+            self._link.send(Cancel(self._number))
+
+
+class _Mailbox:
+    """Where the events of one request lie until they are read. The link holds it, not the stream: a stream that
+
+    nobody holds any more can then be told from one that is waited for.
+    """
+
+    __slots__ = ("_waiter", "client", "events", "loop", "over")
+
+    def __init__(self, loop: AbstractEventLoop, client: EngineClient) -> None:
+        self.loop, self.client = loop, client
+        self.events: deque[TokenEvent] = deque()
+        self.over = False
+        """Whether the engine has sent the final event."""
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, event: TokenEvent) -> None:
+        self.events.append(event)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def arrival(self) -> None:
+        self._waiter = self.loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+
+GONE = FatalReport(reason="EngineDied", message="the engine's process has ended; the log says more")
+
+
+def _hand_out(letters: list[tuple[_Mailbox, TokenEvent]]) -> None:
+    for mailbox, event in letters:
+        mailbox.put(event)
+
+
+def _settle(future: "asyncio.Future[Ready | Done]", answer: Ready | Done | EngineFailed) -> None:
+    if future.done():
+        return
+    if isinstance(answer, EngineFailed):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
+
+
+def _hop(loop: AbstractEventLoop, work: Callable[[], None]) -> bool:
+    """Do `work` on the thread of `loop`, at once if that is this one. False when the loop is closed."""
+    if asyncio._get_running_loop() is loop:
+        work()
+        return True
+    try:
+        loop.call_soon_threadsafe(work)
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,133 @@
+"""The engine in a process of its own, as the HTTP process starts, hears and ends it.
+
+Both processes hold one end of an unnamed socket pair. Its end is the sign of life: when the engine's process goes, for
+whatever reason, the socket closes here, and when this process goes, it closes there and the engine ends at once.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+from llm_runtime.contract import FatalReport, RuntimeConfig
+from llm_runtime.engine.client import STALL_SECONDS, EngineClient, EngineLink, load
+from llm_runtime.engine.messages import Command, Frames, frame
+from llm_runtime.engine.threads import configure_threads
+
+log = logging.getLogger(__name__)
+
+WORKER = (sys.executable, "-m", "llm_runtime.worker")
+CLOSE_SECONDS = 5.0
+
+
+async def start_engine(
+    config: RuntimeConfig, folder: Path, worker: Sequence[str] = WORKER, stall_seconds: float = STALL_SECONDS
+) -> EngineClient:
+    """Start `worker` and have it load the model. Raises errors.EngineFailed with the reason it gave."""
+    link = EngineLink(stall_seconds)
+    process = await EngineProcess.start(link, [*worker, config.server.log_format, _log_level()])
+    link.connect(process)
+    try:
+        return await load(link, config, folder)
+    except BaseException:
+        process.kill()
+        raise
+
+
+class EngineProcess(asyncio.Protocol):
+    """A `client.Channel` to the engine's process."""
+
+    def __init__(self, link: EngineLink, process: "subprocess.Popen[bytes]", ours: socket.socket) -> None:
+        self._link, self._process = link, process
+        self._loop = asyncio.get_running_loop()
+        self._frames = Frames()
+        self._transport: asyncio.Transport | None = None
+        # A copy that is this object's own: it can be shut down from any thread.
+        self._socket = ours.dup()
+        self._ending: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, link: EngineLink, command: Sequence[str]) -> "EngineProcess":
+        """Start `command`, with the number of its end of the socket as one more argument."""
+        ours, theirs = socket.socketpair()
+        process = _spawn(command, theirs)
+        theirs.close()
+        loop = asyncio.get_running_loop()
+        _, protocol = await loop.create_connection(lambda: cls(link, process, ours), sock=ours)
+        return protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        for report in self._frames.feed(data):
+            self._link.receive(report)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._ending = self._loop.create_task(self._tell())
+
+    def send(self, command: Command) -> None:
+        data = frame(command)
+        if asyncio._get_running_loop() is self._loop:
+            self._write(data)
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._write, data)
+
+    def alive(self) -> bool:
+        return self._transport is not None and self._process.poll() is None
+
+    def close(self) -> None:
+        with suppress(OSError):  # It has gone already.
+            self._socket.shutdown(socket.SHUT_RDWR)
+        try:
+            self._process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._socket.close()
+
+    def kill(self) -> None:
+        """End it without waiting for the step it is in."""
+        self._process.kill()
+        self._process.wait()
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    async def _tell(self) -> None:
+        """Say how the process ended, to the log and to whoever waits for it."""
+        try:
+            status = await asyncio.to_thread(self._process.wait, CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            status = self._process.returncode
+        if status:
+            log.error("The engine's process ended with status %d", status)
+        self._link.lost(_report(status))
+
+
+def _spawn(command: Sequence[str], theirs: socket.socket) -> "subprocess.Popen[bytes]":
+    """In this process's group: what is sent to the group, like the kernel's or a shell's SIGKILL, reaches both."""
+    environment = dict(os.environ)
+    configure_threads(environment)  # Read by libgomp when torch is first imported; torch is only imported there.
+    return subprocess.Popen(
+        [*command, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
+    )
+
+
+def _report(status: int) -> FatalReport:
+    if status == -9:
+        message = "the engine's process was killed, most likely for lack of memory: raise the memory limit"
+        return FatalReport(reason="OutOfMemory", message=message)
+    return FatalReport(reason="EngineDied", message=f"the engine's process ended with status {status}; see the log")
+
+
+def _log_level() -> str:
+    return logging.getLevelName(logging.getLogger().level)
