@@ -32,8 +32,8 @@ class Sampling:
     """How to choose tokens. `temperature` 0 is greedy; the defaults of all filters and penalties switch them off.
 
     `repetition_penalty` divides or multiplies the logits of every token seen in prompt or answer (Keskar et al. 2019,
-    as in Transformers); `presence_penalty` and `frequency_penalty` are subtracted once, or once for each occurrence, for
-    tokens of the answer (as in OpenAI's API); `logit_bias` is added to the logits of (token id, bias) pairs.
+    as in Transformers); `presence_penalty` and `frequency_penalty` are subtracted once, or once for each occurrence,
+    for tokens of the answer (as in OpenAI's API); `logit_bias` is added to the logits of (token id, bias) pairs.
     """
 
     max_tokens: int
@@ -123,6 +123,11 @@ class Engine(Protocol):
         """Tokens that prompt and answer may have together: the configured length, or the model's if that is less."""
         ...
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that a request may ask for."""
+        ...
+
     def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
         """Admit now (raises `errors.QueueFull` or `errors.InvalidRequest`), then yield events until the final one.
 
@@ -150,6 +155,10 @@ class TextCodec(Protocol):
 
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
         """Apply the chat template with a generation prompt. Raises `errors.InvalidRequest` without a template."""
+        ...
+
+    def check_constraint(self, constraint: Constraint) -> None:
+        """Raise `errors.InvalidRequest` for a constraint that can't be enforced. May take 0.1 s; safe in a thread."""
         ...
 
     def decode(self, token_ids: list[int]) -> str: ...

@@ -33,6 +33,8 @@ class Runner(Protocol):
 class ContinuousEngine:
     """`request.Engine` over a scheduler and a runner. Start it before use; close it at the end."""
 
+    adapters: tuple[str, ...] = ()
+
     def __init__(
         self,
         scheduler: Scheduler,
