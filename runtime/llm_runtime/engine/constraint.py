@@ -4,11 +4,12 @@ llguidance does the work; this is the only module that imports it, and it needs 
 remembered; a sequence gets a copy, which costs microseconds.
 """
 
+import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm_runtime.errors import InvalidRequest
 from llm_runtime.request import Constraint
@@ -16,14 +17,14 @@ from llm_runtime.request import Constraint
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-MAX_CHARACTERS = {"json_schema": 32_768, "regex": 4_096, "json_object": 0}
-"""What compiles within about 0.1 s, whatever it says."""
+MAX_CHARACTERS = {"json_schema": 32_768, "regex": 2_048, "json_object": 0}
+"""What compiles within about 0.1 s, whatever it says. The `pattern`s of a schema are together bounded as `regex` is."""
 
 CACHED = 128
 """Compiled grammars kept, those used last."""
 
-MAX_LEXER_FUEL = 400_000
-"""A bound on the work for regular expressions, in llguidance's unit: well over what 4,096 sensible characters need."""
+MAX_LEXER_FUEL = 100_000
+"""A bound on the work for regular expressions, in llguidance's unit: 20 ms."""
 
 WHITESPACE = r"[\x20\x0A\x0D\x09]{0,40}"
 """Between the parts of a JSON text. Unbounded, a small model may write blanks until its tokens are spent."""
@@ -101,9 +102,13 @@ class Grammars:
             raise _refusal(constraint, f"it has {length} characters; at most {limit} are allowed")
         tokenizer = self._vocabulary()
         try:
+            if constraint.kind == "json_schema":
+                _check_patterns(json.loads(constraint.text))
             grammar = _grammar(constraint)
-        except (ValueError, RecursionError) as error:
-            raise _refusal(constraint, str(error)) from error
+        except RecursionError as error:
+            raise _refusal(constraint, "it is nested too deeply") from error
+        except ValueError as error:
+            raise _refusal(constraint, _reason(str(error))) from error
         limits = LLParserLimits(initial_lexer_fuel=MAX_LEXER_FUEL, verbose_errors=False)
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         if not matcher.is_error():
@@ -126,6 +131,22 @@ class Grammars:
             return self._tokenizer
 
 
+def _check_patterns(schema: Any) -> None:
+    """Raise ValueError for regular expressions whose parsing, quadratic in their length, would take too long."""
+    limit, characters, todo = MAX_CHARACTERS["regex"], 0, [schema]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, dict):
+            named = part.get("patternProperties")
+            patterns = [part.get("pattern"), *(named if isinstance(named, dict) else ())]
+            characters += sum(len(pattern) for pattern in patterns if isinstance(pattern, str))
+            todo += part.values()
+        elif isinstance(part, list):
+            todo += part
+    if characters > limit:
+        raise ValueError(f"its patterns have {characters} characters; at most {limit} are allowed")
+
+
 def _grammar(constraint: Constraint) -> str:
     from llguidance import LLMatcher
 
@@ -146,6 +167,8 @@ def _reason(text: str) -> str:
         return found[1]
     if text.startswith("NoExtension"):
         return "nothing matches it"
+    if text.startswith("recursion limit"):
+        return "it is nested too deeply"
     if "lexer_fuel" in text or "precomputation" in text:
         return "it is too complex"
     return text.splitlines()[0][:300] if text else "unknown fault"

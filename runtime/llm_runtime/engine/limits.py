@@ -36,12 +36,8 @@ class RequestLimits:
     def _check_prompt(self, token_ids: tuple[int, ...]) -> None:
         if not token_ids:
             raise InvalidRequest("the prompt is empty: send at least one token", param="prompt")
-        low, high = min(token_ids), max(token_ids)
-        if low < 0 or high >= self.vocabulary_size:
-            wrong = low if low < 0 else high
-            raise InvalidRequest(
-                f"token id {wrong} is not in the model's vocabulary of {self.vocabulary_size}", param="prompt"
-            )
+        self._check_token(min(token_ids), "prompt")
+        self._check_token(max(token_ids), "prompt")
 
     def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
         if max_tokens < 1:

@@ -149,6 +149,14 @@ async def test_a_body_that_makes_no_sense_is_a_400(api: Harness, path: str, body
     assert "Traceback" not in response.text
 
 
+@pytest.mark.parametrize("depth", [100, 500, 900, 1100, 5000])
+async def test_a_schema_of_any_depth_makes_no_500(api: Harness, depth: int) -> None:
+    body = b'{"items":' * depth + b"{}" + b"}" * depth
+    text = b'{"model": "support-bot", "prompt": "a", "structured_outputs": {"json": %s}}' % body
+    response = await api.client.post("/v1/completions", content=text, headers=JSON)
+    assert response.status_code in (200, 400), response.text
+
+
 async def test_half_a_surrogate_as_a_name_is_a_400(api: Harness) -> None:
     for path in ("/v1/completions", "/predict"):
         response = await api.client.post(path, content=b'{"\\ud800": 1, "prompt": "a"}', headers=JSON)

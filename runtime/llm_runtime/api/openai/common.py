@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from llm_runtime import logs
+from llm_runtime import errors, logs
 from llm_runtime.api.answers import openai_error
 from llm_runtime.api.body import Body, MaxTokens, Seed, Stops, Temperature, Text, TopK, TopP, conflict, sampling
 from llm_runtime.engine.limits import MAX_BIAS, MAX_BIASES, MAX_REPETITION_PENALTY, MAX_STOP_TOKENS
@@ -83,7 +83,10 @@ class StructuredOutputs(Body):
 
 def _json(schema: dict[str, Any]) -> str:
     # Equal schemas are one entry in the cache; the order of properties is part of what a schema says here.
-    return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        raise errors.InvalidRequest("The JSON schema is nested too deeply.", param="response_format") from None
 
 
 def _literally(text: str) -> str:
