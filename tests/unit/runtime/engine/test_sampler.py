@@ -114,6 +114,7 @@ def processed(logits: Any, ids: list[int], **options: Any) -> Any:
         {"temperature": 1.7, "top_k": 50, "top_p": 0.9, "min_p": 0.02},
         {"temperature": 0.3, "top_p": 0.99, "min_p": 0.001, "repetition_penalty": 2.0},
         {"temperature": 5.0, "top_p": 0.95},
+        {"top_k": 300, "top_p": 0.9},
     ],
 )
 def test_a_row_is_left_as_transformers_leaves_it_whatever_is_beside_it(options: dict[str, Any]) -> None:
@@ -125,6 +126,24 @@ def test_a_row_is_left_as_transformers_leaves_it_whatever_is_beside_it(options: 
     for row, one in enumerate(crowd):
         if row != 1:
             torch.testing.assert_close(found[row], processed(rows[row], one.token_ids, **options), rtol=1e-5, atol=1e-5)
+
+
+def test_looking_at_the_likeliest_first_finds_what_sorting_everything_finds() -> None:
+    """The flat rows need more than the first look."""
+    rows = torch.randn(40, 3000, generator=torch.Generator().manual_seed(5)) * torch.linspace(0.1, 6, 40).unsqueeze(1)
+    options = [
+        {"top_p": 0.9},
+        {"top_k": 200, "top_p": 0.8},
+        {"min_p": 0.05},
+        {"top_p": 0.99, "min_p": 0.2},
+        {"top_k": 9},
+    ]
+    samplings = [sequence(**options[row % 5]).request.sampling for row in range(40)]
+    expected = sampler._filtered(rows.clone(), samplings)
+    found = sampler._filtered(rows.clone(), samplings, (3000,))
+    differing = (found != expected).any(-1).nonzero().flatten().tolist()
+    assert differing == []
+    assert 1 <= int((found > -1e9).sum(-1).min()) < 128 < int((found > -1e9).sum(-1).max())
 
 
 def test_presence_and_frequency_follow_openais_formula_over_the_answer_alone(logits: Any) -> None:
