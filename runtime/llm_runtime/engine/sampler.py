@@ -117,7 +117,9 @@ def _constrain(scores: Any, rows: list[int], sequences: list[Sequence]) -> None:
     bits = torch.frombuffer(packed, dtype=torch.uint8).to(scores.device).view(len(rows), width, 1)
     bits = (bits >> torch.arange(8, dtype=torch.uint8, device=scores.device)) & 1
     allowed = bits.view(len(rows), width * 8)[:, : scores.shape[1]]
-    scores[rows] = scores[rows].masked_fill_(allowed == 0, NOTHING)
+    part = _rows(scores, rows).masked_fill_(allowed == 0, NOTHING)
+    if part is not scores:
+        scores[rows] = part
 
 
 def _tempered(scores: Any, samplings: list[Sampling]) -> Any:
@@ -152,18 +154,17 @@ def _filter_among(scores: Any, rows: list[int], samplings: list[Sampling], count
         return []
     count = min(part.shape[-1], max(count, *(sampling.top_k for sampling in chosen)))
     values = _likeliest(part, count)
-    whole = values.logsumexp(-1, keepdim=True) if count == part.shape[-1] else part.logsumexp(-1, keepdim=True)
-    least = _least(values, whole, chosen)
-    # A row whose last candidate is kept may have to keep more than there are.
-    enough = [s.top_k > 0 or count == part.shape[-1] for s in chosen]
-    if not all(enough):
-        short = (least <= values[:, -1:]).squeeze(1).tolist()
-        enough = [known or not row_is_short for known, row_is_short in zip(enough, short, strict=True)]
-    done = [row for row, have in zip(rows, enough, strict=True) if have]
-    if done:
-        kept = part.masked_fill(part < least, NOTHING)
-        scores[done] = kept if len(done) == len(rows) else kept[torch.tensor(enough, device=kept.device)]
-    return [row for row, have in zip(rows, enough, strict=True) if not have]
+    holds_all = count == part.shape[-1] or all(sampling.top_k > 0 for sampling in chosen)
+    least = _least(values, (values if holds_all else part).logsumexp(-1, keepdim=True), chosen)
+    # A row without top-k whose last candidate is kept may have to keep more than there are.
+    short = [] if holds_all else (least <= values[:, -1:]).squeeze(1).tolist()
+    short = [row for row, last, s in zip(rows, short, chosen, strict=False) if last and s.top_k == 0]
+    if short:
+        least[[rows.index(row) for row in short]] = NOTHING  # Nothing is below it: the next look is on the whole row.
+    kept = part.masked_fill_(part < least, NOTHING)
+    if kept is not scores:
+        scores[rows] = kept
+    return short
 
 
 def _likeliest(part: Any, count: int) -> Any:

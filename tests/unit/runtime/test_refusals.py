@@ -44,6 +44,7 @@ USER = {"role": "user", "content": "hi"}
         ({"logit_bias": {"1": float("inf")}}, "logit_bias.1"),
         ({"logit_bias": {"one": 1}}, "logit_bias"),
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"05": 1}}, "logit_bias"),
         ({"logit_bias": {str(number): 1 for number in range(1025)}}, "logit_bias"),
         ({"top_k": -2}, "top_k"),
         ({"top_k": True}, "top_k"),

@@ -86,7 +86,7 @@ def _json(schema: dict[str, Any]) -> str:
     try:
         return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
     except RecursionError:
-        raise errors.InvalidRequest("The JSON schema is nested too deeply.", param="response_format") from None
+        raise errors.InvalidRequest("The JSON schema is nested too deeply.", code="invalid_constraint") from None
 
 
 def _literally(text: str) -> str:
@@ -94,7 +94,7 @@ def _literally(text: str) -> str:
 
 
 def _biases(entries: dict[str, float]) -> dict[str, float]:
-    if any(not re.fullmatch("[0-9]{1,9}", token_id) for token_id in entries):
+    if any(not re.fullmatch("0|[1-9][0-9]{0,8}", token_id) for token_id in entries):
         raise ValueError("its names must be token ids in digits")
     return entries
 
