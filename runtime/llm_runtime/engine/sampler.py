@@ -12,6 +12,7 @@ close. Figures beside those of an inverse transform: docs/decisions.md.
 """
 
 import random
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -62,15 +63,14 @@ class Sampler:
 
 def _steered(logits: Any, sequences: list[Sequence]) -> Any:
     """`logits` with bias, penalties and constraints; the very same tensor when no row has any."""
-    samplings = [sequence.request.sampling for sequence in sequences]
-    biased = [row for row, sampling in enumerate(samplings) if sampling.logit_bias]
+    biased = [row for row, sequence in enumerate(sequences) if sequence.biases is not None]
     penalised = [row for row, sequence in enumerate(sequences) if sequence.counts is not None]
     constrained = [row for row, sequence in enumerate(sequences) if sequence.matcher is not None]
     if not (biased or penalised or constrained):
         return logits
     scores = logits.clone()
     if biased:
-        _bias(scores, biased, samplings)
+        _bias(scores, biased, sequences)
     if penalised:
         _penalise(scores, penalised, sequences)
     if constrained:
@@ -78,35 +78,35 @@ def _steered(logits: Any, sequences: list[Sequence]) -> Any:
     return scores
 
 
-def _bias(scores: Any, rows: list[int], samplings: list[Sampling]) -> None:
-    entries = [(row, token, bias) for row in rows for token, bias in samplings[row].logit_bias]
-    where, tokens, biases = zip(*entries, strict=True)
-    device = scores.device
-    place = (torch.tensor(where, device=device), torch.tensor(tokens, device=device))
-    scores.index_put_(place, torch.tensor(biases, dtype=scores.dtype, device=device), accumulate=True)
+def _bias(scores: Any, rows: list[int], sequences: list[Sequence]) -> None:
+    entries = [biases for row in rows if (biases := sequences[row].biases) is not None]
+    place = (_spread(rows, [ids for ids, _ in entries], scores), _joined([ids for ids, _ in entries], np.int64, scores))
+    scores.index_put_(place, _joined([values for _, values in entries], np.float32, scores), accumulate=True)
 
 
 def _penalise(scores: Any, rows: list[int], sequences: list[Sequence]) -> None:
     """Of each row only the tokens that occurred are touched: [tokens that occurred, over all rows]."""
     counts = [counts for row in rows if (counts := sequences[row].counts) is not None]
     samplings = [sequences[row].request.sampling for row in rows]
-    sizes = [len(count.token_ids) for count in counts]
-    if not sum(sizes):
-        return
-
-    def spread(values: list[float]) -> Any:
-        return torch.from_numpy(np.repeat(np.array(values, dtype=np.float32), sizes)).to(scores.device)
-
-    where = torch.from_numpy(np.repeat(np.array(rows, dtype=np.int64), sizes)).to(scores.device)
-    tokens = torch.from_numpy(np.concatenate([np.frombuffer(c.token_ids, np.int64) for c in counts])).to(scores.device)
-    generated = np.concatenate([np.frombuffer(c.generated, np.float32) for c in counts])
-    times = torch.from_numpy(generated).to(scores.device)
-    repetition = spread([sampling.repetition_penalty for sampling in samplings])
+    ids = [count.token_ids for count in counts]
+    where, tokens = _spread(rows, ids, scores), _joined(ids, np.int64, scores)
+    times = _joined([count.generated for count in counts], np.float32, scores)
+    repetition = _spread([sampling.repetition_penalty for sampling in samplings], ids, scores)
     values = scores[where, tokens]
     values = torch.where(values > 0, values / repetition, values * repetition)
-    values -= spread([sampling.frequency_penalty for sampling in samplings]) * times
-    values -= spread([sampling.presence_penalty for sampling in samplings]) * (times > 0)
+    values -= _spread([sampling.frequency_penalty for sampling in samplings], ids, scores) * times
+    values -= _spread([sampling.presence_penalty for sampling in samplings], ids, scores) * (times > 0)
     scores[where, tokens] = values
+
+
+def _joined(parts: "list[array[Any]]", kind: Any, like: Any) -> Any:
+    return torch.from_numpy(np.concatenate([np.frombuffer(part, kind) for part in parts])).to(like.device)
+
+
+def _spread(values: list[Any], over: "list[array[Any]]", like: Any) -> Any:
+    """Each of `values`, as often as there are entries in its part of `over`."""
+    kind = np.int64 if isinstance(values[0], int) else np.float32
+    return torch.from_numpy(np.repeat(np.array(values, dtype=kind), [len(part) for part in over])).to(like.device)
 
 
 def _constrain(scores: Any, rows: list[int], sequences: list[Sequence]) -> None:

@@ -94,7 +94,7 @@ class Sequence:
 
     __slots__ = (
         "_detokenizer", "_held", "_stop_token_ids", "_vocabulary",
-        "arrival", "cancelled", "computed", "counts", "finish_reason", "matcher", "prompt_length", "request",
+        "arrival", "biases", "cancelled", "computed", "counts", "finish_reason", "matcher", "prompt_length", "request",
         "token_ids",
     )  # fmt: skip
 
@@ -109,6 +109,8 @@ class Sequence:
         constraint = request.sampling.constraint
         self.matcher: Matcher | None = vocabulary.matcher(constraint) if constraint else None
         self.counts = _counts(request)
+        self.biases = _biases(request.sampling.logit_bias)
+        """(token ids, what is added to their logits), in the form that a step can take as it is."""
         eos_token_ids = frozenset() if request.sampling.ignore_eos else vocabulary.eos_token_ids
         self._stop_token_ids = eos_token_ids | request.sampling.stop_token_ids
         self._vocabulary = vocabulary
@@ -188,6 +190,12 @@ def _counts(request: GenerationRequest) -> TokenCounts | None:
     if sampling.repetition_penalty != 1.0:
         return TokenCounts(request.prompt_token_ids)
     return TokenCounts() if sampling.presence_penalty or sampling.frequency_penalty else None
+
+
+def _biases(entries: tuple[tuple[int, float], ...]) -> "tuple[array[int], array[float]] | None":
+    if not entries:
+        return None
+    return array("q", (token_id for token_id, _ in entries)), array("f", (bias for _, bias in entries))
 
 
 def held_back(text: str, stops: tuple[str, ...]) -> int:

@@ -166,6 +166,18 @@ def test_bias_is_added_before_the_penalties_and_moves_greedy_rows_too(logits: An
     assert greedy.token_id == 3
 
 
+def test_biases_of_several_rows_stay_with_their_rows(logits: Any) -> None:
+    crowd = [sequence(logit_bias=((3, 1.0),)), sequence(), sequence(logit_bias=((3, -2.0), (4, 0.5)))]
+    added = Recorded().sample(logits.repeat(3, 1), crowd) - logits
+    assert {
+        (row, token): round(float(added[row, token]), 4) for row, token in added.abs().gt(1e-4).nonzero().tolist()
+    } == {
+        (0, 3): 1.0,
+        (2, 3): -2.0,
+        (2, 4): 0.5,
+    }
+
+
 def test_the_callers_logits_are_left_alone(logits: Any) -> None:
     rows = logits.repeat(4, 1)
     crowd = [
