@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llm_runtime import errors
-from llm_runtime.request import EngineStats, FinishReason, GenerationRequest, TokenEvent, TopLogprob
+from llm_runtime.request import Constraint, EngineStats, FinishReason, GenerationRequest, TokenEvent, TopLogprob
 
 
 def token_id(text: str) -> int:
@@ -23,6 +23,7 @@ class FakeCodec:
     def __init__(self) -> None:
         self.words: dict[int, str] = {}
         self.chats: list[list[dict[str, str]]] = []
+        self.constraints: list[Constraint] = []
 
     def encode(self, text: str) -> list[int]:
         for word in text.split():
@@ -32,6 +33,11 @@ class FakeCodec:
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
         self.chats.append(messages)
         return self.encode(" ".join(f"{message['role']}: {message['content']}" for message in messages))
+
+    def check_constraint(self, constraint: Constraint) -> None:
+        self.constraints.append(constraint)
+        if "impossible" in constraint.text:
+            raise errors.InvalidRequest("the constraint can't be used: nothing matches it")
 
     def decode(self, token_ids: list[int]) -> str:
         return " ".join(self.token_text(number) for number in token_ids)
@@ -48,6 +54,9 @@ class ScriptedEngine:
     token_seconds: float = 0.0
     max_model_length: int = 64
     max_running: int = 1024
+    adapters: tuple[str, ...] = ()
+    cached_tokens: int = 0
+    """Of every prompt, so many are said to be found in the cache."""
     ending: FinishReason | None = None
     """How to end after the script instead of by `stop`: cancelled or error."""
     codec: FakeCodec = field(default_factory=FakeCodec)
@@ -138,15 +147,16 @@ class ScriptedStream:
             reason = FinishReason.STOP if last else None
             if not last and number + 1 == sampling.max_tokens:
                 reason = FinishReason.LENGTH
-            events.append(self._event(word, shown, reason if self._engine.ending is None else None))
+            cached = self._engine.cached_tokens if number == 0 else 0
+            events.append(self._event(word, shown, reason if self._engine.ending is None else None, cached))
             if reason:
                 break
         if self._engine.ending:
             events.append(TokenEvent(None, "", finish_reason=self._engine.ending, error="scripted: /secret/path"))
         return events
 
-    def _event(self, word: str, shown: str, reason: FinishReason | None) -> TokenEvent:
+    def _event(self, word: str, shown: str, reason: FinishReason | None, cached: int) -> TokenEvent:
         number, wanted = token_id(word), self._request.sampling.logprobs
         self._engine.codec.words[number] = word
         top = tuple(TopLogprob(rank, f"t{rank}", -1.0 - rank) for rank in range(wanted or 0))
-        return TokenEvent(number, shown, None if wanted is None else -0.5, top, reason)
+        return TokenEvent(number, shown, None if wanted is None else -0.5, top, reason, cached_tokens=cached)

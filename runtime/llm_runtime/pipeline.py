@@ -4,6 +4,7 @@ A dialect hands in a `Job` and gets a `Generation` back. Whatever will stand bet
 cache, filters) gets its line in `Pipeline.start`.
 """
 
+import asyncio
 import hashlib
 import logging
 import time
@@ -48,8 +49,12 @@ class Job:
     stream: bool = False
     caller: KeyRecord = ANONYMOUS
     user: str | None = None
+    adapter: str = ""
+    """Name of the LoRA adapter; "" is the base model."""
     prompt_field: str = "prompt"
     """What the dialect calls the prompt, for error messages."""
+    constraint_field: str = "response_format"
+    """What it calls the constraint."""
 
 
 @dataclass(slots=True)
@@ -80,6 +85,7 @@ class Pipeline:
     async def start(self, job: Job) -> "Generation":
         """Admit a job. Whatever it can be refused for is raised here, before a byte is answered."""
         self._validate(job)
+        await self._check_constraint(job)
         prompts = [self._encode(prompt) for prompt in job.prompts]
         requests = [request for number, ids in enumerate(prompts) for request in self._choices(job, number, ids)]
         streams = await self._admit(requests)
@@ -93,6 +99,16 @@ class Pipeline:
         if (length := sum(map(_characters, job.prompts))) > limit:
             message = f"The prompt has {length} characters; this server takes at most {limit}."
             raise errors.InvalidRequest(message, param=job.prompt_field, code="string_above_max_length")
+
+    async def _check_constraint(self, job: Job) -> None:
+        if job.sampling.constraint is None:
+            return
+        try:
+            # A large schema takes 0.1 s to compile, which other streams must not feel.
+            await asyncio.to_thread(self.codec.check_constraint, job.sampling.constraint)
+        except errors.InvalidRequest as refusal:
+            field = job.constraint_field
+            raise errors.InvalidRequest(f"{field}: {refusal.message}", param=field, code=refusal.code) from refusal
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -120,6 +136,8 @@ class Pipeline:
                 id=f"{job.id}-{first + choice}",
                 prompt_token_ids=tuple(ids),
                 sampling=replace(job.sampling, max_tokens=max_tokens, seed=_seed(job.sampling.seed, choice)),
+                adapter=job.adapter,
+                tenant=job.caller.id,
             )
             for choice in range(job.n)
         ]
@@ -141,7 +159,7 @@ class Generation:
 
     def __init__(self, pipeline: Pipeline, job: Job, prompt_tokens: int, streams: list[TokenStream]) -> None:
         self.job, self.prompt_tokens, self.choices = job, prompt_tokens, len(streams)
-        self.completion_tokens = 0
+        self.completion_tokens = self.cached_tokens = 0
         self._pipeline, self._streams, self._metrics = pipeline, streams, pipeline.metrics
         self._finish_reasons: list[FinishReason] = []
         self._first_token_seconds: float | None = None
@@ -187,7 +205,7 @@ class Generation:
     def _measure(self, index: int, events: list[TokenEvent]) -> None:
         event = events[-1]  # Only the last one may be final.
         if tokens := len(events) - (event.token_id is None):
-            self._count_tokens(index, tokens)
+            self._count_tokens(index, tokens, events[0].cached_tokens)
         if event.finish_reason is FinishReason.ERROR:
             log.error("The engine gave up on a request: %s", event.error)
             raise errors.GenerationFailed("The engine failed while it generated this answer; try again.")
@@ -196,8 +214,10 @@ class Generation:
         if event.finish_reason:
             self._finish_reasons.append(event.finish_reason)
 
-    def _count_tokens(self, index: int, count: int) -> None:
+    def _count_tokens(self, index: int, count: int, cached: int) -> None:
         now, before = self._pipeline.clock(), self._token_at[index]
+        if before is None and index % self.job.n == 0:  # A prompt counts once, however many choices it has.
+            self.cached_tokens += cached
         self._token_at[index] = now
         self.completion_tokens += count
         self._tokens.inc(count)

@@ -143,6 +143,11 @@ class Engine(Protocol):
         """Tokens that prompt and answer may have together: the configured length, or the model's if that is less."""
         ...
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that a request may ask for."""
+        ...
+
     def generate(self, request: GenerationRequest) -> TokenStream:
         """Admit now (raises `errors.QueueFull`, `InvalidRequest` or `NotFound`), then yield events until the final one.
 
@@ -170,6 +175,10 @@ class TextCodec(Protocol):
 
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
         """Apply the chat template with a generation prompt. Raises `errors.InvalidRequest` without a template."""
+        ...
+
+    def check_constraint(self, constraint: Constraint) -> None:
+        """Raise `errors.InvalidRequest` for a constraint that can't be enforced. May take 0.1 s; safe in a thread."""
         ...
 
     def decode(self, token_ids: list[int]) -> str: ...

@@ -1,5 +1,6 @@
 """What the bodies of all dialects have in common: strict types, bounded fields, nothing ignored."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -52,6 +53,7 @@ def whole(text: str) -> str:
 Text = Annotated[str, AfterValidator(whole)]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 TopP = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+TopK = Annotated[int, Field(ge=0, le=1_000_000)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 MaxTokens = Annotated[int, Field(ge=1)]
 StopText = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -62,26 +64,16 @@ Stops = Annotated[
 ]
 
 
-def sampling(
-    *,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    stop: list[str],
-    top_k: int = 0,
-    seed: int | None = None,
-    logprobs: int | None = None,
-) -> Sampling:
-    """The engine's way of saying it. OpenAI allows `top_p` 0, which leaves the likeliest token: greedy."""
+def sampling(*, max_tokens: int, temperature: float, top_p: float, stop: list[str], **options: Any) -> Sampling:
+    """The engine's way of saying it; `options` are other fields of `Sampling`. OpenAI allows `top_p` 0, which leaves
+    the likeliest token: greedy."""
     greedy = temperature == 0 or top_p == 0
     return Sampling(
         max_tokens=max_tokens,
         temperature=0.0 if greedy else temperature,
         top_p=1.0 if greedy else top_p,
-        top_k=top_k,
-        seed=seed,
         stop=tuple(stop),
-        logprobs=logprobs,
+        **options,
     )
 
 
@@ -90,8 +82,13 @@ def conflict(field: str, text: str) -> PydanticCustomError:
     return PydanticCustomError("conflict", "{text}", {"field": field, "text": text})
 
 
-def check_model(asked: str, served: str) -> None:
-    """Raise `errors.NotFound` unless `asked` is the model that is served here."""
-    if asked != served:
-        message = f"There is no model {asked[:100]!r} here; this endpoint serves {served!r}."
-        raise errors.NotFound(message, param="model", code="model_not_found")
+def check_model(asked: str, served: str, adapters: Sequence[str] = ()) -> str:
+    """The adapter that `asked` names, "" for the model itself. Raises `errors.NotFound` for anything else."""
+    if asked == served:
+        return ""
+    adapter = asked.removeprefix(f"{served}:")
+    if adapter != asked and adapter in adapters:
+        return adapter
+    known = ", ".join(repr(name) for name in (served, *(f"{served}:{adapter}" for adapter in adapters)))
+    message = f"There is no model {asked[:100]!r} here; this endpoint serves {known}."
+    raise errors.NotFound(message, param="model", code="model_not_found")

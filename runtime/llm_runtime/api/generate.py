@@ -11,7 +11,19 @@ from starlette.responses import Response
 
 from llm_runtime import logs
 from llm_runtime.api.answers import own_error
-from llm_runtime.api.body import Body, MaxTokens, Seed, Stops, Temperature, Text, TopP, check_model, conflict, sampling
+from llm_runtime.api.body import (
+    Body,
+    MaxTokens,
+    Seed,
+    Stops,
+    Temperature,
+    Text,
+    TopK,
+    TopP,
+    check_model,
+    conflict,
+    sampling,
+)
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.pipeline import NOT_ASKED, Generation, Job, Pipeline, text_of
 from llm_runtime.stream import EventStream, sse, while_connected
@@ -31,7 +43,7 @@ class GenerateBody(Body):
     """Another name for `max_new_tokens`."""
     temperature: Temperature = 0.7
     top_p: TopP = 1.0
-    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    top_k: TopK = 0
     stop: Stops = Field(default_factory=list)
     seed: Seed | None = None
     no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {"stream": (False,)}

@@ -205,7 +205,7 @@ class EngineClient:
     def __init__(self, link: EngineLink, ready: Ready) -> None:
         self._link, self._capacity = link, ready.capacity
         self.model, self.limits, self.codec, self.device = ready.model, ready.limits, ready.codec, ready.device
-        self.adapters: frozenset[str] = frozenset(ready.adapters)
+        self.adapters: tuple[str, ...] = ready.adapters
         """Names that a request may use."""
         self.outstanding = 0
         """Requests that have not had their final event."""
@@ -241,13 +241,13 @@ class EngineClient:
     async def load_adapter(self, name: str, folder: Path) -> None:
         """Load a LoRA adapter while serving. Raises EngineFailed, and nothing has changed."""
         await self._link.call(lambda call: LoadAdapter(call, self.model, name, folder))
-        self.adapters |= {name}
+        self.adapters = (*(known for known in self.adapters if known != name), name)
 
     async def drop_adapter(self, name: str) -> None:
         """Refuse the adapter from now on, and return when its last request has ended and its memory is free."""
         if name not in self.adapters:
             raise NotFound(f"there is no adapter {name}", param="model", code="model_not_found")
-        self.adapters -= {name}
+        self.adapters = tuple(known for known in self.adapters if known != name)
         await self._link.call(lambda call: DropAdapter(call, self.model, name))
 
     async def swap(self, config: RuntimeConfig, folder: Path) -> "EngineClient":

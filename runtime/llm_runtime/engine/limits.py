@@ -8,6 +8,16 @@ from llm_runtime.request import GenerationRequest, Sampling
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
+MAX_STOP_TOKENS = 64
+MAX_BIASES = 1024
+MAX_BIAS = 100
+MAX_REPETITION_PENALTY = 10
+RANGES = (
+    ("temperature", 0, 100),
+    ("min_p", 0, 1),
+    ("presence_penalty", -2, 2),
+    ("frequency_penalty", -2, 2),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +36,8 @@ class RequestLimits:
     def _check_prompt(self, token_ids: tuple[int, ...]) -> None:
         if not token_ids:
             raise InvalidRequest("the prompt is empty: send at least one token", param="prompt")
-        low, high = min(token_ids), max(token_ids)
-        if low < 0 or high >= self.vocabulary_size:
-            wrong = low if low < 0 else high
-            raise InvalidRequest(
-                f"token id {wrong} is not in the model's vocabulary of {self.vocabulary_size}", param="prompt"
-            )
+        self._check_token(min(token_ids), "prompt")
+        self._check_token(max(token_ids), "prompt")
 
     def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
         if max_tokens < 1:
@@ -46,17 +52,56 @@ class RequestLimits:
             )
 
     def _check_sampling(self, sampling: Sampling) -> None:
-        if not 0 <= sampling.temperature <= 100:
-            raise InvalidRequest(f"temperature must be from 0 to 100, not {sampling.temperature}", param="temperature")
+        for field, low, high in RANGES:
+            value = getattr(sampling, field)
+            if not low <= value <= high:  # Not a number is in no range.
+                raise InvalidRequest(f"{field} must be from {low:g} to {high:g}, not {value:g}", param=field)
         if not 0 < sampling.top_p <= 1:
-            raise InvalidRequest(f"top_p must be over 0 and at most 1, not {sampling.top_p}", param="top_p")
+            raise InvalidRequest(f"top_p must be over 0 and at most 1, not {sampling.top_p:g}", param="top_p")
+        if not 0 < sampling.repetition_penalty <= MAX_REPETITION_PENALTY:
+            raise InvalidRequest(
+                f"repetition_penalty must be over 0 and at most {MAX_REPETITION_PENALTY}, "
+                f"not {sampling.repetition_penalty:g}",
+                param="repetition_penalty",
+            )
         if sampling.top_k < 0:
             raise InvalidRequest(f"top_k must be 0 (off) or more, not {sampling.top_k}", param="top_k")
-        if sampling.logprobs is not None and not 0 <= sampling.logprobs <= min(MAX_LOGPROBS, self.vocabulary_size):
+        most = min(MAX_LOGPROBS, self.vocabulary_size)
+        if sampling.logprobs is not None and not 0 <= sampling.logprobs <= most:
+            raise InvalidRequest(f"logprobs must be from 0 to {most}, not {sampling.logprobs}", param="logprobs")
+        self._check_bias(sampling.logit_bias)
+        self._check_stops(sampling)
+
+    def _check_bias(self, entries: tuple[tuple[int, float], ...]) -> None:
+        if len(entries) > MAX_BIASES:
             raise InvalidRequest(
-                f"logprobs must be from 0 to {MAX_LOGPROBS}, not {sampling.logprobs}", param="logprobs"
+                f"logit_bias may name at most {MAX_BIASES} tokens, not {len(entries)}", param="logit_bias"
             )
-        if len(sampling.stop) > MAX_STOPS or any(len(stop) > MAX_STOP_CHARACTERS for stop in sampling.stop):
+        for token_id, bias in entries:
+            self._check_token(token_id, "logit_bias")
+            if not -MAX_BIAS <= bias <= MAX_BIAS:
+                raise InvalidRequest(
+                    f"logit_bias must be from {-MAX_BIAS} to {MAX_BIAS}, not {bias:g} (token {token_id})",
+                    param="logit_bias",
+                )
+
+    def _check_stops(self, sampling: Sampling) -> None:
+        if len(sampling.stop) > MAX_STOPS:
+            raise InvalidRequest(f"at most {MAX_STOPS} stop strings, not {len(sampling.stop)}", param="stop")
+        for stop in sampling.stop:
+            if not 1 <= len(stop) <= MAX_STOP_CHARACTERS:
+                raise InvalidRequest(
+                    f"a stop string must have from 1 to {MAX_STOP_CHARACTERS} characters, not {len(stop)}", param="stop"
+                )
+        if len(sampling.stop_token_ids) > MAX_STOP_TOKENS:
             raise InvalidRequest(
-                f"at most {MAX_STOPS} stop strings of at most {MAX_STOP_CHARACTERS} characters each", param="stop"
+                f"at most {MAX_STOP_TOKENS} stop_token_ids, not {len(sampling.stop_token_ids)}", param="stop_token_ids"
+            )
+        for token_id in sampling.stop_token_ids:
+            self._check_token(token_id, "stop_token_ids")
+
+    def _check_token(self, token_id: int, field: str) -> None:
+        if not 0 <= token_id < self.vocabulary_size:
+            raise InvalidRequest(
+                f"{field}: token id {token_id} is not in the model's vocabulary of {self.vocabulary_size}", param=field
             )

@@ -1,14 +1,24 @@
-"""From logits to tokens, for a whole batch at once: greedy, temperature, top-k, top-p, seeds, log probabilities.
+"""From logits to tokens, for a whole batch at once, each row with its own options.
 
-Sampling is by inverse transform: one uniform number for each row, compared with the cumulated probabilities. So a
-seeded request needs no generator state: its number depends on its seed and the token's index alone, hence not on the
-batch around it, and not on the device.
+The order is that of Transformers' `_get_logits_processor` (bias and penalties, then temperature, top-k, top-p, min-p)
+and of vLLM's sampler: `logit_bias` → `repetition_penalty` → `frequency_penalty`, `presence_penalty` → constraint →
+temperature → `top_k` → `top_p` → `min_p`. The first four hold for greedy rows too. Rows without an option do not pay
+for it, and log probabilities are of the logits as the model gave them.
+
+Sampling is by Gumbel-max: the token whose logit plus its own noise is greatest (Maddison et al. 2014). The noise
+depends on (seed, index of the token, token id) alone, hence not on the batch around the row, nor on the device; and a
+logit that differs in its last bits, as it does between batch shapes, changes a choice only where two sums are that
+close. Figures beside those of an inverse transform: docs/decisions.md.
 """
 
 import random
+from array import array
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
 from llm_runtime.engine.sequence import Sampled, Sequence
 from llm_runtime.request import Sampling
@@ -17,7 +27,12 @@ GREEDY_BELOW = 1e-5
 """A temperature below this would only overflow; its limit is the greedy choice."""
 
 CANDIDATES = 128
-"""How many top tokens are tried first for top-p; sorting a whole vocabulary costs about 50 times more."""
+"""How many of the likeliest tokens are looked at first: mostly they hold all that the filters leave."""
+
+BLOCK = 256
+"""Tokens are drawn in two steps, a block of so many neighbours and one of them: little noise has to be made."""
+
+NOTHING = float("-inf")
 
 
 class Sampler:
@@ -30,68 +45,189 @@ class Sampler:
         """Choose the next token of each sequence. `logits`: float [sequences, vocabulary]."""
         logits = logits.float()
         samplings = [sequence.request.sampling for sequence in sequences]
-        best, tokens = logits.max(dim=-1)
-        plain = [row for row, s in enumerate(samplings) if s.temperature >= GREEDY_BELOW and not _filters(s)]
-        filtered = [row for row, s in enumerate(samplings) if s.temperature >= GREEDY_BELOW and _filters(s)]
-        if plain:
-            tokens[plain] = _draw(_tempered(logits, samplings, plain).softmax(-1), self._numbers(sequences, plain))
-        if filtered:
-            tempered = _tempered(logits, samplings, filtered)
-            numbers = self._numbers(sequences, filtered)
-            tokens[filtered] = _draw_filtered(tempered, [samplings[row] for row in filtered], numbers)
+        scores = _steered(logits, sequences)
+        best, tokens = scores.max(dim=-1)
+        rows = [row for row, sampling in enumerate(samplings) if sampling.temperature >= GREEDY_BELOW]
+        if rows:
+            drawn = [samplings[row] for row in rows]
+            keys = [self._key(sequences[row]) for row in rows]
+            tokens[rows] = _draw(_filtered(_tempered(_rows(scores, rows), drawn), drawn), keys)
         return _packed(logits, tokens, best, samplings)
 
-    def _numbers(self, sequences: list[Sequence], rows: list[int]) -> list[float]:
-        return [self._number(sequences[row]) for row in rows]
-
-    def _number(self, sequence: Sequence) -> float:
+    def _key(self, sequence: Sequence) -> int:
         seed = sequence.request.sampling.seed
         if seed is None:
-            return self._random.random()
-        return random.Random(f"{seed}/{sequence.output_length}").random()
+            return self._random.getrandbits(64)
+        return int(_mix((_mix(seed & _WORD) + sequence.output_length) & _WORD))
 
 
-def _filters(sampling: Sampling) -> bool:
-    return sampling.top_k > 0 or sampling.top_p < 1.0
+def _steered(logits: Any, sequences: list[Sequence]) -> Any:
+    """`logits` with bias, penalties and constraints; the very same tensor when no row has any."""
+    biased = [row for row, sequence in enumerate(sequences) if sequence.biases is not None]
+    penalised = [row for row, sequence in enumerate(sequences) if sequence.counts is not None]
+    constrained = [row for row, sequence in enumerate(sequences) if sequence.matcher is not None]
+    if not (biased or penalised or constrained):
+        return logits
+    scores = logits.clone()
+    if biased:
+        _bias(scores, biased, sequences)
+    if penalised:
+        _penalise(scores, penalised, sequences)
+    if constrained:
+        _constrain(scores, constrained, sequences)
+    return scores
 
 
-def _tempered(logits: Any, samplings: list[Sampling], rows: list[int]) -> Any:
-    temperatures = torch.tensor([samplings[row].temperature for row in rows], device=logits.device)
-    return logits[rows] / temperatures.unsqueeze(1)
+def _bias(scores: Any, rows: list[int], sequences: list[Sequence]) -> None:
+    entries = [biases for row in rows if (biases := sequences[row].biases) is not None]
+    place = (_spread(rows, [ids for ids, _ in entries], scores), _joined([ids for ids, _ in entries], np.int64, scores))
+    scores.index_put_(place, _joined([values for _, values in entries], np.float32, scores), accumulate=True)
 
 
-def _draw(probabilities: Any, numbers: list[float]) -> Any:
-    """The column where each row's cumulated probability passes its number; columns of probability 0 are never taken."""
-    cumulated = probabilities.double().cumsum(-1)
-    thresholds = torch.tensor(numbers, dtype=torch.float64, device=cumulated.device).unsqueeze(1)
-    # Scaled by the row's own sum, which rounding keeps from being exactly 1.
-    columns = torch.searchsorted(cumulated, thresholds * cumulated[:, -1:], right=True)
-    return columns.clamp_(max=probabilities.shape[-1] - 1).squeeze(1)
+def _penalise(scores: Any, rows: list[int], sequences: list[Sequence]) -> None:
+    """Of each row only the tokens that occurred are touched: [tokens that occurred, over all rows]."""
+    counts = [counts for row in rows if (counts := sequences[row].counts) is not None]
+    samplings = [sequences[row].request.sampling for row in rows]
+    ids = [count.token_ids for count in counts]
+    where, tokens = _spread(rows, ids, scores), _joined(ids, np.int64, scores)
+    times = _joined([count.generated for count in counts], np.float32, scores)
+    repetition = _spread([sampling.repetition_penalty for sampling in samplings], ids, scores)
+    values = scores[where, tokens]
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    values -= _spread([sampling.frequency_penalty for sampling in samplings], ids, scores) * times
+    values -= _spread([sampling.presence_penalty for sampling in samplings], ids, scores) * (times > 0)
+    scores[where, tokens] = values
 
 
-def _draw_filtered(logits: Any, samplings: list[Sampling], numbers: list[float]) -> Any:
-    """Top-k, then top-p within what it left (the order of Transformers' logits processors)."""
-    size = logits.shape[-1]
-    count = min(size, max(CANDIDATES, *(sampling.top_k for sampling in samplings)))
-    values, columns = logits.topk(count, dim=-1)
-    if count < size and not _enough(logits, values, samplings):
-        values, columns = logits.sort(dim=-1, descending=True)
-        count = size
-    top_k = torch.tensor([sampling.top_k or count for sampling in samplings], device=logits.device).unsqueeze(1)
-    values = values.masked_fill(torch.arange(count, device=logits.device) >= top_k, float("-inf"))
-    top_p = torch.tensor([sampling.top_p for sampling in samplings], device=logits.device).unsqueeze(1)
+def _joined(parts: "list[array[Any]]", kind: Any, like: Any) -> Any:
+    return torch.from_numpy(np.concatenate([np.frombuffer(part, kind) for part in parts])).to(like.device)
+
+
+def _spread(values: list[Any], over: "list[array[Any]]", like: Any) -> Any:
+    """Each of `values`, as often as there are entries in its part of `over`."""
+    kind = np.int64 if isinstance(values[0], int) else np.float32
+    return torch.from_numpy(np.repeat(np.array(values, dtype=kind), [len(part) for part in over])).to(like.device)
+
+
+def _constrain(scores: Any, rows: list[int], sequences: list[Sequence]) -> None:
+    """A row whose matcher has failed keeps no token: it ends in an error, and no other does."""
+    width = -(-scores.shape[1] // 8)
+    masks = [matcher.mask() if (matcher := sequences[row].matcher) is not None else b"" for row in rows]
+    packed = bytearray(b"".join(mask[:width].ljust(width, b"\0") for mask in masks))
+    bits = torch.frombuffer(packed, dtype=torch.uint8).to(scores.device).view(len(rows), width, 1)
+    bits = (bits >> torch.arange(8, dtype=torch.uint8, device=scores.device)) & 1
+    allowed = bits.view(len(rows), width * 8)[:, : scores.shape[1]]
+    part = _rows(scores, rows).masked_fill_(allowed == 0, NOTHING)
+    if part is not scores:
+        scores[rows] = part
+
+
+def _tempered(scores: Any, samplings: list[Sampling]) -> Any:
+    return scores / _column([sampling.temperature for sampling in samplings], scores)
+
+
+def _rows(scores: Any, rows: list[int]) -> Any:
+    """These rows, without a copy when they are all: on a CPU a copy costs more than a draw."""
+    return scores if len(rows) == len(scores) else scores[rows]
+
+
+def _column(values: list[float], like: Any) -> Any:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
+
+
+def _filtered(scores: Any, samplings: list[Sampling], counts: tuple[int, ...] = ()) -> Any:
+    """`scores` with minus infinity for what the rows' filters take away. `counts`: how many of the likeliest tokens to
+    look at, each for the rows that the one before was too small for; the last is the whole vocabulary."""
+    rows = [row for row, s in enumerate(samplings) if s.top_k > 0 or s.top_p < 1.0 or s.min_p > 0.0]
+    size = scores.shape[-1]
+    for count in counts or (CANDIDATES, size):
+        if rows:
+            rows = _filter_among(scores, rows, samplings, count)
+    return scores
+
+
+def _filter_among(scores: Any, rows: list[int], samplings: list[Sampling], count: int) -> list[int]:
+    """Filter those `rows` of `scores` whose filters leave no more than the `count` likeliest tokens; the other rows."""
+    chosen, part = [samplings[row] for row in rows], _rows(scores, rows)
+    if all(sampling.top_k == 0 and sampling.top_p >= 1.0 for sampling in chosen):
+        scores[rows] = part.masked_fill(part < part.amax(-1, keepdim=True) + _log_min_p(chosen, part), NOTHING)
+        return []
+    count = min(part.shape[-1], max(count, *(sampling.top_k for sampling in chosen)))
+    values = _likeliest(part, count)
+    holds_all = count == part.shape[-1] or all(sampling.top_k > 0 for sampling in chosen)
+    least = _least(values, (values if holds_all else part).logsumexp(-1, keepdim=True), chosen)
+    # A row without top-k whose last candidate is kept may have to keep more than there are.
+    short = [] if holds_all else (least <= values[:, -1:]).squeeze(1).tolist()
+    short = [row for row, last, s in zip(rows, short, chosen, strict=False) if last and s.top_k == 0]
+    if short:
+        least[[rows.index(row) for row in short]] = NOTHING  # Nothing is below it: the next look is on the whole row.
+    kept = part.masked_fill_(part < least, NOTHING)
+    if kept is not scores:
+        scores[rows] = kept
+    return short
+
+
+def _likeliest(part: Any, count: int) -> Any:
+    """The `count` greatest values of each row, descending."""
+    if count < part.shape[-1]:
+        return part.topk(count, dim=-1).values
+    if part.device.type == "cpu":  # torch takes 60 times as long, for it also says where each value was.
+        return torch.from_numpy(np.sort(part.numpy(), axis=-1)[:, ::-1].copy())
+    return part.sort(dim=-1, descending=True).values
+
+
+def _least(values: Any, whole: Any, samplings: list[Sampling]) -> Any:
+    """The least value that each row's filters leave, [rows, 1]: each of them leaves the first few of `values`."""
+    count = values.shape[-1]
+    top_k = torch.tensor([min(s.top_k, count) or count for s in samplings], device=values.device).unsqueeze(1)
+    top_k_is_on = torch.tensor([sampling.top_k > 0 for sampling in samplings], device=values.device).unsqueeze(1)
+    values = values.masked_fill(torch.arange(count, device=values.device) >= top_k, NOTHING)
     # Rows without top-k are normalised over the whole vocabulary: what lies beyond the candidates still counts.
-    whole = torch.where(top_k >= count, logits.logsumexp(-1, keepdim=True), values.logsumexp(-1, keepdim=True))
+    whole = torch.where(top_k_is_on, values.logsumexp(-1, keepdim=True), whole)
     probabilities = (values - whole).exp()
     before = probabilities.cumsum(-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= top_p, 0.0)
-    return columns.gather(1, _draw(probabilities, numbers).unsqueeze(1)).squeeze(1)
+    top_p = _column([sampling.top_p if sampling.top_p < 1.0 else 2.0 for sampling in samplings], values)
+    kept = (before < top_p) & (values >= values[:, :1] + _log_min_p(samplings, values))
+    last = (kept.sum(-1, keepdim=True).clamp_(min=1) - 1).minimum(top_k - 1)
+    return values.gather(1, last)
 
 
-def _enough(logits: Any, values: Any, samplings: list[Sampling]) -> bool:
-    """Whether the candidates hold the top-p mass of every row that has no top-k."""
-    mass = (values.logsumexp(-1) - logits.logsumexp(-1)).exp().tolist()
-    return all(s.top_k > 0 or have >= s.top_p for s, have in zip(samplings, mass, strict=True))
+def _log_min_p(samplings: list[Sampling], like: Any) -> Any:
+    """How far below the best a token may lie. Off, it reaches everything, minus infinity included."""
+    return _column([s.min_p for s in samplings], like).log_()
+
+
+def _draw(scores: Any, keys: list[int]) -> Any:
+    """Gumbel-max in two steps: a block of tokens by its total probability, then one of its tokens. Exact, as the
+    greatest of a block's sums is distributed like one sum of the block's logsumexp."""
+    rows, size = scores.shape
+    blocks = -(-size // BLOCK)
+    if size % BLOCK:
+        scores = F.pad(scores, (0, blocks * BLOCK - size), value=NOTHING)
+    noise = torch.from_numpy(gumbel(keys, blocks + BLOCK)).to(scores.device)
+    scores = scores.view(rows, blocks, BLOCK)
+    block = (scores.logsumexp(-1) + noise[:, :blocks]).argmax(-1)
+    inside = (scores[torch.arange(rows, device=scores.device), block] + noise[:, blocks:]).argmax(-1)
+    return block * BLOCK + inside
+
+
+_WORD = (1 << 64) - 1
+_STEP = 0x9E3779B97F4A7C15
+
+
+def _mix(word: Any, constant: Callable[[int], Any] = int, whole: Any = _WORD) -> Any:
+    """SplitMix64's finalizer (Steele et al. 2014), of one 64-bit word or of an array of them."""
+    word = (word ^ (word >> constant(30))) * constant(0xBF58476D1CE4E5B9) & whole
+    word = (word ^ (word >> constant(27))) * constant(0x94D049BB133111EB) & whole
+    return word ^ (word >> constant(31))
+
+
+def gumbel(keys: list[int], count: int) -> Any:
+    """Standard Gumbel noise, float32 [keys, count]: the same key always has the same row."""
+    counters = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_STEP)
+    words = _mix(np.array(keys, dtype=np.uint64)[:, None] + counters, np.uint64, np.uint64(_WORD))
+    uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return -np.log(-np.log(uniform)).astype(np.float32)
 
 
 def _packed(logits: Any, tokens: Any, best: Any, samplings: list[Sampling]) -> list[Sampled]:

@@ -1,10 +1,11 @@
 """One request inside the engine: its tokens, the text they become, and when it is finished. Knows no torch."""
 
+from array import array
 from dataclasses import dataclass
 from typing import Protocol
 
 from llm_runtime.engine.blocks import Blocks
-from llm_runtime.request import FinishReason, GenerationRequest, TokenEvent, TopLogprob
+from llm_runtime.request import Constraint, FinishReason, GenerationRequest, TokenEvent, TopLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,28 @@ class Detokenizer(Protocol):
         ...
 
 
+class Matcher(Protocol):
+    """Where one sequence stands in its constraint."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing but the end may follow."""
+        ...
+
+    @property
+    def fault(self) -> str:
+        """Why it can't go on; "" while it can."""
+        ...
+
+    def mask(self) -> bytes:
+        """The tokens that may come next, a bit for each, lowest id in the lowest bit of the first byte."""
+        ...
+
+    def advance(self, token_id: int) -> None:
+        """Take a token that the mask allowed."""
+        ...
+
+
 class Vocabulary(Protocol):
     """What a sequence needs of the tokenizer."""
 
@@ -36,7 +59,31 @@ class Vocabulary(Protocol):
 
     def detokenizer(self) -> Detokenizer: ...
 
+    def matcher(self, constraint: Constraint) -> Matcher:
+        """At the constraint's beginning. Raises `errors.InvalidRequest` for one that no answer can meet."""
+        ...
+
     def token_text(self, token_id: int) -> str: ...
+
+
+class TokenCounts:
+    """The tokens that occurred, and how often each was generated (0: only in the prompt). Grows with the sequence, so
+    that penalties cost a step nothing for what came before it."""
+
+    __slots__ = ("_places", "generated", "token_ids")
+
+    def __init__(self, prompt: tuple[int, ...] = ()) -> None:
+        self.token_ids = array("q", dict.fromkeys(prompt))
+        self.generated = array("f", bytes(4 * len(self.token_ids)))
+        self._places = {token_id: place for place, token_id in enumerate(self.token_ids)}
+
+    def add(self, token_id: int) -> None:
+        """Count a generated token."""
+        place = self._places.setdefault(token_id, len(self.token_ids))
+        if place == len(self.token_ids):
+            self.token_ids.append(token_id)
+            self.generated.append(0.0)
+        self.generated[place] += 1.0
 
 
 class Sequence:
@@ -48,7 +95,8 @@ class Sequence:
 
     __slots__ = (
         "_detokenizer", "_held", "_stop_token_ids", "_vocabulary",
-        "arrival", "blocks", "cached", "cancelled", "computed", "finish_reason", "prompt_length", "request",
+        "arrival", "biases", "blocks", "cached", "cancelled", "computed", "counts", "finish_reason", "matcher",
+        "prompt_length", "request",
         "token_ids",
     )  # fmt: skip
 
@@ -62,6 +110,11 @@ class Sequence:
         self.arrival = 0
         self.cancelled = False
         self.finish_reason: FinishReason | None = None
+        constraint = request.sampling.constraint
+        self.matcher: Matcher | None = vocabulary.matcher(constraint) if constraint else None
+        self.counts = _counts(request)
+        self.biases = _biases(request.sampling.logit_bias)
+        """(token ids, what is added to their logits), in the form that a step can take as it is."""
         eos_token_ids = frozenset() if request.sampling.ignore_eos else vocabulary.eos_token_ids
         self._stop_token_ids = eos_token_ids | request.sampling.stop_token_ids
         self._vocabulary = vocabulary
@@ -85,8 +138,13 @@ class Sequence:
     def append(self, sampled: Sampled) -> TokenEvent:
         """Take the next token and say what may be shown now."""
         if sampled.token_id is None:
-            return self.finish(FinishReason.ERROR, "the model produced no numbers for this prompt")
+            fault = self.matcher.fault if self.matcher else ""
+            return self.finish(FinishReason.ERROR, fault or "the model produced no numbers for this prompt")
         self.token_ids.append(sampled.token_id)
+        if self.counts is not None:
+            self.counts.add(sampled.token_id)
+        if self.matcher is not None:
+            self.matcher.advance(sampled.token_id)
         text = self._text_after(sampled.token_id)
         return TokenEvent(
             token_id=sampled.token_id,
@@ -109,11 +167,16 @@ class Sequence:
             self._held += self._detokenizer.flush()
         else:
             self._held += self._detokenizer.push(token_id)
-            if self.output_length >= self.request.sampling.max_tokens:
-                self.finish_reason = FinishReason.LENGTH
+            self.finish_reason = self._end_after_this()
+            if self.finish_reason:
                 self._held += self._detokenizer.flush()
         self._cut_at_stop_string()
         return self._release()
+
+    def _end_after_this(self) -> FinishReason | None:
+        if self.matcher is not None and self.matcher.complete and not self.request.sampling.ignore_eos:
+            return FinishReason.STOP  # Only the end token could follow; it would cost a step.
+        return FinishReason.LENGTH if self.output_length >= self.request.sampling.max_tokens else None
 
     def _cut_at_stop_string(self) -> None:
         starts = [start for stop in self.request.sampling.stop if stop and (start := self._held.find(stop)) >= 0]
@@ -129,6 +192,20 @@ class Sequence:
 
     def _named(self, top: tuple[tuple[int, float], ...]) -> tuple[TopLogprob, ...]:
         return tuple(TopLogprob(token_id, self._vocabulary.token_text(token_id), value) for token_id, value in top)
+
+
+def _counts(request: GenerationRequest) -> TokenCounts | None:
+    """What the penalties need: only the repetition penalty looks at the prompt."""
+    sampling = request.sampling
+    if sampling.repetition_penalty != 1.0:
+        return TokenCounts(request.prompt_token_ids)
+    return TokenCounts() if sampling.presence_penalty or sampling.frequency_penalty else None
+
+
+def _biases(entries: tuple[tuple[int, float], ...]) -> "tuple[array[int], array[float]] | None":
+    if not entries:
+        return None
+    return array("q", (token_id for token_id, _ in entries)), array("f", (bias for _, bias in entries))
 
 
 def held_back(text: str, stops: tuple[str, ...]) -> int:

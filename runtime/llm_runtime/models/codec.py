@@ -12,7 +12,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from llm_runtime.engine.constraint import GrammarMatcher, Grammars
 from llm_runtime.errors import InvalidRequest, ModelUnsupported
+from llm_runtime.request import Constraint
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Names under which chat templates may use a tokenizer's special tokens."""
@@ -34,6 +36,7 @@ class Codec:
         self._special_tokens = special_tokens or {}
         self._chat_template = chat_template
         self._render = _compile(chat_template) if chat_template else None
+        self._grammars = Grammars(tokenizer.to_str, vocabulary_size, eos_token_ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A compiled template can't be pickled; its text can.
@@ -67,6 +70,14 @@ class Codec:
     def token_text(self, token_id: int) -> str:
         """One token's own text, special tokens included; bytes that are no character show as U+FFFD."""
         return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+
+    def check_constraint(self, constraint: Constraint) -> None:
+        """Raise InvalidRequest, saying why, for a constraint that can't be enforced. Remembers those that can."""
+        self._grammars.check(constraint)
+
+    def matcher(self, constraint: Constraint) -> GrammarMatcher:
+        """A constraint at its beginning, for one sequence. Raises as `check_constraint` does."""
+        return self._grammars.matcher(constraint)
 
     def detokenizer(self) -> "IncrementalText":
         return IncrementalText(self._tokenizer)

@@ -6,7 +6,9 @@ import pytest
 
 from fakes import ScriptedEngine, token_id
 from harness import Harness, events
-from llm_runtime.request import FinishReason
+from llm_runtime.request import Constraint, FinishReason, Sampling
+
+UNCACHED = {"prompt_tokens_details": {"cached_tokens": 0}}
 
 
 async def test_a_chat_completion_has_openais_form(api: Harness) -> None:
@@ -25,7 +27,7 @@ async def test_a_chat_completion_has_openais_form(api: Harness) -> None:
                 "finish_reason": "stop",
             }
         ],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6},
+        "usage": {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6, **UNCACHED},
     }
 
 
@@ -38,7 +40,7 @@ async def test_a_text_completion_has_openais_form(api: Harness) -> None:
         "model": "support-bot",
         "system_fingerprint": "support-bot-v3",
         "choices": [{"index": 0, "text": "Hello there!", "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5},
+        "usage": {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5, **UNCACHED},
     }
 
 
@@ -47,7 +49,7 @@ async def test_a_streamed_chat_is_role_texts_reason_usage_done(api: Harness) -> 
     assert chunks.pop() == "[DONE]"
     last = chunks.pop()
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6, **UNCACHED}
     assert all(chunk["usage"] is None and chunk["object"] == "chat.completion.chunk" for chunk in chunks)
     assert len({chunk["id"] for chunk in chunks}) == 1
     choices = [chunk["choices"][0] for chunk in chunks]
@@ -75,7 +77,7 @@ async def test_n_gives_choices_with_seeds_of_their_own(api: Harness) -> None:
     answer = (await api.chat(n=3, seed=5)).json()
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     assert [request.sampling.seed for request in api.engine.requests] == [5, 6, 7]
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 9, "total_tokens": 12}
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 9, "total_tokens": 12, **UNCACHED}
 
 
 async def test_streamed_choices_each_come_whole(api: Harness) -> None:
@@ -178,6 +180,103 @@ async def test_values_that_ask_for_nothing_are_accepted(api: Harness) -> None:
     idle = {"presence_penalty": 0.0, "logit_bias": {}, "response_format": {"type": "text"}, "tools": None, "user": "u"}
     assert (await api.chat(**idle)).status_code == 200
     assert (await api.complete(echo=False, best_of=1, suffix=None, frequency_penalty=0)).status_code == 200
+
+
+async def test_every_sampling_field_reaches_the_engine(api: Harness) -> None:
+    fields = {
+        "presence_penalty": 1, "frequency_penalty": -0.5, "logit_bias": {"5": -100, "7": 1.5}, "top_k": 3, "min_p": 0.1,
+        "repetition_penalty": 1.2, "stop_token_ids": [4, 4, 6], "ignore_eos": True, "temperature": 0.5, "top_p": 0.9,
+        "seed": 1, "stop": ["x"],
+    }  # fmt: skip
+    for answer in (await api.chat(**fields, max_tokens=9), await api.complete(**fields, max_tokens=9)):
+        assert answer.status_code == 200, answer.text
+    expected = Sampling(
+        max_tokens=9, temperature=0.5, top_p=0.9, top_k=3, min_p=0.1, repetition_penalty=1.2, presence_penalty=1.0,
+        frequency_penalty=-0.5, logit_bias=((5, -100.0), (7, 1.5)), seed=1, stop=("x",),
+        stop_token_ids=frozenset({4, 6}), ignore_eos=True,
+    )  # fmt: skip
+    assert [request.sampling for request in api.engine.requests] == [expected, expected]
+
+
+async def test_top_k_of_minus_one_is_off(api: Harness) -> None:
+    await api.chat(top_k=-1)
+    assert api.engine.requests[0].sampling.top_k == 0
+
+
+SCHEMA = {"type": "object", "properties": {"b": {"enum": [None, "é"]}, "a": {}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "constraint"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, Constraint("json_object")),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": SCHEMA, "strict": True},
+                }
+            },
+            Constraint("json_schema", '{"type":"object","properties":{"b":{"enum":[null,"é"]},"a":{}}}'),
+        ),
+        ({"structured_outputs": {"regex": "[ab]+"}}, Constraint("regex", "[ab]+")),
+        ({"structured_outputs": {"json": {"type": "null"}}}, Constraint("json_schema", '{"type":"null"}')),
+        ({"structured_outputs": {"json": '{"type": "null"}'}}, Constraint("json_schema", '{"type": "null"}')),
+        ({"structured_outputs": {"choice": ["a.b", "c|d"]}}, Constraint("regex", r"a\.b|c\|d")),
+        (
+            {"structured_outputs": {"regex": "a"}, "response_format": {"type": "text"}},
+            Constraint("regex", "a"),
+        ),
+    ],
+)
+async def test_a_constraint_reaches_the_engine_checked(api: Harness, fields: Any, constraint: Any) -> None:
+    for answer in (await api.chat(**fields), await api.complete(**fields)):
+        assert answer.status_code == 200, answer.text
+    assert [request.sampling.constraint for request in api.engine.requests] == [constraint, constraint]
+    assert api.engine.codec.constraints == [constraint] * 2 * (constraint is not None)
+
+
+async def test_a_request_names_its_tenant(api: Harness) -> None:
+    await api.chat()
+    assert (api.engine.requests[0].tenant, api.engine.requests[0].priority) == ("web", 0)
+
+
+async def test_cached_tokens_count_once_for_each_prompt(run: Any) -> None:
+    async with run(ScriptedEngine(cached_tokens=1)) as api:
+        answer = (await api.complete(prompt=["a b", "c"], n=2)).json()
+        streamed = events((await api.chat(stream=True, stream_options={"include_usage": True})).text)
+    assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}
+    assert streamed[-2]["usage"]["prompt_tokens_details"] == {"cached_tokens": 1}
+
+
+async def test_an_adapter_is_asked_for_behind_a_colon(run: Any) -> None:
+    async with run(ScriptedEngine(adapters=("legal",))) as api:
+        answers = [await api.chat(model=f"support-bot{end}") for end in (":legal", "")]
+        text = await api.complete(model="support-bot:legal")
+    assert [request.adapter for request in api.engine.requests] == ["legal", "", "legal"]
+    assert [answers[0].json()["model"], text.json()["model"]] == ["support-bot:legal"] * 2
+
+
+async def test_an_unknown_adapter_is_a_404_that_names_the_known_ones(run: Any) -> None:
+    async with run(ScriptedEngine(adapters=("legal", "french"))) as api:
+        error = (await api.chat(model="support-bot:nope")).json()["error"]
+        other = await api.chat(model="other:legal")
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert "'support-bot:legal', 'support-bot:french'" in error["message"]
+    assert other.status_code == 404
+
+
+async def test_models_lists_adapters_with_their_parent(run: Any) -> None:
+    async with run(ScriptedEngine(adapters=("legal",))) as api:
+        listed = (await api.client.get("/v1/models")).json()["data"]
+        one = (await api.client.get("/v1/models/support-bot:legal")).json()
+        missing = await api.client.get("/v1/models/support-bot:nope")
+    assert [(model["id"], model.get("parent")) for model in listed] == [
+        ("support-bot", None),
+        ("support-bot:legal", "support-bot"),
+    ]
+    assert (one["id"], missing.status_code) == ("support-bot:legal", 404)
 
 
 async def test_models_lists_the_one_model(api: Harness) -> None:

@@ -18,10 +18,43 @@ USER = {"role": "user", "content": "hi"}
     ("fields", "param"),
     [
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"frequency_penalty": -1}, "frequency_penalty"),
-        ({"logit_bias": {"1": 2}}, "logit_bias"),
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": {"type": "text", "json_schema": {"name": "n", "schema": {}}}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}},
+            "response_format.json_schema.name",
+        ),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+        ({"structured_outputs": {"grammar": "a"}}, "structured_outputs.grammar"),
+        ({"structured_outputs": {"regex": "impossible"}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs"),
+        ({"guided_regex": "a"}, "guided_regex"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"presence_penalty": "1"}, "presence_penalty"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+        ({"logit_bias": {"1": float("inf")}}, "logit_bias.1"),
+        ({"logit_bias": {"one": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"05": 1}}, "logit_bias"),
+        ({"logit_bias": {str(number): 1 for number in range(1025)}}, "logit_bias"),
+        ({"top_k": -2}, "top_k"),
+        ({"top_k": True}, "top_k"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 11}, "repetition_penalty"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"stop_token_ids": list(range(65))}, "stop_token_ids"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"stop": "x" * 10_000}, "stop[0]"),
         ({"store": True}, "store"),
         ({"no_such_field": 1}, "no_such_field"),
         ({"user": "\udfff"}, "user"),
@@ -115,6 +148,14 @@ async def test_a_body_that_makes_no_sense_is_a_400(api: Harness, path: str, body
     response = await api.client.post(path, content=body, headers=JSON)
     assert response.status_code == 400, response.text
     assert "Traceback" not in response.text
+
+
+@pytest.mark.parametrize("depth", [100, 500, 900, 1100, 5000])
+async def test_a_schema_of_any_depth_makes_no_500(api: Harness, depth: int) -> None:
+    body = b'{"items":' * depth + b"{}" + b"}" * depth
+    text = b'{"model": "support-bot", "prompt": "a", "structured_outputs": {"json": %s}}' % body
+    response = await api.client.post("/v1/completions", content=text, headers=JSON)
+    assert response.status_code in (200, 400), response.text
 
 
 async def test_half_a_surrogate_as_a_name_is_a_400(api: Harness) -> None:

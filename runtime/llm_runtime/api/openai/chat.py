@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BeforeValidator, Field, model_validator
 from starlette.responses import JSONResponse, Response
 
-from llm_runtime.api.body import Body, MaxTokens, Text, check_model, conflict, sampling
+from llm_runtime.api.body import Body, MaxTokens, Text, check_model, conflict
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.common import (
     IDLE,
@@ -18,6 +18,7 @@ from llm_runtime.api.openai.common import (
     event_stream,
     fingerprint,
     logprob,
+    model_name,
     new_id,
     request_id,
     usage,
@@ -69,7 +70,6 @@ class ChatBody(OpenAIBody):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {
         **IDLE,
-        "response_format": ({"type": "text"},),
         "tools": ([],),
         "tool_choice": ("none",),
         "modalities": (["text"],),
@@ -83,21 +83,19 @@ class ChatBody(OpenAIBody):
             raise conflict("max_tokens", "says another number than max_completion_tokens; send one of them")
         return self
 
-    def job(self, request: Request) -> Job:
+    def job(self, request: Request, adapter: str) -> Job:
         return Job(
             id=new_id("chatcmpl"),
             endpoint=PATH,
             request_id=request_id(),
             prompts=(tuple(message.for_template() for message in self.messages),),
             prompt_field="messages",
-            sampling=sampling(
+            sampling=self.sampling(
                 max_tokens=self.max_completion_tokens or self.max_tokens or NOT_ASKED,
-                temperature=self.temperature,
-                top_p=self.top_p,
-                stop=self.stop,
-                seed=self.seed,
                 logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             ),
+            constraint_field=self.constraint_field,
+            adapter=adapter,
             n=self.n,
             stream=self.stream,
             caller=request.state.caller,
@@ -109,8 +107,8 @@ class ChatBody(OpenAIBody):
 async def chat_completions(request: Request, body: ChatBody) -> Response:
     """Answer the last message, whole or as server-sent events."""
     pipeline: Pipeline = request.state.pipeline
-    check_model(body.model, pipeline.config.model.name)
-    generation = await pipeline.start(body.job(request))
+    adapter = check_model(body.model, pipeline.config.model.name, pipeline.engine.adapters)
+    generation = await pipeline.start(body.job(request, adapter))
     if body.stream:
         envelope = _envelope(generation, pipeline, "chat.completion.chunk")
         chunks = Chunks(envelope, body.include_usage, _text_delta)
@@ -126,7 +124,7 @@ def _envelope(generation: Generation, pipeline: Pipeline, object_: str) -> dict[
         "id": generation.job.id,
         "object": object_,
         "created": int(time.time()),
-        "model": pipeline.config.model.name,
+        "model": model_name(generation, pipeline),
         "system_fingerprint": fingerprint(pipeline),
     }
 

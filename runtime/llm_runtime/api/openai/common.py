@@ -1,16 +1,20 @@
 """What chat completions and text completions share."""
 
+import json
+import re
 from collections.abc import AsyncGenerator, Callable
 from json.encoder import encode_basestring as quoted
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 from uuid import uuid4
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from llm_runtime import logs
+from llm_runtime import errors, logs
 from llm_runtime.api.answers import openai_error
-from llm_runtime.api.body import Body, MaxTokens, Seed, Stops, Temperature, Text, TopP, conflict
+from llm_runtime.api.body import Body, MaxTokens, Seed, Stops, Temperature, Text, TopK, TopP, conflict, sampling
+from llm_runtime.engine.limits import MAX_BIAS, MAX_BIASES, MAX_REPETITION_PENALTY, MAX_STOP_TOKENS
 from llm_runtime.pipeline import Generation, Pipeline, model_version
+from llm_runtime.request import Constraint, Sampling
 from llm_runtime.stream import EventStream, compact_json, sse
 
 MAX_N = 128
@@ -19,9 +23,6 @@ LOWEST_LOGPROB = -9999.0
 """JSON has no minus infinity; OpenAI writes this number for it."""
 
 IDLE: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
     "store": (False,),
     "metadata": ({},),
     "service_tier": ("auto", "default"),
@@ -35,8 +36,81 @@ class StreamOptions(Body):
     no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {"include_obfuscation": (False,)}
 
 
+class NamedSchema(Body):
+    """`response_format.json_schema`. `strict` makes no difference: every schema is enforced, or refused."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: Annotated[Text, Field(max_length=1024)] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """`response_format`: text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_goes_with_its_type(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise conflict("response_format", "json_schema must be there if type is json_schema, and only then")
+        return self
+
+    def constraint(self) -> Constraint | None:
+        if self.type == "json_object":
+            return Constraint("json_object")
+        return Constraint("json_schema", _json(self.json_schema.schema_)) if self.json_schema else None
+
+
+class StructuredOutputs(Body):
+    """`structured_outputs`, as vLLM's server takes it: one of its fields."""
+
+    regex: Annotated[Text, Field(min_length=1)] | None = None
+    json_: dict[str, Any] | Text | None = Field(default=None, alias="json")
+    choice: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=256)] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "StructuredOutputs":
+        if len(self.model_fields_set) != 1:
+            raise conflict("structured_outputs", "takes exactly one of regex, json and choice")
+        return self
+
+    def constraint(self) -> Constraint:
+        if self.json_ is not None:
+            return Constraint("json_schema", self.json_ if isinstance(self.json_, str) else _json(self.json_))
+        return Constraint("regex", self.regex or "|".join(map(_literally, self.choice or ())))
+
+
+def _json(schema: dict[str, Any]) -> str:
+    # Equal schemas are one entry in the cache; the order of properties is part of what a schema says here.
+    try:
+        return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        raise errors.InvalidRequest("The JSON schema is nested too deeply.", code="invalid_constraint") from None
+
+
+def _literally(text: str) -> str:
+    return re.sub(r"([\\.+*?()|\[\]{}^$])", r"\\\1", text)
+
+
+def _biases(entries: dict[str, float]) -> dict[str, float]:
+    if any(not re.fullmatch("0|[1-9][0-9]{0,8}", token_id) for token_id in entries):
+        raise ValueError("its names must be token ids in digits")
+    return entries
+
+
+def _off(top_k: Any) -> Any:
+    return 0 if top_k == -1 and not isinstance(top_k, bool) else top_k
+
+
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS, allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0)]
+
+
 class OpenAIBody(Body):
-    """Fields of both endpoints."""
+    """Fields of both endpoints: OpenAI's, and from `top_k` on those of vLLM's server."""
 
     model: Annotated[Text, Field(min_length=1)]
     max_tokens: MaxTokens | None = None
@@ -49,12 +123,56 @@ class OpenAIBody(Body):
     stream_options: StreamOptions | None = None
     user: Annotated[Text, Field(max_length=512)] | None = None
     """Of its value only a hash reaches the usage log."""
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIASES), AfterValidator(_biases)] = Field(
+        default_factory=dict
+    )
+    response_format: ResponseFormat | None = None
+    top_k: Annotated[TopK, BeforeValidator(_off)] = 0
+    """0 or -1: off."""
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=MAX_REPETITION_PENALTY, allow_inf_nan=False)] = 1.0
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] = Field(default_factory=list)
+    ignore_eos: bool = False
+    structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "OpenAIBody":
         if self.stream_options and not self.stream:
             raise conflict("stream_options", "needs stream: true")
         return self
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> "OpenAIBody":
+        if self.structured_outputs and self.response_format and self.response_format.constraint():
+            raise conflict("structured_outputs", "says something else than response_format; send one of them")
+        return self
+
+    @property
+    def constraint_field(self) -> str:
+        return "structured_outputs" if self.structured_outputs else "response_format"
+
+    def sampling(self, max_tokens: int, logprobs: int | None) -> Sampling:
+        """The fields that both endpoints have, with what each calls in its own way."""
+        constraint = self.structured_outputs or self.response_format
+        return sampling(
+            max_tokens=max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=tuple((int(token_id), bias) for token_id, bias in self.logit_bias.items()),
+            constraint=constraint.constraint() if constraint else None,
+            seed=self.seed,
+            stop=self.stop,
+            stop_token_ids=frozenset(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
+            logprobs=logprobs,
+        )
 
     @property
     def include_usage(self) -> bool:
@@ -77,10 +195,21 @@ def fingerprint(pipeline: Pipeline) -> str | None:
     return f"{pipeline.config.model.name}-v{version}" if version else None
 
 
-def usage(generation: Generation) -> dict[str, int]:
+def model_name(generation: Generation, pipeline: Pipeline) -> str:
+    """The model that answered, as the client named it."""
+    name, adapter = pipeline.config.model.name, generation.job.adapter
+    return f"{name}:{adapter}" if adapter else name
+
+
+def usage(generation: Generation) -> dict[str, Any]:
     """`usage`, so far."""
     prompt, completion = generation.prompt_tokens, generation.completion_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
+    }
 
 
 def logprob(value: float | None) -> float:

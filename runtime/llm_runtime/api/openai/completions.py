@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BeforeValidator, Field
 from starlette.responses import JSONResponse, Response
 
-from llm_runtime.api.body import check_model, sampling, whole
+from llm_runtime.api.body import check_model, whole
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.common import (
     IDLE,
@@ -18,6 +18,7 @@ from llm_runtime.api.openai.common import (
     event_stream,
     fingerprint,
     logprob,
+    model_name,
     new_id,
     request_id,
     usage,
@@ -73,20 +74,15 @@ class CompletionBody(OpenAIBody):
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {**IDLE, "echo": (False,), "best_of": (1,), "suffix": ("",)}
 
-    def job(self, request: Request) -> Job:
+    def job(self, request: Request, adapter: str) -> Job:
         return Job(
             id=new_id("cmpl"),
             endpoint=PATH,
             request_id=request_id(),
             prompts=tuple(self.prompt),
-            sampling=sampling(
-                max_tokens=self.max_tokens or NOT_ASKED,
-                temperature=self.temperature,
-                top_p=self.top_p,
-                stop=self.stop,
-                seed=self.seed,
-                logprobs=self.logprobs,
-            ),
+            sampling=self.sampling(max_tokens=self.max_tokens or NOT_ASKED, logprobs=self.logprobs),
+            constraint_field=self.constraint_field,
+            adapter=adapter,
             default_max_tokens=DEFAULT_MAX_TOKENS,
             n=self.n,
             stream=self.stream,
@@ -99,13 +95,13 @@ class CompletionBody(OpenAIBody):
 async def completions(request: Request, body: CompletionBody) -> Response:
     """Continue each prompt, whole or as server-sent events."""
     pipeline: Pipeline = request.state.pipeline
-    check_model(body.model, pipeline.config.model.name)
-    generation = await pipeline.start(body.job(request))
+    adapter = check_model(body.model, pipeline.config.model.name, pipeline.engine.adapters)
+    generation = await pipeline.start(body.job(request, adapter))
     envelope = {
         "id": generation.job.id,
         "object": "text_completion",
         "created": int(time.time()),
-        "model": pipeline.config.model.name,
+        "model": model_name(generation, pipeline),
         "system_fingerprint": fingerprint(pipeline),
     }
     if body.stream:

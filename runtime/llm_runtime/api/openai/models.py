@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the one model that is served."""
+"""`GET /v1/models`: the one model that is served, and its adapters."""
 
 import time
 from typing import Any
@@ -15,17 +15,24 @@ router = APIRouter(route_class=KeyedRoute, dependencies=SECURITY, tags=["OpenAI"
 @router.get("/v1/models", summary="List models")
 async def list_models(request: Request) -> dict[str, Any]:
     """All models of this endpoint."""
-    return {"object": "list", "data": [_model(services_of(request))]}
+    services = services_of(request)
+    adapters = _adapters(services)
+    return {"object": "list", "data": [_model(services), *(_model(services, adapter) for adapter in adapters)]}
 
 
 @router.get("/v1/models/{model_id:path}", summary="Describe a model")
 async def get_model(request: Request, model_id: str) -> dict[str, Any]:
     """One model."""
     services = services_of(request)
-    check_model(model_id, services.config.model.name)
-    return _model(services)
+    return _model(services, check_model(model_id, services.config.model.name, _adapters(services)))
 
 
-def _model(services: Services) -> dict[str, Any]:
-    created = int(time.time() - services.uptime_seconds)
-    return {"id": services.config.model.name, "object": "model", "created": created, "owned_by": "llm-operator"}
+def _adapters(services: Services) -> tuple[str, ...]:
+    return services.loaded.engine.adapters if services.loaded else ()
+
+
+def _model(services: Services, adapter: str = "") -> dict[str, Any]:
+    base, created = services.config.model.name, int(time.time() - services.uptime_seconds)
+    described = {"id": base, "object": "model", "created": created, "owned_by": "llm-operator"}
+    # vLLM's server names the base model of an adapter so.
+    return {**described, "id": f"{base}:{adapter}", "parent": base} if adapter else described

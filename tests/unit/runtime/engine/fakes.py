@@ -12,9 +12,9 @@ from llm_runtime.engine.limits import RequestLimits
 from llm_runtime.engine.local import start_local
 from llm_runtime.engine.loop import Model
 from llm_runtime.engine.scheduler import Batch, Scheduler
-from llm_runtime.engine.sequence import Sampled, Sequence
+from llm_runtime.engine.sequence import Matcher, Sampled, Sequence
 from llm_runtime.errors import ModelNotFound
-from llm_runtime.request import GenerationRequest, Sampling, TokenEvent
+from llm_runtime.request import Constraint, GenerationRequest, Sampling, TokenEvent
 
 EOS = 0
 
@@ -37,8 +37,31 @@ class CharacterVocabulary:
     def detokenizer(self) -> "CharacterText":
         return CharacterText()
 
+    def check_constraint(self, constraint: Constraint) -> None:
+        """Every text is one."""
+
+    def matcher(self, constraint: Constraint) -> Matcher:
+        return Letters(constraint.text)
+
     def token_text(self, token_id: int) -> str:
         return chr(token_id)
+
+
+class Letters:
+    """A constraint that is met by its own text."""
+
+    def __init__(self, text: str) -> None:
+        self.left, self.fault = text, ""
+
+    @property
+    def complete(self) -> bool:
+        return not self.left
+
+    def mask(self) -> bytes:
+        return (1 << (ord(self.left[0]) if self.left else EOS)).to_bytes(250, "little")
+
+    def advance(self, token_id: int) -> None:
+        self.left = self.left[1:]
 
 
 class CharacterText:

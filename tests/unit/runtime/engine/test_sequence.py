@@ -1,12 +1,16 @@
 """Text, stop strings and the end of one sequence."""
 
+import itertools
+import random
 from typing import Any
 
 import pytest
 
-from llm_runtime.engine.sequence import Sampled, held_back
-from llm_runtime.request import FinishReason, TokenEvent
-from unit.runtime.engine.fakes import EOS, sequence
+from llm_runtime.engine.sequence import Matcher, Sampled, Sequence, held_back
+from llm_runtime.models.codec import Codec, codec_from_folder
+from llm_runtime.request import Constraint, FinishReason, TokenEvent
+from unit.runtime import tiny_model
+from unit.runtime.engine.fakes import EOS, request, sequence
 
 
 def run(text: str, **sampling: Any) -> list[TokenEvent]:
@@ -94,3 +98,113 @@ def test_log_probabilities_carry_their_tokens_text() -> None:
 )
 def test_held_back(text: str, stops: tuple[str, ...], length: int) -> None:
     assert held_back(text, stops) == length
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
+    return codec_from_folder(tiny_model.make_tokenizer(tmp_path_factory.mktemp("tiny")))
+
+
+TEXT = "Grüße 👋🏽 an END alle, ENDE\n\nUser: ähnlich\u200d END"
+
+
+def delivered(vocabulary: Any, ids: list[int], **sampling: Any) -> tuple[str, FinishReason | None]:
+    one = Sequence(request((0,), **sampling), vocabulary)
+    text = ""
+    for token_id in ids:
+        event = one.append(Sampled(token_id))
+        text += event.text
+        if event.finish_reason:
+            return text, event.finish_reason
+    return text, None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_texts_add_up_to_the_whole_wherever_it_is_cut(codec: Codec, seed: int) -> None:
+    """One token a byte: most cuts lie inside a character."""
+    chance, ids = random.Random(seed), codec.encode(TEXT)
+    ids = [chance.randrange(256) if chance.random() < 0.05 else token_id for token_id in ids]
+    count = chance.randint(1, len(ids))
+    text, reason = delivered(codec, ids, max_tokens=count)
+    assert (text, reason) == (codec.decode(ids[:count]), FinishReason.LENGTH)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_stop_string_is_delivered_nor_anything_behind_it(seed: int) -> None:
+    chance = random.Random(seed)
+    starts = [chance.randrange(len(TEXT)) for _ in range(chance.randint(1, 4))]
+    stops = tuple(TEXT[start : start + chance.randint(1, 6)] for start in starts)
+    vocabulary = Pieces(TEXT, chance)
+    text, reason = delivered(vocabulary, list(range(len(vocabulary.pieces))), max_tokens=1000, stop=stops)
+    assert reason is FinishReason.STOP
+    assert TEXT.startswith(text)
+    assert not any(stop in text for stop in stops)
+    assert any(TEXT.startswith(stop, len(text)) for stop in stops)
+
+
+def test_a_stop_string_across_bytes_of_characters_is_found(codec: Codec) -> None:
+    assert delivered(codec, codec.encode(TEXT), max_tokens=999, stop=("🏽 an",)) == ("Grüße 👋", FinishReason.STOP)
+
+
+def test_a_stop_token_inside_a_character_shows_what_decoding_shows(codec: Codec) -> None:
+    ids = codec.encode("a👋")
+    text, reason = delivered(codec, ids, max_tokens=99, stop_token_ids=frozenset({ids[-1]}))
+    assert (text, reason) == (codec.decode(ids[:-1]), FinishReason.STOP)
+
+
+class Pieces:
+    """Tokens that are pieces of one text, cut anywhere."""
+
+    eos_token_ids: frozenset[int] = frozenset()
+
+    def __init__(self, text: str, chance: random.Random) -> None:
+        cuts = sorted({0, len(text), *(chance.randrange(len(text)) for _ in range(12))})
+        self.pieces = [text[start:end] for start, end in itertools.pairwise(cuts)]
+
+    def detokenizer(self) -> "Pieces":
+        return self
+
+    def push(self, token_id: int) -> str:
+        return self.pieces[token_id]
+
+    def flush(self) -> str:
+        return ""
+
+    def token_text(self, token_id: int) -> str:
+        return self.pieces[token_id]
+
+    def matcher(self, constraint: Constraint) -> Matcher:
+        raise NotImplementedError
+
+
+def test_a_constraint_advances_with_each_token_and_ends_without_the_end_token() -> None:
+    one = sequence(constraint=Constraint("regex", "ab"))
+    assert one.append(Sampled(ord("a"))).finish_reason is None
+    last = one.append(Sampled(ord("b")))
+    assert (last.text, last.finish_reason) == ("b", FinishReason.STOP)
+
+
+def test_a_constraint_cut_by_max_tokens_ends_with_length() -> None:
+    one = sequence(constraint=Constraint("regex", "abc"), max_tokens=1)
+    assert one.append(Sampled(ord("a"))).finish_reason is FinishReason.LENGTH
+
+
+def test_a_met_constraint_goes_on_to_the_length_when_the_end_is_ignored() -> None:
+    one = sequence(constraint=Constraint("regex", "a"), max_tokens=2, ignore_eos=True)
+    assert one.append(Sampled(ord("a"))).finish_reason is None
+    assert one.append(Sampled(EOS)).finish_reason is FinishReason.LENGTH
+
+
+def test_counts_hold_the_prompt_for_the_repetition_penalty_only() -> None:
+    repetition, frequency = sequence("aab", repetition_penalty=1.1), sequence("aab", frequency_penalty=0.1)
+    for one in (repetition, frequency):
+        for character in "bcc":
+            one.append(Sampled(ord(character)))
+    assert _counted(repetition) == {"a": 0, "b": 1, "c": 2}
+    assert _counted(frequency) == {"b": 1, "c": 2}
+    assert sequence().counts is None
+
+
+def _counted(one: Sequence) -> dict[str, float]:
+    assert one.counts is not None
+    return {chr(token): times for token, times in zip(one.counts.token_ids, one.counts.generated, strict=True)}

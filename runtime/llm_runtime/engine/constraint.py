@@ -1,0 +1,174 @@
+"""Answers that match a JSON schema or a regular expression: which tokens may come next.
+
+llguidance does the work; this is the only module that imports it, and it needs no torch. Compiled grammars are
+remembered; a sequence gets a copy, which costs microseconds.
+"""
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from llm_runtime.errors import InvalidRequest
+from llm_runtime.request import Constraint
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+MAX_CHARACTERS = {"json_schema": 32_768, "regex": 2_048, "json_object": 0}
+"""What compiles within about 0.1 s, whatever it says. The `pattern`s of a schema are together bounded as `regex` is."""
+
+CACHED = 128
+"""Compiled grammars kept, those used last."""
+
+MAX_LEXER_FUEL = 100_000
+"""A bound on the work for regular expressions, in llguidance's unit: 20 ms."""
+
+WHITESPACE = r"[\x20\x0A\x0D\x09]{0,40}"
+"""Between the parts of a JSON text. Unbounded, a small model may write blanks until its tokens are spent."""
+
+
+class GrammarMatcher:
+    """Where one sequence stands in its grammar. Special tokens are never allowed, end tokens where it may end."""
+
+    def __init__(self, matcher: "LLMatcher") -> None:
+        self._matcher = matcher
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing but the end may follow."""
+        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
+
+    @property
+    def fault(self) -> str:
+        """Why it can't go on; "" while it can."""
+        return f"the constraint can't be followed further: {_reason(self._matcher.get_error())}" if self._failed else ""
+
+    def mask(self) -> bytes:
+        """The tokens that may come next, a bit for each, lowest id in the lowest bit; none after a fault."""
+        mask = b"" if self._failed else self._matcher.compute_bitmask()
+        # It reports its own limits only now, and then allows the end, which would pass for a whole answer.
+        return b"" if self._failed else mask
+
+    def advance(self, token_id: int) -> None:
+        """Take a token that the mask allowed."""
+        self._matcher.consume_token(token_id)
+
+    @property
+    def _failed(self) -> bool:
+        return bool(self._matcher.is_error())
+
+
+class Grammars:
+    """Compiles constraints for one vocabulary. Safe to use from several threads."""
+
+    def __init__(
+        self, tokenizer: Callable[[], str], vocabulary_size: int, eos_token_ids: frozenset[int], cached: int = CACHED
+    ) -> None:
+        """`tokenizer` gives the text of its tokenizer.json; it is asked once, for the first constraint."""
+        self._source, self._size, self._eos_token_ids = tokenizer, vocabulary_size, eos_token_ids
+        self._tokenizer: LLTokenizer | None = None
+        self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+        self._cached = cached
+        self._lock = Lock()
+
+    def check(self, constraint: Constraint) -> None:
+        """Raise InvalidRequest, saying why, for a constraint that can't be enforced."""
+        self._prototype(constraint)
+
+    def matcher(self, constraint: Constraint) -> GrammarMatcher:
+        """At the constraint's beginning. Raises as `check` does."""
+        return GrammarMatcher(self._prototype(constraint).deep_copy())
+
+    def _prototype(self, constraint: Constraint) -> "LLMatcher":
+        with self._lock:
+            if (found := self._compiled.get(constraint)) is not None:
+                self._compiled.move_to_end(constraint)
+                return found
+        compiled = self._compile(constraint)
+        with self._lock:
+            self._compiled[constraint] = compiled
+            while len(self._compiled) > self._cached:
+                self._compiled.popitem(last=False)
+        return compiled
+
+    def _compile(self, constraint: Constraint) -> "LLMatcher":
+        from llguidance import LLMatcher, LLParserLimits
+
+        limit, length = MAX_CHARACTERS[constraint.kind], len(constraint.text)
+        if length > limit:
+            raise _refusal(constraint, f"it has {length} characters; at most {limit} are allowed")
+        tokenizer = self._vocabulary()
+        try:
+            if constraint.kind == "json_schema":
+                _check_patterns(json.loads(constraint.text))
+            grammar = _grammar(constraint)
+        except RecursionError as error:
+            raise _refusal(constraint, "it is nested too deeply") from error
+        except ValueError as error:
+            raise _refusal(constraint, _reason(str(error))) from error
+        limits = LLParserLimits(initial_lexer_fuel=MAX_LEXER_FUEL, verbose_errors=False)
+        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # Only this finds out that nothing matches.
+        if matcher.is_error():
+            raise _refusal(constraint, _reason(matcher.get_error()))
+        return matcher
+
+    def _vocabulary(self) -> "LLTokenizer":
+        from llguidance import LLTokenizer
+
+        with self._lock:
+            if self._tokenizer is None:
+                try:
+                    end = sorted(self._eos_token_ids) or None
+                    self._tokenizer = LLTokenizer(self._source(), n_vocab=self._size, eos_token=end)
+                except Exception as error:
+                    message = f"the model's tokenizer allows no constrained output: {_reason(str(error))}"
+                    raise InvalidRequest(message, code="invalid_constraint") from error
+            return self._tokenizer
+
+
+def _check_patterns(schema: Any) -> None:
+    """Raise ValueError for regular expressions whose parsing, quadratic in their length, would take too long."""
+    limit, characters, todo = MAX_CHARACTERS["regex"], 0, [schema]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, dict):
+            named = part.get("patternProperties")
+            patterns = [part.get("pattern"), *(named if isinstance(named, dict) else ())]
+            characters += sum(len(pattern) for pattern in patterns if isinstance(pattern, str))
+            todo += part.values()
+        elif isinstance(part, list):
+            todo += part
+    if characters > limit:
+        raise ValueError(f"its patterns have {characters} characters; at most {limit} are allowed")
+
+
+def _grammar(constraint: Constraint) -> str:
+    from llguidance import LLMatcher
+
+    if constraint.kind == "regex":
+        return str(LLMatcher.grammar_from_regex(constraint.text))
+    schema = constraint.text or '{"type": "object"}'
+    return str(LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": WHITESPACE}))
+
+
+def _refusal(constraint: Constraint, reason: str) -> InvalidRequest:
+    what = "regular expression" if constraint.kind == "regex" else "JSON schema"
+    return InvalidRequest(f"the {what} can't be used: {reason}", code="invalid_constraint")
+
+
+def _reason(text: str) -> str:
+    """One line of what llguidance says, without the grammar around it."""
+    if found := re.search(r"^error: (.+)$", text, re.MULTILINE):
+        return found[1]
+    if text.startswith("NoExtension"):
+        return "nothing matches it"
+    if text.startswith("recursion limit"):
+        return "it is nested too deeply"
+    if "lexer_fuel" in text or "precomputation" in text:
+        return "it is too complex"
+    return text.splitlines()[0][:300] if text else "unknown fault"
