@@ -9,6 +9,7 @@ factory, which therefore makes no mask.
 import inspect
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from llm_runtime.engine.cache import KvCache
+from llm_runtime.engine.lora import AdapterSet
 from llm_runtime.engine.sampler import Sampler
 from llm_runtime.engine.scheduler import Batch, Span
 from llm_runtime.engine.sequence import Sampled
+from llm_runtime.errors import ModelUnsupported
 
 ATTENTION = "llm_runtime_slots"
 _IGNORED = {"position_ids", "is_causal", "use_cache", "output_attentions", "cache_position", "logits_to_keep"}
@@ -55,8 +58,8 @@ class _Step:
 class TransformersRunner:
     """Runs batches through `model` (a causal language model of Transformers) and samples."""
 
-    def __init__(self, model: Any, cache: KvCache, sampler: Sampler) -> None:
-        self.model, self.cache, self.sampler = model, cache, sampler
+    def __init__(self, model: Any, cache: KvCache, sampler: Sampler, adapters: AdapterSet | None = None) -> None:
+        self.model, self.cache, self.sampler, self.adapters = model, cache, sampler, adapters
         model.set_attn_implementation(ATTENTION)
         self._selects_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -69,9 +72,22 @@ class TransformersRunner:
             sequences = [span.sequence for span in batch.spans if span.samples]
             return self.sampler.sample(logits, sequences) if sequences else []
 
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Load or replace an adapter, between steps. Raises errors.Fatal subclasses, with nothing changed."""
+        if self.adapters is None:
+            raise ModelUnsupported("this engine was built without adapters")
+        self.adapters.load(name, folder)
+
+    def drop_adapter(self, name: str) -> None:
+        """Forget an adapter, between steps."""
+        if self.adapters is not None:
+            self.adapters.drop(name)
+
     def logits(self, batch: Batch) -> Any:
         """Logits after the last token of each sampling span, [sampling spans, vocabulary]."""
         device = self.model.device
+        if self.adapters is not None:
+            self.adapters.select((span.sequence.adapter, span.count) for span in batch.spans)
         ids = [token for span in batch.spans for token in _tokens(span)]
         rows = torch.tensor(_sampling_rows(batch.spans), dtype=torch.long, device=device)
         step = _step(batch.spans, self.cache, self.model.dtype, device)

@@ -64,15 +64,18 @@ def _model_length(engine: EngineConfig, loaded: "Loaded") -> int:
 
 def _runner(loaded: "Loaded", engine: EngineConfig, length: int) -> "tuple[int, TransformersRunner]":
     from llm_runtime.engine.cache import KvCache
+    from llm_runtime.engine.lora import AdapterSet
     from llm_runtime.engine.runner import TransformersRunner
     from llm_runtime.engine.sampler import Sampler
+    from llm_runtime.models.adapter import AdapterReader
     from llm_runtime.models.load import reference_logits
 
     probe = [(7919 * i + 13) % loaded.codec.vocabulary_size for i in range(min(PROBE_TOKENS, length - 1))]
     expected = reference_logits(loaded.model, probe)
     shape = _cache_shape(loaded, length)
     slots = _slots(shape, engine, loaded)
-    runner = TransformersRunner(loaded.model, KvCache(shape, slots, loaded.device), Sampler())
+    adapters = AdapterSet(loaded.model, AdapterReader(engine.max_adapter_rank))
+    runner = TransformersRunner(loaded.model, KvCache(shape, slots, loaded.device), Sampler(), adapters)
     check_agreement(runner, loaded, probe, expected)
     return slots, runner
 
