@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 SHELF_RANK = 256
 """Sum of ranks up to which adapters are computed together: masked-out columns are computed too."""
@@ -26,6 +27,9 @@ OWN_ROWS = 64
 PROBE_TOKENS = 17
 PACK_ROWS = 32
 """The number of rows that packed weights are laid out for: a decode step's."""
+
+MKL_WIDTH = 16
+"""Up to this width MKL has multiplied 32 rows before oneDNN has set up its call; beyond, oneDNN takes half the time."""
 
 BASE = ""
 """The name that stands for no adapter."""
@@ -232,8 +236,11 @@ class _Block:
             return y
         mine = product.narrow(1, second.column, self.stack.rank)
         if self.rows is None:
-            return second.matrix.times_plus(mine, y)
-        y[self.rows] = second.matrix.times_plus(mine, y[self.rows])
+            return second.matrix.added(mine, y)
+        part = y[self.rows]
+        added = second.matrix.added(mine, part)
+        if added is not part or not isinstance(self.rows, slice):  # A slice is `y` itself.
+            y[self.rows] = added
         return y
 
 
@@ -290,15 +297,19 @@ class _Stack:
 def _side_by_side(weights: list[LoraWeights | None], adapters: list[Adapter]) -> LoraWeights:
     """One module's weights of all `adapters` (of which at least one has some): [ranks, inputs], [outputs, ranks]."""
     like = next(part for part in weights if part is not None)
-    rank = sum(adapter.rank for adapter in adapters)
-    a, b = like.a.new_zeros(rank, like.a.shape[1]), like.b.new_zeros(like.b.shape[0], rank)
-    column = 0
-    for part, adapter in zip(weights, adapters, strict=True):
-        if part is not None:
-            columns = slice(column, column + part.a.shape[0])
-            a[columns], b[:, columns] = part.a, part.b
-        column += adapter.rank
-    return LoraWeights(a, b)
+    none = LoraWeights(like.a[:0], like.b[:, :0])
+    parts = [_filled(part or none, adapter.rank) for part, adapter in zip(weights, adapters, strict=True)]
+    return (
+        parts[0]
+        if len(parts) == 1
+        else LoraWeights(torch.cat([p.a for p in parts]), torch.cat([p.b for p in parts], 1))
+    )
+
+
+def _filled(part: LoraWeights, rank: int) -> LoraWeights:
+    """With zeros up to `rank`: patterns may give a module less than its adapter's highest."""
+    lacking = rank - part.a.shape[0]
+    return LoraWeights(F.pad(part.a, (0, 0, 0, lacking)), F.pad(part.b, (0, lacking))) if lacking else part
 
 
 class _Matrix:
@@ -312,36 +323,38 @@ class _Matrix:
         product = torch.mm(x, self._transposed)
         return product if mask is None else product.mul_(mask)
 
-    def times_plus(self, x: Any, y: Any) -> Any:
-        """`y + x · weightᵀ`. `x` [rows, inputs], `y` [rows, outputs]."""
-        return torch.addmm(y, x, self._transposed)
+    def added(self, x: Any, y: Any) -> Any:
+        """`y + x · weightᵀ`, in `y` itself or in a new tensor. `x` [rows, inputs], `y` [rows, outputs]."""
+        return y.addmm_(x, self._transposed)
 
 
-class _PackedMatrix(_Matrix):
-    """The same with oneDNN: weights in its own layout, mask and sum in the same pass over the output."""
+class _OneDnnMatrix(_Matrix):
+    """The same with oneDNN: the weight in its own layout, the mask and the sum in the same pass over the output."""
 
     def __init__(self, weight: Any) -> None:
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACK_ROWS)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACK_ROWS)
 
     def times(self, x: Any, mask: Any) -> Any:
         if mask is None:
-            return torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
-        return torch.ops.mkldnn._linear_pointwise.binary(x, mask, self._packed, None, "mul")
+            return torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.binary(x, mask, self._weight, None, "mul")
 
-    def times_plus(self, x: Any, y: Any) -> Any:
-        return torch.ops.mkldnn._linear_pointwise.binary(x, y, self._packed, None, "add")
+    def added(self, x: Any, y: Any) -> Any:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, y, self._weight, None, "add")
 
 
 def _matrix(weight: Any) -> _Matrix:
-    return _PackedMatrix(weight) if _packs(weight) else _Matrix(weight)
+    return _OneDnnMatrix(weight) if _prefers_onednn(weight) else _Matrix(weight)
 
 
-def _packs(weight: Any) -> bool:
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return bool(weight.dtype == torch.float32)
+def _prefers_onednn(weight: Any) -> bool:
+    """float32 on a CPU, where `mm` is MKL's. It uses oneDNN itself for bfloat16."""
+    wide = min(weight.shape) > MKL_WIDTH
+    return wide and weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_onednn()
+
+
+def _has_onednn() -> bool:
+    return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
 @dataclass(frozen=True, eq=False, slots=True)

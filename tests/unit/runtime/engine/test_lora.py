@@ -183,8 +183,11 @@ def test_adapters_of_too_many_ranks_together_are_computed_on_several_shelves(
         close(row, llama.logits_of_peft(name, ids))
 
 
-def test_without_packed_weights_the_answer_is_the_same(llama: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora, "_packs", lambda weight: False)
+@pytest.mark.parametrize("onednn", [True, False])
+def test_both_kinds_of_product_give_the_same_answer(
+    llama: World, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lora, "_prefers_onednn", lambda weight: onednn and lora._has_onednn())
     runner = llama.new_runner()
     for name, folder in llama.folders.items():
         runner.load_adapter(name, folder)
@@ -193,10 +196,7 @@ def test_without_packed_weights_the_answer_is_the_same(llama: World, monkeypatch
         close(row, llama.logits_of_peft(name, ids))
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_bfloat16_agrees_within_its_rounding(llama: World, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not packed:
-        monkeypatch.setattr(lora, "_packs", lambda weight: False)
+def test_bfloat16_agrees_within_its_rounding(llama: World) -> None:
     half = World(llama.base, llama.folders, torch.bfloat16)
     wanted = [(name, prompt(3 + i, i)) for i, name in enumerate(["", *llama.folders])]
     for (name, ids), row in zip(wanted, logits(half.runner, wanted), strict=True):
