@@ -73,6 +73,8 @@ class AdapterSet:
     def __init__(self, model: Any, reader: Reader) -> None:
         """Runs `model` once, to learn which linears read the same tensor: before its attention is replaced."""
         self._linears = _find_linears(model)
+        if any(isinstance(linear.module.forward, _AdaptedForward) for linear in self._linears.values()):
+            raise ValueError("the model has another set of adapters")
         self._reader, self._device, self._dtype = reader, model.device, model.dtype
         self._adapters: dict[str, Adapter] = {}
         self._shelves: list[list[str]] = []
@@ -374,12 +376,16 @@ class _Linear:
     read: _Input
 
     def adapt(self, step: _Step) -> None:
-        if "forward" not in vars(self.module):
+        if not isinstance(self.module.forward, _AdaptedForward):
             self.module.forward = _AdaptedForward(self.name, self.module.forward, self.read, step)
 
     def restore(self) -> None:
-        if isinstance(vars(self.module).get("forward"), _AdaptedForward):
+        adapted = self.module.forward
+        if isinstance(adapted, _AdaptedForward):
             del self.module.forward
+            # The module may have had a forward of its own before.
+            if self.module.forward != adapted.base:
+                self.module.forward = adapted.base
 
 
 @dataclass(frozen=True, slots=True)

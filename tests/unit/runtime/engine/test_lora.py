@@ -251,6 +251,16 @@ def test_what_nobody_targets_is_left_alone(llama: World) -> None:
     assert not runner.adapters._step.blocks
 
 
+def test_a_forward_that_somebody_else_put_there_is_adapted_and_given_back(llama: World) -> None:
+    runner = llama.new_runner()
+    module = runner.model.model.layers[0].self_attn.q_proj
+    own = module.forward = lambda x, usual=module.forward: usual(x)
+    runner.load_adapter("all", llama.folders["all"])
+    close(logits(runner, [("all", (1, 2))])[0], llama.logits_of_peft("all", (1, 2)))
+    runner.drop_adapter("all")
+    assert module.forward is own
+
+
 def test_linears_that_read_one_tensor_share_a_product(llama: World) -> None:
     adapters = llama.new_runner().adapters
     assert adapters is not None
