@@ -1,8 +1,8 @@
 """What adapters cost a decode step, beside the base in the same process: only the ratios matter.
 
 `python bench/lora.py [--model FOLDER] [--adapters 8] [--rank 8] [--rows 32] [--rounds 30] [--threads N]`. The base has
-oneDNN-packed linears where PyTorch offers them; adapters are random, on all linear layers. With `--threads 1` CPU time is
-measured instead of time, which neighbours on the same cores disturb less.
+oneDNN-packed linears where PyTorch offers them; adapters are random, on all linear layers. `--threads 1` measures CPU
+time, which neighbours on the same cores disturb less.
 """
 
 import argparse
