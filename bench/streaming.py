@@ -27,6 +27,8 @@ from llm_runtime import worker  # noqa: E402
 from llm_runtime.api.services import Loaded, Services  # noqa: E402
 from llm_runtime.app import Server, create_app  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
+from llm_runtime.engine.adapters import AdapterTable  # noqa: E402
+from llm_runtime.engine.blocks import BlockPool  # noqa: E402
 from llm_runtime.engine.limits import RequestLimits  # noqa: E402
 from llm_runtime.engine.local import start_local  # noqa: E402
 from llm_runtime.engine.loop import Model  # noqa: E402
@@ -57,9 +59,11 @@ class TimedRunner(ScriptedRunner):
 def build(config: RuntimeConfig, folder: Path) -> Model:
     """The scripted model; the folder's name carries what the script needs."""
     seconds, held = map(float, folder.name.split(","))
-    scheduler = Scheduler(config.engine.max_batch_size, config.engine.max_batch_tokens, config.engine.max_queue_length)
-    limits = RequestLimits(config.engine.max_model_length, CharacterVocabulary.vocabulary_size)
-    return Model(scheduler, TimedRunner(seconds, held), CharacterVocabulary(), limits)
+    engine = config.engine
+    pool = BlockPool(engine.max_batch_size * BlockPool.needed(engine.max_model_length))
+    scheduler = Scheduler(pool, engine.max_batch_size, engine.max_batch_tokens, engine.max_queue_length)
+    limits = RequestLimits(engine.max_model_length, CharacterVocabulary.vocabulary_size)
+    return Model(scheduler, TimedRunner(seconds, held), CharacterVocabulary(), limits, AdapterTable(1))
 
 
 def serve(way: str, port: int, script: str) -> None:

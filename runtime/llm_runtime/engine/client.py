@@ -239,9 +239,13 @@ class EngineClient:
         self._link.close()
 
     async def load_adapter(self, name: str, folder: Path) -> None:
-        """Load a LoRA adapter while serving. Raises EngineFailed, and nothing has changed."""
-        await self._link.call(lambda call: LoadAdapter(call, self.model, name, folder))
-        self.adapters = (*(known for known in self.adapters if known != name), name)
+        """Load or replace a LoRA adapter while serving. Raises EngineFailed, and nothing has changed.
+
+        Requests that run with the old one keep it. Over the limit, the adapter not used for longest leaves.
+        """
+        done = await self._link.call(lambda call: LoadAdapter(call, self.model, name, folder))
+        assert isinstance(done, Done)
+        self.adapters = done.adapters
 
     async def drop_adapter(self, name: str) -> None:
         """Refuse the adapter from now on, and return when its last request has ended and its memory is free."""

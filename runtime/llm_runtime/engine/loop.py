@@ -8,13 +8,15 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Any, Protocol
 
 from llm_runtime.contract import FatalReport, RuntimeConfig
+from llm_runtime.engine.adapters import AdapterTable
 from llm_runtime.engine.limits import RequestLimits
 from llm_runtime.engine.memory import MIB, resident_bytes
 from llm_runtime.engine.messages import (
@@ -61,8 +63,8 @@ class Model:
     runner: Runner
     codec: ModelCodec
     limits: RequestLimits
+    adapters: AdapterTable
     device: str = "cpu"
-    adapters: tuple[str, ...] = ()
     memory_bytes: Callable[[], int] | None = None
     """Of the device; None on a CPU."""
     free: Callable[[], object] = gc.collect
@@ -82,6 +84,15 @@ class _Built:
     report: FatalReport | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a reading thread tells the loop: an adapter, or why there is none."""
+
+    command: LoadAdapter
+    adapter: Any
+    report: FatalReport | None = None
+
+
 @dataclass(slots=True, eq=False)
 class _Served:
     """A model in the loop, and what is to happen to it."""
@@ -89,8 +100,8 @@ class _Served:
     model: Model
     runner: CarefulRunner
     retired: bool = False
-    drops: list[DropAdapter] = field(default_factory=list)
-    """Adapters to forget as soon as no request uses them."""
+    drops: dict[str, DropAdapter] = field(default_factory=dict)
+    """By the key of an adapter in use: whom to tell when its last request has ended."""
 
     @property
     def done(self) -> bool:
@@ -119,10 +130,11 @@ class StepLoop:
     ) -> None:
         """`send` is called on the loop's thread only."""
         self._build, self._send, self._trace, self._clock = build, send, trace, clock
-        self._inbox: SimpleQueue[Command | _Built] = SimpleQueue()
+        self._inbox: SimpleQueue[Command | _Built | _Read] = SimpleQueue()
         self._models: dict[int, _Served] = {}
         self._sequences: dict[int, Sequence] = {}
-        self._numbers: dict[Sequence, int] = {}
+        self._homes: dict[Sequence, tuple[int, _Served]] = {}
+        """Each sequence's number at the client, and its model."""
         self._models_seen = self._steps = self._failures = self._batch_size = 0
         self._reported_running = 0
         self._freed_prompt_tokens = (0, 0)
@@ -135,7 +147,7 @@ class StepLoop:
         """Whether it ended because nothing could be computed any more."""
         return self._failures >= MAX_FAILURES
 
-    def post(self, command: Command | _Built) -> None:
+    def post(self, command: Command | _Built | _Read) -> None:
         """Have a command carried out between two steps. May be called on any thread."""
         self._inbox.put(command)
 
@@ -145,7 +157,7 @@ class StepLoop:
         number, scheduler = self._models_seen, model.scheduler
         self._models[number] = _Served(model, CarefulRunner(model.runner))
         capacity = scheduler.max_batch_size + scheduler.max_queue_length
-        return Ready(call, number, model.limits, capacity, model.codec, model.device, model.adapters)
+        return Ready(call, number, model.limits, capacity, model.codec, model.device, model.adapters.names)
 
     def run(self) -> None:
         """Until `Close`, or until the device is found broken. Every request has then had its final event."""
@@ -166,7 +178,7 @@ class StepLoop:
         while not self._inbox.empty():
             self._carry_out(self._inbox.get())
 
-    def _carry_out(self, command: Command | _Built) -> None:
+    def _carry_out(self, command: Command | _Built | _Read) -> None:
         match command:
             case Submit():
                 self._submit(command)
@@ -182,7 +194,13 @@ class StepLoop:
                 if served := self._models.get(number):
                     served.retired = True
             case LoadAdapter():
-                self._load_adapter(command)
+                if served := self._models.get(command.model):
+                    read = partial(self._read_adapter, command, served.model.runner)
+                    threading.Thread(target=read, name="adapter", daemon=True).start()
+                else:
+                    self._send(Failed(command.call, _reported(KeyError("the model has gone"), command.name)))
+            case _Read():
+                self._install_adapter(command)
             case DropAdapter():
                 self._drop_adapter(command)
             case Close():
@@ -193,7 +211,6 @@ class StepLoop:
         worked = False
         for served in list(self._models.values()):
             worked |= self._try_step(served)
-            self._finish_drops(served)
         return worked
 
     def _free_retired(self) -> None:
@@ -255,14 +272,22 @@ class StepLoop:
         try:
             served = self._models[command.model]
             sequence = Sequence(command.request, served.model.codec)
-            served.model.scheduler.add(sequence)
+            sequence.adapter = served.model.adapters.acquire(command.request.adapter)
+            self._add(served, sequence)
         except Exception as error:  # The client has checked all this; a slip of ours must not end the engine.
             log.exception("A request can't be admitted")
             message = f"the engine did not take the request: {error}"
             event = TokenEvent(None, "", finish_reason=FinishReason.ERROR, error=message)
             self._send(Step([packed(command.number, event)], self._figures()))
             return
-        self._sequences[command.number], self._numbers[sequence] = sequence, command.number
+        self._sequences[command.number], self._homes[sequence] = sequence, (command.number, served)
+
+    def _add(self, served: _Served, sequence: Sequence) -> None:
+        try:
+            served.model.scheduler.add(sequence)
+        except Exception:
+            self._forget_adapters(served, served.model.adapters.release(sequence.adapter))
+            raise
 
     def _load(self, command: Load) -> None:
         """On the loading thread."""
@@ -298,37 +323,49 @@ class StepLoop:
         free()
         log.info("The old model is gone", extra={"resident_mib_before": before, "resident_mib": _resident_mib()})
 
-    def _load_adapter(self, command: LoadAdapter) -> None:
+    def _read_adapter(self, command: LoadAdapter, runner: Runner) -> None:
+        """On a thread of its own: what runs need not wait for a disk."""
         try:
-            self._models[command.model].model.runner.load_adapter(command.name, command.folder)
+            read = _Read(command, runner.read_adapter(command.folder))
         except Exception as error:
+            read = _Read(command, None, _reported(error, f"adapter {command.name}"))
+        self.post(read)
+
+    def _install_adapter(self, read: _Read) -> None:
+        command = read.command
+        served = self._models.get(command.model)
+        if read.report or served is None:
+            self._send(Failed(command.call, read.report or _reported(KeyError("the model has gone"), command.name)))
+            return
+        table, runner = served.model.adapters, served.model.runner
+        loading = None
+        try:
+            loading = table.load(command.name)
+            self._forget_adapters(served, loading.leaving)
+            runner.install_adapter(loading.key, read.adapter)
+        except Exception as error:
+            if loading:
+                table.drop(command.name)
             self._send(Failed(command.call, _reported(error, f"adapter {command.name}")))
         else:
-            self._send(Done(command.call))
+            self._send(Done(command.call, table.names))
 
     def _drop_adapter(self, command: DropAdapter) -> None:
-        if served := self._models.get(command.model):
-            served.drops.append(command)
-        else:
-            self._send(Done(command.call))
-
-    def _finish_drops(self, served: _Served) -> None:
-        """The client admits no more requests for these; the last one may still be running."""
-        if not served.drops:
+        """The client admits no more requests for it; the last one may still be running."""
+        served = self._models.get(command.model)
+        if served is None or command.name not in served.model.adapters.names:
+            self._send(Done(command.call, served.model.adapters.names if served else ()))
             return
-        scheduler, drops = served.model.scheduler, served.drops
-        served.drops = [drop for drop in drops if scheduler.uses(drop.name)]
-        for drop in drops:
-            if drop not in served.drops:
-                self._forget_adapter(served, drop)
+        table = served.model.adapters
+        key = table.key(command.name)
+        served.drops[key] = command
+        self._forget_adapters(served, table.drop(command.name))
 
-    def _forget_adapter(self, served: _Served, drop: DropAdapter) -> None:
-        try:
-            served.model.runner.drop_adapter(drop.name)
-        except Exception as error:
-            self._send(Failed(drop.call, _reported(error, f"adapter {drop.name}")))
-        else:
-            self._send(Done(drop.call))
+    def _forget_adapters(self, served: _Served, keys: Iterable[str]) -> None:
+        for key in keys:
+            served.model.runner.drop_adapter(key)
+            if drop := served.drops.pop(key, None):
+                self._send(Done(drop.call, served.model.adapters.names))
 
     def _end_all(self) -> None:
         reason = FinishReason.ERROR if self.broken else FinishReason.CANCELLED
@@ -342,10 +379,12 @@ class StepLoop:
 
     def _report(self, deliveries: list[Delivery]) -> None:
         """Everything that a step brought, in one message."""
-        events = [packed(self._numbers[delivery.sequence], delivery.event) for delivery in deliveries]
+        events = [packed(self._homes[delivery.sequence][0], delivery.event) for delivery in deliveries]
         for delivery in deliveries:
             if delivery.event.finish_reason is not None:
-                del self._sequences[self._numbers.pop(delivery.sequence)]
+                number, served = self._homes.pop(delivery.sequence)
+                del self._sequences[number]
+                self._forget_adapters(served, served.model.adapters.release(delivery.sequence.adapter))
         figures = self._figures()
         self._reported_running = figures.running
         self._send(Step(events, figures))

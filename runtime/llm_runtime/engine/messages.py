@@ -52,7 +52,7 @@ class Retire:
 
 @dataclass(frozen=True, slots=True)
 class LoadAdapter:
-    """Make a LoRA adapter known under `name`. Answered by `Done` or `Failed`."""
+    """Make a LoRA adapter known under `name`, in the place of one of that name. Answered by `Done` or `Failed`."""
 
     call: int
     model: int
@@ -93,6 +93,8 @@ class Done:
     """A call was carried out."""
 
     call: int
+    adapters: tuple[str, ...]
+    """Of the model that the call was about: those that a request may name from now on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from llm_runtime.engine.memory import StepOutOfMemory
 from llm_runtime.engine.scheduler import Batch, Span
@@ -33,11 +33,15 @@ class Runner(Protocol):
         """
         ...
 
-    def load_adapter(self, name: str, folder: Path) -> None:
-        """Make a LoRA adapter known. Raises errors.Fatal subclasses."""
+    def read_adapter(self, folder: Path) -> Any:
+        """Read and check a LoRA adapter, beside the steps. Raises errors.Fatal subclasses."""
         ...
 
-    def drop_adapter(self, name: str) -> None:
+    def install_adapter(self, key: str, adapter: Any) -> None:
+        """Serve what `read_adapter` gave to sequences whose `adapter` is `key`."""
+        ...
+
+    def drop_adapter(self, key: str) -> None:
         """Forget an adapter; no sequence of a later batch names it."""
         ...
 

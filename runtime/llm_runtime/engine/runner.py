@@ -11,18 +11,18 @@ import torch
 
 from llm_runtime.engine.attention import ATTENTION, Step
 from llm_runtime.engine.cache import KvCache
+from llm_runtime.engine.lora import Adapter, AdapterSet
 from llm_runtime.engine.memory import StepOutOfMemory
 from llm_runtime.engine.sampler import Sampler
 from llm_runtime.engine.scheduler import Batch, Span
 from llm_runtime.engine.sequence import Sampled
-from llm_runtime.errors import ModelUnsupported
 
 
 class TransformersRunner:
     """Runs batches through `model` (a causal language model of Transformers) and samples."""
 
-    def __init__(self, model: Any, cache: KvCache, sampler: Sampler) -> None:
-        self.model, self.cache, self.sampler = model, cache, sampler
+    def __init__(self, model: Any, cache: KvCache, sampler: Sampler, adapters: AdapterSet) -> None:
+        self.model, self.cache, self.sampler, self.adapters = model, cache, sampler, adapters
         model.set_attn_implementation(ATTENTION)
         self._selects_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -38,11 +38,17 @@ class TransformersRunner:
         torch.cuda.empty_cache()
         raise StepOutOfMemory(message)
 
-    def load_adapter(self, name: str, folder: Path) -> None:
-        raise ModelUnsupported(f"adapter {name}: this runtime does not serve adapters yet")
+    def read_adapter(self, folder: Path) -> Adapter:
+        """Read and check an adapter; on any thread. Raises errors.Fatal subclasses."""
+        return self.adapters.read(folder)
 
-    def drop_adapter(self, name: str) -> None:
-        raise ModelUnsupported(f"adapter {name}: this runtime does not serve adapters yet")
+    def install_adapter(self, key: str, adapter: Adapter) -> None:
+        """Compute with `adapter` the rows of sequences that name `key`; between steps."""
+        self.adapters.install(key, adapter)
+
+    def drop_adapter(self, key: str) -> None:
+        """Forget an adapter that no sequence names any more; between steps."""
+        self.adapters.drop(key)
 
     def _forward(self, batch: Batch) -> list[Sampled]:
         with torch.inference_mode():
@@ -53,6 +59,7 @@ class TransformersRunner:
     def logits(self, batch: Batch) -> Any:
         """Logits after the last token of each sampling span, [sampling spans, vocabulary]."""
         device = self.model.device
+        self.adapters.select((span.sequence.adapter, span.count) for span in batch.spans)
         step = Step(batch.spans, self.cache, device.type)
         ids = [token for span in batch.spans for token in _tokens(span)]
         rows = torch.tensor(_sampling_rows(batch.spans), dtype=torch.long, device=device)

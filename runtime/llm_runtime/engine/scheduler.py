@@ -94,14 +94,6 @@ class Scheduler:
         sequence.arrival = self._arrivals
         self.waiting.add(sequence)
 
-    def uses(self, adapter: str) -> bool:
-        """Whether anybody runs or waits with this adapter."""
-        return any(sequence.request.adapter == adapter for sequence in (*self.running, *self.waiting))
-
-    def renew(self, adapter: str) -> None:
-        """The adapter's weights have changed: nothing computed with the old ones may be found again."""
-        self._roots.pop(adapter, None)
-
     def drop_cancelled(self) -> list[Delivery]:
         """Free the places of cancelled sequences."""
         return self._end([s for s in (*self.running, *self.waiting) if s.cancelled], FinishReason.CANCELLED)
@@ -142,7 +134,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         while len(self.running) < self.max_batch_size and (sequence := self.waiting.first(self._tenants)):
-            blocks = self.pool.take(sequence.longest, self._root(sequence.request.adapter), sequence.token_ids)
+            blocks = self.pool.take(sequence.longest, self._root(sequence.adapter), sequence.token_ids)
             if blocks is None:
                 break
             self.waiting.pop(sequence)
@@ -153,6 +145,7 @@ class Scheduler:
             self._skip_to(sequence, len(blocks.known) * BLOCK_TOKENS)
 
     def _root(self, adapter: str) -> int:
+        """Each version of an adapter computes other keys and values, which only its own sequences may find."""
         if adapter not in self._roots:
             self._roots[adapter] = self.pool.new_root()
         return self._roots[adapter]

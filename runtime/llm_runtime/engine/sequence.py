@@ -90,18 +90,19 @@ class Sequence:
     """A request on its way through the engine.
 
     `token_ids` is the prompt followed by what was generated; the first `computed` of them have keys and values in the
-    cache. There is no prefill and no decode phase: a sequence just catches up with its own tokens.
+    cache. There is no prefill and no decode phase: a sequence just catches up with its own tokens. `adapter` is the key
+    of the weights it runs with: the request's name for them, or what `AdapterTable.acquire` gave for it.
     """
 
     __slots__ = (
         "_detokenizer", "_held", "_stop_token_ids", "_vocabulary",
-        "arrival", "biases", "blocks", "cached", "cancelled", "computed", "counts", "finish_reason", "matcher",
-        "prompt_length", "request",
-        "token_ids",
+        "adapter", "arrival", "biases", "blocks", "cached", "cancelled", "computed", "counts", "finish_reason",
+        "matcher", "prompt_length", "request", "token_ids",
     )  # fmt: skip
 
     def __init__(self, request: GenerationRequest, vocabulary: Vocabulary) -> None:
         self.request = request
+        self.adapter = request.adapter
         self.token_ids = list(request.prompt_token_ids)
         self.prompt_length = len(self.token_ids)
         self.computed = 0

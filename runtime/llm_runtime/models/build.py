@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_runtime.contract import EngineConfig, RuntimeConfig
+from llm_runtime.engine.adapters import AdapterTable
 from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool
 from llm_runtime.engine.budget import PrefillBudget
 from llm_runtime.engine.client import EngineClient
@@ -14,9 +15,10 @@ from llm_runtime.engine.limits import RequestLimits
 from llm_runtime.engine.local import start_local
 from llm_runtime.engine.loop import Model
 from llm_runtime.engine.memory import available_bytes, blocks_that_fit
+from llm_runtime.engine.recovery import Runner
 from llm_runtime.engine.scheduler import Batch, Scheduler, Span
 from llm_runtime.engine.sequence import Sequence
-from llm_runtime.errors import ModelUnsupported
+from llm_runtime.errors import ConfigInvalid, ModelUnsupported
 from llm_runtime.models.codec import Codec
 from llm_runtime.request import GenerationRequest, Sampling
 
@@ -54,18 +56,29 @@ def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
     loaded = load(model_folder, config.engine, config.model)
     length = _model_length(config.engine, loaded)
     pool, runner = _runner(loaded, config.engine, length)
-    for adapter in config.adapters:
-        runner.load_adapter(adapter.name, Path(adapter.path))
     return Model(
         scheduler=_scheduler(config.engine, pool, loaded.device),
         runner=runner,
         codec=loaded.codec,
         limits=RequestLimits(length, loaded.codec.vocabulary_size),
         device=loaded.device,
-        adapters=tuple(adapter.name for adapter in config.adapters),
+        adapters=_adapters(config, runner),
         memory_bytes=None if loaded.device == "cpu" else used_device_bytes,
         free=free_memory,
     )
+
+
+def _adapters(config: RuntimeConfig, runner: Runner) -> AdapterTable:
+    most = config.engine.max_adapters
+    if len(config.adapters) > most:
+        raise ConfigInvalid(
+            f"{len(config.adapters)} adapters are configured; engine.maxAdapters allows {most}: raise it"
+        )
+    table = AdapterTable(most)
+    for adapter in config.adapters:
+        runner.install_adapter(table.load(adapter.name).key, runner.read_adapter(Path(adapter.path)))
+        log.info("adapter loaded", extra={"adapter": adapter.name, "folder": adapter.path})
+    return table
 
 
 def _model_length(engine: EngineConfig, loaded: "Loaded") -> int:
@@ -89,8 +102,10 @@ def _runner(loaded: "Loaded", engine: EngineConfig, length: int) -> "tuple[Block
     from llm_runtime.engine.cache import KvCache
     from llm_runtime.engine.fused import fuse
     from llm_runtime.engine.linears import pack_linears
+    from llm_runtime.engine.lora import AdapterSet
     from llm_runtime.engine.runner import TransformersRunner
     from llm_runtime.engine.sampler import Sampler
+    from llm_runtime.models.adapter import AdapterReader
     from llm_runtime.models.load import reference_logits
 
     probe = [(7919 * i + 13) % loaded.codec.vocabulary_size for i in range(min(PROBE_TOKENS, length - 1))]
@@ -100,7 +115,9 @@ def _runner(loaded: "Loaded", engine: EngineConfig, length: int) -> "tuple[Block
         fuse(loaded.model)
     shape = _cache_shape(loaded)
     pool = BlockPool(_blocks(shape, engine, loaded, length), engine.prefix_caching)
-    runner = TransformersRunner(loaded.model, KvCache(shape, pool.size, loaded.device), Sampler())
+    # Before the runner: it runs the model once with the attention it came with.
+    adapters = AdapterSet(loaded.model, AdapterReader(engine.max_adapter_rank))
+    runner = TransformersRunner(loaded.model, KvCache(shape, pool.size, loaded.device), Sampler(), adapters)
     check_agreement(runner, pool, loaded, probe, expected)
     return pool, runner
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llm_runtime.engine.adapters import AdapterTable
 from llm_runtime.engine.blocks import BlockPool
 from llm_runtime.engine.budget import PrefillBudget
 from llm_runtime.engine.client import EngineClient
@@ -102,13 +103,16 @@ class ScriptedRunner:
         self.adapters: dict[str, Path] = {}
         self.gate: threading.Semaphore | None = None
 
-    def load_adapter(self, name: str, folder: Path) -> None:
+    def read_adapter(self, folder: Path) -> Path:
         if not folder.is_dir():
             raise ModelNotFound(f"{folder} is not there")
-        self.adapters[name] = folder
+        return folder
 
-    def drop_adapter(self, name: str) -> None:
-        del self.adapters[name]
+    def install_adapter(self, key: str, adapter: Path) -> None:
+        self.adapters[key] = adapter
+
+    def drop_adapter(self, key: str) -> None:
+        del self.adapters[key]
 
     def forward(self, batch: Batch) -> list[Sampled]:
         if self.gate is not None:
@@ -138,6 +142,7 @@ def model(
     runner: ScriptedRunner, slots: int = 4, max_queue_length: int = 8, max_batch_tokens: int = 64, **fields: Any
 ) -> Model:
     limits = RequestLimits(max_model_length=256, vocabulary_size=2000)
+    fields.setdefault("adapters", AdapterTable(4))
     return Model(scheduler(slots, max_batch_tokens, max_queue_length), runner, CharacterVocabulary(), limits, **fields)
 
 

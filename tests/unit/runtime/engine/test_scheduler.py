@@ -201,12 +201,12 @@ def test_an_answer_is_known_to_the_next_turn_of_the_conversation() -> None:
     assert shape(step(one)[0]) == [("b", 32, 12, True)]
 
 
-def test_other_adapters_and_renewed_ones_share_no_beginning() -> None:
+def test_versions_of_adapters_share_no_beginning() -> None:
     one = scheduler()
-    for number, (adapter, start) in enumerate([("", 0), ("legal", 0), ("legal", 32), ("renewed", 0)]):
-        if adapter == "renewed":
-            one.renew(adapter := "legal")
-        one.add(sequence("p" * 40, name=str(number), max_tokens=1, adapter=adapter))
+    for number, (adapter, start) in enumerate([("", 0), ("legal@1", 0), ("legal@1", 32), ("legal@2", 0), ("", 32)]):
+        newcomer = sequence("p" * 40, name=str(number), max_tokens=1)
+        newcomer.adapter = adapter
+        one.add(newcomer)
         assert shape(step(one)[0]) == [(str(number), start, 40 - start, True)]
 
 

@@ -11,7 +11,9 @@ import pytest
 
 from llm_runtime.contract import ModelConfig, RuntimeConfig
 from llm_runtime.engine import client as client_module
+from llm_runtime.engine.adapters import AdapterTable
 from llm_runtime.engine.client import EngineClient
+from llm_runtime.engine.local import start_local
 from llm_runtime.engine.loop import Model
 from llm_runtime.errors import EngineFailed, ModelCorrupt, NotFound, ServiceUnavailable
 from llm_runtime.request import GenerationRequest, Sampling
@@ -140,7 +142,7 @@ async def test_an_adapter_is_known_once_it_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="french"):
         running.generate(for_adapter("french"))
     await running.load_adapter("french", tmp_path)
-    assert (running.adapters, runner.adapters) == (("french",), {"french": tmp_path})
+    assert (running.adapters, runner.adapters) == (("french",), {"french@1": tmp_path})
     assert text_of(await collect(running, for_adapter("french"))) == "oui"
     running.close()
 
@@ -163,7 +165,7 @@ async def test_a_dropped_adapter_is_refused_at_once_and_serves_to_the_end_of_its
     await asyncio.sleep(0.02)
     with pytest.raises(NotFound):
         running.generate(for_adapter("french"))
-    assert "french" in runner.adapters
+    assert "french@1" in runner.adapters
     assert not drop.done()
     runner.gate.release(100)  # type: ignore[union-attr]
     assert text_of(await job) == "oui oui"
@@ -176,4 +178,37 @@ async def test_an_adapter_that_is_not_there_can_not_be_dropped() -> None:
     running = engine(ScriptedRunner())
     with pytest.raises(NotFound):
         await running.drop_adapter("french")
+    running.close()
+
+
+async def test_a_replaced_adapter_serves_to_the_end_of_its_requests(tmp_path: Path) -> None:
+    runner = gated({"old": "vieux", "new": "neuf"})
+    running = await loaded(runner, tmp_path)
+    old = asyncio.create_task(collect(running, for_adapter("french", "old")))
+    await until(lambda: running.stats().running == 1)
+    replacing = asyncio.create_task(running.load_adapter("french", tmp_path))
+    for _ in range(2):  # One step until the command is seen, another one while a thread reads.
+        await asyncio.sleep(0.05)
+        runner.gate.release(1)  # type: ignore[union-attr]
+    await replacing
+    assert sorted(runner.adapters) == ["french@1", "french@2"]
+    new = asyncio.create_task(collect(running, for_adapter("french", "new")))
+    runner.gate.release(100)  # type: ignore[union-attr]
+    assert (text_of(await old), text_of(await new)) == ("vieux", "neuf")
+    await until(lambda: sorted(runner.adapters) == ["french@2"])
+    used = {span.sequence.adapter for batch in runner.batches for span in batch.spans}
+    assert used == {"french@1", "french@2"}
+    running.close()
+
+
+async def test_over_the_limit_the_adapter_not_used_for_longest_leaves(tmp_path: Path) -> None:
+    runner = ScriptedRunner({"r": "oui"})
+    running = start_local(model(runner, adapters=AdapterTable(2)))
+    for name in ("french", "german"):
+        await running.load_adapter(name, tmp_path)
+    await collect(running, for_adapter("french"))
+    await running.load_adapter("italian", tmp_path)
+    assert running.adapters == ("french", "italian")
+    with pytest.raises(NotFound, match="german"):
+        running.generate(for_adapter("german"))
     running.close()
