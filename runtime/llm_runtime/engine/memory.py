@@ -40,6 +40,19 @@ def blocks_that_fit(wanted: int, one_sequence: int, block_bytes: int, free_bytes
     return int(blocks)
 
 
+def check_room(folder: Path, free_bytes: int) -> None:
+    """Raise OutOfMemory when the weights in `folder` can't fit into `free_bytes`.
+
+    The kernel would find out too late: by killing the process, and with it a model that serves.
+    """
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if size > free_bytes:
+        raise OutOfMemory(
+            f"the weights in {folder} need at least {size / MIB:.0f} MiB, but only {max(free_bytes, 0) / MIB:.0f} MiB "
+            "are free; raise the memory limit"
+        )
+
+
 def _host_available(meminfo: Path) -> int:
     try:
         for line in meminfo.read_text().splitlines():

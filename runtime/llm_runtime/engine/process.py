@@ -51,6 +51,7 @@ class EngineProcess(asyncio.Protocol):
         # A copy that is this object's own: it can be shut down from any thread.
         self._socket = ours.dup()
         self._ending: asyncio.Task[None] | None = None
+        self._wanted_gone = False
 
     @classmethod
     async def start(cls, link: EngineLink, command: Sequence[str]) -> "EngineProcess":
@@ -84,6 +85,7 @@ class EngineProcess(asyncio.Protocol):
         return self._transport is not None and self._process.poll() is None
 
     def close(self) -> None:
+        self._wanted_gone = True
         with suppress(OSError):  # It has gone already.
             self._socket.shutdown(socket.SHUT_RDWR)
         try:
@@ -94,6 +96,7 @@ class EngineProcess(asyncio.Protocol):
 
     def kill(self) -> None:
         """End it without waiting for the step it is in."""
+        self._wanted_gone = True
         self._process.kill()
         self._process.wait()
 
@@ -108,7 +111,7 @@ class EngineProcess(asyncio.Protocol):
         except subprocess.TimeoutExpired:
             self.kill()
             status = self._process.returncode
-        if status:
+        if status and not self._wanted_gone:
             log.error("The engine's process ended with status %d", status)
         self._link.lost(_report(status))
 

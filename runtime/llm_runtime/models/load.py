@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from llm_runtime.contract import EngineConfig, ModelConfig
+from llm_runtime.engine.memory import available_bytes, check_room
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelUnsupported, OutOfMemory
 from llm_runtime.models.codec import SPECIAL_TOKENS, Codec, eos_token_ids, folder_template, read_json
 
@@ -50,6 +51,8 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
     refuse_unsupported(settings)
     device = _device(engine.device)
     dtype = _dtype(engine.dtype, device, settings)
+    if device == "cpu":
+        check_room(folder, available_bytes())
     weights = _weights(folder, device, dtype)
     codec = _codec(folder, model.chat_template, weights)
     parameters = sum(parameter.numel() for parameter in weights.parameters())

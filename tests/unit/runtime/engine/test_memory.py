@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_runtime.engine.memory import MIB, available_bytes, blocks_that_fit
+from llm_runtime.engine.memory import MIB, available_bytes, blocks_that_fit, check_room, resident_bytes
 from llm_runtime.engine.threads import configure_threads, usable_cores
 from llm_runtime.errors import OutOfMemory
 
@@ -21,6 +21,19 @@ def test_the_containers_limit_counts_and_cached_files_are_free(tmp_path: Path) -
     write(tmp_path, memory__max=str(1000 * MIB), memory__current=str(600 * MIB), memory__stat=stat)
     meminfo = write(tmp_path, meminfo="MemTotal: 99 kB\nMemAvailable: 99999999 kB\n") / "meminfo"
     assert available_bytes(tmp_path, meminfo) == 550 * MIB
+
+
+def test_weights_that_can_not_fit_are_refused_before_the_kernel_notices(tmp_path: Path) -> None:
+    for part in range(2):
+        (tmp_path / f"model-{part}.safetensors").write_bytes(bytes(2 * MIB))
+    check_room(tmp_path, 4 * MIB)
+    with pytest.raises(OutOfMemory, match="4 MiB"):
+        check_room(tmp_path, 3 * MIB)
+
+
+def test_a_process_knows_its_own_memory(tmp_path: Path) -> None:
+    assert resident_bytes() > MIB
+    assert resident_bytes(tmp_path / "missing") == 0
 
 
 def test_without_a_limit_the_host_decides(tmp_path: Path) -> None:

@@ -191,13 +191,13 @@ async def test_a_replaced_adapter_serves_to_the_end_of_its_requests(tmp_path: Pa
         await asyncio.sleep(0.05)
         runner.gate.release(1)  # type: ignore[union-attr]
     await replacing
-    assert sorted(runner.adapters) == ["french@1", "french@2"]
+    assert sorted(runner.adapters) == ["french@1", "french@3"]
     new = asyncio.create_task(collect(running, for_adapter("french", "new")))
     runner.gate.release(100)  # type: ignore[union-attr]
     assert (text_of(await old), text_of(await new)) == ("vieux", "neuf")
-    await until(lambda: sorted(runner.adapters) == ["french@2"])
+    await until(lambda: sorted(runner.adapters) == ["french@3"])
     used = {span.sequence.adapter for batch in runner.batches for span in batch.spans}
-    assert used == {"french@1", "french@2"}
+    assert used == {"french@1", "french@3"}
     running.close()
 
 
