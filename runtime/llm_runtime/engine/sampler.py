@@ -147,24 +147,27 @@ def _filtered(scores: Any, samplings: list[Sampling], counts: tuple[int, ...] = 
 
 
 def _filter_among(scores: Any, rows: list[int], samplings: list[Sampling], count: int) -> list[int]:
-    """Filter those `rows` of `scores` whose filters leave no more than the `count` likeliest tokens; the other rows."""
+    """Filter those `rows` of `scores` whose filters leave fewer than the `count` likeliest tokens; give the others."""
     chosen, part = [samplings[row] for row in rows], _rows(scores, rows)
     if all(sampling.top_k == 0 and sampling.top_p >= 1.0 for sampling in chosen):
-        scores[rows] = part.masked_fill(part < part.amax(-1, keepdim=True) + _log_min_p(chosen, part), NOTHING)
-        return []
-    count = min(part.shape[-1], max(count, *(sampling.top_k for sampling in chosen)))
-    values = _likeliest(part, count)
-    holds_all = count == part.shape[-1] or all(sampling.top_k > 0 for sampling in chosen)
-    least = _least(values, (values if holds_all else part).logsumexp(-1, keepdim=True), chosen)
-    # A row without top-k whose last candidate is kept may have to keep more than there are.
-    short = [] if holds_all else (least <= values[:, -1:]).squeeze(1).tolist()
-    short = [row for row, last, s in zip(rows, short, chosen, strict=False) if last and s.top_k == 0]
-    if short:
-        least[[rows.index(row) for row in short]] = NOTHING  # Nothing is below it: the next look is on the whole row.
-    kept = part.masked_fill_(part < least, NOTHING)
-    if kept is not scores:
-        scores[rows] = kept
-    return short
+        least, short = part.amax(-1, keepdim=True) + _log_min_p(chosen, part), []
+    else:
+        count = min(part.shape[-1], max(count, *(sampling.top_k for sampling in chosen)))
+        values = _likeliest(part, count)
+        holds_all = count == part.shape[-1] or all(sampling.top_k > 0 for sampling in chosen)
+        least = _least(values, (values if holds_all else part).logsumexp(-1, keepdim=True), chosen)
+        short = [] if holds_all else _short(least, values, chosen)
+        least[short] = NOTHING  # Nothing is below that: they stay whole for the next look.
+    part.masked_fill_(part < least, NOTHING)
+    if part is not scores:
+        scores[rows] = part
+    return [rows[place] for place in short]
+
+
+def _short(least: Any, values: Any, samplings: list[Sampling]) -> list[int]:
+    """Places of the rows that keep even their last candidate: they may have to keep more than there are."""
+    last_is_kept = (least <= values[:, -1:]).squeeze(1).tolist()
+    return [place for place, kept in enumerate(last_is_kept) if kept and samplings[place].top_k == 0]
 
 
 def _likeliest(part: Any, count: int) -> Any:
@@ -205,7 +208,7 @@ def _draw(scores: Any, keys: list[int]) -> Any:
     if size % BLOCK:
         scores = F.pad(scores, (0, blocks * BLOCK - size), value=NOTHING)
     noise = torch.from_numpy(gumbel(keys, blocks + BLOCK)).to(scores.device)
-    scores = scores.view(rows, blocks, BLOCK)
+    scores = scores.reshape(rows, blocks, BLOCK)
     block = (scores.logsumexp(-1) + noise[:, :blocks]).argmax(-1)
     inside = (scores[torch.arange(rows, device=scores.device), block] + noise[:, blocks:]).argmax(-1)
     return block * BLOCK + inside
