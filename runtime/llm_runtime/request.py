@@ -113,6 +113,8 @@ class EngineStats:
     """Prompt tokens of all admitted requests so far."""
     cached_prompt_tokens: int = 0
     """How many of them came out of the prefix cache."""
+    kind: Literal["batched", "sequential"] = "batched"
+    """Sequential: the slow path, one sequence after another within a step."""
 
 
 class Engine(Protocol):

@@ -46,7 +46,7 @@ class Sequence:
     """
 
     __slots__ = (
-        "_detokenizer", "_held", "_stop_token_ids", "_vocabulary",
+        "__weakref__", "_detokenizer", "_held", "_stop_token_ids", "_vocabulary",
         "arrival", "cancelled", "computed", "finish_reason", "prompt_length", "request", "token_ids",
     )  # fmt: skip
 

@@ -66,36 +66,23 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
 
 
 def refuse_unsupported(settings: Any) -> None:
-    """Raise ModelUnsupported for a configuration whose attention is not the plain one that the engine computes.
+    """Raise ModelUnsupported for a configuration that no runner of this engine serves.
 
-    What a configuration does not tell (a bias, sinks) is found by the comparison at start-up: `build.check_agreement`.
+    How the others are served is decided by comparison at start-up: `runners.choose_runner`.
     """
     name = ", ".join(getattr(settings, "architectures", None) or [settings.model_type])
-    text = settings.get_text_config()
     if settings.is_encoder_decoder:
         raise ModelUnsupported(f"{name} is an encoder-decoder model; this runtime serves decoder-only language models")
     if getattr(settings, "quantization_config", None):
         raise ModelUnsupported(f"{name} is stored quantised; save it in bfloat16 or float32 safetensors")
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"]) - {"full_attention"}
-    if kinds:
-        raise ModelUnsupported(
-            f"{name} has layers of kind {', '.join(sorted(kinds))}; only full attention is supported"
-        )
-    if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
-        raise ModelUnsupported(
-            f"{name} attends over a sliding window of {text.sliding_window} tokens; only full attention is supported. "
-            "If maxModelLength stays below the window, set sliding_window to null in the model's config.json"
-        )
-    if getattr(text, "attn_logit_softcapping", None):
-        raise ModelUnsupported(f"{name} caps its attention scores (attn_logit_softcapping), which is not supported")
 
 
-def reference_logits(model: Any, token_ids: list[int]) -> list[float]:
-    """The model's own logits after `token_ids`, computed in one go with its own attention."""
+def reference_logits(model: Any, token_ids: list[int], position: int = -1) -> list[float]:
+    """The model's own logits at a position of `token_ids`, computed in one go with its own attention."""
     try:
         with torch.inference_mode():
             ids = torch.tensor([token_ids], device=model.device)
-            return list(model(input_ids=ids, use_cache=False).logits[0, -1].float().tolist())
+            return list(model(input_ids=ids, use_cache=False).logits[0, position].float().tolist())
     except (ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelUnsupported(f"{type(model).__name__} does not run in Transformers as configured: {error}") from error
 
@@ -142,8 +129,6 @@ def _weights(folder: Path, device: str, dtype: Any) -> Any:
         )  # fmt: skip
         model.eval().requires_grad_(False)
         _check_report(folder, report)
-        if not model._supports_attention_backend:
-            raise ModelUnsupported(f"{type(model).__name__} has attention of its own that can't be replaced")
         return model.to(device)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise OutOfMemory(
