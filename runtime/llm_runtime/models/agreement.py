@@ -26,9 +26,9 @@ class LogitsRunner(Protocol):
     def logits(self, batch: Batch) -> Any: ...
 
 
-def probe_tokens(loaded: "Loaded", length: int) -> list[int]:
+def probe_tokens(vocabulary_size: int, length: int = PROBE_TOKENS + 1) -> list[int]:
     """Tokens to compare with: no two alike, and no more than the engine's length has room for."""
-    return [(7919 * i + 13) % loaded.codec.vocabulary_size for i in range(min(PROBE_TOKENS, length - 1))]
+    return [(7919 * i + 13) % vocabulary_size for i in range(min(PROBE_TOKENS, length - 1))]
 
 
 def three_ways(probe: list[int]) -> tuple[int, ...]:

@@ -61,7 +61,7 @@ def _batched(loaded: "Loaded", engine: EngineConfig, length: int) -> "tuple[int,
     from llm_runtime.engine.sampler import Sampler
     from llm_runtime.models.load import reference_logits
 
-    probe = probe_tokens(loaded, length)
+    probe = probe_tokens(loaded.codec.vocabulary_size, length)
     expected = reference_logits(loaded.model, probe)
     shape = _cache_shape(loaded, length)
     slots = _slots(shape, engine, loaded)

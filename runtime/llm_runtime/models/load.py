@@ -20,7 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from llm_runtime.contract import EngineConfig, ModelConfig
+from llm_runtime.engine.int8 import quantize_int8
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelUnsupported, OutOfMemory
+from llm_runtime.models.agreement import difference, probe_tokens
 from llm_runtime.models.codec import SPECIAL_TOKENS, Codec, eos_token_ids, folder_template, read_json
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ transformers_logging.disable_progress_bar()
 
 MIB = 1 << 20
 _KEYS_SHOWN = 5
+MAX_INT8_DIFFERENCE = 0.5
+"""Relative change of a probe's logits beyond which quantisation has destroyed a model rather than rounded it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
     refuse_unsupported(settings)
     device = _device(engine.device)
     dtype = _dtype(engine.dtype, device, settings)
-    weights = _weights(folder, device, dtype)
+    weights = _weights(folder, device, dtype, engine.quantization)
     codec = _codec(folder, model.chat_template, weights)
     parameters = sum(parameter.numel() for parameter in weights.parameters())
     log.info(
@@ -121,7 +125,7 @@ def _dtype(wanted: str, device: str, settings: Any) -> Any:
     return (getattr(settings, "dtype", None) or torch.float32) if device == "cuda" else torch.float32
 
 
-def _weights(folder: Path, device: str, dtype: Any) -> Any:
+def _weights(folder: Path, device: str, dtype: Any, quantization: str) -> Any:
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
@@ -129,6 +133,8 @@ def _weights(folder: Path, device: str, dtype: Any) -> Any:
         )  # fmt: skip
         model.eval().requires_grad_(False)
         _check_report(folder, report)
+        if quantization == "int8":
+            _to_int8(model)
         return model.to(device)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise OutOfMemory(
@@ -138,6 +144,32 @@ def _weights(folder: Path, device: str, dtype: Any) -> Any:
         raise ModelUnsupported(f"Transformers does not load {folder} as a language model: {error}") from error
     except (OSError, RuntimeError, KeyError) as error:
         raise ModelCorrupt(f"the weights in {folder} can't be loaded: {error}") from error
+
+
+def _to_int8(model: Any) -> None:
+    """Quantise before the weights go to a device, and say what it costs. Raises ModelUnsupported when that is all."""
+    probe = probe_tokens(model.get_input_embeddings().num_embeddings)
+    whole_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    before = reference_logits(model, probe)
+    saved = quantize_int8(model, lambda: reference_logits(model, probe))
+    try:
+        apart = difference(reference_logits(model, probe), before)
+    except ModelUnsupported as error:
+        raise ModelUnsupported(f"{error}; with engine.quantization none it may run") from error
+    facts = {
+        "mib_before": whole_bytes // MIB,
+        "mib_saved": saved // MIB,
+        "relative_difference_of_logits": round(apart, 4),
+    }
+    if not apart <= MAX_INT8_DIFFERENCE:
+        raise ModelUnsupported(
+            f"{type(model).__name__} does not bear int8 weights: its logits change by {apart:.0%}; "
+            "set engine.quantization to none"
+        )
+    if not saved:
+        log.warning("int8 changes nothing: the model has no linear layers of the plain kind", extra=facts)
+    else:
+        log.info("linear weights are kept as int8", extra=facts)
 
 
 def _check_report(folder: Path, report: dict[str, Any]) -> None:

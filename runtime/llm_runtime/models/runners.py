@@ -83,7 +83,7 @@ def choose_runner(loaded: Loaded, engine: EngineConfig, length: int, build_batch
 def _batched(loaded: Loaded, engine: EngineConfig, length: int, build_batched: BuildBatched) -> Chosen:
     if reason := obstacle(loaded.model.config, length):
         raise ModelUnsupported(f"{type(loaded.model).__name__} {reason}")
-    probe = probe_tokens(loaded, length)
+    probe = probe_tokens(loaded.codec.vocabulary_size, length)
     windowed = any(window < length for window in _windows(loaded.model.config))
     expected = _short_sighted(loaded, probe) if windowed else []
     slots, runner = build_batched(loaded, engine, length)
@@ -152,7 +152,7 @@ def _short_sighted(loaded: Loaded, probe: list[int]) -> list[float]:
 
 
 def _sequential(loaded: Loaded, engine: EngineConfig, length: int) -> Chosen:
-    probe = probe_tokens(loaded, length)
+    probe = probe_tokens(loaded.codec.vocabulary_size, length)
     _refuse_looking_ahead(loaded, probe)
     expected = reference_logits(loaded.model, probe)
     whole = _reads_whole_prompts(loaded, probe, expected)

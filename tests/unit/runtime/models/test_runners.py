@@ -89,7 +89,7 @@ def test_what_a_short_probe_can_not_see_is_read_from_the_configuration(settings:
 
 @pytest.mark.parametrize("loaded", ["Gemma 2", "Mistral with a sliding window"], indirect=True)
 def test_a_window_of_any_size_is_shortened_for_the_probe_and_restored(loaded: Loaded) -> None:
-    probe = agreement.probe_tokens(loaded, LENGTH)
+    probe = agreement.probe_tokens(loaded.codec.vocabulary_size, LENGTH)
     before = reference_logits(loaded.model, probe)
     with windows_of(loaded.model, runners.PROBE_WINDOW):
         assert agreement.difference(reference_logits(loaded.model, probe), before) > 0.01
