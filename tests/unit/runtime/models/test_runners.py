@@ -106,6 +106,14 @@ def test_a_batched_runner_that_ignores_the_window_is_not_taken(loaded: Loaded) -
     assert choose_runner(loaded, ENGINE, LENGTH, ignores_windows).kind == "sequential"
 
 
+@pytest.mark.parametrize("loaded", ["Mistral with a sliding window", "Gemma 2", "GPT-OSS"], indirect=True)
+def test_a_batched_runner_that_honours_the_window_is_taken(loaded: Loaded) -> None:
+    def honours_windows(loaded: Loaded, engine: EngineConfig, length: int) -> tuple[int, Any]:
+        return 4, SequentialRunner(loaded.model, Sampler())
+
+    assert choose_runner(loaded, ENGINE, LENGTH, honours_windows).kind == "batched"
+
+
 @pytest.mark.parametrize(
     ("loaded", "sequence_bytes"),
     [
