@@ -112,10 +112,10 @@ class SequentialRunner:
         return _State(options={"past_key_values": DynamicCache(config=self.model.config)} if self.brings_cache else {})
 
     def _positions(self, ids: Any) -> dict[str, Any]:
-        positions = {"attention_mask": torch.ones_like(ids)}
-        if self._takes_positions:
-            positions["position_ids"] = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
-        return positions
+        # No attention mask: without padding `generate` drops it too.
+        if not self._takes_positions:
+            return {}
+        return {"position_ids": torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)}
 
 
 def _carried(outputs: Any) -> dict[str, Any]:
