@@ -24,13 +24,14 @@ import torch  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from llm_runtime.engine.blocks import BlockPool  # noqa: E402
-from llm_runtime.engine.cache import CacheShape, KvCache  # noqa: E402
+from llm_runtime.engine.cache import CacheShape, KvCache, LayerShape  # noqa: E402
 from llm_runtime.engine.lora import Adapter, AdapterSet, LoraWeights  # noqa: E402
 from llm_runtime.engine.runner import TransformersRunner  # noqa: E402
 from llm_runtime.engine.sampler import Sampler  # noqa: E402
 from llm_runtime.engine.scheduler import Batch, Span  # noqa: E402
 from llm_runtime.engine.sequence import Sequence  # noqa: E402
 from llm_runtime.models.adapter import AdapterReader  # noqa: E402
+from llm_runtime.models.load import cached_shapes  # noqa: E402
 from llm_runtime.request import GenerationRequest, Sampling  # noqa: E402
 from unit.runtime.engine.fakes import CharacterVocabulary  # noqa: E402
 
@@ -75,8 +76,7 @@ def build(folder: Path, rows: int) -> TransformersRunner:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
     if torch.backends.mkldnn.is_available():
         pack_linears(model)
-    text = model.config
-    shape = CacheShape(text.num_hidden_layers, text.num_key_value_heads, text.head_dim, torch.float32)
+    shape = CacheShape(tuple(LayerShape(*layer) for layer in cached_shapes(model)), torch.float32)
     return TransformersRunner(
         model, KvCache(shape, rows * BlockPool.needed(PROMPT), "cpu"), Sampler(), AdapterSet(model, AdapterReader(1024))
     )

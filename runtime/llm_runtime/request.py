@@ -114,6 +114,8 @@ class EngineStats:
     """How many of them came out of the prefix cache."""
     gpu_memory_bytes: int | None = None
     """GPU memory that the engine holds; None on a CPU."""
+    kind: Literal["batched", "sequential"] = "batched"
+    """Sequential: the slow path, one sequence after another within a step."""
 
 
 class TokenStream(Protocol):

@@ -51,6 +51,7 @@ def _health(services: Services) -> dict[str, Any]:
         "api_status": "draining" if services.state is State.DRAINING else "running",
         "model_status": _model_status(services),
         "gpu_status": _gpu_status(services),
+        "engine": services.loaded.engine.stats().kind if services.loaded else None,
         "model_loaded": services.loaded is not None,
         "model_name": services.config.model.name,
         "timestamp": datetime.now(UTC).isoformat(),

@@ -133,9 +133,13 @@ def paged_attention(
     strange = sorted(name for name, option in options.items() if _is_set(option) and name not in _IGNORED)
     if paged_step is None or strange:
         raise NotImplementedError(f"attention with {', '.join(strange) or 'no step'}")
+    at = paged_step.cache.shape.layers[module.layer_idx]
+    # The kernel trusts the sizes that it is given.
+    if (key.shape[1], key.shape[-1], value.shape[-1]) != (at.kv_heads, at.head_size, at.value_size):
+        raise NotImplementedError(f"keys and values of another shape than the model's own cache has, {at}")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     rule = Rule(scale, sliding_window or 0, float(softcap or 0.0), s_aux)
-    attend = _choose(paged_step, query)
+    attend = _choose(paged_step, module.layer_idx, query)
     return attend(paged_step, module.layer_idx, rule, query[0], key[0], value[0]).unsqueeze(0), None
 
 
@@ -146,8 +150,10 @@ def _is_set(option: Any) -> bool:
     return option is not None and option is not False
 
 
-def _choose(step: Step, query: Any) -> Callable[..., Any]:
-    fits = query.dtype in KERNELS and query.shape[-1] % 16 == 0 and step.device == "cpu"
+def _choose(step: Step, layer: int, query: Any) -> Callable[..., Any]:
+    at = step.cache.shape.layers[layer]
+    fits = query.dtype is step.cache.shape.dtype and query.dtype in KERNELS and at.head_size == at.value_size
+    fits = fits and at.head_size % 16 == 0 and step.device == "cpu"
     return attend_native if fits and native.library() else attend_gathered
 
 

@@ -9,34 +9,41 @@ from llm_runtime.engine.blocks import BLOCK_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
-class CacheShape:
-    """What one token leaves behind in every layer."""
+class LayerShape:
+    """What one token leaves behind in a layer: a key of `head_size` and a value of `value_size` for each key head."""
 
-    layers: int
     kv_heads: int
     head_size: int
+    value_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What one token leaves behind in all layers."""
+
+    layers: tuple[LayerShape, ...]
     dtype: torch.dtype
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block: keys and values of BLOCK_TOKENS tokens in every layer."""
-        return 2 * self.layers * self.kv_heads * self.head_size * BLOCK_TOKENS * int(self.dtype.itemsize)
+        numbers = sum(layer.kv_heads * (layer.head_size + layer.value_size) for layer in self.layers)
+        return numbers * BLOCK_TOKENS * int(self.dtype.itemsize)
 
 
 class KvCache:
     """One pair of tensors for each layer.
 
     `keys[layer]` is [blocks, kv_heads, head_size, BLOCK_TOKENS], transposed as the CPU kernel reads it; `values[layer]`
-    is [blocks, kv_heads, BLOCK_TOKENS, head_size].
+    is [blocks, kv_heads, BLOCK_TOKENS, value_size].
     """
 
     def __init__(self, shape: CacheShape, blocks: int, device: Any) -> None:
         self.shape, self.blocks = shape, blocks
-        keys = (blocks, shape.kv_heads, shape.head_size, BLOCK_TOKENS)
-        values = (blocks, shape.kv_heads, BLOCK_TOKENS, shape.head_size)
+        options = {"dtype": shape.dtype, "device": device}
         # Zeros, not garbage: a masked score of NaN would stay NaN. On a CPU untouched pages of zeros take no memory.
-        self.keys = [torch.zeros(keys, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
-        self.values = [torch.zeros(values, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
+        self.keys = [torch.zeros(blocks, at.kv_heads, at.head_size, BLOCK_TOKENS, **options) for at in shape.layers]
+        self.values = [torch.zeros(blocks, at.kv_heads, BLOCK_TOKENS, at.value_size, **options) for at in shape.layers]
 
     def write(self, layer: int, blocks: Any, offsets: Any, keys: Any, values: Any) -> None:
         """Store token i's keys and values, [tokens, kv_heads, head_size], at (blocks[i], offsets[i])."""
@@ -44,9 +51,12 @@ class KvCache:
         self.values[layer][blocks, :, offsets] = values
 
     def read(self, layer: int, blocks: Any) -> tuple[Any, Any]:
-        """Keys and values of block lists [rows, width], as two [rows, kv_heads, width * BLOCK_TOKENS, head_size]."""
-        rows, width = blocks.shape
+        """Keys and values of block lists [rows, width], as two [rows, kv_heads, width * BLOCK_TOKENS, size]."""
+        (rows, width), at = blocks.shape, self.shape.layers[layer]
         keys = self.keys[layer][blocks].permute(0, 2, 1, 4, 3)
         values = self.values[layer][blocks].permute(0, 2, 1, 3, 4)
-        size = (rows, self.shape.kv_heads, width * BLOCK_TOKENS, self.shape.head_size)
-        return keys.reshape(size), values.reshape(size)
+        tokens = width * BLOCK_TOKENS
+        return (
+            keys.reshape(rows, at.kv_heads, tokens, at.head_size),
+            values.reshape(rows, at.kv_heads, tokens, at.value_size),
+        )

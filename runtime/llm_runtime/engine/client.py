@@ -11,6 +11,7 @@ import time
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -207,6 +208,7 @@ class EngineClient:
         self.model, self.limits, self.codec, self.device = ready.model, ready.limits, ready.codec, ready.device
         self.adapters: tuple[str, ...] = ready.adapters
         """Names that a request may use."""
+        self._kind = ready.kind
         self.outstanding = 0
         """Requests that have not had their final event."""
         self._retired = False
@@ -228,7 +230,7 @@ class EngineClient:
         return self._link.submit(self, request)
 
     def stats(self) -> EngineStats:
-        return self._link.stats()
+        return replace(self._link.stats(), kind=self._kind)
 
     async def drain(self, timeout_seconds: float) -> None:
         """Admit nothing more and wait; what still runs after the time-out is cancelled and gets its final event."""

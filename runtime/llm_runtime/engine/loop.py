@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from llm_runtime.contract import FatalReport, RuntimeConfig
 from llm_runtime.engine.adapters import AdapterTable
@@ -65,6 +65,7 @@ class Model:
     limits: RequestLimits
     adapters: AdapterTable
     device: str = "cpu"
+    kind: Literal["batched", "sequential"] = "batched"
     memory_bytes: Callable[[], int] | None = None
     """Of the device; None on a CPU."""
     free: Callable[[], object] = gc.collect
@@ -157,7 +158,7 @@ class StepLoop:
         number, scheduler = self._models_seen, model.scheduler
         self._models[number] = _Served(model, CarefulRunner(model.runner))
         capacity = scheduler.max_batch_size + scheduler.max_queue_length
-        return Ready(call, number, model.limits, capacity, model.codec, model.device, model.adapters.names)
+        return Ready(call, number, model.limits, capacity, model.codec, model.device, model.kind, model.adapters.names)
 
     def run(self) -> None:
         """Until `Close`, or until the device is found broken. Every request has then had its final event."""

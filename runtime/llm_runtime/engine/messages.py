@@ -9,7 +9,7 @@ import pickle
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from llm_runtime.contract import FatalReport, RuntimeConfig
 from llm_runtime.engine.limits import RequestLimits
@@ -85,6 +85,7 @@ class Ready:
     """Requests that it takes at once, running and waiting."""
     codec: TextCodec
     device: str
+    kind: Literal["batched", "sequential"]
     adapters: tuple[str, ...]
 
 

@@ -95,7 +95,7 @@ class Sequence:
     """
 
     __slots__ = (
-        "_detokenizer", "_held", "_stop_token_ids", "_vocabulary",
+        "__weakref__", "_detokenizer", "_held", "_stop_token_ids", "_vocabulary",
         "adapter", "arrival", "biases", "blocks", "cached", "cancelled", "computed", "counts", "finish_reason",
         "matcher", "prompt_length", "request", "token_ids",
     )  # fmt: skip

@@ -1,8 +1,6 @@
 """From a configuration and a verified folder to a model that has answered once. Slow: call it in a thread."""
 
-import itertools
 import logging
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +14,10 @@ from llm_runtime.engine.local import start_local
 from llm_runtime.engine.loop import Model
 from llm_runtime.engine.memory import available_bytes, blocks_that_fit
 from llm_runtime.engine.recovery import Runner
-from llm_runtime.engine.scheduler import Batch, Scheduler, Span
-from llm_runtime.engine.sequence import Sequence
-from llm_runtime.errors import ConfigInvalid, ModelUnsupported
+from llm_runtime.engine.scheduler import Scheduler
+from llm_runtime.errors import ConfigInvalid
+from llm_runtime.models.agreement import check_agreement, probe_tokens
 from llm_runtime.models.codec import Codec
-from llm_runtime.request import GenerationRequest, Sampling
 
 if TYPE_CHECKING:
     from llm_runtime.engine.cache import CacheShape
@@ -35,10 +32,6 @@ KV_FRACTION = 0.8
 CPU_STEP_TOKENS = 512
 """Tokens of a step on a CPU, at most: more rows at once are no faster, and nobody can join or leave during a step."""
 
-PROBE_TOKENS = 24
-TOLERANCE = {"float32": 0.01, "bfloat16": 0.1, "float16": 0.05}
-"""Root-mean-square difference of logits, relative to theirs, that rounding explains."""
-
 
 def build_engine(config: RuntimeConfig, model_folder: Path) -> tuple[EngineClient, Codec]:
     """An engine on a thread of this process, as benchmarks and tests want it. Raises as `build_model` does."""
@@ -52,17 +45,19 @@ def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
     """Load and check. Raises errors.Fatal subclasses, whose message says what to change."""
     # Importing torch and Transformers takes seconds: who only names this function need not wait for it.
     from llm_runtime.models.load import free_memory, load, used_device_bytes
+    from llm_runtime.models.runners import choose_runner
 
     loaded = load(model_folder, config.engine, config.model)
     length = _model_length(config.engine, loaded)
-    pool, runner = _runner(loaded, config.engine, length)
+    chosen = choose_runner(loaded, config.engine, length, _batched)
     return Model(
-        scheduler=_scheduler(config.engine, pool, loaded.device),
-        runner=runner,
+        scheduler=_scheduler(config.engine, chosen.pool, loaded.device),
+        runner=chosen.runner,
         codec=loaded.codec,
         limits=RequestLimits(length, loaded.codec.vocabulary_size),
         device=loaded.device,
-        adapters=_adapters(config, runner),
+        adapters=_adapters(config, chosen.runner),
+        kind=chosen.kind,
         memory_bytes=None if loaded.device == "cpu" else used_device_bytes,
         free=free_memory,
     )
@@ -98,7 +93,7 @@ def _scheduler(engine: EngineConfig, pool: BlockPool, device: str) -> Scheduler:
     return Scheduler(pool, engine.max_batch_size, tokens, engine.max_queue_length, budget)
 
 
-def _runner(loaded: "Loaded", engine: EngineConfig, length: int) -> "tuple[BlockPool, TransformersRunner]":
+def _batched(loaded: "Loaded", engine: EngineConfig, length: int) -> "tuple[BlockPool, TransformersRunner]":
     from llm_runtime.engine.cache import KvCache
     from llm_runtime.engine.fused import fuse
     from llm_runtime.engine.linears import pack_linears
@@ -108,31 +103,27 @@ def _runner(loaded: "Loaded", engine: EngineConfig, length: int) -> "tuple[Block
     from llm_runtime.models.adapter import AdapterReader
     from llm_runtime.models.load import reference_logits
 
-    probe = [(7919 * i + 13) % loaded.codec.vocabulary_size for i in range(min(PROBE_TOKENS, length - 1))]
+    shape = _cache_shape(loaded)
+    probe = probe_tokens(loaded.codec.vocabulary_size, length)
     expected = reference_logits(loaded.model, probe)
     if loaded.device == "cpu":
         pack_linears(loaded.model)
         fuse(loaded.model)
-    shape = _cache_shape(loaded)
     pool = BlockPool(_blocks(shape, engine, loaded, length), engine.prefix_caching)
     # Before the runner: it runs the model once with the attention it came with.
     adapters = AdapterSet(loaded.model, AdapterReader(engine.max_adapter_rank))
     runner = TransformersRunner(loaded.model, KvCache(shape, pool.size, loaded.device), Sampler(), adapters)
-    check_agreement(runner, pool, loaded, probe, expected)
+    check_agreement(runner, loaded, probe, expected)
     return pool, runner
 
 
 def _cache_shape(loaded: "Loaded") -> "CacheShape":
-    from llm_runtime.engine.cache import CacheShape
+    """As the model's own cache shows it after a few tokens. Raises ModelUnsupported where that is no plain one."""
+    from llm_runtime.engine.cache import CacheShape, LayerShape
+    from llm_runtime.models.load import cached_shapes
 
-    text = loaded.model.config.get_text_config()
-    heads = text.num_attention_heads
-    return CacheShape(
-        layers=text.num_hidden_layers,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        dtype=loaded.model.dtype,
-    )
+    layers = tuple(LayerShape(heads, size, value_size) for heads, size, value_size in cached_shapes(loaded.model))
+    return CacheShape(layers, loaded.model.dtype)
 
 
 def _blocks(shape: "CacheShape", engine: EngineConfig, loaded: "Loaded", length: int) -> int:
@@ -153,38 +144,3 @@ def _blocks(shape: "CacheShape", engine: EngineConfig, loaded: "Loaded", length:
         },
     )  # fmt: skip
     return blocks
-
-
-def check_agreement(
-    runner: "TransformersRunner", pool: BlockPool, loaded: "Loaded", probe: list[int], expected: list[float]
-) -> None:
-    """Warm up, and compare with the model's own attention, through the three ways a token can take.
-
-    Raises ModelUnsupported when the logits differ by more than rounding: the model does something in its attention
-    (a bias, sinks, a second kind of position) that the engine does not.
-    """
-    name = type(loaded.model).__name__
-    try:
-        actual = _probed(runner, pool, loaded.codec, probe)
-    except (NotImplementedError, RuntimeError, TypeError, AttributeError) as error:
-        raise ModelUnsupported(f"{name} does not run with replaced attention: {error}") from error
-    scale = math.sqrt(sum(value * value for value in expected)) or 1.0
-    difference = math.sqrt(sum((a - b) ** 2 for a, b in zip(actual, expected, strict=True))) / scale
-    log.info("engine agrees with the model", extra={"relative_difference": float(f"{difference:.2g}")})
-    if not difference <= TOLERANCE[loaded.dtype]:
-        raise ModelUnsupported(
-            f"{name} computes its attention in a way of its own: the engine's logits differ by {difference:.1%}"
-        )
-
-
-def _probed(runner: "TransformersRunner", pool: BlockPool, codec: Codec, probe: list[int]) -> list[float]:
-    """Logits after the probe: its start as a first chunk, its middle as a later one, its end as a single token."""
-    request = GenerationRequest("probe", tuple(probe), Sampling(max_tokens=1, temperature=0.0))
-    sequence = Sequence(request, codec)
-    sequence.blocks = pool.take(len(probe), pool.new_root()) or sequence.blocks
-    borders = (0, len(probe) // 2, len(probe) - 1, len(probe))
-    logits = None
-    for start, end in itertools.pairwise(borders):
-        logits = runner.logits(Batch((Span(sequence, start, end - start, samples=end == len(probe)),)))
-    pool.give_back(sequence.blocks)
-    return list(logits[0].float().tolist()) if logits is not None else []

@@ -21,8 +21,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from llm_runtime.contract import EngineConfig, ModelConfig
+from llm_runtime.engine.int8 import quantize_int8
 from llm_runtime.engine.memory import available_bytes, check_room
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelUnsupported, OutOfMemory
+from llm_runtime.models.agreement import difference, probe_tokens
 from llm_runtime.models.codec import SPECIAL_TOKENS, Codec, eos_token_ids, folder_template, read_json
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ transformers_logging.disable_progress_bar()
 
 MIB = 1 << 20
 _KEYS_SHOWN = 5
+MAX_INT8_DIFFERENCE = 0.5
+"""Relative change of a probe's logits beyond which quantisation has destroyed a model rather than rounded it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
     dtype = _dtype(engine.dtype, device, settings)
     if device == "cpu":
         check_room(folder, available_bytes())
-    weights = _weights(folder, device, dtype)
+    weights = _weights(folder, device, dtype, engine.quantization)
     codec = _codec(folder, model.chat_template, weights)
     parameters = sum(parameter.numel() for parameter in weights.parameters())
     log.info(
@@ -70,36 +74,41 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
 
 
 def refuse_unsupported(settings: Any) -> None:
-    """Raise ModelUnsupported for a configuration whose attention is not the plain one that the engine computes.
+    """Raise ModelUnsupported for a configuration that no runner of this engine serves.
 
-    What a configuration does not tell (a bias, sinks) is found by the comparison at start-up: `build.check_agreement`.
+    How the others are served is decided by comparison at start-up: `runners.choose_runner`.
     """
     name = ", ".join(getattr(settings, "architectures", None) or [settings.model_type])
-    text = settings.get_text_config()
     if settings.is_encoder_decoder:
         raise ModelUnsupported(f"{name} is an encoder-decoder model; this runtime serves decoder-only language models")
     if getattr(settings, "quantization_config", None):
         raise ModelUnsupported(f"{name} is stored quantised; save it in bfloat16 or float32 safetensors")
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"]) - {"full_attention"}
-    if kinds:
-        raise ModelUnsupported(
-            f"{name} has layers of kind {', '.join(sorted(kinds))}; only full attention is supported"
-        )
-    if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
-        raise ModelUnsupported(
-            f"{name} attends over a sliding window of {text.sliding_window} tokens; only full attention is supported. "
-            "If maxModelLength stays below the window, set sliding_window to null in the model's config.json"
-        )
-    if getattr(text, "attn_logit_softcapping", None):
-        raise ModelUnsupported(f"{name} caps its attention scores (attn_logit_softcapping), which is not supported")
 
 
-def reference_logits(model: Any, token_ids: list[int]) -> list[float]:
-    """The model's own logits after `token_ids`, computed in one go with its own attention."""
+def cached_shapes(model: Any) -> list[tuple[int, int, int]]:
+    """(key heads, size of a key, size of a value) of each layer, read off the cache that the model makes itself.
+
+    Raises ModelUnsupported when it makes none of plain keys and values.
+    """
+    with torch.inference_mode():
+        cache = model(torch.tensor([[0, 1]], device=model.device), use_cache=True).get("past_key_values")
+    shapes = []
+    for layer in getattr(cache, "layers", None) or ():
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if keys is None or values is None or keys.dim() != 4 or keys.shape[:3] != values.shape[:3]:
+            raise ModelUnsupported(f"{type(model).__name__} keeps something else than keys and values")
+        shapes.append((keys.shape[1], keys.shape[3], values.shape[3]))
+    if not shapes:
+        raise ModelUnsupported(f"{type(model).__name__} makes no cache of keys and values")
+    return shapes
+
+
+def reference_logits(model: Any, token_ids: list[int], position: int = -1) -> list[float]:
+    """The model's own logits at a position of `token_ids`, computed in one go with its own attention."""
     try:
         with torch.inference_mode():
             ids = torch.tensor([token_ids], device=model.device)
-            return list(model(input_ids=ids, use_cache=False).logits[0, -1].float().tolist())
+            return list(model(input_ids=ids, use_cache=False).logits[0, position].float().tolist())
     except (ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelUnsupported(f"{type(model).__name__} does not run in Transformers as configured: {error}") from error
 
@@ -150,7 +159,7 @@ def _dtype(wanted: str, device: str, settings: Any) -> Any:
     return (getattr(settings, "dtype", None) or torch.float32) if device == "cuda" else torch.float32
 
 
-def _weights(folder: Path, device: str, dtype: Any) -> Any:
+def _weights(folder: Path, device: str, dtype: Any, quantization: str) -> Any:
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
@@ -158,8 +167,8 @@ def _weights(folder: Path, device: str, dtype: Any) -> Any:
         )  # fmt: skip
         model.eval().requires_grad_(False)
         _check_report(folder, report)
-        if not model._supports_attention_backend:
-            raise ModelUnsupported(f"{type(model).__name__} has attention of its own that can't be replaced")
+        if quantization == "int8":
+            _to_int8(model)
         return model.to(device)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise OutOfMemory(
@@ -169,6 +178,32 @@ def _weights(folder: Path, device: str, dtype: Any) -> Any:
         raise ModelUnsupported(f"Transformers does not load {folder} as a language model: {error}") from error
     except (OSError, RuntimeError, KeyError) as error:
         raise ModelCorrupt(f"the weights in {folder} can't be loaded: {error}") from error
+
+
+def _to_int8(model: Any) -> None:
+    """Quantise before the weights go to a device, and say what it costs. Raises ModelUnsupported when that is all."""
+    probe = probe_tokens(model.get_input_embeddings().num_embeddings)
+    whole_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    before = reference_logits(model, probe)
+    saved = quantize_int8(model, lambda: reference_logits(model, probe))
+    try:
+        apart = difference(reference_logits(model, probe), before)
+    except ModelUnsupported as error:
+        raise ModelUnsupported(f"{error}; with engine.quantization none it may run") from error
+    facts = {
+        "mib_before": whole_bytes // MIB,
+        "mib_saved": saved // MIB,
+        "relative_difference_of_logits": round(apart, 4),
+    }
+    if not apart <= MAX_INT8_DIFFERENCE:
+        raise ModelUnsupported(
+            f"{type(model).__name__} does not bear int8 weights: its logits change by {apart:.0%}; "
+            "set engine.quantization to none"
+        )
+    if not saved:
+        log.warning("int8 changes nothing: the model has no linear layers of the plain kind", extra=facts)
+    else:
+        log.info("linear weights are kept as int8", extra=facts)
 
 
 def _check_report(folder: Path, report: dict[str, Any]) -> None:

@@ -54,6 +54,7 @@ async def test_ready_health_has_the_fields_people_look_for(api: Harness) -> None
         "api_status": "running",
         "model_status": "loaded",
         "gpu_status": "unavailable",
+        "engine": "batched",
         "model_loaded": True,
         "model_name": "support-bot",
     }

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.torch
 from llm_runtime.engine import native  # noqa: E402
 from llm_runtime.engine.attention import Rule, Step, attend_gathered, attend_native  # noqa: E402
 from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool  # noqa: E402
-from llm_runtime.engine.cache import CacheShape, KvCache  # noqa: E402
+from llm_runtime.engine.cache import CacheShape, KvCache, LayerShape  # noqa: E402
 from llm_runtime.engine.scheduler import Span  # noqa: E402
 from unit.runtime.engine.fakes import sequence  # noqa: E402
 
@@ -25,7 +25,7 @@ def attended(way: Any, heads: int, kv_heads: int, size: int, dtype: Any, rule: R
     """Output [tokens, heads, size] of one layer whose cache already holds what lies before each span."""
     torch.manual_seed(7)
     pool = BlockPool(64)
-    cache = KvCache(CacheShape(1, kv_heads, size, dtype), pool.size, "cpu")
+    cache = KvCache(CacheShape((LayerShape(kv_heads, size, size),), dtype), pool.size, "cpu")
     cache.keys[0].normal_()
     cache.values[0].normal_()
     numbers = list(range(64))

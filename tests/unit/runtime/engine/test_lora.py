@@ -12,13 +12,14 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 from llm_runtime.engine import lora  # noqa: E402
 from llm_runtime.engine.blocks import BlockPool  # noqa: E402
-from llm_runtime.engine.cache import CacheShape, KvCache  # noqa: E402
+from llm_runtime.engine.cache import CacheShape, KvCache, LayerShape  # noqa: E402
 from llm_runtime.engine.lora import AdapterSet  # noqa: E402
 from llm_runtime.engine.runner import TransformersRunner  # noqa: E402
 from llm_runtime.engine.sampler import Sampler  # noqa: E402
 from llm_runtime.engine.scheduler import Batch, Scheduler, Span  # noqa: E402
 from llm_runtime.engine.sequence import Sequence  # noqa: E402
 from llm_runtime.models.adapter import AdapterReader  # noqa: E402
+from llm_runtime.models.load import cached_shapes  # noqa: E402
 from llm_runtime.request import GenerationRequest, Sampling  # noqa: E402
 from unit.runtime import lora_models  # noqa: E402
 from unit.runtime.engine.fakes import CharacterVocabulary  # noqa: E402
@@ -60,12 +61,8 @@ class World:
 
     def new_runner(self) -> TransformersRunner:
         model = lora_models.load(self.base, self.dtype)
-        text = model.config
-        heads = text.num_attention_heads
-        shape = CacheShape(
-            layers=text.num_hidden_layers, kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-            head_size=text.hidden_size // heads, dtype=model.dtype,
-        )  # fmt: skip
+        layers = tuple(LayerShape(*shape) for shape in cached_shapes(model))
+        shape = CacheShape(layers, model.dtype)
         adapters = AdapterSet(model, AdapterReader(max_rank=64))
         return TransformersRunner(model, KvCache(shape, BLOCKS, "cpu"), Sampler(), adapters)
 

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 from safetensors.torch import load_file, save_file  # noqa: E402
-from transformers import AutoTokenizer, BloomConfig, Gemma2Config, LlamaConfig, MistralConfig, T5Config  # noqa: E402
+from transformers import AutoTokenizer, LlamaConfig, T5Config  # noqa: E402
 
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
 from llm_runtime.engine.blocks import BLOCK_TOKENS  # noqa: E402
@@ -87,19 +87,12 @@ def test_remote_code_is_never_run(folder: Path) -> None:
     ("settings", "words"),
     [
         (T5Config(), "encoder-decoder"),
-        (MistralConfig(sliding_window=128), "sliding"),
-        (Gemma2Config(), "sliding_attention"),
         (LlamaConfig(quantization_config={"quant_method": "awq"}), "quantised"),
     ],
 )
-def test_attention_that_is_not_plain_is_refused_by_name(settings: Any, words: str) -> None:
+def test_what_no_runner_serves_is_refused_by_name(settings: Any, words: str) -> None:
     with pytest.raises(ModelUnsupported, match=words):
         refuse_unsupported(settings)
-
-
-def test_full_attention_passes() -> None:
-    refuse_unsupported(MistralConfig(sliding_window=None))
-    refuse_unsupported(LlamaConfig())
 
 
 def test_the_model_bounds_the_length_and_memory_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,40 +105,3 @@ def test_the_model_bounds_the_length_and_memory_the_cache(folder: Path, monkeypa
     monkeypatch.setattr(build, "available_bytes", lambda: sequence_bytes)
     with pytest.raises(OutOfMemory):
         build.build_engine(RuntimeConfig(model=MODEL, engine=settings), folder)
-
-
-def test_attention_with_a_bias_of_its_own_is_refused(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    tiny_model.make_tokenizer(tmp_path)
-    settings = BloomConfig(vocab_size=260, hidden_size=64, n_layer=2, n_head=4)
-    AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path)
-    with pytest.raises(ModelUnsupported, match="Bloom"):
-        build.build_engine(RuntimeConfig(model=MODEL, engine=CPU), tmp_path)
-
-
-def test_logits_that_differ_from_the_models_own_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_probed", lambda runner, pool, codec, probe: [1.0] * 260)
-    with pytest.raises(ModelUnsupported, match="the engine's logits differ by"):
-        build.build_engine(RuntimeConfig(model=MODEL, engine=CPU), folder)
-
-
-@pytest.mark.parametrize("name", ["Qwen2", "Qwen3", "Mistral", "GPT2", "Granite", "Olmo2", "Qwen3Moe"])
-def test_architectures_with_plain_attention_agree_with_transformers(tmp_path: Path, name: str) -> None:
-    import transformers
-
-    tiny_model.make_tokenizer(tmp_path)
-    shape: dict[str, Any] = {
-        "vocab_size": 260, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "intermediate_size": 64,
-        "head_dim": 16, "sliding_window": None, "max_position_embeddings": 128,
-    }  # fmt: skip
-    if name == "GPT2":
-        shape = {"vocab_size": 260, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
-    if name == "Qwen3Moe":
-        shape |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-    ends = {"eos_token_id": 256, "bos_token_id": 256, "pad_token_id": 256}
-    settings = getattr(transformers, f"{name}Config")(**shape, **ends)
-    transformers.AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path)
-    engine, _ = build.build_engine(RuntimeConfig(model=MODEL, engine=CPU), tmp_path)
-    engine.close()

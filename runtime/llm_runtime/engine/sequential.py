@@ -1,0 +1,172 @@
+"""The slow path: any causal language model of Transformers, one sequence after another within a step.
+
+Nothing of the model is replaced. Each sequence has the cache that the model itself makes (keys and values, sliding
+windows, recurrent states, or several of them), and each step feeds it the tokens it has not seen, the way
+`model.generate` does. So answers equal `generate`'s whatever the architecture; only the speed of a batch is missing.
+"""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from llm_runtime.engine.lora import Adapter, AdapterSet
+from llm_runtime.engine.sampler import Sampler
+from llm_runtime.engine.scheduler import Batch, Span
+from llm_runtime.engine.sequence import Sampled, Sequence
+from llm_runtime.errors import ModelUnsupported
+
+CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+"""Under which names a model's output hands on its cache (as in Transformers' generation/utils.py)."""
+
+_APPENDING_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+"""Kinds of cache that take several tokens behind others as well as one."""
+
+
+@dataclass(slots=True)
+class _State:
+    """What the model remembers of one sequence: its first `seen` tokens."""
+
+    seen: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the next forward; the cache is among them."""
+
+
+class SequentialRunner:
+    """Runs batches through `model` as Transformers made it, sequence by sequence, and samples.
+
+    It asks nothing of the scheduler: blocks mean nothing here, and of a span only the end counts. With
+    `whole_prompts` (a model whose cache takes a prompt only in one piece) spans that end inside a prompt compute
+    nothing, and the one that ends it computes it all.
+    """
+
+    def __init__(
+        self, model: Any, sampler: Sampler, *, whole_prompts: bool = False, brings_cache: bool = False
+    ) -> None:
+        """`brings_cache`: the model fills a cache that it is given but makes none (RecurrentGemma)."""
+        self.model, self.sampler = model, sampler
+        self.whole_prompts, self.brings_cache = whole_prompts, brings_cache
+        parameters = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._selects_rows = "logits_to_keep" in parameters
+        self.adapters: AdapterSet | None = None
+        """None until the model has been checked without any."""
+        self._states: WeakKeyDictionary[Sequence, _State] = WeakKeyDictionary()
+
+    def forward(self, batch: Batch) -> list[Sampled]:
+        """Compute a step and choose a token for each span that samples, in order."""
+        with torch.inference_mode():
+            self._forget()
+            logits = self.logits(batch)
+            sequences = [span.sequence for span in batch.spans if span.samples]
+            return self.sampler.sample(logits, sequences) if sequences else []
+
+    def logits(self, batch: Batch) -> Any:
+        """Logits after the last token of each sampling span, [sampling spans, vocabulary]; None without any."""
+        rows = [row for span in batch.spans if (row := self._advance(span)) is not None]
+        return torch.cat(rows) if rows else None
+
+    def read_adapter(self, folder: Path) -> Adapter:
+        """Read and check an adapter; on any thread. Raises errors.Fatal subclasses."""
+        return self._adapters().read(folder)
+
+    def install_adapter(self, key: str, adapter: Adapter) -> None:
+        """Compute with `adapter` the sequences that name `key`; between steps."""
+        self._adapters().install(key, adapter)
+
+    def drop_adapter(self, key: str) -> None:
+        """Forget an adapter that no sequence names any more; between steps."""
+        self._adapters().drop(key)
+
+    def _adapters(self) -> AdapterSet:
+        if self.adapters is None:
+            raise ModelUnsupported(f"{type(self.model).__name__} is served without adapters here")
+        return self.adapters
+
+    def state_bytes(self, sequence: Sequence) -> list[int]:
+        """Memory that the cache of `sequence` takes now: for each layer, or altogether where it has no layers."""
+        return [_bytes(part) for part in self._parts(sequence)]
+
+    def state_lengths(self, sequence: Sequence, length: int) -> list[int]:
+        """How many of `length` tokens each of these parts keeps, at most."""
+        return [min(getattr(part, "sliding_window", None) or length, length) for part in self._parts(sequence)]
+
+    def takes_chunks(self, sequence: Sequence) -> bool:
+        """Whether the cache of `sequence` is of a kind that takes a prompt in pieces."""
+        cache = self._states[sequence].options.get("past_key_values")
+        layers = getattr(cache, "layers", None) or []
+        return bool(layers) and all(type(layer) in _APPENDING_LAYERS for layer in layers)
+
+    def _parts(self, sequence: Sequence) -> list[Any]:
+        options = self._states[sequence].options
+        return list(getattr(options.get("past_key_values"), "layers", None) or [options])
+
+    def _forget(self) -> None:
+        # A finished sequence may be kept by whoever reads its events; one put back in the queue starts again.
+        for sequence, state in list(self._states.items()):
+            if sequence.finish_reason is not None or sequence.computed < state.seen:
+                del self._states[sequence]
+
+    def _advance(self, span: Span) -> Any:
+        if self.whole_prompts and not span.samples:
+            return None
+        state = self._states.setdefault(span.sequence, self._state())
+        end = span.start + span.count
+        ids = torch.tensor([span.sequence.token_ids[:end]], device=self.model.device)
+        inputs = self.model.prepare_inputs_for_generation(
+            ids, next_sequence_length=end - state.seen, is_first_iteration=state.seen == 0,
+            use_cache=True, **state.options, **self._positions(ids),
+        )  # fmt: skip
+        if self._selects_rows:
+            inputs["logits_to_keep"] = 1
+        if self.adapters is not None:
+            self.adapters.select([(span.sequence.adapter, end - state.seen)])
+        outputs = self.model(**inputs, return_dict=True)
+        state.options = _carried(outputs) or state.options
+        # A model without a cache reads everything again; `seen` then stays 0.
+        state.seen = end if state.options else 0
+        return outputs.logits[:, -1].float() if span.samples else None
+
+    def _state(self) -> _State:
+        return _State(options={"past_key_values": DynamicCache(config=self.model.config)} if self.brings_cache else {})
+
+    def _positions(self, ids: Any) -> dict[str, Any]:
+        # No attention mask: without padding `generate` drops it too.
+        if not self._takes_positions:
+            return {}
+        return {"position_ids": torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)}
+
+
+def _carried(outputs: Any) -> dict[str, Any]:
+    """The cache in `outputs`, under the name that the next forward takes it by; empty when there is none."""
+    for name in CACHE_NAMES:
+        if outputs.get(name) is not None:
+            return {"past_key_values" if name in ("mems", "past_buckets_states") else name: outputs[name]}
+    return {}
+
+
+def _bytes(value: Any) -> int:
+    storages = [tensor.untyped_storage() for tensor in _tensors(value, set())]
+    return sum({storage.data_ptr(): int(storage.nbytes()) for storage in storages}.values())
+
+
+def _tensors(value: Any, visited: set[int]) -> Iterator[Any]:
+    """All tensors that can be reached from `value` through containers and attributes."""
+    if id(value) in visited:
+        return
+    visited.add(id(value))
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item, visited)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item, visited)
+    elif type(value).__module__.startswith("transformers.") and hasattr(value, "__dict__"):
+        yield from _tensors(vars(value), visited)

@@ -1,0 +1,226 @@
+"""Which runner serves a model: the batched one where its answers are proven to be the model's own, else the slow one.
+
+A batch is worth much, so it is tried with every model, and believed with none. What the comparison of a short probe
+can't see is looked up in the configuration (positions that change with the length, states instead of keys) or made
+short enough to be seen (sliding windows).
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from llm_runtime.contract import EngineConfig
+from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool
+from llm_runtime.engine.lora import AdapterSet
+from llm_runtime.engine.memory import available_bytes, blocks_that_fit
+from llm_runtime.engine.recovery import Runner
+from llm_runtime.engine.sampler import Sampler
+from llm_runtime.engine.scheduler import Batch, Span
+from llm_runtime.engine.sequence import Sequence
+from llm_runtime.engine.sequential import SequentialRunner
+from llm_runtime.errors import ModelUnsupported, OutOfMemory
+from llm_runtime.models.adapter import AdapterReader
+from llm_runtime.models.agreement import TOLERANCE, check_agreement, difference, probe_tokens
+from llm_runtime.models.load import Loaded, free_device_bytes, reference_logits
+from llm_runtime.request import GenerationRequest, Sampling
+
+log = logging.getLogger(__name__)
+
+CACHE_FRACTION = 0.8
+"""Share of the memory that is free after loading which caches may take; activations need the rest."""
+
+PROBE_WINDOW = 5
+"""Sliding windows are made so short for the probe: shorter than its first chunk, so that every way meets a border."""
+
+LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+"""Rotary positions whose frequencies change for everybody as soon as the longest sequence of a batch passes a limit."""
+
+_RUNNABLE = (ModelUnsupported, NotImplementedError, AttributeError, TypeError, ValueError, KeyError)
+"""What an architecture may raise that does not fit; running out of memory is not among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A runner that is warm and checked, and how much room it has."""
+
+    pool: BlockPool
+    runner: Runner
+    kind: Literal["batched", "sequential"]
+
+
+BuildBatched = Callable[[Loaded, EngineConfig, int], tuple[BlockPool, Any]]
+"""Makes the batched runner and its pool of blocks; raises ModelUnsupported when it does not agree with the model."""
+
+
+def choose_runner(loaded: Loaded, engine: EngineConfig, length: int, build_batched: BuildBatched) -> Chosen:
+    """The batched runner or, with a warning that says why, the sequential one.
+
+    Raises ModelUnsupported when neither says what the model says, OutOfMemory without room for one sequence.
+    """
+    own_attention = loaded.model.config._attn_implementation
+    try:
+        return _batched(loaded, engine, length, build_batched)
+    except _RUNNABLE as error:
+        if isinstance(error.__cause__, torch.OutOfMemoryError):
+            raise OutOfMemory(
+                f"no memory to run the model once: {error.__cause__}; lower engine.maxBatchSize"
+            ) from error
+        reason = str(error)
+    loaded.model.set_attn_implementation(own_attention)
+    chosen = _sequential(loaded, engine, length)
+    log.warning(
+        "the model is served by the slow path: sequences that run together are computed one after another, "
+        "so a step of N of them takes up to N times as long as in a batch",
+        extra={
+            "architecture": type(loaded.model).__name__,
+            "reason": reason,
+            "cached_tokens": chosen.pool.size * BLOCK_TOKENS,
+        },
+    )
+    return chosen
+
+
+def _batched(loaded: Loaded, engine: EngineConfig, length: int, build_batched: BuildBatched) -> Chosen:
+    if reason := obstacle(loaded.model.config, length):
+        raise ModelUnsupported(f"{type(loaded.model).__name__} {reason}")
+    probe = probe_tokens(loaded.codec.vocabulary_size, length)
+    windowed = any(window < length for window in _windows(loaded.model.config))
+    expected = _short_sighted(loaded, probe) if windowed else []
+    pool, runner = build_batched(loaded, engine, length)
+    if windowed:
+        with windows_of(loaded.model, PROBE_WINDOW):
+            check_agreement(runner, loaded, probe, expected)
+    return Chosen(pool, runner, "batched")
+
+
+def obstacle(config: Any, length: int) -> str | None:
+    """Why no batch can be right for a model of this configuration; None when the comparison may decide."""
+    text = config.get_text_config(decoder=True)
+    layers = {type(layer) for layer in DynamicCache(config=config).layers or ()}
+    if others := sorted(kind.__name__ for kind in layers - {DynamicLayer, DynamicSlidingWindowLayer}):
+        return f"keeps states that are no plain keys and values ({', '.join(others)})"
+    chunk = getattr(text, "attention_chunk_size", None)
+    if chunk and chunk < length:
+        return f"attends in chunks of {chunk} tokens"
+    rope = getattr(text, "rope_parameters", None) or {}
+    limit = rope.get("original_max_position_embeddings") or getattr(text, "max_position_embeddings", None)
+    if rope.get("rope_type") in LENGTH_DEPENDENT_ROPE and limit and length > limit:
+        return (
+            f"changes its positions ({rope['rope_type']}) beyond {limit} tokens; "
+            "with a maxModelLength up to that it may run batched"
+        )
+    return None
+
+
+@contextmanager
+def windows_of(model: Any, window: int) -> Iterator[None]:
+    """Let all sliding windows of `model` be `window` tokens for a while."""
+    owners = [model.config.get_text_config(decoder=True), *model.modules()]
+    before = [(owner, owner.sliding_window) for owner in owners if _is_window(getattr(owner, "sliding_window", None))]
+    try:
+        for owner, _ in before:
+            owner.sliding_window = window
+        yield
+    finally:
+        for owner, size in before:
+            owner.sliding_window = size
+
+
+def _is_window(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _windows(config: Any) -> list[int]:
+    return [layer.sliding_window for layer in DynamicCache(config=config).layers if _is_window(_window(layer))]
+
+
+def _window(layer: Any) -> Any:
+    return getattr(layer, "sliding_window", None)
+
+
+def _short_sighted(loaded: Loaded, probe: list[int]) -> list[float]:
+    """The model's own logits with short windows. Raises ModelUnsupported when they make no difference.
+
+    Then the windows are not where they were looked for, and agreement under them would prove nothing.
+    """
+    far = reference_logits(loaded.model, probe)
+    with windows_of(loaded.model, PROBE_WINDOW):
+        near = reference_logits(loaded.model, probe)
+    if difference(near, far) <= TOLERANCE[loaded.dtype]:
+        raise ModelUnsupported(f"{type(loaded.model).__name__} has sliding windows that the start-up check can't reach")
+    return near
+
+
+def _sequential(loaded: Loaded, engine: EngineConfig, length: int) -> Chosen:
+    probe = probe_tokens(loaded.codec.vocabulary_size, length)
+    _refuse_looking_ahead(loaded, probe)
+    expected = reference_logits(loaded.model, probe)
+    whole = _reads_whole_prompts(loaded, probe, expected)
+    sequence_bytes, takes_chunks = _measure(whole, loaded, probe, length)
+    pool = _pool(loaded, engine, sequence_bytes, length)
+    if not takes_chunks:
+        return Chosen(pool, _with_adapters(whole, engine), "sequential")
+    runner = SequentialRunner(loaded.model, Sampler())
+    check_agreement(runner, loaded, probe, expected, crowd=True)
+    return Chosen(pool, _with_adapters(runner, engine), "sequential")
+
+
+def _with_adapters(runner: SequentialRunner, engine: EngineConfig) -> SequentialRunner:
+    runner.adapters = AdapterSet(runner.model, AdapterReader(engine.max_adapter_rank))
+    return runner
+
+
+def _reads_whole_prompts(loaded: Loaded, probe: list[int], expected: list[float]) -> SequentialRunner:
+    """A runner that agrees, if possible with a cache."""
+    runners = [SequentialRunner(loaded.model, Sampler(), whole_prompts=True)]
+    borders = (0, len(probe) - 1, len(probe))
+    check_agreement(runners[0], loaded, probe, expected, borders, crowd=True)
+    sequence_bytes, _ = _measure(runners[0], loaded, probe, len(probe))
+    if sequence_bytes or "past_key_values" not in inspect.signature(loaded.model.forward).parameters:
+        return runners[0]
+    try:
+        runners.append(SequentialRunner(loaded.model, Sampler(), whole_prompts=True, brings_cache=True))
+        check_agreement(runners[1], loaded, probe, expected, borders, crowd=True)
+    except ModelUnsupported as error:
+        log.info("the model keeps no cache: it reads everything again for each token", extra={"reason": str(error)})
+        return runners[0]
+    return runners[1]
+
+
+def _refuse_looking_ahead(loaded: Loaded, probe: list[int]) -> None:
+    """A model that reads in both directions (BERT) answers nonsense, though Transformers would generate with it."""
+    half = len(probe) // 2
+    changed = [*probe[:half], *reversed(probe[half:])]
+    before, after = (reference_logits(loaded.model, tokens, half - 1) for tokens in (probe, changed))
+    if difference(before, after) > TOLERANCE[loaded.dtype]:
+        raise ModelUnsupported(f"{type(loaded.model).__name__} reads ahead: it is no causal language model")
+
+
+def _measure(runner: SequentialRunner, loaded: Loaded, probe: list[int], length: int) -> tuple[int, bool]:
+    """Bytes of one sequence of `length` tokens, and whether its cache takes a prompt in chunks."""
+    request = GenerationRequest("probe", tuple(probe), Sampling(max_tokens=1, temperature=0.0))
+    sequence, half = Sequence(request, loaded.codec), len(probe) // 2
+    runner.logits(Batch((Span(sequence, 0, half, samples=True),)))
+    before = runner.state_bytes(sequence)
+    runner.logits(Batch((Span(sequence, half, 1, samples=True),)))
+    growth = [max(now - then, 0) for now, then in zip(runner.state_bytes(sequence), before, strict=True)]
+    reach = runner.state_lengths(sequence, length)
+    # What a layer had at first may be a state of fixed size, or keys that stop growing at the end of a window.
+    total = sum(size + grown * max(end - half, 0) for size, grown, end in zip(before, growth, reach, strict=True))
+    return total, runner.takes_chunks(sequence)
+
+
+def _pool(loaded: Loaded, engine: EngineConfig, sequence_bytes: int, length: int) -> BlockPool:
+    """Room for as many tokens as memory holds, counted in blocks though these caches have none; nothing is shared."""
+    on_device = free_device_bytes(loaded.device)
+    free = int(CACHE_FRACTION * (available_bytes() if on_device is None else on_device))
+    one = BlockPool.needed(length)
+    block_bytes = max(sequence_bytes // one, 1)
+    return BlockPool(blocks_that_fit(engine.max_batch_size * one, one, block_bytes, free), sharing=False)

@@ -1,0 +1,127 @@
+"""Every architecture of the matrix says what `model.generate` says, whichever runner serves it."""
+
+import asyncio
+import random
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+from llm_runtime.contract import EngineConfig, ModelConfig  # noqa: E402
+from llm_runtime.engine.adapters import AdapterTable  # noqa: E402
+from llm_runtime.engine.limits import RequestLimits  # noqa: E402
+from llm_runtime.engine.local import start_local  # noqa: E402
+from llm_runtime.engine.loop import Model  # noqa: E402
+from llm_runtime.engine.scheduler import Scheduler  # noqa: E402
+from llm_runtime.errors import ModelUnsupported  # noqa: E402
+from llm_runtime.models import build  # noqa: E402
+from llm_runtime.models.load import Loaded, load  # noqa: E402
+from llm_runtime.models.runners import Chosen, choose_runner  # noqa: E402
+from llm_runtime.request import GenerationRequest, Sampling  # noqa: E402
+from unit.runtime.engine.architectures import ARCHITECTURES, BATCHED, WINDOW, Architecture, table  # noqa: E402
+
+SETTINGS = EngineConfig(device="cpu", max_model_length=96, max_batch_size=4, max_batch_tokens=16)
+MODEL = ModelConfig(name="random")
+LENGTHS = (1, 2, WINDOW - 1, WINDOW + 1, 17, 30, 40)
+MAX_TOKENS = 10
+
+Prompt = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A model folder, and what Transformers generates with it."""
+
+    folder: Path
+    answers: dict[Prompt, list[int]]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    @cache
+    def made(architecture: str) -> Expected:
+        chosen = next(a for a in ARCHITECTURES if a.name == architecture)
+        folder = chosen.make(tmp_path_factory.mktemp("model"))
+        model = load(folder, SETTINGS, MODEL).model
+        return Expected(folder, {prompt: generated(model, prompt) for prompt in prompts()})
+
+    return made
+
+
+def prompts() -> list[Prompt]:
+    chance = random.Random(3)
+    return [tuple(chance.randrange(256) for _ in range(length)) for length in LENGTHS]
+
+
+def generated(model: Any, prompt: Prompt) -> list[int]:
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_TOKENS, do_sample=False)
+    return list(out[0, len(prompt) :].tolist())
+
+
+def no_batch(loaded: Loaded, engine: EngineConfig, length: int) -> Any:
+    raise ModelUnsupported("the test wants the slow path")
+
+
+async def answers(loaded: Loaded, chosen: Chosen) -> dict[Prompt, list[int]]:
+    """All prompts at once in four slots, in chunks, and each beside a neighbour who leaves early."""
+    scheduler = Scheduler(chosen.pool, SETTINGS.max_batch_size, SETTINGS.max_batch_tokens, 100)
+    limits = RequestLimits(SETTINGS.max_model_length, loaded.codec.vocabulary_size)
+    engine = start_local(Model(scheduler, chosen.runner, loaded.codec, limits, AdapterTable(1)))
+
+    async def stay(prompt: Prompt) -> list[int]:
+        request = GenerationRequest("stay", prompt, Sampling(max_tokens=MAX_TOKENS, temperature=0.0))
+        return [event.token_id async for event in engine.generate(request) if event.token_id is not None]
+
+    async def leave(prompt: Prompt, after: int) -> None:
+        stream = engine.generate(GenerationRequest("leave", prompt, Sampling(max_tokens=50, temperature=0.0)))
+        async for _ in stream:
+            after -= 1
+            if after <= 0:
+                break
+        await stream.aclose()
+
+    asked = prompts()
+    work = [task for i, p in enumerate(asked) for task in (stay(p), leave(p[::-1], 1 + i % 3))]
+    try:
+        said = (await asyncio.gather(*work))[::2]
+    finally:
+        engine.close()
+    return {prompt: tokens for prompt, tokens in zip(asked, said, strict=True) if tokens is not None}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+async def test_the_sequential_runner_says_what_generate_says(folders: Any, architecture: Architecture) -> None:
+    expected: Expected = folders(architecture.name)
+    loaded = load(expected.folder, SETTINGS, MODEL)
+    chosen = choose_runner(loaded, SETTINGS, SETTINGS.max_model_length, no_batch)
+    assert chosen.kind == "sequential"
+    assert await answers(loaded, chosen) == expected.answers
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+async def test_the_runner_that_is_chosen_says_what_generate_says(folders: Any, architecture: Architecture) -> None:
+    expected: Expected = folders(architecture.name)
+    loaded = load(expected.folder, SETTINGS, MODEL)
+    chosen = choose_runner(loaded, SETTINGS, SETTINGS.max_model_length, build._batched)
+    assert chosen.kind == ("batched" if architecture in BATCHED else "sequential")
+    if chosen.kind == "batched":  # the other one has been tried above
+        assert await answers(loaded, chosen) == expected.answers
+
+
+def test_answers_depend_on_the_prompt(folders: Any) -> None:
+    """Else the matrix would compare nothing."""
+    for architecture in ARCHITECTURES:
+        said = folders(architecture.name).answers.values()
+        assert len({token for tokens in said for token in tokens}) >= 10, architecture.name
+
+
+def test_the_table_of_operations_is_that_of_the_matrix() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "operations.md").read_text()
+    assert table() in text, f"docs/operations.md must hold:\n{table()}"
