@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def main() -> int:
         for model in options.model or ["smollm2", "small"][: 1 if scenario in ONE_MODEL else None]:
             try:
                 run = measure(scenario, model, options)
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                 print(f"{scenario}, {model}: {error}", file=sys.stderr, flush=True)
                 failed.append(scenario)
                 continue

@@ -1,5 +1,6 @@
 """The servers of one comparison, all started, one awake at a time."""
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -25,7 +26,7 @@ class Arena:
         self._say, self._warm_up_clients = say, warm_up_clients
         self.commands: dict[str, str] = {}
         self.absent: dict[str, str] = {}
-        """Servers that did not start, each with the reason."""
+        """Servers that did not start or failed, each with the reason."""
 
     @property
     def present(self) -> list[str]:
@@ -73,13 +74,23 @@ class Arena:
         try:
             self._running[key] = server.start()
         except NotStarted as reason:
-            self.absent[key] = str(reason)
-            self._say(f"without {server.title}: {reason}")
+            self._leave_out(server, str(reason))
             return
         self.commands[key] = server.described()
         words = models.words(server.model)
         self.measure(key, self._warm_up_clients, workload.mixed(words, 2 * self._warm_up_clients, WARM_UP_SEED))
 
+    def drop(self, key: str, reason: str) -> None:
+        """Stop one server and go on without it."""
+        self._running.pop(key).stop()
+        self._leave_out(self._servers[key], reason)
+
+    def _leave_out(self, server: Server, reason: str) -> None:
+        self.absent[server.key] = server.anonymous(" ".join(reason.split()))
+        self._say(f"without {server.title}: {reason}")
+
     def _stop(self) -> None:
         for process in self._running.values():
             process.stop()
+        for server in self._servers.values():
+            shutil.rmtree(server.scratch, ignore_errors=True)

@@ -29,9 +29,10 @@ def _draw(run: Run, folder: Path) -> str:
         _line(gap, run, who, levels, "itl_p50_ms", "-")
         _line(gap, run, who, levels, "itl_p99_ms", ":")
         _line(first, run, who, levels, "ttft_p50_ms", "-")
-    _frame(speed, "tokens per second", logarithmic=False)
-    _frame(gap, "between tokens, ms: p50 —, p99 ···", logarithmic=True)
-    _frame(first, "first token p50, ms", logarithmic=True)
+    ticks = sorted({clients for levels in series(run).values() for clients in levels})
+    _frame(speed, "tokens per second", ticks, logarithmic=False)
+    _frame(gap, "between tokens, ms: p50 —, p99 ···", ticks, logarithmic=True)
+    _frame(first, "first token p50, ms", ticks, logarithmic=True)
     speed.legend(frameon=False)
     name = f"peers-{run.model}-{run.dtype}.svg"
     figure.savefig(folder / name, metadata={"Date": None, "Creator": None})
@@ -51,19 +52,22 @@ def series(run: Run) -> dict[str, list[int]]:
 def _line(axes: Any, run: Run, who: str, levels: Sequence[int], metric: str, style: str) -> None:
     from bench.report import TITLES
 
-    values = [run.value(f"{who}@{clients}", metric) for clients in levels]
-    axes.plot(levels, values, style, marker=".", color=COLOURS.get(who), label=TITLES.get(who, who))
+    values = [(clients, run.value(f"{who}@{clients}", metric)) for clients in levels]
+    measured = [(clients, value) for clients, value in values if value]
+    if not measured:
+        return
+    axes.plot(*zip(*measured, strict=True), style, marker=".", color=COLOURS.get(who), label=TITLES.get(who, who))
 
 
-def _frame(axes: Any, title: str, *, logarithmic: bool) -> None:
+def _frame(axes: Any, title: str, ticks: Sequence[int], *, logarithmic: bool) -> None:
     axes.set_title(title, fontsize=9)
     axes.set_xlabel("clients")
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    if logarithmic:
+    axes.set_xticks(ticks, labels=[str(clients) for clients in ticks], minor=False)
+    if logarithmic and axes.lines:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
-    else:
+    elif not logarithmic:
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

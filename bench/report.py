@@ -43,15 +43,15 @@ METRICS = {
 METHOD = """\
 Every figure is the median over rounds. Inside a round the ways take turns on the same requests; each ratio is the
 median of the rounds' own ratios, so that a machine that slows down slows both sides. The clients are a process of their
-own on the same machine, which only stamps bytes with the time while it measures. All servers stay loaded; those that are
-not measured are stopped (SIGSTOP).
+own on the same machine, which only stamps bytes with the time while it measures. All servers stay loaded; those that
+are not measured are stopped (SIGSTOP).
 
 Requests are greedy and streamed, over `/v1/completions`. Random words make prompts of 16 to 200 tokens, answers have 16
 to 128, both from a seed and new in each round. A client sends its next request when the last is answered. The models
 have no end-of-sequence token, so that every server makes the tokens asked for; a run in which one does not is thrown
-away. "First token" is the time from sending to the first text, "between tokens" every time between two pieces of text of
-one answer. Memory is the peak of the whole process tree with shared pages counted once; most of it is the cache that a
-server sets aside."""
+away. "First token" is the time from sending to the first text, "between tokens" every time between two pieces of text
+of one answer. Memory is the peak of the whole process tree with shared pages counted once; most of it is the cache that
+a server sets aside."""
 
 
 def write(new: Sequence[Run], folder: Path = FOLDER) -> Path:
@@ -116,7 +116,8 @@ def section(run: Run, images: Sequence[str]) -> list[str]:
         return [*parts, f"Not measured: {run.skipped}"]
     parts.append(figures(run))
     parts += [
-        f"{TITLES.get(key, key)} is absent: {' '.join(reason.split())[-300:]}" for key, reason in run.absent.items()
+        f"{TITLES.get(key, key)} is missing, or was only measured in part: {reason[-300:]}"
+        for key, reason in run.absent.items()
     ]
     if run.memory_mib:
         peaks = ", ".join(f"{TITLES.get(key, key)} {mib:,} MiB" for key, mib in run.memory_mib.items())

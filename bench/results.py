@@ -104,10 +104,10 @@ class Target:
 SPEED, TTFT, ITL = "tokens_per_second", "ttft_p50_ms", "itl_p99_ms"
 
 TARGETS = (
-    Target("tokens/s, 32 clients, over transformers serve", "peers", SPEED, "ours@32", "transformers@32", at_least=3.0),
+    Target("tokens/s, 32 clients, over transformers", "peers", SPEED, "ours@32", "transformers@32", at_least=3.0),
     Target("tokens/s, 32 clients, over vLLM", "peers", SPEED, "ours@32", "vllm@32", at_least=1.0),
     Target("between tokens p99, 32 clients, over vLLM", "peers", ITL, "ours@32", "vllm@32", at_most=1.0),
-    Target("first token p50, 32 clients, over transformers serve", "peers", TTFT, "ours@32", "transformers@32", at_most=1),
+    Target("first token p50, 32 clients, over transformers", "peers", TTFT, "ours@32", "transformers@32", at_most=1.0),
     Target("first token p50, 32 clients, over vLLM", "peers", TTFT, "ours@32", "vllm@32", at_most=1.0),
     Target("tokens/s, one client, over `generate`", "single", SPEED, "ours@1", "generate@1", at_least=1.0),
     Target("tokens/s over HTTP / in process, 32 clients", "inprocess", SPEED, "ours@32", "engine@32", at_least=0.92),

@@ -44,7 +44,7 @@ class Options:
 
 
 def peers(options: Options, run: Run) -> None:
-    """All servers over HTTP at each number of clients."""
+    """All servers over HTTP at each number of clients. A peer that fails is out from then on; ours must not fail."""
     servers = [KINDS[key](options.folder, options.dtype) for key in options.servers]
     with Arena(servers, options.say) as arena:
         run.absent, run.commands = arena.absent, arena.commands
@@ -52,7 +52,12 @@ def peers(options: Options, run: Run) -> None:
             for clients in options.clients:
                 asks = options.asks(clients, turn)
                 for key in arena.present:
-                    _note(options, run, turn, key, clients, arena.measure(key, clients, asks))
+                    try:
+                        _note(options, run, turn, key, clients, arena.measure(key, clients, asks))
+                    except RuntimeError as error:
+                        if key == Ours.key:
+                            raise
+                        arena.drop(key, str(error))
         run.memory_mib = dict(arena.memory_mib())
 
 
@@ -60,7 +65,7 @@ def single(options: Options, run: Run) -> None:
     """One client of ours over HTTP, and `generate` on the same prompts."""
     plain = Generate(options.folder, options.dtype)
     with Arena([Ours(options.folder, options.dtype)], options.say) as arena:
-        _must_run(arena)
+        _must_run(arena, run)
         plain.one_by_one(options.asks(1, options.rounds))
         for turn in range(options.rounds):
             asks = options.asks(1, turn)
@@ -73,7 +78,7 @@ def inprocess(options: Options, run: Run) -> None:
     plain, engine = Generate(options.folder, options.dtype), Engine(options.folder, options.dtype)
     try:
         with Arena([Ours(options.folder, options.dtype)], options.say) as arena:
-            _must_run(arena)
+            _must_run(arena, run)
             engine.tokens_per_second(options.asks(BATCH, options.rounds), BATCH)
             for turn in range(options.rounds):
                 asks = options.asks(BATCH, turn)
@@ -90,7 +95,7 @@ def adapters(options: Options, run: Run) -> None:
     names = [f"{server.name}:{adapter}" for adapter in server.adapters]
     with Arena([server], options.say) as arena:
         if arena.absent:
-            run.skipped = f"the runtime did not start with adapters: {_last_line(arena.absent['ours'])}"
+            run.skipped = f"the runtime did not start with adapters in its configuration: {arena.absent['ours'][-300:]}"
             return
         for turn in range(options.rounds):
             asks = options.asks(BATCH, turn)
@@ -102,7 +107,7 @@ def prefix(options: Options, run: Run) -> None:
     """Time to first token of requests that share 1,000 tokens: of the first with a prefix, and of those after it."""
     words = models.words(options.folder)
     with Arena([Ours(options.folder, options.dtype)], options.say) as arena:
-        _must_run(arena)
+        _must_run(arena, run)
         for turn in range(options.rounds):
             groups = shared_prefixes(words, PREFIX_GROUPS, PREFIX_FOLLOWERS, PREFIX_TOKENS, seed=turn)
             answers = arena.measure("ours", 1, [ask for group in groups for ask in group]).answers
@@ -137,10 +142,7 @@ def _note_speed(options: Options, run: Run, turn: int, who: str, clients: int, t
     options.say(f"round {turn + 1}: {who:12} {clients:4} at once {tokens_per_second:7.1f} tokens/s")
 
 
-def _must_run(arena: Arena) -> None:
+def _must_run(arena: Arena, run: Run) -> None:
+    run.commands = arena.commands
     if arena.absent:
         raise RuntimeError(f"the runtime did not start: {arena.absent['ours']}")
-
-
-def _last_line(text: str) -> str:
-    return text.strip().rpartition("\n")[2]

@@ -26,7 +26,7 @@ QUIET = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1",
     "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
 }  # fmt: skip
-OURS_ONLY = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "PYTHONPATH", "VIRTUAL_ENV")
+NOT_INHERITED = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "PYTHONPATH", "VIRTUAL_ENV")
 """What a caller's environment must not decide: each server has its own defaults."""
 
 
@@ -65,19 +65,23 @@ class Server:
         return {}
 
     def described(self) -> str:
-        """How it is started, without the paths and ports of this machine."""
+        """How it is started."""
         words = [f"{name}={value}" for name, value in self.environment().items() if name != "PATH"]
         words += [Path(word).name if Path(word).parent.name == "bin" else str(word) for word in self.command()]
-        text = " ".join(words)
-        for found, shown in ((self.model, "MODEL"), (self.scratch, "FOLDER"), (self.port, "PORT"), (VLLM, "VENV")):
-            text = text.replace(str(found), shown)
+        return self.anonymous(" ".join(words))
+
+    def anonymous(self, text: str) -> str:
+        """A text without the paths and the port of this machine, as it may be published."""
+        places = {self.model: "MODEL", self.scratch: "FOLDER", VLLM: "VENV", BIN.parent: "VENV", self.port: "PORT"}
+        for place, shown in {**places, Path.home(): "~"}.items():
+            text = text.replace(str(place), shown)
         return text
 
     def start(self) -> Process:
         """Start it and wait until it is ready. Raises `NotStarted`."""
         if reason := self.missing():
             raise NotStarted(reason)
-        inherited = {name: value for name, value in os.environ.items() if name not in OURS_ONLY}
+        inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         environment = {**inherited, **QUIET, **self.environment()}
         process = Process([str(word) for word in self.command()], environment, self.scratch, self.scratch / "log")
         try:
@@ -130,8 +134,8 @@ class TransformersServe(Server):
     def command(self) -> Sequence[str | Path]:
         return [
             BIN / "transformers", "serve", self.model, "--continuous-batching", "--attn-implementation", "sdpa",
-            "--device", "cpu", "--dtype", self.dtype, "--host", "127.0.0.1", "--port", str(self.port),
-            "--log-level", "error",
+            "--cb-num-blocks", "192", "--cb-max-batch-tokens", "512", "--device", "cpu", "--dtype", self.dtype,
+            "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "error",
         ]  # fmt: skip
 
 
@@ -143,7 +147,7 @@ class VllmCpu(Server):
     def missing(self) -> str:
         if (VLLM / "bin" / "vllm").is_file():
             return ""
-        return f"no vLLM environment at {VLLM}: bench/vllm-cpu makes it"
+        return "there is no environment for vLLM; bench/vllm-cpu makes it"
 
     def command(self) -> Sequence[str | Path]:
         return [
