@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from bench import report
 from bench.machine import commit, machine
@@ -46,7 +47,9 @@ def parse() -> argparse.Namespace:
         prog="hack/bench", description="Our runtime beside its peers; see docs/development.md."
     )
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"{', '.join(SCENARIOS)}; none: all of them")
-    parser.add_argument("--model", action="append", help="smollm2, small, or a folder; may be repeated")
+    parser.add_argument(
+        "--model", action="append", help="smollm2, small, or the folder of a model without end of sequence"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--clients", type=numbers, default=tuple(REQUESTS), help="for peers, default 1,8,32,128")
@@ -73,7 +76,9 @@ def names(text: str) -> tuple[str, ...]:
 def measure(scenario: str, model: str, options: argparse.Namespace) -> Run:
     """One run, with the circumstances it was made under."""
     print(f"\n== {scenario}: {model}, {options.dtype}, {options.rounds} rounds", flush=True)
-    run = Run(scenario, model, options.dtype, commit(), f"{datetime.now(UTC):%Y-%m-%d}", 0.0, machine(), versions())
+    run = Run(
+        scenario, Path(model).name, options.dtype, commit(), f"{datetime.now(UTC):%Y-%m-%d}", 0.0, machine(), versions()
+    )
     started = time.monotonic()
     chosen = Options(model, options.dtype, options.rounds, options.servers, options.clients, say)
     SCENARIOS[scenario](chosen, run)

@@ -53,10 +53,6 @@ class Process:
         """Largest resident memory of the tree so far, shared pages counted once: PSS now, plus what each had more."""
         return sum(_peak_bytes(pid) for pid in self.pids())
 
-    def cpu_seconds(self) -> float:
-        """Processor time of the living tree so far."""
-        return sum(_cpu_seconds(pid) for pid in self.pids())
-
     def pause(self) -> None:
         """Take it off the cores: an idle server may still poll."""
         self._signal(signal.SIGSTOP)
@@ -73,7 +69,8 @@ class Process:
             self._root.wait(STOP_SECONDS)
         for pid in family:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                if os.getsid(pid) == self._root.pid:  # Not a stranger who got a freed id meanwhile.
+                    os.kill(pid, signal.SIGKILL)
         self._root.wait()
         self._output.close()
 
@@ -132,11 +129,3 @@ def _field(text: str, name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) << 10
     return 0
-
-
-def _cpu_seconds(pid: int) -> float:
-    try:
-        user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    except OSError:
-        return 0.0
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

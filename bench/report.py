@@ -44,14 +44,14 @@ METHOD = """\
 Every figure is the median over rounds. Inside a round the ways take turns on the same requests; each ratio is the
 median of the rounds' own ratios, so that a machine that slows down slows both sides. The clients are a process of their
 own on the same machine, which only stamps bytes with the time while it measures. All servers stay loaded; those that
-are not measured are stopped (SIGSTOP).
+are not measured are stopped (SIGSTOP), and another one is first in each round.
 
 Requests are greedy and streamed, over `/v1/completions`. Random words make prompts of 16 to 200 tokens, answers have 16
 to 128, both from a seed and new in each round. A client sends its next request when the last is answered. The models
-have no end-of-sequence token, so that every server makes the tokens asked for; a run in which one does not is thrown
-away. "First token" is the time from sending to the first text, "between tokens" every time between two pieces of text
-of one answer. Memory is the peak of the whole process tree with shared pages counted once; most of it is the cache that
-a server sets aside."""
+have no end-of-sequence token, so that every server makes the tokens asked for; one that does not is left out. "First
+token" is the time from sending to the first text, "between tokens" every time between two pieces of text of one answer.
+Memory is the peak of the whole process tree with shared pages counted once; most of it is the cache that a server sets
+aside."""
 
 
 def write(new: Sequence[Run], folder: Path = FOLDER) -> Path:
@@ -79,7 +79,10 @@ def read(folder: Path = FOLDER) -> list[Run]:
 
 def page(runs: Sequence[Run], images: dict[tuple[str, str, str], list[str]]) -> str:
     """The whole page. Sections of scenarios that were never measured do not exist."""
-    parts = ["# Benchmarks of the engine", "Made by `make bench` from [engine.json](engine.json); not written by hand."]
+    parts = [
+        "# Benchmarks of the runtime",
+        "Made by `make bench` from [engine.json](engine.json); not written by hand.",
+    ]
     if any(verdicts(run) for run in runs):
         parts += ["## Targets", targets(runs)]
     for scenario, heading in HEADINGS.items():

@@ -18,6 +18,7 @@ REQUESTS = {1: 3, 8: 16, 32: 48, 128: 128}
 """Of one measurement, by number of clients. A complete run of `peers` with three rounds stays below 25 minutes on two
 cores with these."""
 
+SINGLE_REQUESTS = 6
 BATCH = 32
 PREFIX_TOKENS, PREFIX_GROUPS, PREFIX_FOLLOWERS = 1000, 3, 4
 
@@ -37,9 +38,9 @@ class Options:
     def folder(self) -> Path:
         return models.folder(self.model)
 
-    def asks(self, clients: int, turn: int) -> list[Ask]:
+    def asks(self, clients: int, turn: int, requests: int = 0) -> list[Ask]:
         """The requests of one round: the same for all, and new in each round, so that no cache knows them."""
-        requests = REQUESTS.get(clients, 2 * clients)
+        requests = requests or REQUESTS.get(clients, 2 * clients)
         return mixed(models.words(self.folder), requests, seed=1000 * turn + clients)
 
 
@@ -51,7 +52,7 @@ def peers(options: Options, run: Run) -> None:
         for turn in range(options.rounds):
             for clients in options.clients:
                 asks = options.asks(clients, turn)
-                for key in arena.present:
+                for key in rotated(arena.present, turn):
                     try:
                         _note(options, run, turn, key, clients, arena.measure(key, clients, asks))
                     except RuntimeError as error:
@@ -61,14 +62,20 @@ def peers(options: Options, run: Run) -> None:
         run.memory_mib = dict(arena.memory_mib())
 
 
+def rotated(keys: list[str], turn: int) -> list[str]:
+    """Another one first in each round."""
+    start = turn % len(keys)
+    return keys[start:] + keys[:start]
+
+
 def single(options: Options, run: Run) -> None:
     """One client of ours over HTTP, and `generate` on the same prompts."""
     plain = Generate(options.folder, options.dtype)
     with Arena([Ours(options.folder, options.dtype)], options.say) as arena:
         _must_run(arena, run)
-        plain.one_by_one(options.asks(1, options.rounds))
+        plain.one_by_one(options.asks(1, options.rounds, 1))
         for turn in range(options.rounds):
-            asks = options.asks(1, turn)
+            asks = options.asks(1, turn, SINGLE_REQUESTS)
             _note(options, run, turn, "ours", 1, arena.measure("ours", 1, asks))
             _note_speed(options, run, turn, "generate", 1, plain.one_by_one(asks))
 

@@ -37,6 +37,8 @@ class Server:
     model: Path
     dtype: str = "float32"
     adapters: Mapping[str, Path] = field(default_factory=dict)
+    scratch: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="llm-bench-")))
+    """For its configuration and its log; the arena removes it."""
 
     key = ""
     title = ""
@@ -44,7 +46,6 @@ class Server:
 
     def __post_init__(self) -> None:
         self.port = free_port()
-        self.scratch = Path(tempfile.mkdtemp(prefix=f"llm-bench-{self.key}-"))
 
     @property
     def url(self) -> str:

@@ -51,5 +51,6 @@ def test_writing_twice_keeps_other_scenarios_and_makes_the_same_files(tmp_path: 
 
 def test_commands_on_the_page_have_no_paths_of_a_machine(tmp_path: Path) -> None:
     for kind in (Ours, VllmCpu):
-        assert str(tmp_path) not in kind(tmp_path / "model").described()
-        assert "/tmp" not in kind(tmp_path / "model").described()
+        text = kind(tmp_path / "model", scratch=tmp_path).described()
+        assert "MODEL" in text or "FOLDER" in text
+        assert str(tmp_path) not in text
