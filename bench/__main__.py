@@ -14,8 +14,9 @@ from bench import report
 from bench.machine import commit, machine
 from bench.results import Run, verdicts
 from bench.scenarios import REQUESTS, SCENARIOS, Options
-from bench.servers import KINDS, versions
+from bench.servers import COMPARED, KINDS, versions
 
+DEFAULT = tuple(kind.key for kind in COMPARED)
 ONE_MODEL = {"adapters", "prefix"}
 """Scenarios that run with the first model only unless --model says otherwise."""
 
@@ -53,7 +54,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--clients", type=numbers, default=tuple(REQUESTS), help="for peers, default 1,8,32,128")
-    parser.add_argument("--servers", type=names, default=tuple(KINDS), help=f"for peers, default {','.join(KINDS)}")
+    parser.add_argument(
+        "--servers", type=names, default=DEFAULT, help=f"for peers: {', '.join(KINDS)}; default {','.join(DEFAULT)}"
+    )
     parser.add_argument("--dry", action="store_true", help="print only; leave docs/benchmarks as it is")
     parsed = parser.parse_args()
     unknown = [name for name in parsed.scenarios if name not in SCENARIOS]

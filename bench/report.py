@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench.results import SPEED, Run, from_json, merged, verdicts
+from bench.servers import KINDS
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 JSON = "engine.json"
 PAGE = "engine.md"
 
-TITLES = {"ours": "llm-runtime", "transformers": "transformers serve", "vllm": "vLLM (CPU)"}
+TITLES = {key: kind.title for key, kind in KINDS.items()}
 MODELS = {
     "smollm2": "SmolLM2-135M-Instruct",
     "small": "random Llama, 31.6 M parameters",

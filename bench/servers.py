@@ -162,7 +162,39 @@ class VllmCpu(Server):
         return {"VLLM_CPU_KVCACHE_SPACE": "2", "PATH": path}
 
 
-KINDS: dict[str, type[Server]] = {kind.key: kind for kind in (Ours, TransformersServe, VllmCpu)}
+class TransformersServeShortSpin(TransformersServe):
+    """Its threads spin as briefly as ours do: better where cores are shared."""
+
+    key, title = "transformers-short-spin", "transformers serve, short spin"
+
+    def environment(self) -> dict[str, str]:
+        return {"GOMP_SPINCOUNT": "1000"}
+
+
+class VllmAllCores(VllmCpu):
+    """A thread on every core and Intel's OpenMP, which vLLM recommends; by itself it leaves one core to the server."""
+
+    key, title = "vllm-all-cores", "vLLM (CPU), all cores"
+
+    def environment(self) -> dict[str, str]:
+        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        openmp = str(VLLM / "lib" / "libiomp5.so")
+        return {**super().environment(), "VLLM_CPU_OMP_THREADS_BIND": cores, "LD_PRELOAD": openmp}
+
+
+class VllmIntelOpenmp(VllmCpu):
+    """Its own binding with Intel's OpenMP."""
+
+    key, title = "vllm-iomp", "vLLM (CPU), Intel OpenMP"
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "LD_PRELOAD": str(VLLM / "lib" / "libiomp5.so")}
+
+
+COMPARED = (Ours, TransformersServe, VllmCpu)
+VARIANTS = (TransformersServeShortSpin, VllmAllCores, VllmIntelOpenmp)
+"""Other settings of the peers, to find out which is their best on a machine."""
+KINDS: dict[str, type[Server]] = {kind.key: kind for kind in (*COMPARED, *VARIANTS)}
 
 
 def versions() -> dict[str, str]:
