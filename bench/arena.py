@@ -78,7 +78,7 @@ class Arena:
             return
         self.commands[key] = server.described()
         words = models.words(server.model)
-        self.measure(key, self._warm_up_clients, workload.mixed(words, 2 * self._warm_up_clients, WARM_UP_SEED))
+        self.measure(key, self._warm_up_clients, workload.mixed(words, self._warm_up_clients, WARM_UP_SEED))
 
     def drop(self, key: str, reason: str) -> None:
         """Stop one server and go on without it."""

@@ -135,7 +135,8 @@ def stamp(run: Run) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     return (
         f"{run.date}, commit {run.commit}, {run.rounds} rounds in {run.seconds / 60:.0f} min; "
-        f"{machine.get('cpu', 'unknown processor')}, {machine.get('cores', '?')} cores; {versions}."
+        f"{machine.get('cpu', 'unknown processor')}, {machine.get('cores', '?')} cores, "
+        f"load {machine.get('load_before', '?')} before; {versions}."
     )
 
 

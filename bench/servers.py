@@ -122,6 +122,10 @@ class Ours(Server):
     def environment(self) -> dict[str, str]:
         return {"LOG_LEVEL": "WARNING"}
 
+    def described(self) -> str:
+        engine = ", ".join(f"{name}: {value}" for name, value in self.config()["engine"].items())
+        return f"{super().described()} with {engine}"
+
 
 class TransformersServe(Server):
     """`transformers serve` with its continuous batching."""
