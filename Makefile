@@ -35,7 +35,7 @@ type-check: ## Types only
 
 check-all: check test ## check and test, what CI runs
 
-bench: ## Measure the engine and print the figures
+bench: ## Measure the runtime over HTTP beside its peers; writes docs/benchmarks
 	hack/bench $(ARGS)
 
 build-docker: engine ## Build both images, llm-operator and llm-runtime

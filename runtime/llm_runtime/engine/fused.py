@@ -112,7 +112,9 @@ def _attention(
     )
     if hasattr(module, "q_norm"):
         query, key = module.q_norm(query), module.k_norm(key)
-    rule = Rule(module.scaling, getattr(module, "sliding_window", None) or 0)
+    # Mistral's modules look it up in the configuration at each call.
+    holder = module.config if type(module).__name__ == "MistralAttention" else module
+    rule = Rule(module.scaling, getattr(holder, "sliding_window", None) or 0)
     query, key, value = (part.transpose(0, 1) for part in (query, key, value))
     out = attend_native(paged_step, module.layer_idx, rule, query, key, value, position_embeddings)
     return module.o_proj(out.view(1, shape[0], -1)), None

