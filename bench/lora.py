@@ -25,6 +25,8 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 
 from llm_runtime.engine.blocks import BlockPool  # noqa: E402
 from llm_runtime.engine.cache import CacheShape, KvCache, LayerShape  # noqa: E402
+from llm_runtime.engine.fused import fuse  # noqa: E402
+from llm_runtime.engine.linears import pack_linears  # noqa: E402
 from llm_runtime.engine.lora import Adapter, AdapterSet, LoraWeights  # noqa: E402
 from llm_runtime.engine.runner import TransformersRunner  # noqa: E402
 from llm_runtime.engine.sampler import Sampler  # noqa: E402
@@ -37,16 +39,6 @@ from unit.runtime.engine.fakes import CharacterVocabulary  # noqa: E402
 
 MODEL = Path.home() / ".cache/llm-operator/models/smollm2-135m-instruct"
 PROMPT = 128
-
-
-def pack_linears(model: Any) -> None:
-    """Let every linear compute with weights in oneDNN's layout."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            packed, bias = torch.ops.mkldnn._reorder_linear_weight(module.weight.data, 32), module.bias
-            module.forward = lambda x, packed=packed, bias=bias: torch.ops.mkldnn._linear_pointwise(
-                x, packed, bias, "none", [], ""
-            )
 
 
 def random_adapter(adapters: AdapterSet, rank: int) -> Adapter:
@@ -74,8 +66,8 @@ def decoding(rows: int) -> Batch:
 def build(folder: Path, rows: int) -> TransformersRunner:
     """The model with packed linears, and no adapter yet."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
-    if torch.backends.mkldnn.is_available():
-        pack_linears(model)
+    pack_linears(model)
+    fuse(model)
     shape = CacheShape(tuple(LayerShape(*layer) for layer in cached_shapes(model)), torch.float32)
     return TransformersRunner(
         model, KvCache(shape, rows * BlockPool.needed(PROMPT), "cpu"), Sampler(), AdapterSet(model, AdapterReader(1024))

@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 from llm_runtime.engine import native
 from llm_runtime.engine.blocks import BLOCK_TOKENS
 from llm_runtime.engine.cache import KvCache
+from llm_runtime.engine.native import KERNELS
 from llm_runtime.engine.scheduler import Span
 
 ATTENTION = "llm_runtime_paged"
@@ -155,10 +156,6 @@ def _choose(step: Step, layer: int, query: Any) -> Callable[..., Any]:
     fits = query.dtype is step.cache.shape.dtype and query.dtype in KERNELS and at.head_size == at.value_size
     fits = fits and at.head_size % 16 == 0 and step.device == "cpu"
     return attend_native if fits and native.library() else attend_gathered
-
-
-KERNELS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""Number formats that the compiled kernels know, by their names there."""
 
 
 def attend_native(

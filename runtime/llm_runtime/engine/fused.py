@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from llm_runtime.engine import native
-from llm_runtime.engine.attention import KERNELS, Rule, attend_native
+from llm_runtime.engine.attention import Rule, attend_native
+from llm_runtime.engine.native import KERNELS
 
 log = logging.getLogger(__name__)
 

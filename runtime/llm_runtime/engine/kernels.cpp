@@ -1,5 +1,5 @@
 // What a CPU does between the matrix products of a layer: attention over a paged key-value cache (single tokens and
-// prompt chunks in one call, rotation of queries and keys included), root-mean-square norms, gated activations.
+// prompt chunks in one call, rotation of queries and keys included), norms, gated activations, LoRA.
 //
 // Torch's own kernel reads a padded rectangle of dense keys; this one reads each sequence's blocks, as far as they are
 // filled. Keys lie transposed in their block, so that one vector holds the same component of neighbouring tokens and no
@@ -49,6 +49,12 @@ inline void narrow(float x, BFloat16* to) {  // round to nearest even
   uint32_t w;
   std::memcpy(&w, &x, 4);
   to->bits = std::isnan(x) ? 0x7FC0 : uint16_t((w + 0x7FFF + ((w >> 16) & 1)) >> 16);
+}
+inline void store(BFloat16* to, Vector v) {  // round to nearest even
+  const Words w = (Words)v;
+  const Words rounded = (w + 0x7FFF + ((w >> 16) & 1)) >> 16;
+  const Halves halves = __builtin_convertvector(v == v ? rounded : Words{} + 0x7FC0, Halves);
+  std::memcpy(to, &halves, sizeof halves);
 }
 inline Vector spread(float x) { return x - Vector{}; }
 
@@ -299,11 +305,99 @@ void gate_silu(const T* gate, const T* up, T* out, int64_t count, int64_t thread
     const Vector x = load(gate + i * LANES), magnitude = x < 0 ? x : -x;
     const Vector e = exp_negative(magnitude);
     const Vector result = x * (x < 0 ? e : spread(1.0f)) / (e + 1.0f) * load(up + i * LANES);
-    for (int j = 0; j < LANES; ++j) narrow(result[j], out + i * LANES + j);
+    store(out + i * LANES, result);
   }
   for (int64_t i = count / LANES * LANES; i < count; ++i) {
     const float x = widen(gate[i]);
     narrow(x / (1.0f + std::exp(-x)) * widen(up[i]), out + i);
+  }
+}
+
+// The rows of one adapter that a LoRA tile computes, at most.
+constexpr int LORA_ROWS = 4, LORA_RANKS = 4;
+
+inline float sum_of(Vector v) {
+  float sum = 0;
+  for (int j = 0; j < LANES; ++j) sum += v[j];
+  return sum;
+}
+
+// products[r * rank + j] = x[row r] times row j of a [rank, inputs], for J neighbouring j.
+template <typename T, int R, int J>
+void lora_down(const T* const* x, const T* a, int64_t inputs, float* products, int64_t rank) {
+  Vector sums[R][J] = {};
+  int64_t i = 0;
+  for (; i + LANES <= inputs; i += LANES) {
+    Vector weights[J];
+    for (int j = 0; j < J; ++j) weights[j] = load(a + j * inputs + i);
+    for (int r = 0; r < R; ++r) {
+      const Vector input = load(x[r] + i);
+      for (int j = 0; j < J; ++j) sums[r][j] += input * weights[j];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < J; ++j) {
+      float sum = sum_of(sums[r][j]);
+      for (int64_t k = i; k < inputs; ++k) sum += widen(x[r][k]) * widen(a[j * inputs + k]);
+      products[r * rank + j] = sum;
+    }
+}
+
+// y[row r] += products[r] times b [rank, outputs].
+template <typename T, int R>
+void lora_up(T* const* y, const T* b, int64_t outputs, const float* products, int64_t rank) {
+  int64_t o = 0;
+  for (; o + LANES <= outputs; o += LANES) {
+    Vector sums[R];
+    for (int r = 0; r < R; ++r) sums[r] = load(y[r] + o);
+    for (int64_t j = 0; j < rank; ++j) {
+      const Vector weights = load(b + j * outputs + o);
+      for (int r = 0; r < R; ++r) sums[r] += weights * products[r * rank + j];
+    }
+    for (int r = 0; r < R; ++r) store(y[r] + o, sums[r]);
+  }
+  for (; o < outputs; ++o)
+    for (int r = 0; r < R; ++r) {
+      float sum = widen(y[r][o]);
+      for (int64_t j = 0; j < rank; ++j) sum += products[r * rank + j] * widen(b[j * outputs + o]);
+      narrow(sum, y[r] + o);
+    }
+}
+
+template <typename T, int R>
+void lora_tile(const T* const* x, T* const* y, const T* a, const T* b, int64_t rank, int64_t inputs, int64_t outputs,
+               std::vector<float>& products) {
+  products.resize(R * rank);
+  int64_t j = 0;
+  for (; j + LORA_RANKS <= rank; j += LORA_RANKS)
+    lora_down<T, R, LORA_RANKS>(x, a + j * inputs, inputs, products.data() + j, rank);
+  for (; j < rank; ++j) lora_down<T, R, 1>(x, a + j * inputs, inputs, products.data() + j, rank);
+  lora_up<T, R>(y, b, outputs, products.data(), rank);
+}
+
+// LoRA (Hu et al. 2021) for rows of different adapters: y[row] += x[row] A' B', with A [rank, inputs], B [rank, outputs].
+// `order` lists the rows by adapter; a tile is (first place in `order`, number of rows, adapter). a and b are null for
+// an adapter that has nothing to add here.
+template <typename T>
+void lora(const T* x, T* y, int64_t inputs, int64_t outputs, const int32_t* order, const int32_t* tiles, int64_t count,
+          const T* const* a, const T* const* b, const int32_t* ranks, int64_t threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> products;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t tile = 0; tile < count; ++tile) {
+      const int32_t first = tiles[3 * tile], rows = tiles[3 * tile + 1], adapter = tiles[3 * tile + 2];
+      if (!a[adapter]) continue;
+      const T* in[LORA_ROWS];
+      T* out[LORA_ROWS];
+      for (int r = 0; r < rows; ++r) in[r] = x + order[first + r] * inputs, out[r] = y + order[first + r] * outputs;
+      switch (rows) {
+        case 1: lora_tile<T, 1>(in, out, a[adapter], b[adapter], ranks[adapter], inputs, outputs, products); break;
+        case 2: lora_tile<T, 2>(in, out, a[adapter], b[adapter], ranks[adapter], inputs, outputs, products); break;
+        case 3: lora_tile<T, 3>(in, out, a[adapter], b[adapter], ranks[adapter], inputs, outputs, products); break;
+        default: lora_tile<T, 4>(in, out, a[adapter], b[adapter], ranks[adapter], inputs, outputs, products);
+      }
+    }
   }
 }
 
@@ -314,6 +408,11 @@ void gate_silu(const T* gate, const T* up, T* out, int64_t count, int64_t thread
   extern "C" void llm_rms_norm_##NAME(const TYPE* x, const TYPE* weight, TYPE* out, int64_t rows, int64_t size,     \
                                       int64_t threads, float epsilon, float offset) {                               \
     normalise<TYPE>(x, weight, out, rows, size, epsilon, offset, threads);                                          \
+  }                                                                                                                 \
+  extern "C" void llm_lora_##NAME(const TYPE* x, TYPE* y, int64_t inputs, int64_t outputs, const int32_t* order,    \
+                                  const int32_t* tiles, int64_t count, const TYPE* const* a, const TYPE* const* b,   \
+                                  const int32_t* ranks, int64_t threads) {                                           \
+    lora<TYPE>(x, y, inputs, outputs, order, tiles, count, a, b, ranks, threads);                                    \
   }                                                                                                                 \
   extern "C" void llm_gate_silu_##NAME(const TYPE* gate, const TYPE* up, TYPE* out, int64_t count, int64_t threads) { \
     gate_silu<TYPE>(gate, up, out, count, threads);                                                                 \

@@ -5,18 +5,25 @@ and B of adapters that run together lie side by side in a `_Stack`: `x` times al
 the columns of its adapter, times all B at once, added to the base's output. That is two small products for a layer
 however many adapters a step has; linears that read the same tensor (query, key, value; gate, up) share the first one.
 
+On a CPU rows of short runs go through a compiled kernel instead, which multiplies each with its own adapter only: in a
+decode step the masked columns, and seven times two small products for each layer, cost more than the sums themselves.
+
 `AdapterSet.select` says before each forward which rows are whose. Nothing of the model is replaced: a targeted module
 gets a `forward` of its own, and loses it again when no adapter targets it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from llm_runtime.engine import native
+from llm_runtime.engine.native import KERNELS
 
 SHELF_RANK = 256
 """Sum of ranks up to which adapters are computed together: masked-out columns are computed too."""
@@ -46,12 +53,17 @@ class LinearShape:
     outputs: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoraWeights:
     """One module's part of an adapter: `a` [rank, inputs], `b` [outputs, rank] with the scaling folded in."""
 
     a: Any
     b: Any
+
+    @cached_property
+    def b_rows(self) -> Any:
+        """`b` as [rank, outputs], as the CPU kernel reads it."""
+        return self.b.t().contiguous()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,8 @@ class AdapterSet:
             raise ValueError("the model has another set of adapters")
         self._reader, self._device, self._dtype = reader, model.device, model.dtype
         self._adapters: dict[str, Adapter] = {}
+        self._has_kernel = self._dtype in KERNELS and self._device.type == "cpu" and native.library() is not None
+        self._pointers = _Pointers({})
         self._shelves: list[list[str]] = []
         self._stacks: dict[tuple[str, ...], _Stack] = {}
         self._step = _Step()
@@ -100,9 +114,12 @@ class AdapterSet:
         if name == BASE:
             raise ValueError("an adapter needs a name")
         place = {"device": self._device, "dtype": self._dtype}
-        weights = {module: LoraWeights(w.a.to(**place), w.b.to(**place)) for module, w in adapter.weights.items()}
+        weights = {
+            module: LoraWeights(w.a.to(**place).contiguous(), w.b.to(**place)) for module, w in adapter.weights.items()
+        }
         self.drop(name)
         self._adapters[name] = Adapter(adapter.rank, weights)
+        self._pointers = _Pointers(self._adapters)
         self._shelve(name)
         for module in weights:
             self._linears[module].adapt(self._step)
@@ -111,6 +128,7 @@ class AdapterSet:
         """Forget an adapter; one that is not there is no fault."""
         if self._adapters.pop(name, None) is None:
             return
+        self._pointers = _Pointers(self._adapters)
         self._shelves = [rest for shelf in self._shelves if (rest := [other for other in shelf if other != name])]
         self._forget_stacks(name)
         targeted = {module for adapter in self._adapters.values() for module in adapter.weights}
@@ -149,7 +167,7 @@ class AdapterSet:
             self._stacks[names] = _Stack({name: self._adapters[name] for name in names}, self._linears)
         return self._stacks[names]
 
-    def _blocks(self, runs: "list[_Run]") -> "tuple[_Block, ...]":
+    def _blocks(self, runs: "list[_Run]") -> "tuple[_Block | _TiledBlock, ...]":
         """Long runs one by one, short ones that lie side by side together."""
         height = runs[-1].end if runs else 0
         parts: list[list[_Run]] = []
@@ -158,10 +176,14 @@ class AdapterSet:
             parts += ([run] for run in neighbours) if long else (neighbours,)
         return tuple(block for part in parts for block in self._blocks_of(part, height))
 
-    def _blocks_of(self, runs: "list[_Run]", height: int) -> "list[_Block]":
+    def _blocks_of(self, runs: "list[_Run]", height: int) -> "Sequence[_Block | _TiledBlock]":
         names = {run.name for run in runs} - {BASE}
         if unknown := names - self._adapters.keys():
             raise KeyError(f"no adapter {', '.join(sorted(unknown))} is loaded")
+        if not names:
+            return []
+        if self._has_kernel and runs[0].rows < OWN_ROWS:
+            return [_TiledBlock(runs, self._pointers, self._dtype)]
         together = [[name for name in shelf if name in names] for shelf in self._shelves]
         shelves = [(shelf, used) for shelf, used in zip(self._shelves, together, strict=True) if used]
         blocks = []
@@ -198,7 +220,7 @@ class _Step:
     """What the targeted linears must know of the step under way."""
 
     def __init__(self) -> None:
-        self.blocks: tuple[_Block, ...] = ()
+        self.blocks: tuple[_Block | _TiledBlock, ...] = ()
         self.forget_products()
 
     def forget_products(self) -> None:
@@ -243,6 +265,65 @@ class _Block:
         added = second.matrix.added(mine, part)
         if added is not part or not isinstance(self.rows, slice):  # A slice is `y` itself.
             y[self.rows] = added
+        return y
+
+
+class _Pointers:
+    """Where the weights of some adapters lie, for the compiled kernel: of each module, made when it first runs."""
+
+    def __init__(self, adapters: Mapping[str, Adapter]) -> None:
+        self.index = {name: index for index, name in enumerate(adapters)}
+        self._adapters = list(adapters.values())
+        self._modules: dict[str, tuple[Any, Any, Any] | None] = {}
+
+    def of(self, module: str) -> tuple[Any, Any, Any] | None:
+        """Addresses of every adapter's A and B, 0 where it has none, and ranks; None if no adapter has any."""
+        if module not in self._modules:
+            self._modules[module] = self._find(module)
+        return self._modules[module]
+
+    def _find(self, module: str) -> tuple[Any, Any, Any] | None:
+        parts = [adapter.weights.get(module) for adapter in self._adapters]
+        if not any(parts):
+            return None
+        return (
+            torch.tensor([part.a.data_ptr() if part else 0 for part in parts]),
+            torch.tensor([part.b_rows.data_ptr() if part else 0 for part in parts]),
+            torch.tensor([part.a.shape[0] if part else 0 for part in parts], dtype=torch.int32),
+        )
+
+
+class _TiledBlock:
+    """Short runs on a CPU, through the compiled kernel: each row is multiplied by its own adapter's weights only."""
+
+    def __init__(self, runs: list[_Run], pointers: _Pointers, dtype: Any) -> None:
+        self._pointers, self._format = pointers, KERNELS[dtype]
+        order: list[int] = []
+        tiles: list[int] = []
+        for name in sorted({run.name for run in runs} - {BASE}):
+            rows = [row for run in runs if run.name == name for row in range(run.begin, run.end)]
+            for first in range(0, len(rows), native.LORA_ROWS):
+                tile = rows[first : first + native.LORA_ROWS]
+                tiles += (len(order), len(tile), pointers.index[name])
+                order += tile
+        self._order, self._tiles = (torch.tensor(part, dtype=torch.int32) for part in (order, tiles))
+        self._count = len(tiles) // 3
+
+    def first(self, read: "_Input", x: Any) -> Any:
+        """The input itself: the kernel does both products."""
+        return x.contiguous()
+
+    def second(self, module: str, x: Any, y: Any) -> Any:
+        """`y` [all rows, outputs] with what the adapters add, in place."""
+        weights = self._pointers.of(module)
+        if weights is None:
+            return y
+        y = y.contiguous()
+        a, b, ranks = weights
+        native.call(
+            "llm_lora", self._format, x.data_ptr(), y.data_ptr(), x.shape[1], y.shape[1], self._order.data_ptr(),
+            self._tiles.data_ptr(), self._count, a.data_ptr(), b.data_ptr(), ranks.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
         return y
 
 

@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llm_runtime.engine.blocks import BLOCK_TOKENS
 
 log = logging.getLogger(__name__)
@@ -26,12 +28,29 @@ FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno",
 LEVELS = {"x86-64-v4": {"avx512f", "avx512bw", "avx512vl"}, "x86-64-v3": {"avx2", "fma", "bmi2"}}
 """What an image carries: GCC's names of instruction sets, best first, and the CPU flags they need."""
 COMPILE_SECONDS = 120
+KERNELS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+"""Number formats that the kernels know, by their names there."""
 MOST_HEAD = 512
 """Largest head size that the kernel can rotate."""
+LORA_ROWS = 4
+"""Rows of one adapter that the LoRA kernel takes as a tile."""
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 ARGUMENTS = {
     "llm_attention": (_POINTER,),
     "llm_rms_norm": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _FLOAT, _FLOAT),
+    "llm_lora": (
+        _POINTER,
+        _POINTER,
+        _SIZE,
+        _SIZE,
+        _POINTER,
+        _POINTER,
+        _SIZE,
+        _POINTER,
+        _POINTER,
+        _POINTER,
+        _SIZE,
+    ),
     "llm_gate_silu": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE),
 }
 """Of the kernels' C functions, whose names end with a number format."""
