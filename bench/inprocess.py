@@ -1,6 +1,5 @@
 """Without HTTP: the engine itself, and Transformers' own `generate`. No other module knows the engine's interface."""
 
-import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,48 +12,51 @@ from llm_runtime.engine.threads import configure_threads
 
 
 class Engine:
-    """The engine of the runtime, called as its API layer calls it."""
+    """Scheduler and runner, stepped by hand: what the engine's thread does, without a thread, a process or HTTP."""
 
     def __init__(self, folder: Path, dtype: str) -> None:
         configure_threads()
         from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig
-        from llm_runtime.models.build import build_engine
+        from llm_runtime.models.build import build_model
 
         settings = EngineConfig.model_validate(
             {"device": "cpu", "dtype": dtype, "max_model_length": MAX_LENGTH, "max_batch_size": MAX_SEQUENCES}
         )
-        self._engine, self._codec = build_engine(
-            RuntimeConfig(model=ModelConfig(name="bench"), engine=settings), folder
-        )
-        self._served = 0
+        self._model = build_model(RuntimeConfig(model=ModelConfig(name="bench"), engine=settings), folder)
 
     def tokens_per_second(self, asks: Sequence[Ask], clients: int) -> float:
-        """Answer `asks` with `clients` callers, each taking the next one when its last is answered."""
-        prompts = iter([(tuple(self._codec.encode(ask.prompt)), ask.max_tokens) for ask in asks])
+        """Answer `asks`, `clients` at a time: the next one comes when one has its answer."""
+        waiting = [self._sequence(ask) for ask in reversed(asks)]
         started = time.perf_counter()
-        asyncio.run(self._callers(prompts, clients))
-        return answer_tokens(asks) / (time.perf_counter() - started)
+        tokens = 0
+        for _ in range(min(clients, len(waiting))):
+            self._model.scheduler.add(waiting.pop())
+        while deliveries := self._step():
+            tokens += sum(delivery.event.token_id is not None for delivery in deliveries)
+            for _ in range(min(sum(d.event.finish_reason is not None for d in deliveries), len(waiting))):
+                self._model.scheduler.add(waiting.pop())
+        if tokens != answer_tokens(asks):
+            raise RuntimeError(f"the engine made {tokens} tokens instead of {answer_tokens(asks)}")
+        return tokens / (time.perf_counter() - started)
 
-    def close(self) -> None:
-        self._engine.close()
+    def _step(self) -> list[Any]:
+        """What the next step that finishes any token brings; nothing when all is done."""
+        scheduler = self._model.scheduler
+        deliveries: list[Any] = []
+        while not deliveries and (batch := scheduler.next_batch()) is not None:
+            started = time.perf_counter()
+            sampled = self._model.runner.forward(batch)
+            scheduler.observe(batch, time.perf_counter() - started)
+            deliveries = scheduler.advance(batch, sampled)
+        return deliveries
 
-    async def _callers(self, prompts: Any, clients: int) -> None:
-        async def caller() -> None:
-            for prompt, tokens in prompts:
-                await self._answer(prompt, tokens)
-
-        await asyncio.gather(*(caller() for _ in range(clients)))
-
-    async def _answer(self, prompt: tuple[int, ...], tokens: int) -> None:
+    def _sequence(self, ask: Ask) -> Any:
+        from llm_runtime.engine.sequence import Sequence as Running
         from llm_runtime.request import GenerationRequest, Sampling
 
-        self._served += 1
-        sampling = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-        count = 0
-        async for event in self._engine.generate(GenerationRequest(str(self._served), prompt, sampling)):
-            count += event.token_id is not None
-        if count != tokens:
-            raise RuntimeError(f"the engine made {count} tokens instead of {tokens}")
+        prompt = tuple(self._model.codec.encode(ask.prompt))
+        sampling = Sampling(max_tokens=ask.max_tokens, temperature=0.0, ignore_eos=True)
+        return Running(GenerationRequest("bench", prompt, sampling), self._model.codec)
 
 
 class Generate:

@@ -81,19 +81,16 @@ def single(options: Options, run: Run) -> None:
 
 
 def inprocess(options: Options, run: Run) -> None:
-    """The engine called directly, the same over HTTP, and one static batch of `generate`."""
+    """The engine stepped by hand, the same over HTTP, and one static batch of `generate`."""
     plain, engine = Generate(options.folder, options.dtype), Engine(options.folder, options.dtype)
-    try:
-        with Arena([Ours(options.folder, options.dtype)], options.say) as arena:
-            _must_run(arena, run)
-            engine.tokens_per_second(options.asks(BATCH, options.rounds), BATCH)
-            for turn in range(options.rounds):
-                asks = options.asks(BATCH, turn)
-                _note_speed(options, run, turn, "engine", BATCH, engine.tokens_per_second(asks, BATCH))
-                _note(options, run, turn, "ours", BATCH, arena.measure("ours", BATCH, asks))
-                _note_speed(options, run, turn, "static", BATCH, plain.static_batch(asks[:BATCH]))
-    finally:
-        engine.close()
+    with Arena([Ours(options.folder, options.dtype)], options.say) as arena:
+        _must_run(arena, run)
+        engine.tokens_per_second(options.asks(BATCH, options.rounds), BATCH)
+        for turn in range(options.rounds):
+            asks = options.asks(BATCH, turn)
+            _note_speed(options, run, turn, "engine", BATCH, engine.tokens_per_second(asks, BATCH))
+            _note(options, run, turn, "ours", BATCH, arena.measure("ours", BATCH, asks))
+            _note_speed(options, run, turn, "static", BATCH, plain.static_batch(asks[:BATCH]))
 
 
 def adapters(options: Options, run: Run) -> None:

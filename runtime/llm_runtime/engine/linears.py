@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 PACKED_FOR = 32
 """Rows of the products that oneDNN chooses its order for."""
-ROWS = (1, 8, 32, 128)
-"""Rows measured: one stream, more streams, a chunk of a prompt."""
+ROWS = (8, 32, 128)
+"""Rows measured: a few streams, many, a chunk of a prompt. One alone waits for memory, whichever way it multiplies."""
 _REPEATS = 12
 _LEAST_GAIN = 1.05
 _NAMES = ("_reorder_linear_weight", "_linear_pointwise")

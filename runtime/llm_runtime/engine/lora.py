@@ -12,6 +12,7 @@ decode step the masked columns, and seven times two small products for each laye
 gets a `forward` of its own, and loses it again when no adapter targets it.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,14 +83,18 @@ Reader = Callable[[Path, Shapes], Adapter]
 class AdapterSet:
     """The adapters loaded beside `model`. One thread, between steps; only `read` may run beside them."""
 
-    def __init__(self, model: Any, reader: Reader) -> None:
-        """Runs `model` once, to learn which linears read the same tensor: before its attention is replaced."""
+    def __init__(self, model: Any, reader: Reader, *, tiled: bool = True) -> None:
+        """Runs `model` once, to learn which linears read the same tensor: before its attention is replaced.
+
+        Not `tiled`: every step is of one adapter, so a linear may also see other rows than the step's (DeepSeek's
+        projections read the whole cache).
+        """
         self._linears = _find_linears(model)
         if any(isinstance(linear.module.forward, _AdaptedForward) for linear in self._linears.values()):
             raise ValueError("the model has another set of adapters")
         self._reader, self._device, self._dtype = reader, model.device, model.dtype
         self._adapters: dict[str, Adapter] = {}
-        self._has_kernel = self._dtype in KERNELS and self._device.type == "cpu" and native.library() is not None
+        self._tiled = tiled and self._dtype in KERNELS and self._device.type == "cpu" and native.library() is not None
         self._pointers = _Pointers({})
         self._shelves: list[list[str]] = []
         self._stacks: dict[tuple[str, ...], _Stack] = {}
@@ -182,8 +187,8 @@ class AdapterSet:
             raise KeyError(f"no adapter {', '.join(sorted(unknown))} is loaded")
         if not names:
             return []
-        if self._has_kernel and runs[0].rows < OWN_ROWS:
-            return [_TiledBlock(runs, self._pointers, self._dtype)]
+        if self._tiled and runs[0].rows < OWN_ROWS:
+            return [_TiledBlock(runs, height, self._pointers, self._dtype)]
         together = [[name for name in shelf if name in names] for shelf in self._shelves]
         shelves = [(shelf, used) for shelf, used in zip(self._shelves, together, strict=True) if used]
         blocks = []
@@ -296,7 +301,7 @@ class _Pointers:
 class _TiledBlock:
     """Short runs on a CPU, through the compiled kernel: each row is multiplied by its own adapter's weights only."""
 
-    def __init__(self, runs: list[_Run], pointers: _Pointers, dtype: Any) -> None:
+    def __init__(self, runs: list[_Run], height: int, pointers: _Pointers, dtype: Any) -> None:
         self._pointers, self._format = pointers, KERNELS[dtype]
         order: list[int] = []
         tiles: list[int] = []
@@ -306,11 +311,14 @@ class _TiledBlock:
                 tile = rows[first : first + native.LORA_ROWS]
                 tiles += (len(order), len(tile), pointers.index[name])
                 order += tile
+        self._height = height
         self._order, self._tiles = (torch.tensor(part, dtype=torch.int32) for part in (order, tiles))
         self._count = len(tiles) // 3
 
     def first(self, read: "_Input", x: Any) -> Any:
         """The input itself: the kernel does both products."""
+        if x.shape[0] != self._height:  # The kernel trusts the rows that it is given.
+            raise RuntimeError(f"{', '.join(read.modules)}: {x.shape[0]} rows in a step of {self._height}")
         return x.contiguous()
 
     def second(self, module: str, x: Any, y: Any) -> Any:
@@ -513,11 +521,18 @@ def _probe(model: Any) -> list[tuple[str, Any, Any]]:
     calls: list[tuple[str, Any, Any]] = []
     output = model.get_output_embeddings()
     named = {m: name for name, m in model.named_modules() if m is not output and _is_linear(m)}
-    hooks = [m.register_forward_pre_hook(lambda m, args: calls.append((named[m], m, args[0]))) for m in named]
+
+    def note(module: Any, arguments: tuple[Any, ...], result: Any) -> None:
+        if isinstance(result, torch.Tensor):  # A router of experts is a linear layer that answers with more.
+            calls.append((named[module], module, arguments[0]))
+
+    hooks = [module.register_forward_hook(note) for module in named]
     ids = torch.arange(PROBE_TOKENS, device=model.device).unsqueeze(0) % model.get_input_embeddings().num_embeddings
     try:
         with torch.inference_mode():
-            model(input_ids=ids, use_cache=False)
+            # As in a step: layers behind the choice of rows must show that they do not see all of them.
+            chosen = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+            model(input_ids=ids, use_cache=False, **chosen)
     finally:
         for hook in hooks:
             hook.remove()

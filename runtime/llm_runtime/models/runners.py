@@ -173,7 +173,7 @@ def _sequential(loaded: Loaded, engine: EngineConfig, length: int) -> Chosen:
 
 
 def _with_adapters(runner: SequentialRunner, engine: EngineConfig) -> SequentialRunner:
-    runner.adapters = AdapterSet(runner.model, AdapterReader(engine.max_adapter_rank))
+    runner.adapters = AdapterSet(runner.model, AdapterReader(engine.max_adapter_rank), tiled=False)
     return runner
 
 

@@ -14,12 +14,15 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 from llm_runtime.contract import EngineConfig, ModelConfig  # noqa: E402
 from llm_runtime.engine.adapters import AdapterTable  # noqa: E402
+from llm_runtime.engine.client import EngineClient  # noqa: E402
 from llm_runtime.engine.limits import RequestLimits  # noqa: E402
 from llm_runtime.engine.local import start_local  # noqa: E402
 from llm_runtime.engine.loop import Model  # noqa: E402
+from llm_runtime.engine.lora import Adapter, AdapterSet, LoraWeights  # noqa: E402
 from llm_runtime.engine.scheduler import Scheduler  # noqa: E402
 from llm_runtime.errors import ModelUnsupported  # noqa: E402
 from llm_runtime.models import build  # noqa: E402
+from llm_runtime.models.adapter import AdapterReader  # noqa: E402
 from llm_runtime.models.load import Loaded, load  # noqa: E402
 from llm_runtime.models.runners import Chosen, choose_runner  # noqa: E402
 from llm_runtime.request import GenerationRequest, Sampling  # noqa: E402
@@ -27,18 +30,21 @@ from unit.runtime.engine.architectures import ARCHITECTURES, BATCHED, WINDOW, Ar
 
 SETTINGS = EngineConfig(device="cpu", max_model_length=96, max_batch_size=4, max_batch_tokens=16)
 MODEL = ModelConfig(name="random")
-LENGTHS = (1, 2, WINDOW - 1, WINDOW + 1, 17, 30, 40)
+LENGTHS = (1, 2, WINDOW - 1, WINDOW + 1, 17, 30, 40, 70)
 MAX_TOKENS = 10
 
 Prompt = tuple[int, ...]
+Answers = dict[Prompt, list[int]]
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A model folder, and what Transformers generates with it."""
+    """A model folder, and what Transformers generates with it: as it is, and with an adapter merged into it."""
 
     folder: Path
-    answers: dict[Prompt, list[int]]
+    answers: Answers
+    adapter: Adapter
+    adapted: Answers
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +54,23 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
         chosen = next(a for a in ARCHITECTURES if a.name == architecture)
         folder = chosen.make(tmp_path_factory.mktemp("model"))
         model = load(folder, SETTINGS, MODEL).model
-        return Expected(folder, {prompt: generated(model, prompt) for prompt in prompts()})
+        answers = {prompt: generated(model, prompt) for prompt in prompts()}
+        adapter = merged_adapter(model)
+        return Expected(folder, answers, adapter, {prompt: generated(model, prompt) for prompt in prompts()})
 
     return made
+
+
+def merged_adapter(model: Any) -> Adapter:
+    """A random adapter of all linears; it is merged into `model`, as Transformers would serve it."""
+    chance = torch.Generator().manual_seed(5)
+    weights = {}
+    for name, shape in AdapterSet(model, AdapterReader(64)).shapes.items():
+        a, b = torch.randn(3, shape.inputs, generator=chance), torch.randn(shape.outputs, 3, generator=chance) * 0.1
+        weights[name] = LoraWeights(a, b)
+        module = model.get_submodule(name)
+        module.weight.data += (b @ a).t() if type(module).__name__ == "Conv1D" else b @ a
+    return Adapter(3, weights)
 
 
 def prompts() -> list[Prompt]:
@@ -69,31 +89,51 @@ def no_batch(loaded: Loaded, engine: EngineConfig, length: int) -> Any:
     raise ModelUnsupported("the test wants the slow path")
 
 
-async def answers(loaded: Loaded, chosen: Chosen) -> dict[Prompt, list[int]]:
-    """All prompts at once in four slots, in chunks, and each beside a neighbour who leaves early."""
+async def answers(loaded: Loaded, chosen: Chosen, adapter: Adapter | None = None) -> tuple[Answers, Answers]:
+    """All prompts at once in four places, in chunks, and each beside a neighbour who leaves early.
+
+    With an adapter, all once more with and without it, when the beginnings of the prompts are known already.
+    """
     scheduler = Scheduler(chosen.pool, SETTINGS.max_batch_size, SETTINGS.max_batch_tokens, 100)
     limits = RequestLimits(SETTINGS.max_model_length, loaded.codec.vocabulary_size)
-    engine = start_local(Model(scheduler, chosen.runner, loaded.codec, limits, AdapterTable(1)))
+    table = AdapterTable(1)
+    if adapter:
+        chosen.runner.install_adapter(table.load("it").key, adapter)
+    engine = start_local(Model(scheduler, chosen.runner, loaded.codec, limits, table))
+    try:
+        said = await crowd(engine, [""])
+        if not adapter:
+            return said[""], {}
+        again = await crowd(engine, ["", "it"])
+        assert again[""] == said[""]
+        assert (engine.stats().cached_prompt_tokens > 0) == (chosen.kind == "batched")
+        return said[""], again["it"]
+    finally:
+        engine.close()
 
-    async def stay(prompt: Prompt) -> list[int]:
-        request = GenerationRequest("stay", prompt, Sampling(max_tokens=MAX_TOKENS, temperature=0.0))
-        return [event.token_id async for event in engine.generate(request) if event.token_id is not None]
 
-    async def leave(prompt: Prompt, after: int) -> None:
-        stream = engine.generate(GenerationRequest("leave", prompt, Sampling(max_tokens=50, temperature=0.0)))
+async def crowd(engine: EngineClient, adapters: list[str]) -> dict[str, Answers]:
+    async def stay(prompt: Prompt, adapter: str) -> list[int]:
+        sampling = Sampling(max_tokens=MAX_TOKENS, temperature=0.0)
+        stream = engine.generate(GenerationRequest("stay", prompt, sampling, adapter=adapter))
+        return [event.token_id async for event in stream if event.token_id is not None]
+
+    async def leave(prompt: Prompt, after: int) -> list[int]:
+        stream = engine.generate(GenerationRequest("leave", prompt, Sampling(max_tokens=20, temperature=0.0)))
         async for _ in stream:
             after -= 1
             if after <= 0:
                 break
         await stream.aclose()
+        return []
 
-    asked = prompts()
-    work = [task for i, p in enumerate(asked) for task in (stay(p), leave(p[::-1], 1 + i % 3))]
-    try:
-        said = (await asyncio.gather(*work))[::2]
-    finally:
-        engine.close()
-    return {prompt: tokens for prompt, tokens in zip(asked, said, strict=True) if tokens is not None}
+    asked = [(prompt, adapter) for prompt in prompts() for adapter in adapters]
+    leaving = [leave(prompt[::-1], 1 + index % 3) for index, (prompt, _) in enumerate(asked)]
+    said = await asyncio.gather(*(stay(*one) for one in asked), *leaving)
+    answers: dict[str, Answers] = {adapter: {} for adapter in adapters}
+    for (prompt, adapter), tokens in zip(asked, said, strict=False):
+        answers[adapter][prompt] = tokens
+    return answers
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
@@ -102,7 +142,7 @@ async def test_the_sequential_runner_says_what_generate_says(folders: Any, archi
     loaded = load(expected.folder, SETTINGS, MODEL)
     chosen = choose_runner(loaded, SETTINGS, SETTINGS.max_model_length, no_batch)
     assert chosen.kind == "sequential"
-    assert await answers(loaded, chosen) == expected.answers
+    assert (await answers(loaded, chosen))[0] == expected.answers
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
@@ -111,8 +151,10 @@ async def test_the_runner_that_is_chosen_says_what_generate_says(folders: Any, a
     loaded = load(expected.folder, SETTINGS, MODEL)
     chosen = choose_runner(loaded, SETTINGS, SETTINGS.max_model_length, build._batched)
     assert chosen.kind == ("batched" if architecture in BATCHED else "sequential")
-    if chosen.kind == "batched":  # the other one has been tried above
-        assert await answers(loaded, chosen) == expected.answers
+    base, adapted = await answers(loaded, chosen, expected.adapter)
+    assert base == expected.answers
+    assert adapted == expected.adapted
+    assert adapted != base
 
 
 def test_answers_depend_on_the_prompt(folders: Any) -> None:
