@@ -119,7 +119,7 @@ def test_a_batched_runner_that_honours_the_window_is_taken(loaded: Loaded) -> No
     ("loaded", "sequence_bytes"),
     [
         ("BLOOM", 2 * 2 * 32 * 4 * LENGTH),  # keys and values of two layers
-        ("Mistral with a sliding window", 2 * 2 * 16 * 4 * 12),  # no more than the probe's first chunk, past the window
+        ("Mistral with a sliding window", 2 * 2 * 32 * 4 * 12),  # no more than the probe's first chunk, past the window
         ("Mamba", 2 * (64 * 4 + 64 * 8) * 4),  # states, whatever the length
     ],
     indirect=["loaded"],
