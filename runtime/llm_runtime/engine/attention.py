@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from llm_runtime.engine import native
-from llm_runtime.engine.blocks import BLOCK_TOKENS
+from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool
 from llm_runtime.engine.cache import KvCache
 from llm_runtime.engine.native import KERNELS
 from llm_runtime.engine.scheduler import Span
@@ -48,9 +48,10 @@ class Step:
         self.starts = [span.start for span in spans]
         self.counts = [span.count for span in spans]
         self.ends = list(accumulate(self.counts))
-        self.tables = [span.sequence.blocks.numbers[: -(-(span.start + span.count) // BLOCK_TOKENS)] for span in spans]
+        self.tables = [span.sequence.blocks.numbers[: BlockPool.needed(span.start + span.count)] for span in spans]
         self.positions = [p for span in spans for p in range(span.start, span.start + span.count)]
-        self._blocks = [
+        self.offsets = [position % BLOCK_TOKENS for position in self.positions]
+        self.blocks = [
             table[position // BLOCK_TOKENS]
             for span, table in zip(spans, self.tables, strict=True)
             for position in range(span.start, span.start + span.count)
@@ -62,11 +63,11 @@ class Step:
 
     @cached_property
     def row_blocks(self) -> Any:
-        return torch.tensor(self._blocks, device=self.device)
+        return torch.tensor(self.blocks, device=self.device)
 
     @cached_property
     def row_offsets(self) -> Any:
-        return torch.tensor([position % BLOCK_TOKENS for position in self.positions], device=self.device)
+        return torch.tensor(self.offsets, device=self.device)
 
     @cached_property
     def singles(self) -> int:
@@ -84,30 +85,30 @@ class NativeStep:
     """A step as the kernel takes it. Holds the tensors that its pointers point to."""
 
     def __init__(self, step: Step) -> None:
-        rows = native.library().llm_attention_rows()  # type: ignore[union-attr]
-        self._rows = rows
-        self._lists = {
+        self._rows = native.limit("attention_rows")
+        self._counts = step.counts
+        lists = {
             "span_row": [0, *step.ends[:-1]],
             "span_start": step.starts,
             "span_count": step.counts,
             "table": [number for table in step.tables for number in table],
             "span_table": [0, *accumulate(map(len, step.tables))][:-1],
-            "row_block": step._blocks,
-            "row_offset": [position % BLOCK_TOKENS for position in step.positions],
+            "row_block": step.blocks,
+            "row_offset": step.offsets,
         }
-        self._held: dict[str, Any] = {}
+        self._held = {name: torch.tensor(values, dtype=torch.int32) for name, values in lists.items()}
         self._tiles: dict[int, Any] = {}
         self._rotations: dict[int, tuple[Any, Any, Any]] = {}
         self.arguments = native.StepArguments(
             rows=len(step.positions), spans=len(step.counts), threads=torch.get_num_threads()
         )
-        for name, values in self._lists.items():
-            self._point(name, torch.tensor(values, dtype=torch.int32))
+        for name, tensor in self._held.items():
+            setattr(self.arguments, name, tensor.data_ptr())
 
     def tiles(self, group: int) -> Any:
         """Cumulated number of kernel tiles of the spans, when `group` query heads share a key head."""
         if group not in self._tiles:
-            counts = [-(-count * group // self._rows) for count in self._lists["span_count"]]
+            counts = [-(-count * group // self._rows) for count in self._counts]
             self._tiles[group] = torch.tensor([0, *accumulate(counts)], dtype=torch.int32)
         return self._tiles[group]
 
@@ -119,10 +120,6 @@ class NativeStep:
             # The original is kept too: its id must not be given to another tensor meanwhile.
             self._rotations[key] = (converted[0], converted[1], cosines_and_sines)
         return self._rotations[key][:2]
-
-    def _point(self, name: str, tensor: Any) -> None:
-        self._held[name] = tensor
-        setattr(self.arguments, name, tensor.data_ptr())
 
 
 def paged_attention(

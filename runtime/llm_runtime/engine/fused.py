@@ -58,7 +58,7 @@ def _fuse_gate(module: Any, dtype: Any) -> bool:
 
 
 def _fuse_attention(module: Any) -> bool:
-    if type(module).__name__ not in ATTENTIONS or module.head_dim % 16 or module.head_dim > native.MOST_HEAD:
+    if type(module).__name__ not in ATTENTIONS or module.head_dim % 16 or module.head_dim > native.limit("most_head"):
         return False
     module.forward = partial(_attention, module)
     return True

@@ -25,6 +25,7 @@ constexpr int LANES = 4, ROWS = 4;
 #endif
 constexpr int BLOCK = 32;        // tokens of a cache block
 constexpr int SMALL = 65536;     // so few elements are done before another thread has woken
+constexpr int LORA_ROWS = 4, LORA_RANKS = 4;  // rows of one adapter, and ranks, that are computed together
 constexpr int MOST_HEAD = 512;   // largest head_size that can be rotated here
 constexpr int WIDE = 2 * LANES;  // two vectors at a time keep ROWS * 2 sums in registers
 
@@ -96,6 +97,8 @@ struct Step {
 
 extern "C" int llm_attention_block() { return BLOCK; }
 extern "C" int llm_attention_rows() { return ROWS; }
+extern "C" int llm_lora_rows() { return LORA_ROWS; }
+extern "C" int llm_most_head() { return MOST_HEAD; }
 
 namespace {
 
@@ -312,9 +315,6 @@ void gate_silu(const T* gate, const T* up, T* out, int64_t count, int64_t thread
     narrow(x / (1.0f + std::exp(-x)) * widen(up[i]), out + i);
   }
 }
-
-// The rows of one adapter that a LoRA tile computes, at most.
-constexpr int LORA_ROWS = 4, LORA_RANKS = 4;
 
 inline float sum_of(Vector v) {
   float sum = 0;

@@ -37,11 +37,11 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
         return torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
 
 
-def pack_linears(model: Any) -> int:
-    """Replace the layers that gain by it. Returns how many; weights shared with an embedding are kept twice."""
+def pack_linears(model: Any) -> None:
+    """Replace the layers that gain by it. Weights shared with an embedding are kept twice."""
     if not all(hasattr(torch.ops.mkldnn, name) for name in _NAMES):
         log.info("this torch has no packed linear layers")
-        return 0
+        return
     found = [
         (parent, name, child)
         for parent in model.modules()
@@ -63,7 +63,6 @@ def pack_linears(model: Any) -> int:
             "gains": {f"{n}x{k}": round(g, 2) for (n, k, _), g in gains.items()},
         },
     )
-    return packed
 
 
 def _gain(out_features: int, in_features: int, dtype: Any) -> float:

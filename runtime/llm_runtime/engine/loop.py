@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, Protocol
@@ -195,11 +194,8 @@ class StepLoop:
                 if served := self._models.get(number):
                     served.retired = True
             case LoadAdapter():
-                if served := self._models.get(command.model):
-                    read = partial(self._read_adapter, command, served.model.runner)
-                    threading.Thread(target=read, name="adapter", daemon=True).start()
-                else:
-                    self._send(Failed(command.call, _reported(KeyError("the model has gone"), command.name)))
+                # On a thread of its own: what runs need not wait for a disk.
+                threading.Thread(target=self._read_adapter, args=(command,), name="adapter", daemon=True).start()
             case _Read():
                 self._install_adapter(command)
             case DropAdapter():
@@ -224,7 +220,7 @@ class StepLoop:
         try:
             return self._step(served)
         except Exception as error:
-            # Not one request's fault: nobody's keys and values can be trusted now.
+            # Not one request's fault: a runner or this program broke its word, and the step's outcome is unknown.
             log.exception("A step failed")
             self._count(failed=True)
             scheduler = served.model.scheduler
@@ -324,10 +320,10 @@ class StepLoop:
         free()
         log.info("The old model is gone", extra={"resident_mib_before": before, "resident_mib": _resident_mib()})
 
-    def _read_adapter(self, command: LoadAdapter, runner: Runner) -> None:
-        """On a thread of its own: what runs need not wait for a disk."""
+    def _read_adapter(self, command: LoadAdapter) -> None:
+        """On the reading thread."""
         try:
-            read = _Read(command, runner.read_adapter(command.folder))
+            read = _Read(command, self._models[command.model].model.runner.read_adapter(command.folder))
         except Exception as error:
             read = _Read(command, None, _reported(error, f"adapter {command.name}"))
         self.post(read)
@@ -411,7 +407,6 @@ class StepLoop:
         return value
 
     def _record(self, scheduler: Scheduler, batch: Batch, times: _Times) -> StepRecord:
-        decode_tokens = sum(1 for span in batch.spans if span.count == 1)
         return StepRecord(
             step=self._steps,
             started=times.started,
@@ -420,8 +415,8 @@ class StepLoop:
             advance=times.advanced - times.computed,
             send=self._clock() - times.advanced,
             spans=len(batch.spans),
-            prefill_tokens=batch.tokens - decode_tokens,
-            decode_tokens=decode_tokens,
+            prefill_tokens=batch.tokens - batch.decode_tokens,
+            decode_tokens=batch.decode_tokens,
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
         )

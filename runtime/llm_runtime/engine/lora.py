@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from llm_runtime.engine import native
+from llm_runtime.engine.linears import PACKED_FOR
 from llm_runtime.engine.native import KERNELS
 
 SHELF_RANK = 256
@@ -33,9 +34,6 @@ OWN_ROWS = 64
 """From so many rows on, a chunk of a prompt is computed with its own adapter alone instead of with everybody's."""
 
 PROBE_TOKENS = 17
-PACK_ROWS = 32
-"""The number of rows that packed weights are laid out for: a decode step's."""
-
 MKL_WIDTH = 16
 """Up to this width MKL has multiplied 32 rows before oneDNN has set up its call; beyond, oneDNN takes half the time."""
 
@@ -305,10 +303,11 @@ class _TiledBlock:
         self._pointers, self._format = pointers, KERNELS[dtype]
         order: list[int] = []
         tiles: list[int] = []
+        most = native.limit("lora_rows")
         for name in sorted({run.name for run in runs} - {BASE}):
             rows = [row for run in runs if run.name == name for row in range(run.begin, run.end)]
-            for first in range(0, len(rows), native.LORA_ROWS):
-                tile = rows[first : first + native.LORA_ROWS]
+            for first in range(0, len(rows), most):
+                tile = rows[first : first + most]
                 tiles += (len(order), len(tile), pointers.index[name])
                 order += tile
         self._height = height
@@ -423,7 +422,7 @@ class _OneDnnMatrix(_Matrix):
     """The same with oneDNN: the weight in its own layout, the mask and the sum in the same pass over the output."""
 
     def __init__(self, weight: Any) -> None:
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACK_ROWS)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR)
 
     def times(self, x: Any, mask: Any) -> Any:
         if mask is None:

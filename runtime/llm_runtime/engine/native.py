@@ -30,10 +30,6 @@ LEVELS = {"x86-64-v4": {"avx512f", "avx512bw", "avx512vl"}, "x86-64-v3": {"avx2"
 COMPILE_SECONDS = 120
 KERNELS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Number formats that the kernels know, by their names there."""
-MOST_HEAD = 512
-"""Largest head size that the kernel can rotate."""
-LORA_ROWS = 4
-"""Rows of one adapter that the LoRA kernel takes as a tile."""
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 ARGUMENTS = {
     "llm_attention": (_POINTER,),
@@ -97,6 +93,12 @@ def library() -> ctypes.CDLL | None:
     if kernel.llm_attention_block() != BLOCK_TOKENS:
         raise RuntimeError(f"{path} was built for another block size: remove it")
     return kernel
+
+
+@cache
+def limit(name: str) -> int:
+    """A constant of the compiled kernels: `attention_rows`, `lora_rows` of a tile; `most_head` that can be rotated."""
+    return int(getattr(library(), f"llm_{name}")())
 
 
 def call(name: str, number_format: str, *arguments: Any) -> None:

@@ -39,9 +39,9 @@ class Batch:
         return sum(span.count for span in self.spans)
 
     @property
-    def decoding(self) -> int:
-        """Spans of sequences that have answered already."""
-        return sum(span.start >= span.sequence.prompt_length for span in self.spans)
+    def decode_tokens(self) -> int:
+        """Tokens of spans of one: all but a prompt's chunks."""
+        return sum(span.count == 1 for span in self.spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,8 @@ class Scheduler:
     ) -> None:
         """`budget` bounds how long running streams pause for a new prompt (None: only `max_batch_tokens` does)."""
         self.pool = pool
-        self.max_batch_size, self.max_batch_tokens, self.max_queue_length = (
-            max_batch_size, max_batch_tokens, max_queue_length,
-        )  # fmt: skip
+        self.max_batch_size, self.max_batch_tokens = max_batch_size, max_batch_tokens
+        self.max_queue_length = max_queue_length
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self.prompt_tokens = self.cached_prompt_tokens = 0
@@ -129,8 +128,7 @@ class Scheduler:
     def observe(self, batch: Batch, seconds: float) -> None:
         """Hear how long a step took, to size the next ones."""
         if self._budget:
-            decode_tokens = sum(span.count == 1 for span in batch.spans)
-            self._budget.observe(decode_tokens, batch.tokens - decode_tokens, seconds)
+            self._budget.observe(batch.decode_tokens, batch.tokens - batch.decode_tokens, seconds)
 
     def _admit(self) -> None:
         while len(self.running) < self.max_batch_size and (sequence := self.waiting.first(self._tenants)):

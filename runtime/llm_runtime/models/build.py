@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from llm_runtime.contract import EngineConfig, RuntimeConfig
 from llm_runtime.engine.adapters import AdapterTable
-from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool
+from llm_runtime.engine.blocks import BlockPool
 from llm_runtime.engine.budget import PrefillBudget
 from llm_runtime.engine.client import EngineClient
 from llm_runtime.engine.limits import RequestLimits
 from llm_runtime.engine.local import start_local
 from llm_runtime.engine.loop import Model
-from llm_runtime.engine.memory import available_bytes, blocks_that_fit
 from llm_runtime.engine.recovery import Runner
 from llm_runtime.engine.scheduler import Scheduler
 from llm_runtime.errors import ConfigInvalid
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from llm_runtime.models.load import Loaded
 
 log = logging.getLogger(__name__)
-
-KV_FRACTION = 0.8
-"""Share of the memory that is free after loading which keys and values may take; activations need the rest."""
 
 CPU_STEP_TOKENS = 512
 """Tokens of a step on a CPU, at most: more rows at once are no faster, and nobody can join or leave during a step."""
@@ -102,6 +98,7 @@ def _batched(loaded: "Loaded", engine: EngineConfig, length: int) -> "tuple[Bloc
     from llm_runtime.engine.sampler import Sampler
     from llm_runtime.models.adapter import AdapterReader
     from llm_runtime.models.load import reference_logits
+    from llm_runtime.models.runners import room_for
 
     shape = _cache_shape(loaded)
     probe = probe_tokens(loaded.codec.vocabulary_size, length)
@@ -109,7 +106,7 @@ def _batched(loaded: "Loaded", engine: EngineConfig, length: int) -> "tuple[Bloc
     if loaded.device == "cpu":
         pack_linears(loaded.model)
         fuse(loaded.model)
-    pool = BlockPool(_blocks(shape, engine, loaded, length), engine.prefix_caching)
+    pool = room_for(shape.block_bytes, loaded, engine, length, sharing=engine.prefix_caching)
     # Before the runner: it runs the model once with the attention it came with.
     adapters = AdapterSet(loaded.model, AdapterReader(engine.max_adapter_rank))
     runner = TransformersRunner(loaded.model, KvCache(shape, pool.size, loaded.device), Sampler(), adapters)
@@ -124,23 +121,3 @@ def _cache_shape(loaded: "Loaded") -> "CacheShape":
 
     layers = tuple(LayerShape(heads, size, value_size) for heads, size, value_size in cached_shapes(loaded.model))
     return CacheShape(layers, loaded.model.dtype)
-
-
-def _blocks(shape: "CacheShape", engine: EngineConfig, loaded: "Loaded", length: int) -> int:
-    from llm_runtime.models.load import free_device_bytes
-
-    on_device = free_device_bytes(loaded.device)
-    left = available_bytes() if on_device is None else on_device
-    free = int(KV_FRACTION * left)
-    if engine.kv_cache_bytes is not None:
-        free = min(engine.kv_cache_bytes, left)
-    one = BlockPool.needed(length)
-    blocks = blocks_that_fit(engine.max_batch_size * one, one, shape.block_bytes, free)
-    log.info(
-        "key-value cache",
-        extra={
-            "tokens": blocks * BLOCK_TOKENS, "mib": blocks * shape.block_bytes >> 20,
-            "sequences_of_full_length": blocks // one,
-        },
-    )  # fmt: skip
-    return blocks

@@ -81,7 +81,6 @@ def choose_runner(loaded: Loaded, engine: EngineConfig, length: int, build_batch
         extra={
             "architecture": type(loaded.model).__name__,
             "reason": reason,
-            "cached_tokens": chosen.pool.size * BLOCK_TOKENS,
         },
     )
     return chosen
@@ -164,7 +163,9 @@ def _sequential(loaded: Loaded, engine: EngineConfig, length: int) -> Chosen:
     expected = reference_logits(loaded.model, probe)
     whole = _reads_whole_prompts(loaded, probe, expected)
     sequence_bytes, takes_chunks = _measure(whole, loaded, probe, length)
-    pool = _pool(loaded, engine, sequence_bytes, length)
+    # Counted in blocks, though these caches have none; nothing is shared.
+    block_bytes = max(sequence_bytes // BlockPool.needed(length), 1)
+    pool = room_for(block_bytes, loaded, engine, length, sharing=False)
     if not takes_chunks:
         return Chosen(pool, _with_adapters(whole, engine), "sequential")
     runner = SequentialRunner(loaded.model, Sampler())
@@ -217,10 +218,18 @@ def _measure(runner: SequentialRunner, loaded: Loaded, probe: list[int], length:
     return total, runner.takes_chunks(sequence)
 
 
-def _pool(loaded: Loaded, engine: EngineConfig, sequence_bytes: int, length: int) -> BlockPool:
-    """Room for as many tokens as memory holds, counted in blocks though these caches have none; nothing is shared."""
+def room_for(block_bytes: int, loaded: Loaded, engine: EngineConfig, length: int, *, sharing: bool) -> BlockPool:
+    """Blocks of `block_bytes` each: for all sequences at full length, or what memory holds. Raises OutOfMemory."""
     on_device = free_device_bytes(loaded.device)
-    free = int(CACHE_FRACTION * (available_bytes() if on_device is None else on_device))
+    left = available_bytes() if on_device is None else on_device
+    free = int(CACHE_FRACTION * left) if engine.kv_cache_bytes is None else min(engine.kv_cache_bytes, left)
     one = BlockPool.needed(length)
-    block_bytes = max(sequence_bytes // one, 1)
-    return BlockPool(blocks_that_fit(engine.max_batch_size * one, one, block_bytes, free), sharing=False)
+    blocks = blocks_that_fit(engine.max_batch_size * one, one, block_bytes, free)
+    log.info(
+        "key-value cache",
+        extra={
+            "tokens": blocks * BLOCK_TOKENS, "mib": blocks * block_bytes >> 20,
+            "sequences_of_full_length": blocks // one,
+        },
+    )  # fmt: skip
+    return BlockPool(blocks, sharing)

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig, T5Config  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
 from llm_runtime.engine.blocks import BLOCK_TOKENS  # noqa: E402
 from llm_runtime.errors import ModelCorrupt, ModelUnsupported, OutOfMemory  # noqa: E402
-from llm_runtime.models import build  # noqa: E402
+from llm_runtime.models import build, runners  # noqa: E402
 from llm_runtime.models.load import load, refuse_unsupported  # noqa: E402
 from unit.runtime import tiny_model  # noqa: E402
 
@@ -98,10 +98,10 @@ def test_what_no_runner_serves_is_refused_by_name(settings: Any, words: str) -> 
 def test_the_model_bounds_the_length_and_memory_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = EngineConfig(device="cpu", max_model_length=4096, max_batch_size=64)
     sequence_bytes = 2 * 2 * 4 * 8 * 512 * 4
-    monkeypatch.setattr(build, "available_bytes", lambda: 4 * sequence_bytes)
+    monkeypatch.setattr(runners, "available_bytes", lambda: 4 * sequence_bytes)
     built = build.build_model(RuntimeConfig(model=MODEL, engine=settings), folder)
     assert built.limits.max_model_length == 512
     assert built.scheduler.pool.size == int(0.8 * 4 * 512 / BLOCK_TOKENS)
-    monkeypatch.setattr(build, "available_bytes", lambda: sequence_bytes)
+    monkeypatch.setattr(runners, "available_bytes", lambda: sequence_bytes)
     with pytest.raises(OutOfMemory):
         build.build_engine(RuntimeConfig(model=MODEL, engine=settings), folder)
