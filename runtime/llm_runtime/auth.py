@@ -8,19 +8,18 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 from llm_runtime import errors
-from llm_runtime.contract import KeyFile, KeyRecord, hash_key, key_id_of
+from llm_runtime.contract import STANDARD_TIER, KeyFile, KeyRecord, Tier, hash_key, key_id_of
+from llm_runtime.request import Caller
 
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.25
-ANONYMOUS = KeyRecord(id="anonymous", digest="", name="anonymous")
-"""The caller where authentication is disabled."""
 
 
 class Keys(Protocol):
@@ -100,6 +99,33 @@ class SingleKey:
 
     def refresh(self) -> None:
         """Nothing to look at: the key came with the environment."""
+
+
+class Tiers:
+    """Which limits a key has: its own over those of its tier, and those of the default tier where it names none."""
+
+    def __init__(self, configured: Sequence[Tier] = (), default: str = STANDARD_TIER.name) -> None:
+        self._tiers = {STANDARD_TIER.name: STANDARD_TIER, **{tier.name: tier for tier in configured}}
+        self._default = default
+        self._callers: dict[str, tuple[KeyRecord, Caller]] = {}
+
+    def find(self, name: str) -> Tier:
+        """A tier by its name. A name that is not known gets the default tier: a slip must open nothing."""
+        return self._tiers.get(name) or self._tiers[self._default]
+
+    def caller(self, record: KeyRecord) -> Caller:
+        """The holder of a key. One object for each key and state of it: it is asked for with every request."""
+        known = self._callers.get(record.id)
+        if known and known[0] is record:
+            return known[1]
+        tier = self.find(record.tier).model_copy(update=record.limits.model_dump(exclude_none=True))
+        caller = Caller(record.id, record.name, tier, record.owner, record.adapters)
+        self._callers[record.id] = record, caller
+        return caller
+
+    def address(self, host: str) -> Caller:
+        """A client without a key, known by its address only."""
+        return Caller(f"ip:{host}", "anonymous", self.find(self._default))
 
 
 def authenticate(keys: Keys, offered: Iterable[str], now: datetime) -> KeyRecord:

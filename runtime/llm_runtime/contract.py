@@ -10,7 +10,7 @@ import json
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 PORT = 8000
@@ -38,6 +38,9 @@ ENV_MLFLOW_PASSWORD = "MLFLOW_TRACKING_PASSWORD"
 ENV_MLFLOW_TOKEN = "MLFLOW_TRACKING_TOKEN"
 ENV_MLFLOW_WORKSPACE = "MLFLOW_WORKSPACE"
 ENV_MLFLOW_CA_FILE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
+
+ENV_DATABASE_URL = "DATABASE_URL"
+ENV_REDIS_URL = "REDIS_URL"
 
 METRIC_REQUESTS_RUNNING = "llm_requests_running"
 METRIC_REQUESTS_WAITING = "llm_requests_waiting"
@@ -127,6 +130,52 @@ class EngineConfig(_Section):
     """A file that gets a line of JSON for each step: how long its parts took and what was in it. Empty: none."""
 
 
+class FilterPattern(_Section):
+    """A pattern of your own for the filters."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
+    """What a match is called in its place: `[NAME]`."""
+    regex: Annotated[str, Field(min_length=1, max_length=1000)]
+    """What to find, in Python's syntax."""
+
+
+class FiltersConfig(_Section):
+    """What must not pass in prompts, and not in answers: e-mail addresses, phone, card and account numbers, …"""
+
+    pii: Literal["Off", "Mask", "Reject"] = "Off"
+    """Personal data in prompts. Mask: the model sees `[EMAIL]` instead; Reject: the request gets 400."""
+    output: Literal["Off", "Mask"] = "Off"
+    """Personal data and control characters in answers."""
+    patterns: Annotated[tuple[FilterPattern, ...], Field(max_length=32)] = ()
+    """What else counts as such data."""
+
+
+class CompletionCacheConfig(_Section):
+    """Answers to requests that can have only one: greedy or seeded ones. Each key has its own."""
+
+    enabled: bool = True
+    """Whether to keep any."""
+    entries: Annotated[int, Field(ge=1)] = 10_000
+    """How many to keep in memory; the one not asked for longest goes."""
+    ttl_seconds: Annotated[int, Field(ge=1)] = 3600
+    """For how long."""
+    database: bool = False
+    """Keep them in the database, too, for other replicas and later starts. Their texts are stored there."""
+
+
+class SessionsConfig(_Section):
+    """Conversations that `/v1/chat` continues by `session_id`."""
+
+    enabled: bool = True
+    """Whether a `session_id` is taken."""
+    ttl_seconds: Annotated[int, Field(ge=1)] = 7200
+    """How long after its last message a conversation is kept."""
+    max_sessions: Annotated[int, Field(ge=1)] = 10_000
+    """In memory, at most; the one not used for longest goes."""
+    max_messages: Annotated[int, Field(ge=2)] = 200
+    """Of one conversation, at most; the oldest go."""
+
+
 class ServerConfig(_Section):
     """How to answer HTTP."""
 
@@ -136,14 +185,70 @@ class ServerConfig(_Section):
     """Longest prompt."""
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
     """Longest time that one request may take."""
+    body_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Longest time that a client may take to send its body; then it gets 408."""
+    slot_timeout_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """Longest time that a request waits for one of its key's concurrent places; then it gets 429."""
+    filters: FiltersConfig = FiltersConfig()
+    """What must not pass in prompts and answers."""
+    completion_cache: CompletionCacheConfig = CompletionCacheConfig()
+    """Answers to repeated deterministic requests."""
+    sessions: SessionsConfig = SessionsConfig()
+    """Conversations of `/v1/chat`."""
+    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
+    """Addresses or networks of proxies whose `X-Forwarded-For` is believed; `*`: all."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose browsers may call."""
     trusted_hosts: tuple[str, ...] = ()
     """Host headers that are answered; empty: any."""
     log_format: Literal["json", "console"] = "json"
     """How to log."""
+    log_file: str = ""
+    """A file to log to as well; empty: standard output only."""
+    log_file_bytes: Annotated[int, Field(ge=4096)] = 10 << 20
+    """Size at which it is put aside and a new one begun."""
+    log_file_backups: Annotated[int, Field(ge=0, le=100)] = 5
+    """How many of those put aside are kept."""
     drain_seconds: Annotated[float, Field(ge=0)] = 120.0
     """How long running streams may go on after SIGTERM."""
+
+
+class Tier(_Section):
+    """What its keys may use. An absent limit limits nothing. Months are UTC's."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    """Keys name it."""
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Requests within a minute."""
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of prompts and answers within a minute."""
+    requests_per_month: Annotated[int, Field(ge=1)] | None = None
+    """Requests within a month."""
+    tokens_per_month: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of prompts and answers within a month."""
+    max_concurrent: Annotated[int, Field(ge=1)] | None = 5
+    """Requests at the same time; more wait for their turn."""
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    """Of two requests that wait for the model, the one with the higher number goes first."""
+
+
+STANDARD_TIER = Tier(name="standard")
+"""The tier of keys that name none, where the configuration has none of that name."""
+
+
+class DatabaseConfig(_Section):
+    """Usage, and what else is kept. The address comes from DATABASE_URL or from here."""
+
+    url: str = ""
+    """`postgresql://…` or `sqlite:///file`; empty: `sqlite:///llm-runtime.db`; `none`: keep nothing."""
+    flush_seconds: Annotated[float, Field(gt=0)] = 1.0
+    """How long a usage row may wait to be written: what a kill -9 can lose."""
+    max_pending_rows: Annotated[int, Field(ge=1)] = 100_000
+    """Rows kept while the database is away; then the oldest are dropped, and counted."""
+    retention_days: Annotated[int, Field(ge=0)] = 90
+    """Rows of single requests are deleted after so many days, daily sums are not; 0: never."""
+    store_prompts: bool = False
+    """Store prompts and answers beside the usage."""
 
 
 class RuntimeConfig(_Section):
@@ -155,6 +260,19 @@ class RuntimeConfig(_Section):
     server: ServerConfig = ServerConfig()
     authentication: Literal["Required", "Disabled"] = "Required"
     """Required: only holders of a key. Disabled: everybody who reaches the port."""
+    tiers: tuple[Tier, ...] = ()
+    """What the keys may use, by tier."""
+    default_tier: str = STANDARD_TIER.name
+    """The tier of keys that name none, and of clients without a key, each by its address."""
+    database: DatabaseConfig = DatabaseConfig()
+    """What is kept."""
+
+    @model_validator(mode="after")
+    def _default_tier_exists(self) -> "RuntimeConfig":
+        names = [STANDARD_TIER.name, *(tier.name for tier in self.tiers)]
+        if self.default_tier not in names:
+            raise ValueError(f"defaultTier is {self.default_tier!r}; the tiers are {', '.join(names)}")
+        return self
 
 
 class _Additive(_Section):
@@ -164,6 +282,17 @@ class _Additive(_Section):
     """
 
     model_config = ConfigDict(extra="ignore")
+
+
+class Limits(_Additive):
+    """What a key may use beyond or below its tier; what is absent is the tier's."""
+
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    requests_per_month: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_month: Annotated[int, Field(ge=1)] | None = None
+    max_concurrent: Annotated[int, Field(ge=1)] | None = None
+    priority: Annotated[int, Field(ge=-100, le=100)] | None = None
 
 
 class KeyRecord(_Additive):
@@ -181,6 +310,12 @@ class KeyRecord(_Additive):
     """From then on the key is refused with 403."""
     suspended: bool = False
     """The key is refused with 403 while this is true."""
+    tier: str = ""
+    """Name of its tier; "" is the default one."""
+    limits: Limits = Limits()
+    """Of its own, over the tier's."""
+    adapters: tuple[str, ...] = ()
+    """Adapters that it may use beside the model itself; none named: all."""
 
 
 class KeyFile(_Additive):

@@ -12,13 +12,22 @@ from asyncio import CancelledError
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from types import TracebackType
 
 from llm_runtime import errors
-from llm_runtime.auth import ANONYMOUS
-from llm_runtime.contract import KeyRecord, RuntimeConfig
+from llm_runtime.contract import RuntimeConfig
 from llm_runtime.metrics import Metrics
-from llm_runtime.request import Engine, FinishReason, GenerationRequest, Sampling, TextCodec, TokenEvent, TokenStream
+from llm_runtime.request import (
+    Caller,
+    Engine,
+    FinishReason,
+    GenerationRequest,
+    Sampling,
+    TextCodec,
+    TokenEvent,
+    TokenStream,
+)
 from llm_runtime.stream import ClientGone, merge
 from llm_runtime.usage import Outcome, UsageLog, UsageRow
 
@@ -41,13 +50,13 @@ class Job:
     id: str
     endpoint: str
     request_id: str
+    caller: Caller
     prompts: tuple[Prompt, ...]
     sampling: Sampling
     default_max_tokens: int | None = None
     """Where the client named no `max_tokens`; None means all that the model's length leaves room for."""
     n: int = 1
     stream: bool = False
-    caller: KeyRecord = ANONYMOUS
     user: str | None = None
     adapter: str = ""
     """Name of the LoRA adapter; "" is the base model."""
@@ -137,6 +146,7 @@ class Pipeline:
                 prompt_token_ids=tuple(ids),
                 sampling=replace(job.sampling, max_tokens=max_tokens, seed=_seed(job.sampling.seed, choice)),
                 adapter=job.adapter,
+                priority=job.caller.tier.priority,
                 tenant=job.caller.id,
             )
             for choice in range(job.n)
@@ -231,14 +241,18 @@ class Generation:
     def _row(self, outcome: Outcome) -> UsageRow:
         job, config = self.job, self._pipeline.config
         return UsageRow(
+            at=datetime.now(UTC),
             request_id=job.request_id,
             key_id=job.caller.id,
             key_name=job.caller.name,
+            tier=job.caller.tier.name,
             user_hash=_user_hash(job),
             endpoint=job.endpoint,
             model=config.model.name,
             model_version=model_version(config),
+            adapter=job.adapter,
             stream=job.stream,
+            cached=False,
             choices=self.choices,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
@@ -270,12 +284,12 @@ def _outcome(fault: BaseException | None) -> Outcome:
         case None:
             return Outcome.COMPLETED
         case ClientGone():
-            return Outcome.DISCONNECTED
+            return Outcome.CANCELLED
         case errors.RequestTimeout():
             return Outcome.TIMEOUT
         # A bare CancelledError is uvicorn's, when the drain time is over.
         case errors.ServiceUnavailable() | CancelledError():
-            return Outcome.CANCELLED
+            return Outcome.INTERRUPTED
         case _:
             return Outcome.FAILED
 

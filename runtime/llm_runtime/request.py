@@ -8,6 +8,25 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol
 
+from llm_runtime.contract import STANDARD_TIER, Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as everything behind authentication sees them."""
+
+    id: str
+    """The key's public part, or `ip:<address>` of a client without one."""
+    name: str
+    """For logs and usage."""
+    tier: Tier = STANDARD_TIER
+    """Its limits; a key's own are laid over those of its tier."""
+    owner: str = ""
+    adapters: tuple[str, ...] = ()
+    """Adapters that it may use beside the model itself; none named: all."""
+    admin: bool = False
+    """May manage models and keys."""
+
 
 class FinishReason(StrEnum):
     """Why a generation ended."""

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
@@ -12,9 +13,10 @@ class Outcome(StrEnum):
     """How a request ended, as its client saw it."""
 
     COMPLETED = "completed"
-    DISCONNECTED = "disconnected"
-    TIMEOUT = "timeout"
     CANCELLED = "cancelled"
+    """The client left before the end."""
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
     """Cut by a shutdown."""
     FAILED = "failed"
 
@@ -23,15 +25,21 @@ class Outcome(StrEnum):
 class UsageRow:
     """The account of one request. Durations are in seconds, from admission on."""
 
+    at: datetime
+    """When it ended."""
     request_id: str
     key_id: str
     key_name: str
+    tier: str
     user_hash: str | None
     """Tells the `user`s of one key apart without storing whom the client named."""
     endpoint: str
     model: str
     model_version: str
+    adapter: str
     stream: bool
+    cached: bool
+    """Answered from the completion cache, which costs no tokens of any limit."""
     choices: int
     prompt_tokens: int
     completion_tokens: int
@@ -40,6 +48,9 @@ class UsageRow:
     outcome: Outcome
     first_token_seconds: float | None
     duration_seconds: float
+    prompt: str | None = None
+    """Only where the configuration asks for it, as `completion`."""
+    completion: str | None = None
 
 
 class UsageLog(Protocol):

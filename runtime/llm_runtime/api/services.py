@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 from starlette.requests import HTTPConnection
 
 from llm_runtime import errors
-from llm_runtime.auth import ANONYMOUS, Keys, authenticate
-from llm_runtime.contract import FatalReport, KeyRecord, RuntimeConfig
+from llm_runtime.auth import Keys, Tiers, authenticate
+from llm_runtime.contract import FatalReport, RuntimeConfig
 from llm_runtime.metrics import Metrics
 from llm_runtime.pipeline import Pipeline
-from llm_runtime.request import Engine, TextCodec
+from llm_runtime.request import Caller, Engine, TextCodec
 from llm_runtime.usage import LoggedUsage, UsageLog
 
 T = TypeVar("T")
@@ -63,6 +63,7 @@ class Services:
     ) -> None:
         """`load` must not hold up the event loop: see `in_thread`. Without `keys` every caller is anonymous."""
         self.config, self.keys, self._load = config, keys, load
+        self.tiers = Tiers(config.tiers, config.default_tier)
         self.metrics = metrics or Metrics()
         self.usage = LoggedUsage() if usage is None else usage
         self.state = State.LOADING
@@ -104,13 +105,14 @@ class Services:
     def uptime_seconds(self) -> float:
         return time.monotonic() - self._started_at
 
-    def authenticate(self, connection: HTTPConnection) -> KeyRecord:
+    def authenticate(self, connection: HTTPConnection) -> Caller:
         """The caller. `Authorization: Bearer` and `X-API-Key` are the same to every endpoint."""
         if self.keys is None:
-            return ANONYMOUS
+            return self.tiers.address(connection.client.host if connection.client else "")
         scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
         offered = [bearer.strip()] if scheme.lower() == "bearer" else []
-        return authenticate(self.keys, [*offered, connection.headers.get("x-api-key", "")], datetime.now(UTC))
+        record = authenticate(self.keys, [*offered, connection.headers.get("x-api-key", "")], datetime.now(UTC))
+        return self.tiers.caller(record)
 
     def start(self) -> None:
         """Begin to load, and to watch the key file."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import HTTPConnection
 
 from harness import EXPIRED, KEY, SUSPENDED, Harness, key_file, record
 from llm_runtime import errors
@@ -165,4 +166,5 @@ def test_without_authentication_everybody_is_anonymous() -> None:
         raise AssertionError
 
     services = Services(RuntimeConfig.model_validate({"model": {"name": "m", "path": "/m"}}), never, keys=None)
-    assert services.authenticate(None).id == "anonymous"  # type: ignore[arg-type]
+    connection = HTTPConnection({"type": "http", "headers": [], "client": ("10.0.0.7", 4711)})
+    assert services.authenticate(connection).id == "ip:10.0.0.7"

@@ -295,4 +295,4 @@ async def test_an_engine_that_gives_up_is_an_error_without_its_inner_words(run: 
     assert events(streamed.text)[-1]["error"]["type"] == "server_error"
     assert "[DONE]" not in streamed.text
     assert "secret" not in whole.text + streamed.text
-    assert [row.outcome for row in api.rows] == ["failed" if status == 500 else "cancelled"] * 2
+    assert [row.outcome for row in api.rows] == ["failed" if status == 500 else "interrupted"] * 2

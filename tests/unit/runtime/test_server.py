@@ -90,7 +90,7 @@ def test_streams_that_outlast_the_drain_end_with_an_error_event(start: Start) ->
     assert "shut down" in events(text)[-1]["error"]["message"]
     assert process.wait(timeout=5) == 0
     rows = [json.loads(line) for line in process.stdout or [] if '"usage"' in line]
-    assert [row["outcome"] for row in rows] == ["cancelled"]
+    assert [row["outcome"] for row in rows] == ["interrupted"]
 
 
 def test_an_idle_server_leaves_at_once(start: Start) -> None:

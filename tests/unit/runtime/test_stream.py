@@ -43,7 +43,7 @@ async def test_a_client_that_leaves_frees_the_engine_at_once(live: Any, stream: 
                 raise httpx.ReadTimeout("left")
         eventually(lambda: len(api.engine.cancelled) == 2 and api.rows)
         [row] = api.rows
-    assert row.outcome == "disconnected"
+    assert row.outcome == "cancelled"
     assert 0 < row.completion_tokens < 200
     assert api.engine.running == set()
 

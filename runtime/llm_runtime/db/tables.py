@@ -1,0 +1,191 @@
+"""What is kept, table by table. A change here comes with a migration.
+
+Times are UTC, stored with their zone where the database knows zones (`Moment` puts it back where it does not). Counters
+that several replicas raise are raised by `SET x = x + n`, rows of several keys always in the order of their keys:
+replicas that lock rows in one order can't deadlock.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.types import TypeDecorator
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+class Moment(TypeDecorator[datetime]):
+    """A point in time: aware of its zone in Python, always UTC in the database."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return value.astimezone(UTC) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+
+
+Counter = BigInteger().with_variant(Integer(), "sqlite")
+"""SQLite numbers rows by itself only in a column that is exactly INTEGER."""
+
+roles = Table(
+    "roles",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+    Column("requests_per_month", BigInteger),
+    Column("tokens_per_month", BigInteger),
+    Column("max_concurrent", Integer),
+    Column("priority", Integer, nullable=False, default=0),
+    Column("updated_at", Moment, nullable=False),
+)
+"""Tiers of a stand-alone server: `contract.Tier`, over those of the configuration. NULL limits nothing."""
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("owner", String(256), nullable=False, default=""),
+    Column("role", String(63), nullable=False, default=""),
+    Column("limits", JSON, nullable=False, default=dict),
+    Column("adapters", JSON, nullable=False, default=list),
+    Column("admin", Boolean, nullable=False, default=False),
+    Column("created_at", Moment, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+    Column("expires_at", Moment),
+    Column("revoked_at", Moment),
+    Column("replaced_by", String(64)),
+    Index(None, "updated_at"),
+    Index(None, "name"),
+)
+"""Keys of a stand-alone server: `contract.KeyRecord`. A revoked key stays: replicas learn of it by `updated_at`."""
+
+inference_log = Table(
+    "inference_log",
+    metadata,
+    Column("id", Counter, primary_key=True, autoincrement=True),
+    Column("at", Moment, nullable=False),
+    Column("request_id", String(128), nullable=False),
+    Column("key_id", String(64), nullable=False),
+    Column("key_name", String(200), nullable=False),
+    Column("tier", String(63), nullable=False),
+    Column("user_hash", String(16)),
+    Column("endpoint", String(64), nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("model_version", String(64), nullable=False),
+    Column("adapter", String(200), nullable=False),
+    Column("stream", Boolean, nullable=False),
+    Column("cached", Boolean, nullable=False),
+    Column("choices", Integer, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("finish_reasons", String(200), nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("first_token_seconds", Float),
+    Column("duration_seconds", Float, nullable=False),
+    Column("prompt", Text),
+    Column("completion", Text),
+    Index(None, "key_id", "at"),
+    Index(None, "at"),
+)
+"""One row for each admitted request: `usage.UsageRow`. `prompt` and `completion` stay NULL unless asked for."""
+
+usage_daily = Table(
+    "usage_daily",
+    metadata,
+    Column("day", Date, nullable=False),
+    Column("key_id", String(64), nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("adapter", String(200), nullable=False),
+    Column("key_name", String(200), nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("cached", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("last_at", Moment, nullable=False),
+    PrimaryKeyConstraint("day", "key_id", "model", "adapter"),
+    Index(None, "key_id", "day"),
+)
+"""Sums of a UTC day, raised in the transaction that writes the rows: reports never count rows."""
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("id", String(200), primary_key=True),
+    Column("granted", BigInteger, nullable=False),
+    Column("level", Float, nullable=False),
+    Column("at", Float, nullable=False),
+)
+"""What replicas share of one limit. `id` is `<key>/<limit>` for a minute's, `<key>/<limit>/<YYYY-MM>` for a month's.
+
+A month's: `granted` counts what has been handed out and not given back. A minute's: `level` is what the bucket held at
+`at` (seconds of the database's clock since 1970).
+"""
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("replica", String(64), nullable=False),
+    Column("budget", String(200), nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    PrimaryKeyConstraint("replica", "budget"),
+    Index(None, "expires_at"),
+)
+"""What a replica holds of a month's budget and has not used: given back for it when it is gone."""
+
+completion_cache = Table(
+    "completion_cache",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("answer", JSON, nullable=False),
+    Column("expires_at", Moment, nullable=False),
+    Index(None, "expires_at"),
+)
+"""Second level of the completion cache. `id` is the SHA-256 of everything that decides the answer, tenant included."""
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("messages", JSON, nullable=False),
+    Column("expires_at", Moment, nullable=False),
+    Index(None, "expires_at"),
+)
+"""Conversations of `/v1/chat`. `id` is the SHA-256 of tenant and session_id; `version` counts changes."""
+
+settings = Table(
+    "settings", metadata, Column("name", String(64), primary_key=True), Column("value", Text, nullable=False)
+)
+"""What all replicas must agree on: the salt of the key digests, unless the environment brings one."""
