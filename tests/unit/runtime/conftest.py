@@ -18,6 +18,14 @@ from llm_runtime.api.services import Loaded, Services, State, in_thread
 from llm_runtime.app import create_app
 from llm_runtime.auth import KeyRing
 from llm_runtime.contract import ServerConfig
+from postgres import Postgres, postgres
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """One real PostgreSQL server for all tests; `create()` gives each a database of its own."""
+    with postgres() as server:
+        yield server
 
 
 @pytest.fixture
