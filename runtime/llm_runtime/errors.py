@@ -7,9 +7,11 @@ Refusal (an answer to one request)           Fatal (the process can't serve)
 ├── NotFound            404                  ├── ModelUnsupported
 ├── PayloadTooLarge     413                  ├── DiskFull
 ├── QueueFull           429                  ├── OutOfMemory
-├── ServiceUnavailable  503                  ├── RegistryDenied
-└── GenerationFailed    500                  ├── RegistryUnreachable
-                                             └── EngineFailed (any of these, in the engine's process)
+├── RateLimited         429                  ├── RegistryDenied
+│   └── LimitTooSmall                        ├── RegistryUnreachable
+├── QuotaExceeded       429                  └── EngineFailed (any of these, in the engine's process)
+├── ServiceUnavailable  503
+└── GenerationFailed    500
 """
 
 from typing import ClassVar
@@ -74,6 +76,33 @@ class QueueFull(Refusal):
 
     status, error, openai_type = 429, "rate_limit_exceeded", "rate_limit_error"
     retry_after_seconds = 1.0
+
+
+class RateLimited(Refusal):
+    """A limit of this caller is used up for now. `code` says which one, `retry_after_seconds` when there is room."""
+
+    status, error, openai_type = 429, "rate_limit_exceeded", "rate_limit_error"
+
+    def __init__(self, message: str, *, code: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class LimitTooSmall(RateLimited):
+    """One request wants more than its caller's limit ever holds: it will be refused every time."""
+
+    should_retry = False
+
+
+class QuotaExceeded(Refusal):
+    """What a caller may use in this month is used up. `retry_after_seconds` leads to the month's end."""
+
+    status, error, openai_type = 429, "quota_exceeded", "insufficient_quota"
+    should_retry = False
+
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        super().__init__(message, code="insufficient_quota")
+        self.retry_after_seconds = retry_after_seconds
 
 
 class ServiceUnavailable(Refusal):

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Column,
     Date,
     DateTime,
+    Double,
     Float,
     Index,
     Integer,
@@ -139,14 +140,16 @@ budgets = Table(
     "budgets",
     metadata,
     Column("id", String(200), primary_key=True),
-    Column("granted", BigInteger, nullable=False),
-    Column("level", Float, nullable=False),
-    Column("at", Float, nullable=False),
+    Column("used", Double, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Index(None, "expires_at"),
 )
 """What replicas share of one limit. `id` is `<key>/<limit>` for a minute's, `<key>/<limit>/<YYYY-MM>` for a month's.
 
-A month's: `granted` counts what has been handed out and not given back. A minute's: `level` is what the bucket held at
-`at` (seconds of the database's clock since 1970).
+A month's: `used` counts what has been handed out and not given back, whole numbers below 2^53. A minute's: `used` is
+what had not drained at `at`. Times are seconds of the database's clock since 1970; from `expires_at` on a row tells
+nothing any more.
 """
 
 leases = Table(
@@ -155,11 +158,15 @@ leases = Table(
     Column("replica", String(64), nullable=False),
     Column("budget", String(200), nullable=False),
     Column("amount", BigInteger, nullable=False),
-    Column("expires_at", Float, nullable=False),
+    Column("expires_at", Double, nullable=False),
     PrimaryKeyConstraint("replica", "budget"),
+    Index(None, "budget", "expires_at"),
     Index(None, "expires_at"),
 )
-"""What a replica holds of a month's budget and has not used: given back for it when it is gone."""
+"""What a replica keeps sealed of a month's budget: certainly not used, and given back for it when it is gone.
+
+The row with budget "" says that the replica lives.
+"""
 
 completion_cache = Table(
     "completion_cache",

@@ -1,0 +1,186 @@
+"""Between the leases of this process and the truth they share: one task that asks for all of them together."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from llm_runtime.limits.exchange import Ask, Grant
+from llm_runtime.limits.lease import Lease
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 1.0
+HEARTBEAT_SECONDS = 5.0
+EXCHANGE_SECONDS = 2.0
+"""Longest time that one exchange may take, and so that a request waits for the shared truth; then it counts as away."""
+CLOSE_SECONDS = 5.0
+LEASE_SECONDS = 30.0
+"""A replica that has not been heard of for so long is dead, and what it kept sealed goes back."""
+MARGIN_SECONDS = 5.0
+BATCH = 200
+
+
+class StoreAway(Exception):
+    """The shared truth does not answer; what was asked has not happened, or may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """What a heartbeat tells."""
+
+    replicas: int
+    now: float
+    """The store's clock, in seconds since 1970."""
+
+
+class Store(Protocol):
+    """Where the shared truth lies. Every method raises `StoreAway`."""
+
+    name: str
+    """For the log."""
+
+    async def exchange(self, asks: Sequence[Ask]) -> list[Grant]:
+        """Answer all, at once and whole."""
+        ...
+
+    async def heartbeat(self) -> Presence:
+        """Say that this replica lives, and put back what dead ones kept."""
+        ...
+
+    async def leave(self) -> None:
+        """This replica ends; it has given back what it held."""
+        ...
+
+
+class Broker:
+    """The `Desk` of all leases on one store. Enter it to start the task, leave it to give everything back."""
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+        self.away, self.replicas = False, 1
+        self._store, self._clock = store, clock
+        self._held: dict[Lease, None] = {}
+        self._wanted: dict[Lease, None] = {}
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
+        self._ticked_at = self._beaten_at = -LEASE_SECONDS
+        self._offset: float | None = None
+
+    def wall(self) -> float:
+        """Seconds since 1970 by the store's clock, as far as it was heard of."""
+        return time.time() if self._offset is None else self._clock() + self._offset
+
+    def sealed_is_ours(self, now: float) -> bool:
+        return now - self._beaten_at < LEASE_SECONDS - MARGIN_SECONDS
+
+    def want(self, lease: Lease) -> None:
+        self._held[lease] = None
+        if not self.away:
+            self._wanted[lease] = None
+            self._wake.set()
+
+    def holds(self, lease: Lease) -> bool:
+        return lease in self._held
+
+    async def __aenter__(self) -> Self:
+        await self._beat()
+        self._task = asyncio.create_task(self._work())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing = True
+        self._wake.set()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                if self._task:
+                    await self._task
+                if not self.away:
+                    await self._exchange(list(self._held), closing=True)
+                    await self._store.leave()
+        except (StoreAway, TimeoutError):
+            log.warning("%s did not take back what this replica held of the limits", self._store.name)
+        self.away = True  # Nobody answers any more: whoever still comes must not wait.
+
+    async def _work(self) -> None:
+        while not self._closing:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TICK_SECONDS):
+                    await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._round()
+            except Exception:  # Whatever is wrong with the store, requests must be answered.
+                log.exception("Asking %s about shared limits failed", self._store.name)
+                self._note(away=True)
+
+    async def _round(self) -> None:
+        now = self._clock()
+        if now - self._ticked_at >= TICK_SECONDS:
+            self._ticked_at = now
+            self._wanted |= self._held
+            if self.away or now - self._beaten_at >= HEARTBEAT_SECONDS:
+                await self._beat()
+        if self.away:
+            return
+        wanted, self._wanted = list(self._wanted), {}
+        await self._exchange(wanted)
+
+    async def _beat(self) -> None:
+        try:
+            async with asyncio.timeout(EXCHANGE_SECONDS):
+                presence = await self._store.heartbeat()
+        except (StoreAway, TimeoutError) as error:
+            self._note(away=True, why=error)
+            return
+        self._beaten_at, self.replicas = self._clock(), max(1, presence.replicas)
+        self._offset = presence.now - self._beaten_at
+        self._note(away=False)
+
+    async def _exchange(self, leases: Sequence[Lease], *, closing: bool = False) -> None:
+        planned = [(lease, ask) for lease in leases if (ask := lease.plan(self._clock(), closing=closing))]
+        # In one order everywhere: replicas that lock rows in one order can't deadlock.
+        planned.sort(key=lambda pair: pair[1].budget)
+        for start in range(0, len(planned), BATCH):
+            await self._exchange_batch(planned[start : start + BATCH])
+        for lease in leases:
+            lease.wake()
+            if lease.empty:
+                self._held.pop(lease, None)
+
+    async def _exchange_batch(self, planned: Sequence[tuple[Lease, Ask]]) -> None:
+        grants: list[Grant] = []
+        try:
+            if not self.away:
+                async with asyncio.timeout(EXCHANGE_SECONDS):
+                    grants = await self._store.exchange([ask for _, ask in planned])
+        except (StoreAway, TimeoutError) as error:
+            self._note(away=True, why=error)
+        finally:
+            now = self._clock()
+            for number, (lease, ask) in enumerate(planned):
+                if grants:
+                    lease.accept(ask, grants[number], now)
+                else:
+                    lease.fail(ask)
+
+    def _note(self, *, away: bool, why: Exception | None = None) -> None:
+        """Known to everybody at once; said in the log once."""
+        if away and not self.away:
+            log.error(
+                "%s does not answer; limits go on with what was last known: %s", self._store.name, why or "see above"
+            )
+            self.away = True
+            for lease in self._held:
+                lease.release()
+        elif self.away and not away:
+            log.info("%s answers again; what was used meanwhile is booked now", self._store.name)
+            for lease in self._held:
+                lease.come_back(self._clock())
+            self.away = False

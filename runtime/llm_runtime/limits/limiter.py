@@ -1,0 +1,193 @@
+"""Who may use how much: the one door through which every request to the model goes.
+
+`admit` waits for one of the caller's concurrent places, then reserves a request and its prompt and longest answer in
+all budgets of the caller, or in none. `Admission.settle` gives back what was not used. The place comes first, so that
+nobody who waits holds tokens that others could use.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from llm_runtime.db.database import Database
+from llm_runtime.limits.account import Account, Source
+from llm_runtime.limits.broker import EXCHANGE_SECONDS, Broker, Store
+from llm_runtime.limits.budget import Budget, LocalMinute, LocalMonth
+from llm_runtime.limits.lease import SharedMinute, SharedMonth
+from llm_runtime.limits.month import Calendar, Month
+from llm_runtime.limits.shared import SqlStore
+from llm_runtime.limits.slots import NoPlace
+from llm_runtime.limits.standing import Standing
+from llm_runtime.request import Caller
+
+MAX_ACCOUNTS = 100_000
+"""Callers remembered, at most. Beyond it those are forgotten who came least recently, used up or not."""
+LOOK_BACK = 3
+"""How many old accounts are looked at for every new one: more than one, so that their number goes down."""
+
+
+class Limiter:
+    """All limits of this process. Enter it before the first `admit`: what is shared is asked for in the background."""
+
+    def __init__(
+        self,
+        *,
+        minutes: Store | None = None,
+        months: Store | None = None,
+        slot_timeout_seconds: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """`minutes` and `months` are where these limits are shared; None: this process alone counts.
+
+        See `limiter` for the usual way to choose them. `clock` never jumps; `wall` knows the date.
+        """
+        self._clock, self._slot_timeout_seconds = clock, slot_timeout_seconds
+        self._source = _Shared(minutes, months, clock)
+        self._wall = self._source.months.wall if self._source.months else wall
+        self._calendar = Calendar(self._wall())
+        self._accounts: OrderedDict[str, Account] = OrderedDict()
+        self._parts = AsyncExitStack()
+
+    @property
+    def away(self) -> bool:
+        """Whether some shared truth does not answer, so that limits are not exact across replicas now."""
+        return any(broker.away for broker in self._source.brokers)
+
+    async def __aenter__(self) -> Self:
+        for broker in self._source.brokers:
+            await self._parts.enter_async_context(broker)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._parts.aclose()
+
+    def __len__(self) -> int:
+        """Callers remembered."""
+        return len(self._accounts)
+
+    async def admit(self, caller: Caller, tokens: int, *, requests: int = 1) -> "Admission":
+        """Reserve `tokens` and `requests` for one caller, and one of its places: all of it or nothing.
+
+        Waits for a place. Raises `errors.RateLimited`, or `errors.QuotaExceeded` for a month's limit.
+        """
+        account = self._account(caller)
+        account.check_possible(requests, tokens)
+        try:
+            await account.slots.enter(self._slot_timeout_seconds)
+        except NoPlace as error:
+            raise account.no_place() from error
+        try:
+            now = self._clock()
+            if lacking := account.reserve(now, requests, tokens):
+                now = await self._fetch(account, lacking, requests, tokens)
+        except BaseException:
+            account.slots.leave()
+            raise
+        return Admission(account, tokens, self._clock, now)
+
+    def most_tokens(self, caller: Caller) -> int | None:
+        """The largest reservation that can ever be admitted; None: any."""
+        tier = caller.tier
+        return min((limit for limit in (tier.tokens_per_minute, tier.tokens_per_month) if limit), default=None)
+
+    def standing(self, caller: Caller) -> Standing:
+        """How the caller stands now. Somebody who was never here is not remembered for asking."""
+        now, wall = self._clock(), self._wall()
+        account = self._accounts.get(caller.id)
+        if account is None:
+            account = Account(caller.id, caller.tier, self._source, now, self._calendar.at(wall))
+        else:
+            account.refresh(caller.tier, now, self._calendar.at(wall))
+        return account.standing(now, wall)
+
+    def _account(self, caller: Caller) -> Account:
+        now, month = self._clock(), self._calendar.at(self._wall())
+        account = self._accounts.get(caller.id)
+        if account is None:
+            self._forget(now)
+            account = self._accounts[caller.id] = Account(caller.id, caller.tier, self._source, now, month)
+        else:
+            self._accounts.move_to_end(caller.id)
+            account.refresh(caller.tier, now, month)
+        return account
+
+    def _forget(self, now: float) -> None:
+        """Make room for a new account. Those that are in use go to the end, so that the next look finds others."""
+        for _ in range(min(LOOK_BACK, len(self._accounts))):
+            caller_id, account = next(iter(self._accounts.items()))
+            crowded = len(self._accounts) >= MAX_ACCOUNTS
+            if account.idle(now) or (crowded and account.forgettable()):
+                del self._accounts[caller_id]
+            else:
+                self._accounts.move_to_end(caller_id)
+
+    async def _fetch(self, account: Account, lacking: list[tuple[Budget, int]], requests: int, tokens: int) -> float:
+        """Ask where the truth lies until the reservation is made, or it is known that it can't be; returns when."""
+        began = now = self._clock()
+        while lacking:
+            hopeless = [lack for lack in lacking if not lack[0].worth_asking(now, lack[1])]
+            if hopeless or now - began > EXCHANGE_SECONDS:
+                raise account.refusal(hopeless or lacking, now, self._wall())
+            await asyncio.gather(*(budget.ask(amount) for budget, amount in lacking))
+            now = self._clock()
+            lacking = account.reserve(now, requests, tokens)
+        return now
+
+
+class Admission:
+    """One admitted request: what was reserved for it, and its place."""
+
+    __slots__ = ("_account", "_admitted_at", "_budgets", "_clock", "_reserved", "_settled")
+
+    def __init__(self, account: Account, reserved: int, clock: Callable[[], float], now: float) -> None:
+        self._account, self._budgets = account, account.tokens
+        self._reserved, self._clock, self._admitted_at = reserved, clock, now
+        self._settled = False
+
+    def settle(self, tokens: int) -> None:
+        """The request has ended and used `tokens`, be it more than was reserved. Only the first call counts."""
+        if self._settled:
+            return
+        self._settled = True
+        now = self._clock()
+        if unused := self._reserved - tokens:
+            for budget in self._budgets:
+                budget.give(now, unused)
+        self._account.slots.leave(now - self._admitted_at)
+
+
+class _Shared(Source):
+    """Budgets of this process alone, or shared ones where there is a store for them."""
+
+    def __init__(self, minutes: Store | None, months: Store | None, clock: Callable[[], float]) -> None:
+        self.minutes = Broker(minutes, clock) if minutes else None
+        if months and months is minutes:
+            self.months = self.minutes
+        else:
+            self.months = Broker(months, clock) if months else None
+        self.brokers = list(dict.fromkeys(broker for broker in (self.minutes, self.months) if broker))
+
+    def budget(self, name: str, limit: int, month: Month | None, now: float) -> Budget:
+        if month is None:
+            return SharedMinute(self.minutes, name, limit, now) if self.minutes else LocalMinute(limit, now)
+        if self.months:
+            return SharedMonth(self.months, f"{name}/{month.name}", limit, month, now)
+        return LocalMonth(limit, month)
+
+
+def limiter(database: Database | None = None, redis_url: str = "", *, slot_timeout_seconds: float = 30.0) -> Limiter:
+    """The limiter for a configuration. Months are kept by any database; minutes are shared by Redis, else Postgres."""
+    months = SqlStore(database) if database else None
+    minutes: Store | None = months if database and database.postgres else None
+    if redis_url:
+        from llm_runtime.limits.redis import RedisStore
+
+        minutes = RedisStore(redis_url)
+    return Limiter(minutes=minutes, months=months, slot_timeout_seconds=slot_timeout_seconds)
