@@ -5,7 +5,7 @@ alone or shared; `broker` asks a store (`shared`: SQL, `redis`) for many leases 
 `limiter` the door for all. docs/limits.md says what holds, and within which bounds.
 """
 
-from llm_runtime.limits.limiter import Admission, Limiter, limiter
+from llm_runtime.limits.limiter import Admission, Limiter
 from llm_runtime.limits.standing import Reading, Standing
 
-__all__ = ["Admission", "Limiter", "Reading", "Standing", "limiter"]
+__all__ = ["Admission", "Limiter", "Reading", "Standing"]

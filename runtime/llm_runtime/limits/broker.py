@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,13 +16,14 @@ from llm_runtime.limits.lease import Lease
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
-HEARTBEAT_SECONDS = 5.0
+HEARTBEATS = 6
+"""In the time of a lease."""
 EXCHANGE_SECONDS = 2.0
 """Longest time that one exchange may take, and so that a request waits for the shared truth; then it counts as away."""
 CLOSE_SECONDS = 5.0
 LEASE_SECONDS = 30.0
-"""A replica that has not been heard of for so long is dead, and what it kept sealed goes back."""
-MARGIN_SECONDS = 5.0
+TRUST = 0.8
+"""For this part of a lease's time its holder relies on it: clocks and answers take their time."""
 BATCH = 200
 
 
@@ -43,6 +45,8 @@ class Store(Protocol):
 
     name: str
     """For the log."""
+    lease_seconds: float
+    """A replica that has not been heard of for so long is dead, and what it kept sealed goes back."""
 
     async def exchange(self, asks: Sequence[Ask]) -> list[Grant]:
         """Answer all, at once and whole."""
@@ -63,12 +67,13 @@ class Broker:
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self.away, self.replicas = False, 1
         self._store, self._clock = store, clock
-        self._held: dict[Lease, None] = {}
-        self._wanted: dict[Lease, None] = {}
+        self._held: dict[str, Lease] = {}
+        """By budget: those that hold or owe something, or for which somebody waits."""
+        self._wanted: dict[str, Lease] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closing = False
-        self._ticked_at = self._beaten_at = -LEASE_SECONDS
+        self._ticked_at = self._beaten_at = -math.inf
         self._offset: float | None = None
 
     def wall(self) -> float:
@@ -76,16 +81,23 @@ class Broker:
         return time.time() if self._offset is None else self._clock() + self._offset
 
     def sealed_is_ours(self, now: float) -> bool:
-        return now - self._beaten_at < LEASE_SECONDS - MARGIN_SECONDS
+        return now - self._beaten_at < self._store.lease_seconds * TRUST
+
+    def held(self, budget: str) -> Lease | None:
+        """The lease of a budget, if it has to be used again because it holds something."""
+        return self._held.get(budget)
+
+    def keep(self, lease: Lease) -> None:
+        self._held.setdefault(lease.budget, lease)
 
     def want(self, lease: Lease) -> None:
-        self._held[lease] = None
+        self.keep(lease)
         if not self.away:
-            self._wanted[lease] = None
+            self._wanted[lease.budget] = lease
             self._wake.set()
 
     def holds(self, lease: Lease) -> bool:
-        return lease in self._held
+        return lease.budget in self._held
 
     async def __aenter__(self) -> Self:
         await self._beat()
@@ -102,7 +114,7 @@ class Broker:
                 if self._task:
                     await self._task
                 if not self.away:
-                    await self._exchange(list(self._held), closing=True)
+                    await self._exchange(self._held.values(), closing=True)
                     await self._store.leave()
         except (StoreAway, TimeoutError):
             log.warning("%s did not take back what this replica held of the limits", self._store.name)
@@ -117,7 +129,8 @@ class Broker:
             try:
                 await self._round()
             except Exception:  # Whatever is wrong with the store, requests must be answered.
-                log.exception("Asking %s about shared limits failed", self._store.name)
+                if not self.away:
+                    log.exception("Asking %s about shared limits failed", self._store.name)
                 self._note(away=True)
 
     async def _round(self) -> None:
@@ -125,12 +138,12 @@ class Broker:
         if now - self._ticked_at >= TICK_SECONDS:
             self._ticked_at = now
             self._wanted |= self._held
-            if self.away or now - self._beaten_at >= HEARTBEAT_SECONDS:
+            if self.away or now - self._beaten_at >= self._store.lease_seconds / HEARTBEATS:
                 await self._beat()
         if self.away:
             return
-        wanted, self._wanted = list(self._wanted), {}
-        await self._exchange(wanted)
+        wanted, self._wanted = self._wanted, {}
+        await self._exchange(wanted.values())
 
     async def _beat(self) -> None:
         try:
@@ -143,23 +156,28 @@ class Broker:
         self._offset = presence.now - self._beaten_at
         self._note(away=False)
 
-    async def _exchange(self, leases: Sequence[Lease], *, closing: bool = False) -> None:
-        planned = [(lease, ask) for lease in leases if (ask := lease.plan(self._clock(), closing=closing))]
+    async def _exchange(self, leases: Iterable[Lease], *, closing: bool = False) -> None:
         # In one order everywhere: replicas that lock rows in one order can't deadlock.
-        planned.sort(key=lambda pair: pair[1].budget)
-        for start in range(0, len(planned), BATCH):
-            await self._exchange_batch(planned[start : start + BATCH])
-        for lease in leases:
-            lease.wake()
-            if lease.empty:
-                self._held.pop(lease, None)
+        ordered = sorted(leases, key=lambda lease: lease.budget)
+        for start in range(0, len(ordered), BATCH):
+            batch = ordered[start : start + BATCH]
+            await self._exchange_batch(batch, closing)
+            for lease in batch:
+                lease.wake()
+                if lease.empty:
+                    self._held.pop(lease.budget, None)
+            await asyncio.sleep(0)  # Ten thousand busy callers must not hold up a stream.
 
-    async def _exchange_batch(self, planned: Sequence[tuple[Lease, Ask]]) -> None:
+    async def _exchange_batch(self, leases: Sequence[Lease], closing: bool) -> None:
+        if self.away:
+            return
+        planned = [(lease, ask) for lease in leases if (ask := lease.plan(self._clock(), closing=closing))]
+        if not planned:
+            return
         grants: list[Grant] = []
         try:
-            if not self.away:
-                async with asyncio.timeout(EXCHANGE_SECONDS):
-                    grants = await self._store.exchange([ask for _, ask in planned])
+            async with asyncio.timeout(EXCHANGE_SECONDS):
+                grants = await self._store.exchange([ask for _, ask in planned])
         except (StoreAway, TimeoutError) as error:
             self._note(away=True, why=error)
         finally:
@@ -177,10 +195,10 @@ class Broker:
                 "%s does not answer; limits go on with what was last known: %s", self._store.name, why or "see above"
             )
             self.away = True
-            for lease in self._held:
+            for lease in self._held.values():
                 lease.release()
         elif self.away and not away:
             log.info("%s answers again; what was used meanwhile is booked now", self._store.name)
-            for lease in self._held:
+            for lease in self._held.values():
                 lease.come_back(self._clock())
             self.away = False

@@ -15,8 +15,8 @@ AHEAD_SECONDS = 2.0
 """How long what is held should last at the recent pace."""
 SEAL_SECONDS = 10.0
 """How long the sealed part of a month's share should last: through a short absence of the database."""
-HELD_PART = 10
-"""All replicas together hold at most limit / this of a minute's limit ahead: the bound of its error."""
+AHEAD_PART = 20
+"""All replicas together take at most limit / this of a minute's limit ahead, and keep at most twice that."""
 IDLE_SECONDS = 2.0
 RECHECK_SECONDS = 1.0
 """A limit that was found used up is asked about again so often, as another replica may have given something back."""
@@ -40,6 +40,10 @@ class Desk(Protocol):
 
     def want(self, lease: "Lease") -> None:
         """Ask for `lease` soon."""
+        ...
+
+    def keep(self, lease: "Lease") -> None:
+        """`lease` holds something now that must go back one day."""
         ...
 
     def holds(self, lease: "Lease") -> bool: ...
@@ -78,6 +82,8 @@ class Lease:
         self._open += amount
         if self._open < 0:
             self._desk.want(self)
+        else:
+            self._desk.keep(self)
 
     def remaining(self, now: float) -> float:
         raise NotImplementedError
@@ -227,7 +233,7 @@ class SharedMinute(Lease):
         return super()._measure(now)[0], 0
 
     def _ahead(self, wished: int) -> int:
-        return min(wished, self.limit // (HELD_PART * self._desk.replicas))
+        return min(wished, self.limit // (AHEAD_PART * self._desk.replicas))
 
     def _see(self, used: float, now: float) -> None:
         self._seen.used, self._seen.at = used, now

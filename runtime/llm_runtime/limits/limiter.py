@@ -39,19 +39,34 @@ class Limiter:
         minutes: Store | None = None,
         months: Store | None = None,
         slot_timeout_seconds: float = 30.0,
+        max_accounts: int = MAX_ACCOUNTS,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`minutes` and `months` are where these limits are shared; None: this process alone counts.
 
-        See `limiter` for the usual way to choose them. `clock` never jumps; `wall` knows the date.
+        See `configured` for the usual way to choose them. `clock` never jumps; `wall` knows the date.
         """
+        self._max_accounts = max_accounts
         self._clock, self._slot_timeout_seconds = clock, slot_timeout_seconds
         self._source = _Shared(minutes, months, clock)
         self._wall = self._source.months.wall if self._source.months else wall
         self._calendar = Calendar(self._wall())
         self._accounts: OrderedDict[str, Account] = OrderedDict()
         self._parts = AsyncExitStack()
+
+    @classmethod
+    def configured(
+        cls, database: Database | None = None, redis_url: str = "", *, slot_timeout_seconds: float = 30.0
+    ) -> Self:
+        """Any database keeps the months. Redis shares the minutes, or else Postgres; else each process has its own."""
+        months = SqlStore(database) if database else None
+        minutes: Store | None = months if database and database.postgres else None
+        if redis_url:
+            from llm_runtime.limits.redis import RedisStore  # An extra.
+
+            minutes = RedisStore(redis_url)
+        return cls(minutes=minutes, months=months, slot_timeout_seconds=slot_timeout_seconds)
 
     @property
     def away(self) -> bool:
@@ -122,7 +137,7 @@ class Limiter:
         """Make room for a new account. Those that are in use go to the end, so that the next look finds others."""
         for _ in range(min(LOOK_BACK, len(self._accounts))):
             caller_id, account = next(iter(self._accounts.items()))
-            crowded = len(self._accounts) >= MAX_ACCOUNTS
+            crowded = len(self._accounts) >= self._max_accounts
             if account.idle(now) or (crowded and account.forgettable()):
                 del self._accounts[caller_id]
             else:
@@ -175,19 +190,11 @@ class _Shared(Source):
         self.brokers = list(dict.fromkeys(broker for broker in (self.minutes, self.months) if broker))
 
     def budget(self, name: str, limit: int, month: Month | None, now: float) -> Budget:
-        if month is None:
-            return SharedMinute(self.minutes, name, limit, now) if self.minutes else LocalMinute(limit, now)
-        if self.months:
-            return SharedMonth(self.months, f"{name}/{month.name}", limit, month, now)
-        return LocalMonth(limit, month)
-
-
-def limiter(database: Database | None = None, redis_url: str = "", *, slot_timeout_seconds: float = 30.0) -> Limiter:
-    """The limiter for a configuration. Months are kept by any database; minutes are shared by Redis, else Postgres."""
-    months = SqlStore(database) if database else None
-    minutes: Store | None = months if database and database.postgres else None
-    if redis_url:
-        from llm_runtime.limits.redis import RedisStore
-
-        minutes = RedisStore(redis_url)
-    return Limiter(minutes=minutes, months=months, slot_timeout_seconds=slot_timeout_seconds)
+        broker = self.months if month else self.minutes
+        if broker is None:
+            return LocalMonth(limit, month) if month else LocalMinute(limit, now)
+        name = f"{name}/{month.name}" if month else name
+        if lease := broker.held(name):
+            lease.limit = limit
+            return lease
+        return SharedMonth(broker, name, limit, month, now) if month else SharedMinute(broker, name, limit, now)

@@ -57,8 +57,9 @@ class RedisStore:
     """One replica's way to the shared limits in Redis."""
 
     name = "Redis"
+    lease_seconds = LEASE_SECONDS
 
-    def __init__(self, url: str, replica: str = "") -> None:
+    def __init__(self, url: str) -> None:
         """Raises `errors.ConfigInvalid` for an address that can't be one; connects when first used."""
         try:
             self._redis = Redis.from_url(
@@ -66,7 +67,7 @@ class RedisStore:
             )
         except ValueError as error:
             raise errors.ConfigInvalid("REDIS_URL is no address: write redis://host:6379/0 or rediss://…") from error
-        self._replica = replica or uuid4().hex
+        self._replica = uuid4().hex
         self._exchange = self._redis.register_script(EXCHANGE)
         self._presence = self._redis.register_script(PRESENCE)
 

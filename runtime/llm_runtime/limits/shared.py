@@ -39,9 +39,10 @@ class SqlStore:
 
     name = "The database"
 
-    def __init__(self, database: Database, replica: str = "") -> None:
+    def __init__(self, database: Database, *, lease_seconds: float = LEASE_SECONDS) -> None:
+        self.lease_seconds = lease_seconds
         self._database = database
-        self._replica = replica or uuid4().hex
+        self._replica = uuid4().hex
         self._insert = postgresql.insert if database.postgres else sqlite.insert
 
     async def exchange(self, asks: Sequence[Ask]) -> list[Grant]:
@@ -122,7 +123,7 @@ class SqlStore:
         insert = self._insert(leases)
         change = {"amount": insert.excluded.amount, "expires_at": insert.excluded.expires_at}
         rows = [
-            {"replica": self._replica, "budget": name, "amount": amount, "expires_at": now + LEASE_SECONDS}
+            {"replica": self._replica, "budget": name, "amount": amount, "expires_at": now + self.lease_seconds}
             for name, amount in amounts.items()
         ]
         await connection.execute(insert.on_conflict_do_update(index_elements=["replica", "budget"], set_=change), rows)
@@ -130,7 +131,7 @@ class SqlStore:
     async def _renew(self, connection: AsyncConnection, now: float) -> None:
         """Only what has not expired: that may be on its way back already."""
         mine = leases.c.replica == self._replica
-        renewed = update(leases).where(mine, leases.c.expires_at >= now).values(expires_at=now + LEASE_SECONDS)
+        renewed = update(leases).where(mine, leases.c.expires_at >= now).values(expires_at=now + self.lease_seconds)
         await connection.execute(renewed)
         await self._upsert(connection, {PRESENCE: 0}, now)
 
