@@ -4,16 +4,17 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from llm_runtime.limits.exchange import Ask, Grant
 from llm_runtime.limits.lease import Lease
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 TICK_SECONDS = 1.0
 HEARTBEATS = 6
@@ -48,11 +49,11 @@ class Store(Protocol):
     lease_seconds: float
     """A replica that has not been heard of for so long is dead, and what it kept sealed goes back."""
 
-    async def exchange(self, asks: Sequence[Ask]) -> list[Grant]:
+    def exchange(self, asks: Sequence[Ask]) -> Coroutine[Any, Any, list[Grant]]:
         """Answer all, at once and whole."""
         ...
 
-    async def heartbeat(self) -> Presence:
+    def heartbeat(self) -> Coroutine[Any, Any, Presence]:
         """Say that this replica lives, and put back what dead ones kept."""
         ...
 
@@ -72,6 +73,7 @@ class Broker:
         self._wanted: dict[str, Lease] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
         self._ticked_at = self._beaten_at = -math.inf
         self._offset: float | None = None
@@ -147,9 +149,8 @@ class Broker:
 
     async def _beat(self) -> None:
         try:
-            async with asyncio.timeout(EXCHANGE_SECONDS):
-                presence = await self._store.heartbeat()
-        except (StoreAway, TimeoutError) as error:
+            presence = await self._answer(self._store.heartbeat())
+        except StoreAway as error:
             self._note(away=True, why=error)
             return
         self._beaten_at, self.replicas = self._clock(), max(1, presence.replicas)
@@ -176,9 +177,8 @@ class Broker:
             return
         grants: list[Grant] = []
         try:
-            async with asyncio.timeout(EXCHANGE_SECONDS):
-                grants = await self._store.exchange([ask for _, ask in planned])
-        except (StoreAway, TimeoutError) as error:
+            grants = await self._answer(self._store.exchange([ask for _, ask in planned]))
+        except StoreAway as error:
             self._note(away=True, why=error)
         finally:
             now = self._clock()
@@ -187,6 +187,22 @@ class Broker:
                     lease.accept(ask, grants[number], now)
                 else:
                     lease.fail(ask)
+
+    async def _answer(self, work: Coroutine[Any, Any, T]) -> T:
+        """Its result. Work that takes too long is told to stop, and nobody waits until it has: that takes as long."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        done, _ = await asyncio.wait({task}, timeout=EXCHANGE_SECONDS)
+        if not done:
+            task.cancel()
+            raise StoreAway(f"no answer within {EXCHANGE_SECONDS:g} s")
+        return task.result()
+
+    def _forget(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # Looked at, or asyncio would complain of one that nobody waited for.
 
     def _note(self, *, away: bool, why: Exception | None = None) -> None:
         """Known to everybody at once; said in the log once."""

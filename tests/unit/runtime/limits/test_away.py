@@ -1,6 +1,9 @@
 """The database goes away in the middle, or was never there: who gets in meanwhile, and what is booked later."""
 
 import asyncio
+import os
+import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 
@@ -139,3 +142,34 @@ async def test_a_minute_goes_on_at_its_own_pace_while_nobody_can_be_asked(server
         assert 8 < (refused.value.retry_after_seconds or 0) <= 10
         ahead = 10.0
         await limits.admit(who, 100)
+
+
+async def test_a_database_that_hangs_holds_up_one_request_for_two_seconds_and_comes_back(
+    server: Postgres, database: Database
+) -> None:
+    who = caller(tokens_per_month=1000)
+    async with replica(database) as limits:
+        (await limits.admit(who, 10)).settle(10)
+        signal_all(server, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            admissions = await asyncio.gather(*(limits.admit(who, 10) for _ in range(20)))
+            assert time.monotonic() - began < 2.5
+            assert await until_refused(limits, who, 10) == 79
+        finally:
+            signal_all(server, signal.SIGCONT)
+        await back(limits)
+        for admission in admissions:
+            admission.settle(0)
+        await asyncio.sleep(1.2)
+        assert limits.standing(who).tokens_per_month.remaining == 200  # type: ignore[union-attr]
+    assert (await booked(database))["tokens_per_month"] == 800
+
+
+def signal_all(server: Postgres, number: signal.Signals) -> None:
+    """The server's processes are a group of children: the postmaster's own and one for each connection."""
+    assert server.process
+    postmaster = server.process.pid
+    children = subprocess.run(["pgrep", "-P", str(postmaster)], capture_output=True, text=True, check=True).stdout
+    for process in [postmaster, *map(int, children.split())]:
+        os.kill(process, number)
