@@ -73,11 +73,15 @@ class Account:
             if budget.room(now) < tokens:
                 lacking.append((budget, tokens))
         if not lacking:
-            for budget in self.requests:
-                budget.take(now, requests)
-            for budget in self.tokens:
-                budget.take(now, tokens)
+            self.take(now, requests, tokens)
         return lacking
+
+    def take(self, now: float, requests: int, tokens: int) -> None:
+        """Take from every budget, whatever is there."""
+        for budget in self.requests:
+            budget.take(now, requests)
+        for budget in self.tokens:
+            budget.take(now, tokens)
 
     def refusal(self, lacking: list[Lack], now: float, wall: float) -> errors.Refusal:
         """The refusal that takes longest to go by: after it the request has a chance."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -71,6 +71,7 @@ class Broker:
         self._held: dict[str, Lease] = {}
         """By budget: those that hold or owe something, or for which somebody waits."""
         self._wanted: dict[str, Lease] = {}
+        self._urgent: dict[str, Lease] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -92,10 +93,10 @@ class Broker:
     def keep(self, lease: Lease) -> None:
         self._held.setdefault(lease.budget, lease)
 
-    def want(self, lease: Lease) -> None:
+    def want(self, lease: Lease, *, urgent: bool = False) -> None:
         self.keep(lease)
         if not self.away:
-            self._wanted[lease.budget] = lease
+            (self._urgent if urgent else self._wanted)[lease.budget] = lease
             self._wake.set()
 
     def holds(self, lease: Lease) -> bool:
@@ -116,7 +117,8 @@ class Broker:
                 if self._task:
                     await self._task
                 if not self.away:
-                    await self._exchange(self._held.values(), closing=True)
+                    self._wanted |= self._held
+                    await self._exchange(closing=True)
                     await self._store.leave()
         except (StoreAway, TimeoutError):
             log.warning("%s did not take back what this replica held of the limits", self._store.name)
@@ -142,10 +144,7 @@ class Broker:
             self._wanted |= self._held
             if self.away or now - self._beaten_at >= self._store.lease_seconds / HEARTBEATS:
                 await self._beat()
-        if self.away:
-            return
-        wanted, self._wanted = self._wanted, {}
-        await self._exchange(wanted.values())
+        await self._exchange()
 
     async def _beat(self) -> None:
         try:
@@ -157,21 +156,24 @@ class Broker:
         self._offset = presence.now - self._beaten_at
         self._note(away=False)
 
-    async def _exchange(self, leases: Iterable[Lease], *, closing: bool = False) -> None:
-        # In one order everywhere: replicas that lock rows in one order can't deadlock.
-        ordered = sorted(leases, key=lambda lease: lease.budget)
-        for start in range(0, len(ordered), BATCH):
-            batch = ordered[start : start + BATCH]
-            await self._exchange_batch(batch, closing)
-            for lease in batch:
+    async def _exchange(self, *, closing: bool = False) -> None:
+        """For all that are wanted, those first for which somebody waits, also if they come while this is under way."""
+        while (self._urgent or self._wanted) and not self.away:
+            batch = [self._next() for _ in range(min(BATCH, len(self._urgent) + len(self._wanted)))]
+            leases = {lease.budget: lease for lease in batch}
+            # In one order everywhere: replicas that lock rows in one order can't deadlock.
+            await self._exchange_batch([leases[budget] for budget in sorted(leases)], closing)
+            for lease in leases.values():
                 lease.wake()
                 if lease.empty:
                     self._held.pop(lease.budget, None)
             await asyncio.sleep(0)  # Ten thousand busy callers must not hold up a stream.
 
+    def _next(self) -> Lease:
+        some = self._urgent or self._wanted
+        return some.pop(next(iter(some)))
+
     async def _exchange_batch(self, leases: Sequence[Lease], closing: bool) -> None:
-        if self.away:
-            return
         planned = [(lease, ask) for lease in leases if (ask := lease.plan(self._clock(), closing=closing))]
         if not planned:
             return

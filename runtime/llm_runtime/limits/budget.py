@@ -1,6 +1,6 @@
 """One limit of one caller, in the memory of this process alone."""
 
-from collections.abc import Awaitable
+import asyncio
 from typing import Protocol
 
 from llm_runtime.limits.bucket import EPSILON, Bucket
@@ -34,7 +34,7 @@ class Budget(Protocol):
         """Whether `ask` may find more than `room` shows."""
         ...
 
-    def ask(self, amount: int) -> Awaitable[None]:
+    def ask(self, amount: int) -> "asyncio.Future[None]":
         """Try to get so much from where the truth lies that `amount` fits; whether it does, `room` tells then."""
         ...
 
@@ -56,7 +56,7 @@ class _Local:
     def worth_asking(self, now: float, amount: int) -> bool:
         return False
 
-    def ask(self, amount: int) -> Awaitable[None]:
+    def ask(self, amount: int) -> "asyncio.Future[None]":
         raise AssertionError("a limit of this process alone has nobody to ask")
 
 

@@ -5,6 +5,7 @@ request waits only where it needs more than is there. What lies idle goes back, 
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 from llm_runtime.limits.bucket import EPSILON, Bucket
@@ -12,12 +13,14 @@ from llm_runtime.limits.exchange import Ask, Grant
 from llm_runtime.limits.month import Month
 
 AHEAD_SECONDS = 2.0
-"""How long what is held should last at the recent pace."""
+AHEAD_REQUESTS = 8
+"""What is held should last so long at the recent pace, and for so many requests of the usual size."""
 SEAL_SECONDS = 10.0
 """How long the sealed part of a month's share should last: through a short absence of the database."""
 AHEAD_PART = 20
 """All replicas together take at most limit / this of a minute's limit ahead, and keep at most twice that."""
-IDLE_SECONDS = 2.0
+IDLE_SECONDS, SCARCE_IDLE_SECONDS = 15.0, 2.0
+"""When what lies idle goes back; the shorter time where less than a quarter of the limit is left."""
 RECHECK_SECONDS = 1.0
 """A limit that was found used up is asked about again so often, as another replica may have given something back."""
 PACE_SECONDS = 1.0
@@ -38,8 +41,8 @@ class Desk(Protocol):
         """Whether nobody can have taken our sealed parts for a dead replica's."""
         ...
 
-    def want(self, lease: "Lease") -> None:
-        """Ask for `lease` soon."""
+    def want(self, lease: "Lease", *, urgent: bool = False) -> None:
+        """Ask for `lease` soon; before all others, if somebody waits."""
         ...
 
     def keep(self, lease: "Lease") -> None:
@@ -62,7 +65,8 @@ class Lease:
         """How much should lie open; below `_low` more is fetched, which is 0 while that is under way or of no use."""
         self._touched_at = self._planned_at = now
         self._answered_at: float | None = None
-        self._taken, self._pace = 0, 0.0
+        self._taken = self._takes = self._size = 0
+        self._pace = 0.0
         self._starved = False
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._asking: list[tuple[int, asyncio.Future[None]]] = []
@@ -73,6 +77,7 @@ class Lease:
     def take(self, now: float, amount: int) -> None:
         self._open -= amount
         self._taken += amount
+        self._takes += 1
         self._touched_at = now
         if self._open < self._low or self._desk.away:
             self._low = 0
@@ -97,7 +102,7 @@ class Lease:
     def ask(self, amount: int) -> "asyncio.Future[None]":
         answer = asyncio.get_running_loop().create_future()
         self._waiting.append((amount, answer))
-        self._desk.want(self)
+        self._desk.want(self, urgent=True)
         return answer
 
     def idle(self, now: float) -> bool:
@@ -117,8 +122,10 @@ class Lease:
         """What to ask now, if anything. What it gives back is no longer held; `accept` or `fail` must follow."""
         waiting = [amount for amount, answer in self._waiting if not answer.done()]
         self._asking, self._waiting = self._waiting, []
-        ahead, seal = self._measure(now)
-        resting = closing or self._starved or now - self._touched_at >= IDLE_SECONDS
+        ahead, seal = self._measure(now, waiting)
+        scarce = 4 * self.remaining(now) < self.limit
+        idle = now - self._touched_at >= (SCARCE_IDLE_SECONDS if scarce else IDLE_SECONDS)
+        resting = closing or self._starved or idle
         if resting and not waiting:
             ahead = seal = 0
             self._starved = False
@@ -166,12 +173,15 @@ class Lease:
     def come_back(self, now: float) -> None:
         """The shared truth can be asked again."""
 
-    def _measure(self, now: float) -> tuple[int, int]:
-        """How much to hold open and sealed, from the pace of late."""
+    def _measure(self, now: float, waiting: Sequence[int]) -> tuple[int, int]:
+        """How much to hold open and sealed, from the pace and the requests of late."""
         elapsed, self._planned_at = max(0.0, now - self._planned_at), now
         self._pace = (self._taken + self._pace * PACE_SECONDS) / (elapsed + PACE_SECONDS)
-        self._taken = 0
-        return self._ahead(int(self._pace * AHEAD_SECONDS)), int(self._pace * SEAL_SECONDS)
+        if count := self._takes + len(waiting):
+            self._size = (self._taken + sum(waiting)) // count
+        self._taken = self._takes = 0
+        ahead = max(int(self._pace * AHEAD_SECONDS), self._size * AHEAD_REQUESTS)
+        return self._ahead(ahead), int(self._pace * SEAL_SECONDS)
 
     def _surplus(self, ahead: int) -> int:
         """What should go back; negative: what is owed."""
@@ -229,8 +239,8 @@ class SharedMinute(Lease):
         self._open -= min(self._alone, int(used))
         self._alone = 0
 
-    def _measure(self, now: float) -> tuple[int, int]:
-        return super()._measure(now)[0], 0
+    def _measure(self, now: float, waiting: Sequence[int]) -> tuple[int, int]:
+        return super()._measure(now, waiting)[0], 0
 
     def _ahead(self, wished: int) -> int:
         return min(wished, self.limit // (AHEAD_PART * self._desk.replicas))

@@ -8,13 +8,13 @@ nobody who waits holds tokens that others could use.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
 from llm_runtime.db.database import Database
-from llm_runtime.limits.account import Account, Source
+from llm_runtime.limits.account import Account, Lack, Source
 from llm_runtime.limits.broker import EXCHANGE_SECONDS, Broker, Store
 from llm_runtime.limits.budget import Budget, LocalMinute, LocalMonth
 from llm_runtime.limits.lease import SharedMinute, SharedMonth
@@ -143,17 +143,36 @@ class Limiter:
             else:
                 self._accounts.move_to_end(caller_id)
 
-    async def _fetch(self, account: Account, lacking: list[tuple[Budget, int]], requests: int, tokens: int) -> float:
-        """Ask where the truth lies until the reservation is made, or it is known that it can't be; returns when."""
+    async def _fetch(self, account: Account, lacking: list[Lack], requests: int, tokens: int) -> float:
+        """Ask where the truth lies until the reservation is made, or it is known that it can't be; returns when.
+
+        When the truth is slow, what was last known of it decides, as when it is away.
+        """
         began = now = self._clock()
         while lacking:
-            hopeless = [lack for lack in lacking if not lack[0].worth_asking(now, lack[1])]
-            if hopeless or now - began > EXCHANGE_SECONDS:
-                raise account.refusal(hopeless or lacking, now, self._wall())
-            await asyncio.gather(*(budget.ask(amount) for budget, amount in lacking))
+            late = now - began >= EXCHANGE_SECONDS
+            if hopeless := [lack for lack in lacking if _hopeless(lack, now, late)]:
+                raise account.refusal(hopeless, now, self._wall())
+            if late:
+                account.take(now, requests, tokens)
+                break
+            await _all([budget.ask(amount) for budget, amount in lacking], EXCHANGE_SECONDS)
             now = self._clock()
             lacking = account.reserve(now, requests, tokens)
         return now
+
+
+async def _all(answers: Sequence["asyncio.Future[None]"], seconds: float) -> None:
+    try:
+        await asyncio.wait(answers, timeout=seconds)
+    finally:
+        for answer in answers:
+            answer.cancel()  # Nobody waits for it any more.
+
+
+def _hopeless(lack: Lack, now: float, late: bool) -> bool:
+    budget, amount = lack
+    return budget.remaining(now) < amount if late else not budget.worth_asking(now, amount)
 
 
 class Admission:

@@ -24,17 +24,19 @@ async def main() -> None:
     database, chance = Database(task["url"]), random.Random(task["seed"])
     store = SqlStore(database, lease_seconds=task["lease_seconds"])
     who = Caller("key", "key", Tier.model_validate({"name": "gold", "max_concurrent": None, **task["limits"]}))
-    end = time.monotonic() + task["seconds"]
+    end, last = time.monotonic() + task["seconds"], time.monotonic()
     async with Limiter(minutes=store, months=store) as limits:
 
         async def use() -> None:
-            while time.monotonic() < end:
+            nonlocal last
+            while time.monotonic() < min(end, last + task["patience"]):
                 reserved = chance.randint(1, task["most"])
                 try:
                     admission = await limits.admit(who, reserved)
                 except (errors.RateLimited, errors.QuotaExceeded):
                     await asyncio.sleep(0.02)
                     continue
+                last = time.monotonic()
                 await asyncio.sleep(chance.uniform(0, task["hold_seconds"]))
                 used = chance.randint((reserved + 1) // 2, reserved)
                 os.write(1, f"{reserved} {used} {time.time()}\n".encode())

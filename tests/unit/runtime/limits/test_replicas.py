@@ -20,13 +20,15 @@ pytestmark = pytest.mark.timeout(60)
 
 REPLICA = Path(__file__).with_name("replica.py")
 LEASE_SECONDS = 1.5
+PATIENCE_SECONDS = 3.0
+"""A replica goes on until it has been refused for so long: longer than a dead one's lease."""
 
 
 class Replica:
     """One process."""
 
     def __init__(self, folder: Path, **task: Any) -> None:
-        task = {"lease_seconds": LEASE_SECONDS, "hold_seconds": 0.01, "clients": 8, **task}
+        task = {"lease_seconds": LEASE_SECONDS, "hold_seconds": 0.01, "clients": 8, "seconds": 30.0, "patience": PATIENCE_SECONDS, **task}
         self._output = folder / f"replica-{task['seed']}"
         with self._output.open("wb") as output:
             self.process = subprocess.Popen([sys.executable, str(REPLICA), json.dumps(task)], stdout=output)
@@ -46,7 +48,7 @@ class Replica:
         self.process.wait(10)
 
     def end(self) -> None:
-        assert self.process.wait(30) == 0
+        assert self.process.wait(40) == 0
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def test_three_replicas_use_up_monthly_quotas_exactly(
     replicas: Any, postgres_url: str, postgres_server: Postgres
 ) -> None:
     # Single tokens, so that the last of them is of use to somebody.
-    running = replicas(seconds=3.0, most=1, limits={"tokens_per_month": 5_000, "requests_per_month": 100_000})
+    running = replicas(most=1, limits={"tokens_per_month": 5_000, "requests_per_month": 100_000})
     for replica in running:
         replica.end()
     admitted = [sum(used for _, used, _ in replica.admitted) for replica in running]
@@ -89,7 +91,7 @@ def test_three_replicas_use_up_monthly_quotas_exactly(
 def test_three_replicas_admit_as_many_requests_as_the_month_has_and_not_one_more(
     replicas: Any, postgres_url: str, postgres_server: Postgres
 ) -> None:
-    running = replicas(seconds=3.0, most=50, limits={"requests_per_month": 700, "tokens_per_month": 10**7})
+    running = replicas(most=50, limits={"requests_per_month": 700, "tokens_per_month": 10**7})
     for replica in running:
         replica.end()
     assert sum(len(replica.admitted) for replica in running) == 700
@@ -102,7 +104,7 @@ def test_a_killed_replica_makes_the_others_use_no_more_than_the_quota_and_little
     replicas: Any, postgres_url: str, postgres_server: Postgres
 ) -> None:
     limit = 6_000
-    running = replicas(seconds=4.5, most=1, hold_seconds=0.02, limits={"requests_per_month": limit})
+    running = replicas(most=1, hold_seconds=0.02, limits={"requests_per_month": limit})
     victim = running[0]
     deadline = time.monotonic() + 20
     while len(victim.admitted) < 150 and time.monotonic() < deadline:

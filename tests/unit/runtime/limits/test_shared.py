@@ -135,7 +135,7 @@ async def test_what_lies_idle_goes_back_to_the_others(database: Database) -> Non
         assert held > 500
         for _ in range(30):  # Two ticks of a clock that runs ahead.
             await asyncio.sleep(0.05)
-            ahead += 0.2
+            ahead += 1.0
         assert await used(database) == {f"key/tokens_per_month/{month_of(time.time()).name}": 500}
         assert await sealed(database) == 0
 
@@ -188,6 +188,23 @@ async def test_a_new_limit_applies_to_what_all_replicas_have_used(database: Data
         await second.admit(caller(tokens_per_minute=1000), 900)
         with pytest.raises(errors.RateLimited):
             await first.admit(caller(tokens_per_minute=1000), 100)
+
+
+async def test_a_database_too_slow_to_answer_lets_what_was_last_known_decide(database: Database) -> None:
+    now = time.monotonic()
+
+    class Slow(SqlStore):
+        async def exchange(self, asks: Sequence[Ask]) -> list[Grant]:
+            nonlocal now
+            now += 1.0
+            return [Grant(0, 60.0) for _ in asks]
+
+    store = Slow(database)
+    limits = Limiter(minutes=store, months=store, clock=lambda: now)
+    async with limits:
+        await limits.admit(caller(tokens_per_month=100), 40)
+        with pytest.raises(errors.QuotaExceeded):
+            await limits.admit(caller(tokens_per_month=100), 1)
 
 
 async def test_limits_long_whole_again_leave_the_database(database: Database) -> None:
