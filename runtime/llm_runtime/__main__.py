@@ -91,10 +91,10 @@ def _serve(loaded: settings.Settings, keys: Path | None, models: Path, host: str
 def _keys(loaded: settings.Settings, file: Path | None) -> "auth.Keys | None":
     from llm_runtime.auth import KeyRing, SingleKey
 
+    if file:  # It also brings the tiers, which those without a key have, too.
+        return KeyRing(file)
     if loaded.config.authentication == "Disabled":
         return None
-    if file:
-        return KeyRing(file)
     if loaded.api_key:
         return SingleKey(loaded.api_key)
     message = f"authentication is Required: pass {KEYS_FLAG}, set API_KEY, or set AUTHENTICATION=Disabled"
