@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm_runtime import errors, logs, settings
+from llm_runtime.commands.push import push
 from llm_runtime.contract import CONFIG_FLAG, KEYS_FLAG, MODEL_FOLDER, MODELS_FLAG, FatalReport, RuntimeConfig
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ def fetch(config: Config = None, models: Models = Path("models")) -> None:
     """Bring the model into the models folder, verified, and leave a link to it for `serve`."""
     with _fatal_is_last_line():
         _fetch(_settings(config).config, models)
+
+
+cli.command()(push)
 
 
 def main() -> None:
@@ -132,20 +136,12 @@ def _folder(config: RuntimeConfig, models: Path) -> Path:
 
 def _fetch(config: RuntimeConfig, models: Path) -> Path:
     from llm_runtime.models.fetch import fetch as fetch_model
+    from llm_runtime.models.progress import progress_bar
 
-    if not sys.stdout.isatty():
+    if not sys.stderr.isatty():
         return fetch_model(config.model, models)
-    with _progress_bar() as progress:
+    with progress_bar("model") as progress:
         return fetch_model(config.model, models, progress)
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], None]]:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-
-    with Progress("model", BarColumn(), DownloadColumn(), TimeRemainingColumn(), transient=True) as bar:
-        task = bar.add_task("model")
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager
