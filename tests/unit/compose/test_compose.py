@@ -147,6 +147,11 @@ SERIES = set(exposed())
 LABELS = {"instance", "job", "le"} | {
     label for one in vars(Metrics()).values() if isinstance(one, MetricWrapperBase) for label in one._labelnames
 }
+COMING = {
+    "llm_usage_rows_written_total", "llm_usage_rows_dropped_total", "llm_usage_rows_pending",
+    "llm_completion_cache_lookups_total",
+}  # fmt: skip
+"""Of the usage log and the completion cache, built beside this; the set goes when a test below says so."""
 _WORDS = {"and", "or", "unless", "by", "without", "on", "ignoring"}
 
 
@@ -174,8 +179,12 @@ def expressions() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("where", "expression"), expressions())
 def test_every_metric_and_label_is_one_of_the_runtimes(where: str, expression: str) -> None:
     assert series_in(expression), where
-    assert series_in(expression) <= SERIES
-    assert labels_in(expression) <= LABELS
+    assert series_in(expression) <= SERIES | COMING
+    assert labels_in(expression) <= LABELS | {"result"}
+
+
+def test_what_has_come_is_not_said_to_be_coming() -> None:
+    assert not COMING & SERIES, "take these out of COMING, and COMING away when it is empty"
 
 
 def test_a_metric_that_is_not_there_would_be_found() -> None:
@@ -224,6 +233,8 @@ def test_grafana_finds_the_dashboard_where_it_is_mounted() -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (apt-get install prometheus)")
-def test_promtool_accepts_configuration_and_rules() -> None:
+def test_promtool_accepts_the_configuration_and_the_alerts_fire_when_they_should() -> None:
     for what, file in (("config", "prometheus.yml"), ("rules", "alerts.yml")):
         subprocess.run(["promtool", "check", what, str(PROMETHEUS / file)], check=True, capture_output=True)
+    stories = Path(__file__).parent / "alerts.test.yml"
+    subprocess.run(["promtool", "test", "rules", str(stories)], check=True, capture_output=True)
