@@ -8,7 +8,7 @@ from typing import Protocol
 
 from llm_operator import plans
 from llm_operator.cluster import Cluster
-from llm_operator.crds import ApiKeySpec, ApiKeyStatus, LLMDeploymentSpec, LLMDeploymentStatus
+from llm_operator.crds import AccessSpec, ApiKeySpec, ApiKeyStatus, LLMDeploymentSpec, LLMDeploymentStatus
 from llm_operator.plans import apikeys, faults, keys, names
 from llm_operator.registry import Reference, Registry, RegistryFault, read_connection
 from llm_operator.settings import ConnectionSettings
@@ -71,12 +71,13 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
     spec = LLMDeploymentSpec.model_validate(resource["spec"])
     status = LLMDeploymentStatus.model_validate(resource.get("status") or {})
     labels = f"{names.DEPLOYMENT_LABEL}={meta.name}"
-    listed, pods, held, (connection, resolution), monitors = await asyncio.gather(
+    listed, pods, held, (connection, resolution), monitors, missing = await asyncio.gather(
         asyncio.gather(*(outside.cluster.list(kind, meta.namespace, labels) for kind in plans.CHILD_KINDS)),
         outside.cluster.list("Pod", meta.namespace, labels),
         _held_keys(outside, meta),
         _resolve(outside, spec, status),
         _monitors(outside, meta, labels),
+        _database_missing(outside.cluster, meta, spec),
     )
     children = [child for group in listed for child in group if names.owned(child, meta)]
     revisions = _revisions(children, pods)
@@ -97,6 +98,7 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         keys=held,
         image=outside.image,
         faults=found,
+        database_missing=missing,
         service_monitors=monitors is not None,
         autoscaler=next((c for c in children if c["kind"] == "HorizontalPodAutoscaler"), None),
     )
@@ -106,6 +108,18 @@ async def _monitors(outside: Outside, meta: Meta, labels: str) -> list[Manifest]
     if not await outside.cluster.serves("ServiceMonitor"):
         return None
     return await outside.cluster.list("ServiceMonitor", meta.namespace, labels)
+
+
+async def _database_missing(cluster: Cluster, meta: Meta, spec: LLMDeploymentSpec) -> str:
+    for reference in (spec.database.secret_ref, spec.database.redis_secret_ref):
+        if reference is None:
+            continue
+        secret = await cluster.get("Secret", meta.namespace, reference.name)
+        if secret is None:
+            return f"Secret {reference.name} does not exist"
+        if not keys.decode(secret, reference.key):
+            return f"Secret {reference.name} has no key {reference.key}"
+    return ""
 
 
 def _revisions(children: list[Manifest], pods: list[Manifest]) -> dict[str, RevisionChildren]:
@@ -212,7 +226,12 @@ async def api_key(outside: Outside, resource: Manifest) -> ObservedKey:
         secret=secret,
         deployments=tuple(meta_of(item) for item in deployments),
         now=outside.clock(),
+        tiers={item["metadata"]["name"]: _tier_names(item) for item in deployments},
     )
+
+
+def _tier_names(deployment: Manifest) -> tuple[str, ...]:
+    return AccessSpec.model_validate(deployment["spec"].get("access") or {}).tier_names()
 
 
 __all__ = ["Fault", "Outside", "api_key", "deployment", "meta_of", "reference_of"]

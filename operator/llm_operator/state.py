@@ -1,5 +1,6 @@
 """The nouns that observing, planning and applying hand to each other."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -134,6 +135,8 @@ class Observed:
     """The runtime image for revisions made from now on."""
     faults: dict[str, Fault] = field(default_factory=dict)
     """By revision: what keeps its pods from getting ready."""
+    database_missing: str = ""
+    """What of spec.database is named but not there: a Secret, or a key in one."""
     service_monitors: bool = False
     """Whether the cluster knows ServiceMonitors."""
     autoscaler: Manifest | None = None
@@ -172,3 +175,5 @@ class ObservedKey:
     deployments: tuple[Meta, ...]
     """All LLMDeployments of the namespace."""
     now: datetime
+    tiers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The names of each LLMDeployment's tiers."""

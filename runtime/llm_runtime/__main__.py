@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm_runtime import errors, logs, settings
+from llm_runtime.commands.push import push
 from llm_runtime.contract import CONFIG_FLAG, KEYS_FLAG, MODEL_FOLDER, MODELS_FLAG, FatalReport, RuntimeConfig
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ def fetch(config: Config = None, models: Models = Path("models")) -> None:
         _fetch(_settings(config).config, models)
 
 
+cli.command()(push)
+
+
 def main() -> None:
     """Entry point of `llm-runtime`."""
     cli(prog_name="llm-runtime")
@@ -91,10 +95,10 @@ def _serve(loaded: settings.Settings, keys: Path | None, models: Path, host: str
 def _keys(loaded: settings.Settings, file: Path | None) -> "auth.Keys | None":
     from llm_runtime.auth import KeyRing, SingleKey
 
+    if file:  # It also brings the tiers, which those without a key have, too.
+        return KeyRing(file)
     if loaded.config.authentication == "Disabled":
         return None
-    if file:
-        return KeyRing(file)
     if loaded.api_key:
         return SingleKey(loaded.api_key)
     message = f"authentication is Required: pass {KEYS_FLAG}, set API_KEY, or set AUTHENTICATION=Disabled"
@@ -132,20 +136,12 @@ def _folder(config: RuntimeConfig, models: Path) -> Path:
 
 def _fetch(config: RuntimeConfig, models: Path) -> Path:
     from llm_runtime.models.fetch import fetch as fetch_model
+    from llm_runtime.models.progress import progress_bar
 
-    if not sys.stdout.isatty():
+    if not sys.stderr.isatty():
         return fetch_model(config.model, models)
-    with _progress_bar() as progress:
+    with progress_bar("model") as progress:
         return fetch_model(config.model, models, progress)
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], None]]:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-
-    with Progress("model", BarColumn(), DownloadColumn(), TimeRemainingColumn(), transient=True) as bar:
-        task = bar.add_task("model")
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

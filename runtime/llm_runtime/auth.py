@@ -39,7 +39,9 @@ class KeyRing:
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._clock = path, clock
-        self._salt, self._records = "", dict[str, KeyRecord]()
+        self._file = KeyFile(salt="")
+        self._tiers: Tiers | None = None
+        self._records = dict[str, KeyRecord]()
         self._signature: tuple[int, ...] | None = None
         self._checked_at = -CHECK_SECONDS
         self._missing = False
@@ -49,7 +51,7 @@ class KeyRing:
         self.refresh()
         record = self._records.get(key_id_of(key) or "")
         # The digest is computed in any case, so that an answer's time does not tell which ids exist.
-        digest = hash_key(key, self._salt)
+        digest = hash_key(key, self._file.salt)
         return record if record and hmac.compare_digest(digest, record.digest) else None
 
     def refresh(self) -> None:
@@ -62,6 +64,15 @@ class KeyRing:
             # Kept even when the file turns out to be broken: one line in the log for each version of it.
             self._signature = signature
             self._read()
+
+    def keep_current(self, tiers: "Tiers") -> None:
+        """From now on `tiers` are the file's, where the file brings any: now and with each change of it."""
+        self._tiers = tiers
+        self._tell_tiers()
+
+    def _tell_tiers(self) -> None:
+        if self._tiers and self._file.default_tier:
+            self._tiers.replace(self._file.tiers, self._file.default_tier)
 
     def _look(self) -> tuple[int, ...] | None:
         """What changes when the kubelet swaps its `..data` link or somebody writes in place; None without a file."""
@@ -82,7 +93,8 @@ class KeyRing:
             # A Pydantic message would quote the file, digests and all.
             log.error("The key file %s is not valid (%s); the last good keys stay in force", self._path, type(error))
             return
-        self._salt, self._records = file.salt, {record.id: record for record in file.keys}
+        self._file, self._records = file, {record.id: record for record in file.keys}
+        self._tell_tiers()
         log.info("Read %d API keys from %s", len(file.keys), self._path)
 
 
@@ -105,8 +117,12 @@ class Tiers:
     """Which limits a key has: its own over those of its tier, and those of the default tier where it names none."""
 
     def __init__(self, configured: Sequence[Tier] = (), default: str = STANDARD_TIER.name) -> None:
+        self.replace(configured, default)
+
+    def replace(self, configured: Sequence[Tier], default: str) -> None:
+        """Other tiers from now on. Where there is no tier named `default`, the standard one is."""
         self._tiers = {STANDARD_TIER.name: STANDARD_TIER, **{tier.name: tier for tier in configured}}
-        self._default = default
+        self._default = default if default in self._tiers else STANDARD_TIER.name
         self._callers: dict[str, tuple[KeyRecord, Caller]] = {}
 
     def find(self, name: str) -> Tier:

@@ -318,13 +318,26 @@ class KeyRecord(_Additive):
     """Adapters that it may use beside the model itself; none named: all."""
 
 
+class FileTier(Tier):
+    """A tier in the key file."""
+
+    model_config = _Additive.model_config
+
+
 class KeyFile(_Additive):
-    """The mounted key file. `salt` makes the digests useless to any other deployment."""
+    """The mounted key file. `salt` makes the digests useless to any other deployment.
+
+    Tiers come with it so that changed limits reach running pods as keys do: the configuration of a pod never changes.
+    """
 
     salt: str
     """Key of the digests: the LLMDeployment's uid."""
     keys: tuple[KeyRecord, ...] = ()
     """All keys that open this deployment."""
+    tiers: tuple[FileTier, ...] = ()
+    """What the keys may use, by tier; with `defaultTier` they take the place of the configuration's."""
+    default_tier: str = ""
+    """The tier of keys that name none, and of clients without a key. Empty: the configuration says which and what."""
 
 
 class FatalReport(_Section):

@@ -75,7 +75,19 @@ def test_the_smallest_resources_are_accepted_and_only_scalars_are_defaulted(api:
         ("spec.pod.labels", {"app.kubernetes.io/name": "x"}, "use a key of your own"),
         ("spec.pod.env", [{"name": "A", "value": "1", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}],
          "either value or valueFrom"),
+        ("spec.pod.env", [{"name": "DATABASE_URL", "value": "sqlite:///x"}], "write spec.database"),
         ("spec.pod.serviceAccountName", "admin", "unknown field"),
+        ("spec.access", {"defaultTier": "gold"}, "defaultTier must be the name of one of tiers"),
+        ("spec.access", {"defaultTier": "gold", "tiers": [{"name": "free"}]}, "defaultTier must be the name of one"),
+        ("spec.access.tiers", [{"name": "free"}, {"name": "free"}], "Duplicate value"),
+        ("spec.access.tiers", [{"name": "free", "requestsPerMinute": 0}], "should be greater than or equal to 1"),
+        ("spec.access.tiers", [{"name": "a/b"}], "should match"),
+        ("spec.access.tiers", [{"name": "free", "dollarsPerDay": 1}], "dollarsPerDay"),
+        ("spec.server.filters.pii", "Hide", 'supported values: "Disabled", "Mask", "Reject"'),
+        ("spec.server.filters.patterns", [{"name": "A B", "regex": "x"}], "should match"),
+        ("spec.server.sessions.ttlSeconds", 0, "should be greater than or equal to 1"),
+        ("spec.database.secretRef", {"name": "db"}, "spec.database.secretRef.key: Required value"),
+        ("spec.database.url", "postgresql://user:password@host/db", "unknown field"),
         ("spec.monitoring.serviceMonitor.interval", "often", "should match"),
         ("metadata.name", "a" * 41, "at most 40 characters"),
         ("metadata.name", "a.b", "no dots"),
@@ -94,12 +106,26 @@ def test_a_wrong_llmdeployment_is_told_what_to_write(api: Api, path: str, value:
         ("spec.deployments", None, "write exactly one of deployments"),
         ("spec.deployments", ["a", "a"], "Duplicate value"),
         ("spec.expiresAt", "tomorrow", "must be of type date-time"),
+        ("spec.limits", {"maxConcurrent": 0}, "should be greater than or equal to 1"),
+        ("spec.adapters", ["legal", "legal"], "Duplicate value"),
     ],
 )
 def test_a_wrong_apikey_is_told_what_to_write(api: Api, path: str, value: Any, told: str) -> None:
     with pytest.raises(Refusal) as refused:
         create(api, edited(KEY, path, value))
     assert told in refused.value.message
+
+
+def test_tiers_are_accepted_and_get_scalar_defaults_only(api: Api) -> None:
+    tiers = [{"name": "free", "requestsPerMinute": 10}, {"name": "gold", "tokensPerMonth": 10**12}]
+    access = create(api, edited(GOOD, "spec.access", {"defaultTier": "gold", "tiers": tiers}))["spec"]["access"]
+    assert access["tiers"][0] == {"name": "free", "requestsPerMinute": 10, "maxConcurrent": 5, "priority": 0}
+    assert create(api, edited(GOOD, "spec.access", {"authentication": "Required"}))["spec"]["access"] == {
+        "authentication": "Required",
+        "defaultTier": "standard",
+    }
+    key = edited(edited(KEY, "spec.tier", "gold"), "spec.limits", {"tokensPerMonth": 5})
+    assert create(api, key)["spec"]["limits"] == {"tokensPerMonth": 5}
 
 
 def test_a_version_may_be_written_with_and_without_quotes(api: Api) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from llm_operator.crds.access import AccessSpec
 from llm_operator.crds.apikey import ApiKeyRoot, ApiKeySpec
 from llm_operator.crds.common import API_VERSION, GROUP, VERSION, Condition
 from llm_operator.crds.llmdeployment import LLMDeploymentRoot, LLMDeploymentSpec
@@ -23,6 +24,7 @@ __all__ = [
     "API_VERSION",
     "GROUP",
     "VERSION",
+    "AccessSpec",
     "ApiKeySpec",
     "ApiKeyStatus",
     "CandidateStatus",
@@ -121,6 +123,7 @@ def definitions() -> dict[str, Json]:
             _column("Ready", _ready("status")),
             _column("Reason", _ready("reason")),
             _column("Owner", ".spec.owner"),
+            _column("Tier", ".spec.tier"),
             _column("Key", ".status.prefix"),
             _column("Secret", ".status.secretName"),
             _column("Expires", ".spec.expiresAt", "date"),

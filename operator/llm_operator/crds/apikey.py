@@ -5,7 +5,8 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from llm_operator.crds.common import ObjectName
+from llm_operator.crds.access import LimitsSpec, TierName
+from llm_operator.crds.common import ObjectName, Short
 from llm_operator.crds.pod import LabelSelector
 from llm_operator.crds.schema import Section, rules
 
@@ -50,6 +51,14 @@ class ApiKeySpec(Section):
         | None
     ) = None
     """LLMDeployments of this namespace, by their labels."""
+    tier: TierName | None = None
+    """A name of spec.access.tiers of the LLMDeployments; absent: the default tier of each."""
+    limits: LimitsSpec = LimitsSpec()
+    """Of this key, over those of its tier."""
+    adapters: (
+        Annotated[tuple[Short, ...], Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"})] | None
+    ) = None
+    """Adapters that the key may use beside the model itself, by name; absent or empty: all."""
     expires_at: datetime | None = None
     """The key stops working then."""
     secret_name: Annotated[ObjectName, Field(max_length=253)] | None = None

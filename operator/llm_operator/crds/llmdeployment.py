@@ -4,11 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from llm_operator.crds.common import AnnotationMap, IntegerText, LabelMap, Line, ObjectName, Quantity
+from llm_operator.crds.access import AccessSpec
+from llm_operator.crds.common import AnnotationMap, IntegerText, LabelMap, ObjectName, Quantity
 from llm_operator.crds.pod import PodSpec, Resources
 from llm_operator.crds.schema import Section, rules
+from llm_operator.crds.server import DatabaseSpec, ServerSpec
 
-Seconds = Annotated[int, Field(ge=0, le=86_400)]
 ONE_REFERENCE = (
     "[has(self.alias), has(self.version), has(self.stage)].filter(x, x).size() == 1",
     "write exactly one of alias (follows promotions), version (pinned) or stage (deprecated in MLflow)",
@@ -87,30 +88,6 @@ class EngineSpec(Section):
     """Keep keys and values of prompt beginnings, so that the next prompt that begins alike need not compute them."""
     quantization: Literal["none", "int8"] = "none"
     """int8 keeps linear weights as 8-bit integers: less memory, a small loss of quality."""
-
-
-class ServerSpec(Section):
-    """How to answer HTTP."""
-
-    max_request_bytes: Quantity = "1Mi"
-    """Largest request body, as a quantity."""
-    max_prompt_characters: Annotated[int, Field(ge=1, le=10_000_000)] = 32_000
-    """Longest prompt."""
-    request_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 300
-    """Longest time that one request may take."""
-    cors_origins: Annotated[tuple[Line, ...], Field(max_length=32)] | None = None
-    """Origins whose browsers may call the endpoint."""
-    trusted_hosts: Annotated[tuple[Line, ...], Field(max_length=32)] | None = None
-    """Host headers that are answered; absent: all."""
-    log_format: Literal["json", "console"] = "json"
-    """How the pods log."""
-
-
-class AccessSpec(Section):
-    """Who may call the endpoint."""
-
-    authentication: Literal["Required", "Disabled"] = "Required"
-    """Required: only holders of an ApiKey. Disabled: everybody who reaches the Service."""
 
 
 class AutoscalingMetric(Section):
@@ -254,7 +231,7 @@ class LLMDeploymentSpec(Section):
     server: ServerSpec = ServerSpec()
     """How to answer HTTP."""
     access: AccessSpec = AccessSpec()
-    """Who may call the endpoint."""
+    """Who may call the endpoint, and how much."""
     replicas: Annotated[int, Field(ge=0, le=1000, json_schema_extra={"format": "int32"})] = 1
     """How many pods serve. Written by the autoscaler when there is one."""
     autoscaling: AutoscalingSpec | None = None
@@ -265,6 +242,8 @@ class LLMDeploymentSpec(Section):
     """How a new version reaches the clients."""
     model_cache: ModelCacheSpec | None = None
     """Where the weights are kept; absent: an emptyDir per pod."""
+    database: DatabaseSpec = DatabaseSpec()
+    """Where usage, budgets and conversations are kept."""
     monitoring: MonitoringSpec = MonitoringSpec()
     """How the endpoint is watched."""
     service: ServiceSpec = ServiceSpec()

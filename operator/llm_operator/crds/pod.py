@@ -194,7 +194,11 @@ class EnvVar(Section):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            ("!(has(self.value) && has(self.valueFrom))", "write either value or valueFrom, not both")
+            ("!(has(self.value) && has(self.valueFrom))", "write either value or valueFrom, not both"),
+            (
+                "!(self.name in ['HOME', 'DATABASE_URL', 'REDIS_URL'])",
+                "HOME, DATABASE_URL and REDIS_URL are the operator's: write spec.database for the last two",
+            ),
         )
     )
     name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")]

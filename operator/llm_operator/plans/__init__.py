@@ -53,7 +53,7 @@ def after_apply(plan: Plan, observed: Observed, fault: Fault | None, now: dateti
 def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Manifest, ...], str]:
     """Everything that should exist, in the order of need; and a running revision that can't be rebuilt."""
     meta, spec = observed.meta, observed.spec
-    found: list[Manifest] = [network.service_account(meta), keys.keys_secret(meta, observed.keys)]
+    found: list[Manifest] = [network.service_account(meta), keys.keys_secret(meta, spec.access, observed.keys)]
     if observed.connection and (secret := keys.registry_secret(meta, observed.connection)):
         found.append(secret)
     if decision.serving:
@@ -161,6 +161,8 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
         ("Applied", "True"),
     ):
         told += _change(before.get(kind), after[kind], good, kind)
+    if after["UsagePersistent"].reason != Reason.NoDatabase:  # That is a choice.
+        told += _change(before.get("UsagePersistent"), after["UsagePersistent"], "True", "UsagePersistent")
     told += _hindered(before.get("Progressing"), after["Progressing"])
     return tuple(dict.fromkeys(told))
 
@@ -183,8 +185,8 @@ def _change(before: Condition | None, after: Condition, good: str, kind: str) ->
 
 
 def _nudge(observed: Observed) -> tuple[tuple[str, str], ...]:
-    """Pods whose kubelet has not been told about the keys as they are now."""
-    digest = keys.digest(keys.key_file(observed.meta, observed.keys))
+    """Pods whose kubelet has not been told about the keys and tiers as they are now."""
+    digest = keys.digest(keys.key_file(observed.meta, observed.spec.access, observed.keys))
     return tuple(
         (pod["metadata"]["name"], digest)
         for children in observed.revisions.values()

@@ -34,6 +34,11 @@ def _holds(rule: LabelRequirement, labels: dict[str, str]) -> bool:
     }[rule.operator]
 
 
+def knows_tier(spec: ApiKeySpec, tiers: tuple[str, ...]) -> bool:
+    """Whether the key's tier is one of `tiers`; a key that names none has the default one anywhere."""
+    return spec.tier is None or spec.tier in tiers
+
+
 def status(
     observed: ObservedKey, secret: str, key_id: str | None, issued_at: str | None, fault: Fault | None
 ) -> ApiKeyStatus:
@@ -46,7 +51,7 @@ def status(
     verdicts: dict[str, conditions.Verdict] = {
         "Ready": ready,
         "Reconciling": ("True", Reason.Retrying, ready[2])
-        if ready[1] == Reason.DeploymentNotFound
+        if ready[1] in (Reason.DeploymentNotFound, Reason.TierUnknown)
         else ("False", Reason.Settled, "nothing is under way"),
         "Stalled": ("True", *ready[1:]) if stalled else ("False", Reason.NoFault, "nothing is stuck"),
     }
@@ -76,6 +81,12 @@ def _ready(
             Reason.DeploymentNotFound,
             f"namespace {namespace} has no LLMDeployment {', '.join(missing)}: kubectl -n {namespace} get llmd",
         )
+    if strangers := [name for name in matched if not knows_tier(spec, observed.tiers[name])]:
+        said = (
+            f"LLMDeployment {', '.join(strangers[:20])} has no tier {spec.tier}: the key has the default tier's limits "
+            f"there; use {', '.join(observed.tiers[strangers[0]])} or add it to spec.access.tiers"
+        )
+        return "False", Reason.TierUnknown, said
     where = f"Secret {secret} holds the key under api-key"
     return "True", Reason.Issued, f"{where}; it opens {', '.join(matched[:20]) or 'no LLMDeployment yet'}"
 

@@ -52,6 +52,7 @@ def deployment(picture: Picture, now: datetime) -> tuple[Condition, ...]:
         "RegistryReachable": _reachable(picture),
         "Applied": _applied(picture),
         "Progressing": _progressing(picture),
+        "UsagePersistent": _usage(picture),
     }
     if picture.observed.spec.autoscaling is not None:
         verdicts["AutoscalingActive"] = _autoscaling(picture.observed.autoscaler)
@@ -247,6 +248,24 @@ def _progressing(picture: Picture) -> Verdict:
     if candidate.outcome is not None:
         return "False", candidate.reason or Reason.ProgressDeadlineExceeded, _failed(picture)
     return "True", _hindrance(picture), _under_way(picture)
+
+
+def _usage(picture: Picture) -> Verdict:
+    """Where usage goes. Never a part of Ready: a pod whose Secret is missing says so by itself."""
+    database, missing = picture.observed.spec.database, picture.observed.database_missing
+    if missing:
+        namespace = picture.observed.meta.namespace
+        create = f"kubectl -n {namespace} create secret generic"
+        return "False", Reason.DatabaseSecretMissing, f"{missing}; new pods wait for it: {create} …"
+    if database.secret_ref is None:
+        limits = "each pod counts limits for itself" if picture.replicas > 1 else "a new pod counts limits from zero"
+        said = (
+            f"usage is in the pod's SQLite and is lost with the pod, and {limits}; write spec.database.secretRef "
+            "{name, key} of a Secret that holds postgresql://user:password@host/database"
+        )
+        return "False", Reason.NoDatabase, said
+    where = f"under {database.secret_ref.key} in Secret {database.secret_ref.name}"
+    return "True", Reason.DatabaseConfigured, f"usage goes to the database whose address is {where}"
 
 
 def _autoscaling(autoscaler: Manifest | None) -> Verdict:

@@ -6,20 +6,35 @@ from typing import Any
 
 from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.crds.common import quantity_value
+from llm_operator.crds.server import ServerSpec
 from llm_operator.state import Connection, ModelVersion
-from llm_runtime.contract import EngineConfig, MlflowVersion, ModelConfig, RuntimeConfig, ServerConfig
+from llm_runtime.contract import (
+    CompletionCacheConfig,
+    DatabaseConfig,
+    EngineConfig,
+    FilterPattern,
+    FiltersConfig,
+    MlflowVersion,
+    ModelConfig,
+    RuntimeConfig,
+    ServerConfig,
+    SessionsConfig,
+)
 
 REVISION_FIELDS = {
     "model": {"mlflow": {"name", "connection", "sub_path"}, "system_prompt": True, "chat_template": True},
     "engine": True,
     "server": True,
-    "access": True,
+    "access": {"authentication"},
+    "database": True,
     "resources": True,
     "model_cache": True,
     "pod": True,
     "rollout": {"drain_seconds"},
 }
-"""What shapes the pods. Replicas, autoscaling, the Service and the rest of the rollout change without new pods."""
+"""What shapes the pods. Replicas, autoscaling, the Service and the rest of the rollout change without new pods; so do
+the tiers, which travel in the key file.
+"""
 
 
 def revision_id(spec: LLMDeploymentSpec, model: ModelVersion) -> str:
@@ -62,16 +77,36 @@ def runtime_config(name: str, spec: LLMDeploymentSpec, model: ModelVersion, conn
             prefix_caching=spec.engine.prefix_caching,
             quantization=spec.engine.quantization,
         ),
-        server=ServerConfig(
-            max_request_bytes=int(quantity_value(spec.server.max_request_bytes)),
-            max_prompt_characters=spec.server.max_prompt_characters,
-            request_timeout_seconds=spec.server.request_timeout_seconds,
-            cors_origins=spec.server.cors_origins or (),
-            trusted_hosts=spec.server.trusted_hosts or (),
-            log_format=spec.server.log_format,
-            drain_seconds=spec.rollout.drain_seconds,
-        ),
+        server=_server(spec.server, spec.rollout.drain_seconds),
         authentication=spec.access.authentication,
+        # The address is a secret: it comes through the environment.
+        database=DatabaseConfig(retention_days=spec.database.retention_days, store_prompts=spec.database.store_prompts),
+    )
+
+
+def _server(spec: ServerSpec, drain_seconds: int) -> ServerConfig:
+    filters, cache, sessions = spec.filters, spec.completion_cache, spec.sessions
+    own = tuple(FilterPattern(name=pattern.name, regex=pattern.regex) for pattern in filters.patterns or ())
+    return ServerConfig(
+        max_request_bytes=int(quantity_value(spec.max_request_bytes)),
+        max_prompt_characters=spec.max_prompt_characters,
+        request_timeout_seconds=spec.request_timeout_seconds,
+        body_timeout_seconds=spec.body_timeout_seconds,
+        slot_timeout_seconds=spec.slot_timeout_seconds,
+        filters=FiltersConfig(
+            pii="Off" if filters.pii == "Disabled" else filters.pii,
+            output="Off" if filters.output == "Disabled" else filters.output,
+            patterns=own,
+        ),
+        completion_cache=CompletionCacheConfig(
+            enabled=cache.enabled, entries=cache.entries, ttl_seconds=cache.ttl_seconds, database=cache.database
+        ),
+        sessions=SessionsConfig(enabled=sessions.enabled, ttl_seconds=sessions.ttl_seconds),
+        trusted_proxies=ServerConfig().trusted_proxies if spec.trusted_proxies is None else spec.trusted_proxies,
+        cors_origins=spec.cors_origins or (),
+        trusted_hosts=spec.trusted_hosts or (),
+        log_format=spec.log_format,
+        drain_seconds=drain_seconds,
     )
 
 

@@ -3,6 +3,8 @@
 import base64
 import hashlib
 
+from llm_operator.crds import AccessSpec
+from llm_operator.crds.access import LimitsSpec, TierSpec
 from llm_operator.plans import names
 from llm_operator.state import Connection, HeldKey, Manifest, Meta
 from llm_runtime import contract
@@ -26,7 +28,7 @@ def decode(secret: Manifest, field: str) -> str | None:
         return None
 
 
-def key_file(meta: Meta, keys: tuple[HeldKey, ...]) -> str:
+def key_file(meta: Meta, access: AccessSpec, keys: tuple[HeldKey, ...]) -> str:
     """What the runtime mounts: digests only, in a stable order so that nothing is written when nothing changed."""
     records = tuple(
         contract.KeyRecord(
@@ -36,11 +38,19 @@ def key_file(meta: Meta, keys: tuple[HeldKey, ...]) -> str:
             owner=key.spec.owner,
             expires_at=key.spec.expires_at,
             suspended=key.spec.suspended,
+            tier=key.spec.tier or "",
+            limits=contract.Limits(**_figures(key.spec.limits)),
+            adapters=key.spec.adapters or (),
         )
         for key in sorted(keys, key=lambda key: (key.meta.name, key.key_id))
     )
-    file = contract.KeyFile(salt=meta.uid, keys=records)
+    tiers = tuple(contract.FileTier(name=tier.name, **_figures(tier)) for tier in access.tiers or ())
+    file = contract.KeyFile(salt=meta.uid, keys=records, tiers=tiers, default_tier=access.default_tier)
     return file.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def _figures(limits: LimitsSpec | TierSpec) -> dict[str, int | None]:
+    return {name: getattr(limits, name) for name in contract.Limits.model_fields}
 
 
 def digest(text: str) -> str:
@@ -48,14 +58,14 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def keys_secret(meta: Meta, keys: tuple[HeldKey, ...]) -> Manifest:
+def keys_secret(meta: Meta, access: AccessSpec, keys: tuple[HeldKey, ...]) -> Manifest:
     """The key file as the pods mount it."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": names.metadata(meta, names.keys_secret(meta)),
         "type": "Opaque",
-        "data": encode({contract.KEYS_FILE: key_file(meta, keys)}),
+        "data": encode({contract.KEYS_FILE: key_file(meta, access, keys)}),
     }
 
 

@@ -67,8 +67,19 @@ class Reason(StrEnum):
     InvalidSpec = "InvalidSpec", "stored before the CRD knew better"
     RevisionLost = "RevisionLost", "the ConfigMap of a revision that is not wanted any more was deleted"
     AutoscalerPending = "AutoscalerPending", "the autoscaler has not reported yet"
+    # The database
+    DatabaseConfigured = "DatabaseConfigured", "UsagePersistent: usage and budgets outlive the pods"
+    NoDatabase = "NoDatabase", "UsagePersistent is False: usage is in each pod's SQLite and is lost with the pod"
+    DatabaseSecretMissing = (
+        "DatabaseSecretMissing",
+        "a Secret of spec.database, or its key, does not exist: pods start once it does",
+    )
     # ApiKeys
     Issued = "Issued", "the Secret holds the key"
     Expired = "Expired", "expiresAt has passed"
     SecretNameTaken = "SecretNameTaken", "a Secret of that name is not this ApiKey's; it is not overwritten"
     DeploymentNotFound = "DeploymentNotFound", "a named LLMDeployment does not exist"
+    TierUnknown = (
+        "TierUnknown",
+        "an LLMDeployment has no tier of that name: the key has its default tier's limits there",
+    )

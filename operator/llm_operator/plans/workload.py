@@ -5,6 +5,7 @@ from typing import Any
 
 from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.crds.schema import Section
+from llm_operator.crds.server import DatabaseSpec, SecretKey
 from llm_operator.plans import names
 from llm_operator.plans.keys import REGISTRY_MOUNT
 from llm_operator.state import Manifest, Meta
@@ -14,6 +15,8 @@ TEMPLATE_FILE = "template.json"
 PRE_STOP_SECONDS = 5
 """Endpoints leave load balancers first; the runtime hears SIGTERM after that."""
 GRACE_MARGIN_SECONDS = 15
+POD_DATABASE = f"sqlite:///{contract.SCRATCH_MOUNT}/llm-runtime.db"
+"""Nothing else of a pod's file system may be written; it lives as long as the pod."""
 CONFIG_PATH = f"{contract.CONFIG_MOUNT}/{contract.CONFIG_FILE}"
 KEYS_PATH = f"{contract.KEYS_MOUNT}/{contract.KEYS_FILE}"
 
@@ -151,7 +154,7 @@ def _credential(meta: Meta, name: str) -> Manifest:
 
 def _serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
     return _container("runtime", image, contract.SERVE_COMMAND, contract.KEYS_FLAG, KEYS_PATH) | {
-        "env": [_home(), *(plain(spec.pod.env) or [])],
+        "env": [_home(), *_databases(spec.database), *(plain(spec.pod.env) or [])],
         "ports": [{"name": "http", "containerPort": contract.PORT, "protocol": "TCP"}],
         **({"resources": plain(spec.resources)} if spec.resources else {}),
         "startupProbe": _probe(contract.LIVE_PATH, period_seconds=2, failures=_startup_failures(spec)),
@@ -165,6 +168,19 @@ def _serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
             {"name": "tmp", "mountPath": contract.SCRATCH_MOUNT},
         ],
     }
+
+
+def _databases(spec: DatabaseSpec) -> list[Manifest]:
+    """Addresses as the runtime reads them. Not optional: a pod that kept usage elsewhere would not be noticed."""
+
+    def variable(name: str, source: SecretKey) -> Manifest:
+        return {"name": name, "valueFrom": {"secretKeyRef": {"name": source.name, "key": source.key}}}
+
+    if spec.secret_ref:
+        found = [variable(contract.ENV_DATABASE_URL, spec.secret_ref)]
+    else:
+        found = [{"name": contract.ENV_DATABASE_URL, "value": POD_DATABASE}]
+    return [*found, *([variable(contract.ENV_REDIS_URL, spec.redis_secret_ref)] if spec.redis_secret_ref else [])]
 
 
 def _startup_failures(spec: LLMDeploymentSpec) -> int:

@@ -8,11 +8,11 @@ from llm_operator import observe, plans
 from llm_operator.cluster import Cluster, NotFound, Refused
 from llm_operator.crds import LLMDeploymentStatus
 from llm_operator.observe import Outside
-from llm_operator.plans import conditions, faults, names
+from llm_operator.plans import apikeys, conditions, faults, names
 from llm_operator.plans.reasons import Reason
 from llm_operator.reconcile.result import Done, Pace, Retry
 from llm_operator.reconcile.status import report, stamp, tell
-from llm_operator.state import Fault, Key, Manifest, Meta, Observed, Occurrence, Plan
+from llm_operator.state import Fault, HeldKey, Key, Manifest, Meta, Observed, Occurrence, Plan
 
 MOUNT_LOOK_SECONDS = 5.0
 
@@ -167,6 +167,8 @@ def _next_look(observed: Observed, plan: Plan, fault: Fault | None, pace: Pace) 
     if fault is not None:
         # Nobody tells us when somebody else's object goes away.
         looks.append(pace.verify_seconds)
+    if observed.database_missing:
+        looks.append(pace.verify_seconds)
     if any(faults.waits_for_mounts(pod) for each in observed.revisions.values() for pod in each.pods):
         looks.append(MOUNT_LOOK_SECONDS)
     return min(looks, default=None)
@@ -178,5 +180,12 @@ async def _all_keys(cluster: Cluster, namespace: str) -> tuple[Key, ...]:
 
 
 def _late_keys(observed: Observed) -> tuple[Key, ...]:
-    """ApiKeys that open this deployment but do not say so yet: it may be newer than they are."""
-    return tuple(key.meta.key for key in observed.keys if observed.meta.name not in (key.status.deployments or ()))
+    """ApiKeys whose status is behind this deployment: it may be newer than they are, or its tiers have changed."""
+    tiers = observed.spec.access.tier_names()
+
+    def late(key: HeldKey) -> bool:
+        told = any(condition.reason == Reason.TierUnknown for condition in key.status.conditions)
+        unnamed = observed.meta.name not in (key.status.deployments or ())
+        return unnamed or told == apikeys.knows_tier(key.spec, tiers)
+
+    return tuple(key.meta.key for key in observed.keys if late(key))

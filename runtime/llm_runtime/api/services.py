@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from starlette.requests import HTTPConnection
 
 from llm_runtime import errors
-from llm_runtime.auth import Keys, Tiers, authenticate
+from llm_runtime.auth import KeyRing, Keys, Tiers, authenticate
 from llm_runtime.contract import FatalReport, RuntimeConfig
 from llm_runtime.metrics import Metrics
 from llm_runtime.pipeline import Pipeline
@@ -64,6 +64,8 @@ class Services:
         """`load` must not hold up the event loop: see `in_thread`. Without `keys` every caller is anonymous."""
         self.config, self.keys, self._load = config, keys, load
         self.tiers = Tiers(config.tiers, config.default_tier)
+        if isinstance(keys, KeyRing):
+            keys.keep_current(self.tiers)
         self.metrics = metrics or Metrics()
         self.usage = LoggedUsage() if usage is None else usage
         self.state = State.LOADING
@@ -107,7 +109,7 @@ class Services:
 
     def authenticate(self, connection: HTTPConnection) -> Caller:
         """The caller. `Authorization: Bearer` and `X-API-Key` are the same to every endpoint."""
-        if self.keys is None:
+        if self.keys is None or self.config.authentication == "Disabled":
             return self.tiers.address(connection.client.host if connection.client else "")
         scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
         offered = [bearer.strip()] if scheme.lower() == "bearer" else []

@@ -1,4 +1,4 @@
-"""How far a download is, told to whoever watches: by default a log line, at most every two seconds."""
+"""How far a download or an upload is, told to whoever watches: a bar, or a log line at most every two seconds."""
 
 import logging
 import threading
@@ -18,7 +18,8 @@ MIB = 1 << 20
 class LogProgress:
     """A line at every tenth of the way, but none within two seconds of the last, and one every ten seconds anyway."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "model download") -> None:
+        self._what = what
         self._logged_at, self._tenth = time.monotonic(), -1
 
     def __call__(self, done: int, total: int) -> None:
@@ -29,9 +30,20 @@ class LogProgress:
             or (done >= total and self._tenth < 10)
         ):
             self._logged_at, self._tenth = time.monotonic(), tenth
-            log.info(
-                "model download", extra={"done_mib": done // MIB, "total_mib": total // MIB, "percent": 10 * tenth}
-            )
+            log.info(self._what, extra={"done_mib": done // MIB, "total_mib": total // MIB, "percent": 10 * tenth})
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Progress]:
+    """A bar on standard error, for a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Bar(what, *columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

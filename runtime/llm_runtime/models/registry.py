@@ -99,13 +99,13 @@ def fatal_of(error: Exception, what: str) -> Fatal:
         return RegistryDenied(f"MLflow refused {what} (HTTP {status}): {text}; {_hint(text)}")
     if status in (400, 404):
         return ModelNotFound(f"MLflow knows nothing of {what} (HTTP {status}): {text}")
-    return RegistryUnreachable(f"{what} failed: {text}; check that the MLflow server answers from this pod")
+    return RegistryUnreachable(f"{what} failed: {text}; check that the MLflow server answers from here")
 
 
 def _hint(text: str) -> str:
     if "host header" in text.lower():
         return "start the MLflow server with --allowed-hosts that include the name this pod uses"
-    return "check the credentials in the connection's Secret and the user's permissions"
+    return "check the credentials (in a cluster: the connection's Secret) and the user's permissions"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

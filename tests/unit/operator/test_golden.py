@@ -35,7 +35,12 @@ def observed(case: dict[str, Any]) -> Observed:
     spec = LLMDeploymentSpec.model_validate(case["spec"])
     secrets = {"username": "u", "password": "p", "ca": "PEM", "workspace": "team"} if case.get("credentials") else {}
     keys = tuple(
-        HeldKey(k["id"], k["digest"], Meta("ApiKey", "default", k["name"], "u", 1), ApiKeySpec(owner=k["owner"]))
+        HeldKey(
+            k["id"],
+            k["digest"],
+            Meta("ApiKey", "default", k["name"], "u", 1),
+            ApiKeySpec.model_validate({"owner": k["owner"], **k.get("spec", {})}),
+        )
         for k in case.get("keys", [])
     )
     return Observed(
