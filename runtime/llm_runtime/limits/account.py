@@ -41,6 +41,10 @@ class Account:
         self._budgets: dict[str, Budget] = {}
         self._adopt(tier, now)
 
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        return *self.requests, *self.tokens
+
     def refresh(self, tier: Tier, now: float, month: Month) -> None:
         """Before every request: whatever has changed counts from this one on; what was used is not forgotten."""
         if tier is not self.tier:

@@ -113,14 +113,25 @@ class Limiter:
         return min((limit for limit in (tier.tokens_per_minute, tier.tokens_per_month) if limit), default=None)
 
     def standing(self, caller: Caller) -> Standing:
-        """How the caller stands now. Somebody who was never here is not remembered for asking."""
-        now, wall = self._clock(), self._wall()
+        """How the caller stands now, as far as it is known here: exact after `admit` and `settle`.
+
+        Somebody who was never here is not remembered for asking.
+        """
+        return self._look(caller).standing(self._clock(), self._wall())
+
+    async def ask_standing(self, caller: Caller) -> Standing:
+        """How the caller stands with all replicas, also if it was never here: asks where the truth lies."""
+        account, now = self._look(caller), self._clock()
+        await _all([budget.ask(0) for budget in account.budgets if budget.worth_asking(now, 0)], EXCHANGE_SECONDS)
+        return account.standing(self._clock(), self._wall())
+
+    def _look(self, caller: Caller) -> Account:
+        now, month = self._clock(), self._calendar.at(self._wall())
         account = self._accounts.get(caller.id)
         if account is None:
-            account = Account(caller.id, caller.tier, self._source, now, self._calendar.at(wall))
-        else:
-            account.refresh(caller.tier, now, self._calendar.at(wall))
-        return account.standing(now, wall)
+            return Account(caller.id, caller.tier, self._source, now, month)
+        account.refresh(caller.tier, now, month)
+        return account
 
     def _account(self, caller: Caller) -> Account:
         now, month = self._clock(), self._calendar.at(self._wall())
@@ -164,7 +175,8 @@ class Limiter:
 
 async def _all(answers: Sequence["asyncio.Future[None]"], seconds: float) -> None:
     try:
-        await asyncio.wait(answers, timeout=seconds)
+        if answers:
+            await asyncio.wait(answers, timeout=seconds)
     finally:
         for answer in answers:
             answer.cancel()  # Nobody waits for it any more.

@@ -28,7 +28,14 @@ class Replica:
     """One process."""
 
     def __init__(self, folder: Path, **task: Any) -> None:
-        task = {"lease_seconds": LEASE_SECONDS, "hold_seconds": 0.01, "clients": 8, "seconds": 30.0, "patience": PATIENCE_SECONDS, **task}
+        task = {
+            "lease_seconds": LEASE_SECONDS,
+            "hold_seconds": 0.01,
+            "clients": 8,
+            "seconds": 30.0,
+            "patience": PATIENCE_SECONDS,
+            **task,
+        }
         self._output = folder / f"replica-{task['seed']}"
         with self._output.open("wb") as output:
             self.process = subprocess.Popen([sys.executable, str(REPLICA), json.dumps(task)], stdout=output)

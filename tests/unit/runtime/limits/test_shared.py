@@ -37,6 +37,10 @@ def replica(database: Database) -> Limiter:
     return Limiter(minutes=store, months=store)
 
 
+def month_name() -> str:
+    return month_of(time.time()).name
+
+
 async def used(database: Database) -> dict[str, float]:
     async with database.begin() as connection:
         return {row.id: row.used for row in await connection.execute(select(budgets.c.id, budgets.c.used))}
@@ -60,6 +64,21 @@ async def test_a_months_use_survives_a_restart(database: Database) -> None:
         assert standing.tokens_per_month
         assert standing.requests_per_month.remaining == 1
         assert standing.tokens_per_month.remaining == 1000 - 400 - 1
+
+
+async def test_whoever_was_never_here_can_ask_how_it_stands_with_the_others(database: Database) -> None:
+    who = caller(tokens_per_month=1000, requests_per_minute=60)
+    async with replica(database) as first, replica(database) as second:
+        (await first.admit(who, 100)).settle(100)
+        standing = await second.ask_standing(who)
+        assert standing.tokens_per_month
+        assert standing.requests_per_minute
+        held = standing.tokens_per_month.remaining + (await used(database))[f"key/tokens_per_month/{month_name()}"]
+        assert held == 1000
+        assert standing.requests_per_minute.remaining < 60
+        assert len(second) == 0
+    async with replica(database) as third:
+        assert (await third.ask_standing(who)).tokens_per_month.remaining == 900  # type: ignore[union-attr]
 
 
 async def test_two_replicas_use_up_a_months_quota_to_the_last_token_and_not_beyond(database: Database) -> None:
@@ -120,7 +139,7 @@ async def test_everything_unused_is_given_back_at_the_end(database: Database) ->
         assert await sealed(database) > 0
     assert await sealed(database) == 0
     figures = await used(database)
-    assert figures[f"key/tokens_per_month/{month_of(time.time()).name}"] == 300 * 60
+    assert figures[f"key/tokens_per_month/{month_name()}"] == 300 * 60
     assert figures["key/requests_per_minute"] <= 300
 
 
@@ -136,7 +155,7 @@ async def test_what_lies_idle_goes_back_to_the_others(database: Database) -> Non
         for _ in range(30):  # Two ticks of a clock that runs ahead.
             await asyncio.sleep(0.05)
             ahead += 1.0
-        assert await used(database) == {f"key/tokens_per_month/{month_of(time.time()).name}": 500}
+        assert await used(database) == {f"key/tokens_per_month/{month_name()}": 500}
         assert await sealed(database) == 0
 
 
