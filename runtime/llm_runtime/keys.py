@@ -52,7 +52,7 @@ class DatabaseKeys:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "DatabaseKeys":
-        """Raises `errors.ConfigInvalid` for a pepper that is not that of the keys. A database that is away is no fault."""
+        """Raises `errors.ConfigInvalid` for a pepper that is not that of the keys. An absent database is no fault."""
         try:
             await self.poll()
         except DatabaseAway:

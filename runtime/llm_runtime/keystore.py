@@ -28,6 +28,7 @@ PEPPERED = "pepper:"
 """In the salt's place, with a trace of the pepper: the keys were made with one from the environment."""
 TRACE_DIGITS = 8
 BATCH_ROWS = 500
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class NewKey:
     owner: str = ""
     role: str = ""
     """Name of its tier; "" is the default one."""
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
     adapters: tuple[str, ...] = ()
     admin: bool = False
     expires_at: datetime | None = None
@@ -157,13 +158,11 @@ class KeyStore:
 async def read_salt(connection: AsyncConnection, pepper: str | None) -> str:
     """What the digests are made with: the pepper, or a salt that the first to ask has put into the database.
 
-    Raises `errors.ConfigInvalid` if there are keys that were made with something else: none of them would open anything.
+    Raises `errors.ConfigInvalid` if there are keys that were made with something else: they would open nothing.
     """
     fresh = PEPPERED + hash_key(PEPPERED, pepper)[:TRACE_DIGITS] if pepper else secrets.token_hex(32)
     # The insert comes first: of replicas that start together the second waits here for the first's commit.
-    await connection.execute(
-        _insert_into(connection, settings).values(name=SALT, value=fresh).on_conflict_do_nothing()
-    )
+    await connection.execute(_insert_into(connection, settings).values(name=SALT, value=fresh).on_conflict_do_nothing())
     kept: str = (await connection.execute(select(settings.c.value).where(settings.c.name == SALT))).scalar_one()
     if not (kept == fresh if pepper else not kept.startswith(PEPPERED)):
         if (await count_keys(connection))[1]:
@@ -233,7 +232,9 @@ def _other_pepper(pepper: str | None, kept: str) -> str:
     if not pepper:
         return f"the keys in the database were made with a pepper: set {ENV_KEY_PEPPER} to it"
     if kept.startswith(PEPPERED):
-        return f"the keys in the database were made with another {ENV_KEY_PEPPER}: set that one, or revoke them all first"
+        return (
+            f"the keys in the database were made with another {ENV_KEY_PEPPER}: set that one, or revoke them all first"
+        )
     return f"the keys in the database were made without {ENV_KEY_PEPPER}: unset it, or revoke them all first"
 
 

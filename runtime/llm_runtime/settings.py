@@ -41,7 +41,7 @@ class Environment(BaseSettings):
     admin_api_key: SecretStr | None = None
     """A key that may also manage models and keys."""
     key_pepper: SecretStr | None = None
-    """Makes the digests of the keys in the database useless to whoever has only these. None: a salt kept beside them."""
+    """Makes the digests of the keys in the database useless to whoever has only these. None: a salt in the database."""
     short_model_name: Annotated[str | None, Field(validation_alias=AliasChoices("MODEL_NAME"))] = None
     """Registered model, and the id that clients send."""
     short_model_version: Annotated[str | None, Field(validation_alias=AliasChoices("MODEL_VERSION"))] = None

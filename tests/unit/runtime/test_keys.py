@@ -234,7 +234,9 @@ async def test_known_keys_stay_in_force_while_the_database_is_away(postgres_serv
         await keys.poll()
         # Nobody can connect any more, and whoever is connected is thrown out.
         postgres_server.psql("postgres", f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        postgres_server.psql("postgres", f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname='{name}'")
+        postgres_server.psql(
+            "postgres", f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname='{name}'"
+        )
         with pytest.raises((DatabaseAway, DBAPIError)):
             await keys.poll()
         assert keys.find(issued.key)
