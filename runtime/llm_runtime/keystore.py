@@ -151,7 +151,7 @@ class KeyStore:
                 updated_at=func.now(),
             )
         )
-        log.info("Made the API key %s for %s", key_id, wish.name)
+        log.info("Made the API key %s", key_id)
         return Issued(key, key_id, wish)
 
 

@@ -21,7 +21,7 @@ from llm_runtime import errors
 from llm_runtime.api.body import Body, Text
 from llm_runtime.api.guard import SECURITY, KeyedRoute
 from llm_runtime.api.services import Management, Services, in_thread, services_of
-from llm_runtime.contract import MlflowVersion, ModelConfig, RuntimeConfig
+from llm_runtime.contract import MlflowVersion, RuntimeConfig
 from llm_runtime.db.database import Database, DatabaseAway
 from llm_runtime.db.tables import usage_daily
 from llm_runtime.keystore import NewKey
@@ -113,7 +113,7 @@ async def load_model(request: Request, body: LoadBody) -> dict[str, Any]:
         raise errors.InvalidRequest(f"hf_token: {NO_HUB}.", param="hf_token", code="unsupported_parameter")
     config = _with_device(services, body.device)
     try:
-        config = await _with_model(config, body, management)
+        config = await _with_model(config, body, services)
         log.info("Model %s is asked for", config.model.name)
         folder = await management.fetch(config)
         await services.bring(config, folder)
@@ -189,18 +189,18 @@ def _device(services: Services) -> str:
     return "cuda" if services.loaded and services.loaded.on_gpu else "cpu"
 
 
-async def _with_model(config: RuntimeConfig, body: LoadBody, management: Management) -> RuntimeConfig:
+async def _with_model(config: RuntimeConfig, body: LoadBody, services: Services) -> RuntimeConfig:
     """The configuration with the model that is asked for. Adapters and a chat template belong to the model before."""
-    before = config.model
-    if body.model_name == before.name and not body.path and not body.model_version:
-        return config
+    for known in (services.config, services.configured):
+        if body.model_name == known.model.name and not body.path and not body.model_version:
+            return config.model_copy(update={"model": known.model, "adapters": known.adapters})
     folder = body.path or (body.model_name if await asyncio.to_thread(_is_folder, body.model_name) else None)
-    model = before.model_copy(update={"path": None, "mlflow": None, "chat_template": ""})
+    model = config.model.model_copy(update={"path": folder, "mlflow": None, "chat_template": ""})
     if folder:
-        name = body.model_name if body.path else PurePath(folder).name
-        model = model.model_copy(update={"name": name, "path": folder})
+        name = body.model_name if body.path else PurePath(folder).name or folder
+        model = model.model_copy(update={"name": name})
     else:
-        model = model.model_copy(update={"name": body.model_name, "mlflow": await _version(before, body, management)})
+        model = model.model_copy(update={"name": body.model_name, "mlflow": await _version(services, body)})
     return config.model_copy(update={"model": model, "adapters": ()})
 
 
@@ -208,11 +208,12 @@ def _is_folder(name: str) -> bool:
     return Path(name).is_dir()
 
 
-async def _version(before: ModelConfig, body: LoadBody, management: Management) -> MlflowVersion:
-    server = before.mlflow.tracking_uri if before.mlflow else management.tracking_uri
+async def _version(services: Services, body: LoadBody) -> MlflowVersion:
+    first = services.configured.model.mlflow
+    server = first.tracking_uri if first else _management(services).tracking_uri
     if not server:
         message = (
-            f"{body.model_name!r} is no folder, and there is no MLflow server: send `path`, or set MLFLOW_TRACKING_URI."
+            f"{body.model_name!r} is no folder, and no MLflow server is known: send `path`, or set MLFLOW_TRACKING_URI."
         )
         raise errors.InvalidRequest(message, param="model_name")
     newest = in_thread(lambda: MlflowRegistry(server).newest(body.model_name))

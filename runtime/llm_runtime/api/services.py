@@ -109,6 +109,8 @@ class Services:
         `management` nobody manages. `parts` are entered before the start and left after the end.
         """
         self.config, self.keys, self._load = config, keys, load
+        self.configured = config
+        """As at the start; `config` is that of the model that serves."""
         self.management, self.database, self.limiter, self.parts = management, database, limiter, parts
         source = keys or (management.keys if management else None)
         self.tiers = Tiers(config.tiers, config.default_tier, lambda: source.roles if source else NO_ROLES)
@@ -141,7 +143,7 @@ class Services:
         """
         if self.state is State.IDLE:
             self._begin_load()
-        if self._first_load and not self._first_load.done():
+        if self.config.server.lazy_load and self._first_load and not self._first_load.done():
             seconds = self.config.server.request_timeout_seconds
             # Not `wait_for`: whoever gives up must not end the load.
             await asyncio.wait([self._first_load], timeout=seconds)

@@ -200,6 +200,16 @@ async def test_a_change_that_commits_late_is_still_noticed(connect: Connect) -> 
         assert keys.find(issued.key) is None
 
 
+async def test_a_clock_that_was_put_back_hides_no_change(database: Database) -> None:
+    async with DatabaseKeys(database) as keys:
+        issued = await keys.store.create(NewKey("web"))
+        await keys.poll()
+        keys._read_at += timedelta(hours=1)  # The last look was an hour later than now.
+        await keys.store.revoke(issued.id)
+        await keys.poll()
+        assert keys.find(issued.key) is None
+
+
 async def test_a_row_deleted_by_hand_stops_the_key(database: Database) -> None:
     async with DatabaseKeys(database) as keys:
         issued = await keys.store.create(NewKey("web"))

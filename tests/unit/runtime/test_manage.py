@@ -242,6 +242,8 @@ async def test_a_folder_takes_the_place_of_the_model(tmp_path: Path) -> None:
         named = await server.post("/load_model", model_name="mine", path=str(tmp_path / "llama"))
         assert (named.json()["model_name"], server.models.asked[-1].model.path) == ("mine", str(tmp_path / "llama"))
         assert not before.closed, "the engine's process goes on with the new model"
+        assert (await server.post("/load_model", model_name="support-bot")).json()["model_version"] == "3"
+        assert await server.says() == (200, "support-bot")
 
 
 async def test_a_version_of_mlflow_takes_the_place_of_the_model() -> None:
