@@ -105,7 +105,8 @@ def _services(loaded: settings.Settings, file: Path | None, models: Path) -> "Se
 
 def _stand_alone(loaded: settings.Settings, models: Path) -> "Services":
     """Keys of the database and of the environment, side by side, and management for those who are administrators."""
-    from llm_runtime.api.services import Management, Services, in_thread
+    from llm_runtime.api.access import Management
+    from llm_runtime.api.services import Services, in_thread
     from llm_runtime.auth import KeyChain, SingleKey
     from llm_runtime.commands.database import database_url, prepared
     from llm_runtime.db.database import NO_DATABASE, Database

@@ -18,9 +18,10 @@ from sqlalchemy import func, select
 from starlette.responses import Response
 
 from llm_runtime import errors
+from llm_runtime.api.access import Management, administrator
 from llm_runtime.api.body import Body, Text
 from llm_runtime.api.guard import SECURITY, KeyedRoute
-from llm_runtime.api.services import Management, Services, in_thread, services_of
+from llm_runtime.api.services import Services, in_thread, services_of
 from llm_runtime.contract import MlflowVersion, RuntimeConfig
 from llm_runtime.db.database import Database, DatabaseAway
 from llm_runtime.db.tables import usage_daily
@@ -48,7 +49,7 @@ class AdminRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def guarded(request: Request) -> Response:
-            request.state.caller = services_of(request).administrator(request)
+            request.state.caller = administrator(services_of(request), request)
             return await handle(request)
 
         return guarded

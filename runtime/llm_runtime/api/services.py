@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import HTTPConnection
 
 from llm_runtime import errors
+from llm_runtime.api.access import KEY_HINT, Limiter, Management, offered
 from llm_runtime.auth import NO_ROLES, Keys, Tiers, authenticate
 from llm_runtime.contract import FatalReport, RuntimeConfig
 from llm_runtime.db.database import Database
-from llm_runtime.keys import DatabaseKeys
 from llm_runtime.metrics import Metrics
 from llm_runtime.pipeline import Pipeline
 from llm_runtime.request import Caller, Engine, TextCodec
@@ -30,11 +30,6 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 KEY_POLL_SECONDS = 1.0
-MANAGED_ELSEWHERE = "There is no management here: the operator manages this server's model and keys."
-ADMIN_HINT = (
-    "Management needs an admin key: set ADMIN_API_KEY, or make one with `llm-runtime keys create NAME --admin`."
-)
-KEY_HINT = "Make a key with `llm-runtime keys create NAME`, or set API_KEY."
 
 
 class State(StrEnum):
@@ -59,34 +54,6 @@ class Loaded:
     on_gpu: bool = False
     swap: Callable[[RuntimeConfig, Path], Awaitable["Loaded"]] | None = None
     """Load another model in this one's place, while it serves; None where the engine can't."""
-
-
-class Standing(Protocol):
-    """What is left of a caller's limits: see `limits.Standing`."""
-
-    def headers(self) -> dict[str, str]: ...
-
-
-class Limiter(Protocol):
-    """What these endpoints need of `limits.Limiter`."""
-
-    def standing(self, caller: Caller) -> Standing: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Management:
-    """What a server that no operator manages lets its administrators do."""
-
-    keys: Keys
-    """Among them the administrators'; also where everybody may generate without a key."""
-    issuer: DatabaseKeys | None
-    """Where new keys go; None without a database."""
-    fetch: Callable[[RuntimeConfig], Awaitable[Path]]
-    """Bring a model to a folder."""
-    start: Callable[[RuntimeConfig, Path], Awaitable[Loaded]]
-    """Start an engine with it."""
-    tracking_uri: str | None = None
-    """The MLflow server, where the configuration names none."""
 
 
 class Services:
@@ -180,22 +147,7 @@ class Services:
         """The caller. `Authorization: Bearer` and `X-API-Key` are the same to every endpoint."""
         if self.keys is None:
             return self.tiers.address(connection.client.host if connection.client else "")
-        return self.tiers.caller(authenticate(self.keys, _offered(connection), datetime.now(UTC)))
-
-    def administrator(self, connection: HTTPConnection) -> Caller:
-        """The caller, who may manage models and keys. Raises `errors.Forbidden` for everybody else."""
-        if self.management is None:
-            raise errors.NotFound(MANAGED_ELSEWHERE, code="management_off")
-        keys = self.management.keys
-        try:
-            record = authenticate(keys, _offered(connection), datetime.now(UTC))
-        except errors.Unauthorized:
-            if any(record.admin for record in keys.records()):
-                raise
-            raise errors.Forbidden(f"No admin key is configured. {ADMIN_HINT}", code="admin_key_required") from None
-        if not record.admin:
-            raise errors.Forbidden(f"The API key {record.id} may not manage. {ADMIN_HINT}", code="admin_key_required")
-        return self.tiers.caller(record)
+        return self.tiers.caller(authenticate(self.keys, offered(connection), datetime.now(UTC)))
 
     def start(self) -> None:
         """Begin to load, unless the first request shall, and to watch the keys."""
@@ -304,13 +256,6 @@ class Services:
         while self.keys is not None:
             await asyncio.sleep(KEY_POLL_SECONDS)
             self.keys.refresh()
-
-
-def _offered(connection: HTTPConnection) -> list[str]:
-    """The keys that a request carries."""
-    scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
-    offered = [bearer.strip()] if scheme.lower() == "bearer" else []
-    return [*offered, connection.headers.get("x-api-key", "")]
 
 
 def services_of(connection: HTTPConnection) -> Services:

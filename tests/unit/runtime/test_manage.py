@@ -15,7 +15,8 @@ import pytest
 from fakes import ScriptedEngine
 from harness import Rows, chat_body, config
 from llm_runtime import errors
-from llm_runtime.api.services import Loaded, Management, Services, State
+from llm_runtime.api.access import Management
+from llm_runtime.api.services import Loaded, Services, State
 from llm_runtime.app import create_app
 from llm_runtime.auth import KeyChain, SingleKey
 from llm_runtime.commands.database import prepared
