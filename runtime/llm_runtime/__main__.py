@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm_runtime import errors, logs, settings
+from llm_runtime.commands import keys as keys_command
+from llm_runtime.commands import roles as roles_command
 from llm_runtime.commands.push import push
 from llm_runtime.contract import CONFIG_FLAG, KEYS_FLAG, MODEL_FOLDER, MODELS_FLAG, FatalReport, RuntimeConfig
 
 if TYPE_CHECKING:
-    from llm_runtime import auth
-    from llm_runtime.api.services import Loaded
+    from llm_runtime.api.services import Loaded, Services
     from llm_runtime.engine.client import EngineClient
 
 log = logging.getLogger(__name__)
@@ -27,9 +28,13 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+cli.add_typer(keys_command.cli, name="keys")
+cli.add_typer(roles_command.cli, name="roles")
 
 Config = Annotated[Path | None, typer.Option(CONFIG_FLAG, help="Configuration, JSON or YAML. None: the environment.")]
-Keys = Annotated[Path | None, typer.Option(KEYS_FLAG, help="Key file. None: the one key in API_KEY.")]
+Keys = Annotated[
+    Path | None, typer.Option(KEYS_FLAG, help="Key file, and nothing else. None: the database, API_KEY, ADMIN_API_KEY.")
+]
 Models = Annotated[Path, typer.Option(MODELS_FLAG, help="Folder that holds fetched models.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on; over API_HOST.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; over API_PORT.")]
@@ -76,11 +81,10 @@ def _serve(loaded: settings.Settings, keys: Path | None, models: Path, host: str
     # FastAPI takes a second to import, which `fetch` need not wait for.
     from prometheus_client import disable_created_metrics
 
-    from llm_runtime.api.services import Services
     from llm_runtime.app import Server, create_app
 
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    services = Services(loaded.config, lambda: _load(loaded.config, models), _keys(loaded, keys))
+    services = _services(loaded, keys, models)
     try:
         Server(create_app(services), host, port).run()
     except SystemExit as error:  # Uvicorn's way of saying that the port can't be had.
@@ -92,24 +96,66 @@ def _serve(loaded: settings.Settings, keys: Path | None, models: Path, host: str
     return services.failure
 
 
-def _keys(loaded: settings.Settings, file: Path | None) -> "auth.Keys | None":
-    from llm_runtime.auth import KeyRing, SingleKey
+def _services(loaded: settings.Settings, file: Path | None, models: Path) -> "Services":
+    """With a key file an operator manages this server: only these keys are good, and nobody manages by HTTP."""
+    from llm_runtime.api.services import Services
+    from llm_runtime.auth import KeyRing
 
-    if file:  # It also brings the tiers, which those without a key have, too.
-        return KeyRing(file)
-    if loaded.config.authentication == "Disabled":
-        return None
-    if loaded.api_key:
-        return SingleKey(loaded.api_key)
-    message = f"authentication is Required: pass {KEYS_FLAG}, set API_KEY, or set AUTHENTICATION=Disabled"
-    raise errors.ConfigInvalid(message)
+    config = loaded.config
+    if file is None:
+        return _stand_alone(loaded, models)
+    return Services(config, lambda: _load(config, models), KeyRing(file))
+
+
+def _stand_alone(loaded: settings.Settings, models: Path) -> "Services":
+    """Keys of the database and of the environment, side by side, and management for those who are administrators."""
+    from llm_runtime.api.access import Management
+    from llm_runtime.api.services import Services, in_thread
+    from llm_runtime.auth import KeyChain, SingleKey
+    from llm_runtime.commands.database import database_url, prepared
+    from llm_runtime.db.database import NO_DATABASE, Database
+    from llm_runtime.keys import DatabaseKeys
+
+    config, url = loaded.config, database_url(loaded.config.database.url)
+    environment = [SingleKey(loaded.admin_api_key, admin=True)] if loaded.admin_api_key else []
+    environment += [SingleKey(loaded.api_key)] if loaded.api_key else []
+    database = None if url == NO_DATABASE else Database(url)
+    issuer = DatabaseKeys(database, loaded.key_pepper) if database else None
+    if _required(config) and not environment and not issuer:
+        message = (
+            f"authentication is Required: pass {KEYS_FLAG}, set API_KEY or DATABASE_URL, or AUTHENTICATION=Disabled"
+        )
+        raise errors.ConfigInvalid(message)
+    keys = KeyChain(*environment, issuer) if issuer else KeyChain(*environment)
+    return Services(
+        config,
+        lambda: _load(config, models),
+        keys if _required(config) else None,
+        management=Management(
+            keys,
+            issuer,
+            fetch=lambda wanted: in_thread(lambda: _fetch(wanted, models))(),
+            start=_start,
+            tracking_uri=loaded.mlflow_tracking_uri,
+        ),
+        database=database,
+        parts=[prepared(database), issuer] if database and issuer else [],
+    )
+
+
+def _required(config: RuntimeConfig) -> bool:
+    return config.authentication == "Required"
 
 
 async def _load(config: RuntimeConfig, models: Path) -> "Loaded":
     from llm_runtime.api.services import in_thread
+
+    return await _start(config, await in_thread(lambda: _folder(config, models))())
+
+
+async def _start(config: RuntimeConfig, folder: Path) -> "Loaded":
     from llm_runtime.engine.process import start_engine
 
-    folder = await in_thread(lambda: _folder(config, models))()
     return _loaded(await start_engine(config, folder))
 
 

@@ -4,14 +4,15 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from llm_runtime.api import generate, predict, service
+from llm_runtime import errors
+from llm_runtime.api import generate, manage, predict, service
 from llm_runtime.api.answers import HANDLERS
 from llm_runtime.api.middleware import Envelope
 from llm_runtime.api.openai import chat, completions, models
@@ -19,7 +20,15 @@ from llm_runtime.api.services import Services
 
 log = logging.getLogger(__name__)
 
-ROUTERS = (chat.router, completions.router, models.router, generate.router, predict.router, service.router)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    models.router,
+    generate.router,
+    predict.router,
+    manage.router,
+    service.router,
+)
 
 LINGER_SECONDS = 2.0
 """After SIGTERM connections are taken for so long, in which the last clients hear that this replica is leaving."""
@@ -33,11 +42,17 @@ def create_app(services: Services) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services.start()
-        try:
-            yield
-        finally:
-            await services.stop()
+        async with AsyncExitStack() as parts:
+            try:
+                for part in services.parts:
+                    await parts.enter_async_context(part)
+                services.start()
+            except errors.Fatal as fatal:
+                services.give_up(fatal)
+            try:
+                yield
+            finally:
+                await services.stop()
 
     app = FastAPI(
         title="LLM Runtime",

@@ -1,15 +1,18 @@
-"""Who asks: API keys, looked up in a mounted file that may change at any moment.
+"""Who asks: API keys, what proves them, and which limits their holders have.
 
-A key's id finds its record, its digest proves it. The file is looked at while requests come in, so a revoked key stops
-working a quarter of a second after the file says so.
+A key's id finds its record, its digest proves it. Keys come from a mounted file (`KeyRing`), from the environment
+(`SingleKey`) or from the database (`keys.DatabaseKeys`); `KeyChain` asks several of these.
 """
 
 import hashlib
 import hmac
+import ipaddress
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -20,13 +23,42 @@ from llm_runtime.request import Caller
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.25
+MAX_CALLERS = 10_000
+"""Callers kept ready; one more and all are made anew, which takes microseconds each."""
+NO_DIGEST = "0" * 64
+IPV6_TENANT_BITS = 64
+"""One customer's network: with a whole /64 each, addresses would be no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Tiers that come with the keys and lie over the configured ones."""
+
+    tiers: Mapping[str, Tier] = field(default_factory=dict)
+    default: str = ""
+    """The tier of keys that name none; "" leaves it to the configuration."""
+
+
+NO_ROLES = Roles()
 
 
 class Keys(Protocol):
     """Whatever knows which keys are good."""
 
+    @property
+    def roles(self) -> Roles:
+        """Another object as soon as one of them has changed."""
+        ...
+
     def find(self, key: str) -> KeyRecord | None:
-        """The record of a genuine key, be it still valid or not; None for any other text."""
+        """The record of a genuine key, be it still valid or not; None for any other text.
+
+        Raises `errors.ServiceUnavailable` while the keys are not known yet.
+        """
+        ...
+
+    def records(self) -> Collection[KeyRecord]:
+        """All of them."""
         ...
 
     def refresh(self) -> None:
@@ -35,13 +67,15 @@ class Keys(Protocol):
 
 
 class KeyRing:
-    """The keys of a mounted key file. A file that is broken or gone leaves the last good keys in force."""
+    """The keys of a mounted key file. A file that is broken or gone leaves the last good keys in force.
+
+    The file is looked at while requests come in, so a revoked key stops working a quarter of a second after it says so.
+    """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._clock = path, clock
-        self._file = KeyFile(salt="")
-        self._tiers: Tiers | None = None
-        self._records = dict[str, KeyRecord]()
+        self.roles = NO_ROLES
+        self._salt, self._records = "", dict[str, KeyRecord]()
         self._signature: tuple[int, ...] | None = None
         self._checked_at = -CHECK_SECONDS
         self._missing = False
@@ -49,10 +83,10 @@ class KeyRing:
 
     def find(self, key: str) -> KeyRecord | None:
         self.refresh()
-        record = self._records.get(key_id_of(key) or "")
-        # The digest is computed in any case, so that an answer's time does not tell which ids exist.
-        digest = hash_key(key, self._file.salt)
-        return record if record and hmac.compare_digest(digest, record.digest) else None
+        return proven(key, self._salt, self._records)
+
+    def records(self) -> Collection[KeyRecord]:
+        return self._records.values()
 
     def refresh(self) -> None:
         now = self._clock()
@@ -64,15 +98,6 @@ class KeyRing:
             # Kept even when the file turns out to be broken: one line in the log for each version of it.
             self._signature = signature
             self._read()
-
-    def keep_current(self, tiers: "Tiers") -> None:
-        """From now on `tiers` are the file's, where the file brings any: now and with each change of it."""
-        self._tiers = tiers
-        self._tell_tiers()
-
-    def _tell_tiers(self) -> None:
-        if self._tiers and self._file.default_tier:
-            self._tiers.replace(self._file.tiers, self._file.default_tier)
 
     def _look(self) -> tuple[int, ...] | None:
         """What changes when the kubelet swaps its `..data` link or somebody writes in place; None without a file."""
@@ -93,55 +118,121 @@ class KeyRing:
             # A Pydantic message would quote the file, digests and all.
             log.error("The key file %s is not valid (%s); the last good keys stay in force", self._path, type(error))
             return
-        self._file, self._records = file, {record.id: record for record in file.keys}
-        self._tell_tiers()
+        self._salt, self._records = file.salt, {record.id: record for record in file.keys}
+        self.roles = Roles({tier.name: tier for tier in file.tiers}, file.default_tier)
         log.info("Read %d API keys from %s", len(file.keys), self._path)
 
 
 class SingleKey:
-    """The one key of a stand-alone server (`API_KEY`), of any form."""
+    """A key of the environment, of any form: `API_KEY`, or `ADMIN_API_KEY` for an administrator."""
 
-    def __init__(self, key: str) -> None:
+    roles = NO_ROLES
+
+    def __init__(self, key: str, *, admin: bool = False) -> None:
         self._digest = hashlib.sha256(key.encode()).digest()
-        self._record = KeyRecord(id="api-key", digest="", name="API_KEY")
+        name = "ADMIN_API_KEY" if admin else "API_KEY"
+        self._record = KeyRecord(id=name.lower().replace("_", "-"), digest="", name=name, admin=admin)
 
     def find(self, key: str) -> KeyRecord | None:
         digest = hashlib.sha256(key.encode()).digest()
         return self._record if hmac.compare_digest(digest, self._digest) else None
 
+    def records(self) -> Collection[KeyRecord]:
+        return (self._record,)
+
     def refresh(self) -> None:
         """Nothing to look at: the key came with the environment."""
+
+
+class KeyChain:
+    """Several sources, asked in turn: those that are always there first."""
+
+    def __init__(self, *sources: Keys) -> None:
+        self._sources = sources
+
+    @property
+    def roles(self) -> Roles:
+        return next((source.roles for source in self._sources if source.roles is not NO_ROLES), NO_ROLES)
+
+    def find(self, key: str) -> KeyRecord | None:
+        return next((record for source in self._sources if (record := source.find(key))), None)
+
+    def records(self) -> Collection[KeyRecord]:
+        return [record for source in self._sources for record in source.records()]
+
+    def refresh(self) -> None:
+        for source in self._sources:
+            source.refresh()
 
 
 class Tiers:
     """Which limits a key has: its own over those of its tier, and those of the default tier where it names none."""
 
-    def __init__(self, configured: Sequence[Tier] = (), default: str = STANDARD_TIER.name) -> None:
-        self.replace(configured, default)
-
-    def replace(self, configured: Sequence[Tier], default: str) -> None:
-        """Other tiers from now on. Where there is no tier named `default`, the standard one is."""
-        self._tiers = {STANDARD_TIER.name: STANDARD_TIER, **{tier.name: tier for tier in configured}}
-        self._default = default if default in self._tiers else STANDARD_TIER.name
+    def __init__(
+        self,
+        configured: Sequence[Tier] = (),
+        default: str = STANDARD_TIER.name,
+        roles: Callable[[], Roles] = lambda: NO_ROLES,
+    ) -> None:
+        """`roles` gives what lies over the configured tiers now: see `Keys.roles`."""
+        self._configured = {STANDARD_TIER.name: STANDARD_TIER, **{tier.name: tier for tier in configured}}
+        self._default, self._roles = default, roles
+        self._above, self._tiers = NO_ROLES, self._with(NO_ROLES)
         self._callers: dict[str, tuple[KeyRecord, Caller]] = {}
 
     def find(self, name: str) -> Tier:
         """A tier by its name. A name that is not known gets the default tier: a slip must open nothing."""
-        return self._tiers.get(name) or self._tiers[self._default]
+        tiers = self.known()
+        return tiers.get(name) or tiers[""]
+
+    def known(self) -> Mapping[str, Tier]:
+        """All tiers by their names, as they are now; the default one also by ""."""
+        if (above := self._roles()) is not self._above:
+            self._above, self._tiers = above, self._with(above)
+            self._callers.clear()
+        return self._tiers
 
     def caller(self, record: KeyRecord) -> Caller:
         """The holder of a key. One object for each key and state of it: it is asked for with every request."""
+        self.known()
         known = self._callers.get(record.id)
         if known and known[0] is record:
             return known[1]
+        if len(self._callers) >= MAX_CALLERS:
+            self._callers.clear()
         tier = self.find(record.tier).model_copy(update=record.limits.model_dump(exclude_none=True))
-        caller = Caller(record.id, record.name, tier, record.owner, record.adapters)
+        caller = Caller(record.id, record.name, tier, record.owner, record.adapters, record.admin)
         self._callers[record.id] = record, caller
         return caller
 
     def address(self, host: str) -> Caller:
         """A client without a key, known by its address only."""
-        return Caller(f"ip:{host}", "anonymous", self.find(self._default))
+        return Caller(f"ip:{tenant_address(host)}", "anonymous", self.find(""))
+
+    def _with(self, above: Roles) -> Mapping[str, Tier]:
+        tiers = {**self._configured, **above.tiers}
+        return {**tiers, "": tiers.get(above.default or self._default, STANDARD_TIER)}
+
+
+def proven(key: str, salt: str, records: Mapping[str, KeyRecord]) -> KeyRecord | None:
+    """The record of a genuine key. Does the same work for every text, so that time does not tell which ids exist."""
+    record = records.get(key_id_of(key) or "")
+    same = hmac.compare_digest(hash_key(key, salt), record.digest if record else NO_DIGEST)
+    return record if record and same else None
+
+
+@lru_cache(maxsize=4096)
+def tenant_address(host: str) -> str:
+    """What clients of one tenant have in common: an IPv4 address, or an IPv6 network of 64 bits."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address), IPV6_TENANT_BITS), strict=False))
 
 
 def authenticate(keys: Keys, offered: Iterable[str], now: datetime) -> KeyRecord:
@@ -157,6 +248,18 @@ def authenticate(keys: Keys, offered: Iterable[str], now: datetime) -> KeyRecord
         if record := keys.find(key):
             return _valid(record, now)
     raise errors.Unauthorized("The API key is not known to this server.", code="invalid_api_key")
+
+
+def check_adapter(caller: Caller, adapter: str) -> None:
+    """Raise `errors.Forbidden` unless the caller may use `adapter`; the model itself, "", is everybody's."""
+    if not may_use(caller, adapter):
+        message = f"The API key {caller.id} may not use the adapter {adapter!r}; ask its issuer."
+        raise errors.Forbidden(message, param="model", code="model_not_allowed")
+
+
+def may_use(caller: Caller, adapter: str) -> bool:
+    """Whether `adapter` is among those that the caller may use."""
+    return not adapter or not caller.adapters or adapter in caller.adapters
 
 
 def _valid(record: KeyRecord, now: datetime) -> KeyRecord:

@@ -41,6 +41,7 @@ ENV_MLFLOW_CA_FILE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
 
 ENV_DATABASE_URL = "DATABASE_URL"
 ENV_REDIS_URL = "REDIS_URL"
+ENV_KEY_PEPPER = "KEY_PEPPER"
 
 METRIC_REQUESTS_RUNNING = "llm_requests_running"
 METRIC_REQUESTS_WAITING = "llm_requests_waiting"
@@ -185,6 +186,8 @@ class ServerConfig(_Section):
     """Longest prompt."""
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
     """Longest time that one request may take."""
+    lazy_load: bool = False
+    """Load the model with the first request instead of at the start; whoever comes meanwhile waits for it."""
     body_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Longest time that a client may take to send its body; then it gets 408."""
     slot_timeout_seconds: Annotated[float, Field(ge=0)] = 30.0
@@ -316,6 +319,8 @@ class KeyRecord(_Additive):
     """Of its own, over the tier's."""
     adapters: tuple[str, ...] = ()
     """Adapters that it may use beside the model itself; none named: all."""
+    admin: bool = False
+    """It may manage models and keys. Of no effect in a key file: the operator manages there."""
 
 
 class FileTier(Tier):

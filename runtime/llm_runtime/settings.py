@@ -37,7 +37,11 @@ class Environment(BaseSettings):
     server: dict[str, Any] = {}
     authentication: str | None = None
     api_key: SecretStr | None = None
-    """The one key of a server without a key file."""
+    """A key of a server without a key file, beside those in its database."""
+    admin_api_key: SecretStr | None = None
+    """A key that may also manage models and keys."""
+    key_pepper: SecretStr | None = None
+    """Makes the digests of the keys in the database useless to whoever has only these. None: a salt in the database."""
     short_model_name: Annotated[str | None, Field(validation_alias=AliasChoices("MODEL_NAME"))] = None
     """Registered model, and the id that clients send."""
     short_model_version: Annotated[str | None, Field(validation_alias=AliasChoices("MODEL_VERSION"))] = None
@@ -76,6 +80,9 @@ class Settings:
     host: str
     port: int
     log_level: str
+    admin_api_key: str | None = None
+    key_pepper: str | None = None
+    mlflow_tracking_uri: str | None = None
 
 
 def load(config_file: Path | None, env_file: Path | None = Path(".env")) -> Settings:
@@ -92,8 +99,20 @@ def load(config_file: Path | None, env_file: Path | None = Path(".env")) -> Sett
         config = RuntimeConfig.model_validate(merged)
     except ValidationError as error:
         raise SettingsInvalid(f"{source}: {_explain(error)}") from error
-    key = environment.api_key.get_secret_value() if environment.api_key else None
-    return Settings(config, key, environment.api_host, environment.api_port, environment.log_level)
+    return Settings(
+        config,
+        _secret(environment.api_key),
+        environment.api_host,
+        environment.api_port,
+        environment.log_level,
+        _secret(environment.admin_api_key),
+        _secret(environment.key_pepper),
+        environment.mlflow_tracking_uri,
+    )
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return value.get_secret_value() or None if value else None
 
 
 def _read(file: Path) -> dict[str, Any]:

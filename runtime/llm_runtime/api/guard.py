@@ -41,7 +41,7 @@ class GenerationRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             services = services_of(request)
             request.state.caller = services.authenticate(request)
-            _ = services.pipeline  # Refuses while there is none, before the body is read.
+            await services.wake()  # Refuses while there is no model, before the body is read.
             body = await _read(request, services.config.server.max_request_bytes)
             # Only now: while the body came, another model may have taken over.
             request.state.pipeline = services.pipeline

@@ -25,9 +25,15 @@ async def live(request: Request) -> Response:
 
 @router.get(READY_PATH, summary="Readiness")
 async def ready(request: Request) -> Response:
-    """200 while new requests are welcome: the model is loaded and warm, and the server is not shutting down."""
-    if reason := services_of(request).unready_reason:
+    """200 while new requests are welcome: the model is loaded and warm, and the server is not shutting down.
+
+    Where the first request loads the model, the server is ready for it before, and not while it loads.
+    """
+    services = services_of(request)
+    if reason := services.unready_reason:
         return JSONResponse({"status": "not ready", "reason": reason}, 503, headers=RETRY_AFTER)
+    if services.loaded is None:
+        return JSONResponse({"status": "ready", "reason": "The first request loads the model."})
     return JSONResponse({"status": "ready"})
 
 
@@ -62,7 +68,9 @@ def _health(services: Services) -> dict[str, Any]:
 def _model_status(services: Services) -> str:
     if services.state is State.FAILED:
         return "failed"
-    return "loaded" if services.loaded else "loading"
+    if services.loaded:
+        return "loaded"
+    return "unloaded" if services.state in (State.IDLE, State.UNLOADED) else "loading"
 
 
 def _gpu_status(services: Services) -> str:

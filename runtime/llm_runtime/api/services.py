@@ -4,7 +4,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -15,8 +16,10 @@ from typing import Any, TypeVar
 from starlette.requests import HTTPConnection
 
 from llm_runtime import errors
-from llm_runtime.auth import KeyRing, Keys, Tiers, authenticate
+from llm_runtime.api.access import KEY_HINT, Limiter, Management, offered
+from llm_runtime.auth import NO_ROLES, Keys, Tiers, authenticate
 from llm_runtime.contract import FatalReport, RuntimeConfig
+from llm_runtime.db.database import Database
 from llm_runtime.metrics import Metrics
 from llm_runtime.pipeline import Pipeline
 from llm_runtime.request import Caller, Engine, TextCodec
@@ -32,6 +35,10 @@ KEY_POLL_SECONDS = 1.0
 class State(StrEnum):
     """Where the process stands."""
 
+    IDLE = "idle"
+    """The first request loads the model."""
+    UNLOADED = "unloaded"
+    """An administrator has unloaded it."""
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
@@ -60,22 +67,32 @@ class Services:
         *,
         metrics: Metrics | None = None,
         usage: UsageLog | None = None,
+        management: Management | None = None,
+        database: Database | None = None,
+        limiter: Limiter | None = None,
+        parts: Sequence[AbstractAsyncContextManager[Any]] = (),
     ) -> None:
-        """`load` must not hold up the event loop: see `in_thread`. Without `keys` every caller is anonymous."""
+        """`load` must not hold up the event loop: see `in_thread`. Without `keys` every caller is anonymous, without
+        `management` nobody manages. `parts` are entered before the start and left after the end.
+        """
         self.config, self.keys, self._load = config, keys, load
-        self.tiers = Tiers(config.tiers, config.default_tier)
-        if isinstance(keys, KeyRing):
-            keys.keep_current(self.tiers)
+        self.configured = config
+        """As at the start; `config` is that of the model that serves."""
+        self.management, self.database, self.limiter, self.parts = management, database, limiter, parts
+        source = keys or (management.keys if management else None)
+        self.tiers = Tiers(config.tiers, config.default_tier, lambda: source.roles if source else NO_ROLES)
         self.metrics = metrics or Metrics()
         self.usage = LoggedUsage() if usage is None else usage
-        self.state = State.LOADING
+        self.state = State.IDLE if config.server.lazy_load else State.LOADING
         self.loaded: Loaded | None = None
         self.failure: FatalReport | None = None
         self.on_failure: Callable[[], None] = lambda: None
         """Called once when the model can't be loaded, so that the server ends."""
         self._pipeline: Pipeline | None = None
         self._admitting = True
-        self._swapping = asyncio.Lock()
+        self._changing = asyncio.Lock()
+        """Held by whoever brings a model in or takes it away."""
+        self._first_load: asyncio.Task[None] | None = None
         self._started_at = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -86,6 +103,21 @@ class Services:
             return self._pipeline
         raise errors.ServiceUnavailable(self.unready_reason or "The server is shutting down.")
 
+    async def wake(self) -> Pipeline:
+        """`pipeline`, which the first request has to wait for where the model is loaded lazily, and all others with it.
+
+        Raises `errors.RequestTimeout` when that takes longer than a request may.
+        """
+        if self.state is State.IDLE:
+            self._begin_load()
+        if self.config.server.lazy_load and self._first_load and not self._first_load.done():
+            seconds = self.config.server.request_timeout_seconds
+            # Not `wait_for`: whoever gives up must not end the load.
+            await asyncio.wait([self._first_load], timeout=seconds)
+            if not self._first_load.done():
+                raise errors.RequestTimeout(f"The model was not loaded within {seconds:g} s; try again later.")
+        return self.pipeline
+
     @property
     def alive(self) -> bool:
         """False when only a restart helps."""
@@ -95,6 +127,10 @@ class Services:
     def unready_reason(self) -> str | None:
         """Why no new requests should come here; None when they may."""
         match self.state:
+            case State.IDLE:
+                return None
+            case State.UNLOADED:
+                return "No model is loaded; POST /load_model."
             case State.LOADING:
                 return "The model is loading."
             case State.DRAINING:
@@ -111,14 +147,15 @@ class Services:
         """The caller. `Authorization: Bearer` and `X-API-Key` are the same to every endpoint."""
         if self.keys is None or self.config.authentication == "Disabled":
             return self.tiers.address(connection.client.host if connection.client else "")
-        scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
-        offered = [bearer.strip()] if scheme.lower() == "bearer" else []
-        record = authenticate(self.keys, [*offered, connection.headers.get("x-api-key", "")], datetime.now(UTC))
-        return self.tiers.caller(record)
+        return self.tiers.caller(authenticate(self.keys, offered(connection), datetime.now(UTC)))
 
     def start(self) -> None:
-        """Begin to load, and to watch the key file."""
-        self._tasks = [asyncio.create_task(self._become_ready()), asyncio.create_task(self._watch_keys())]
+        """Begin to load, unless the first request shall, and to watch the keys."""
+        self._tasks = [asyncio.create_task(self._watch_keys())]
+        if self.state is State.LOADING:
+            self._begin_load()
+        if self.management and self.keys and not self.keys.records():
+            log.warning("No API key is known, so nobody can use this server yet. %s", KEY_HINT)
 
     def begin_drain(self) -> None:
         """Readiness fails from now on; requests are still served, since clients learn of it late."""
@@ -134,11 +171,29 @@ class Services:
 
     async def swap(self, config: RuntimeConfig, folder: Path) -> None:
         """Serve another model from now on; what runs ends on the old one. Raises errors.Fatal: nothing has changed."""
-        if self.loaded is None or self.loaded.swap is None:
-            raise errors.ServiceUnavailable("No model is loaded that could be replaced.")
-        async with self._swapping:
-            self._serve(config, await self.loaded.swap(config, folder))
-        log.info("Model %s has taken over", config.model.name)
+        async with self._changing:
+            await self._swap(config, folder)
+
+    async def bring(self, config: RuntimeConfig, folder: Path) -> None:
+        """`swap`, or a new engine where no model is loaded. Raises errors.Fatal: nothing has changed."""
+        assert self.management
+        async with self._changing:
+            if self.loaded:
+                await self._swap(config, folder)
+            else:
+                await self._bring_in(config, partial(self.management.start, config, folder))
+
+    async def unload(self) -> None:
+        """Free the model. What runs may end within `server.drainSeconds`."""
+        async with self._changing:
+            if (loaded := self.loaded) is None:
+                return
+            self.loaded = self._pipeline = self.metrics.engine = None
+            if self.state is State.READY:
+                self.state = State.UNLOADED
+            await loaded.engine.drain(self.config.server.drain_seconds)
+            await asyncio.to_thread(loaded.engine.close)
+        log.info("Model %s is unloaded", self.config.model.name)
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -147,19 +202,45 @@ class Services:
         if self.loaded:
             await asyncio.to_thread(self.loaded.engine.close)
 
+    def give_up(self, fatal: errors.Fatal) -> None:
+        """End the server: it can't do its work."""
+        self._fail(FatalReport(reason=fatal.reason, message=str(fatal)))
+
+    def _begin_load(self) -> None:
+        self.state = State.LOADING
+        self._first_load = asyncio.create_task(self._become_ready())
+        self._tasks.append(self._first_load)
+
     async def _become_ready(self) -> None:
         try:
-            loaded = await self._load()
+            async with self._changing:
+                if self.loaded is None:  # Or an administrator was faster.
+                    await self._bring_in(self.config, self._load)
         except errors.Fatal as fatal:
-            self._fail(FatalReport(reason=fatal.reason, message=str(fatal)))
+            self.give_up(fatal)
         except Exception as error:
             log.exception("Loading the model failed")
             self._fail(FatalReport(reason="LoadFailed", message=f"{type(error).__name__}: {error}"))
-        else:
-            self._serve(self.config, loaded)
+
+    async def _bring_in(self, config: RuntimeConfig, load: Callable[[], Awaitable[Loaded]]) -> None:
+        before, began = self.state, time.monotonic()
+        if before in (State.IDLE, State.UNLOADED):
+            self.state = State.LOADING
+        try:
+            self._serve(config, await load())
+        except BaseException:
             if self.state is State.LOADING:
-                self.state = State.READY
-            log.info("Model %s is ready after %.1f s", self.config.model.name, self.uptime_seconds)
+                self.state = before
+            raise
+        if self.state is State.LOADING:
+            self.state = State.READY
+        log.info("Model %s is ready after %.1f s", config.model.name, time.monotonic() - began)
+
+    async def _swap(self, config: RuntimeConfig, folder: Path) -> None:
+        if self.loaded is None or self.loaded.swap is None:
+            raise errors.ServiceUnavailable("No model is loaded that could be replaced.")
+        self._serve(config, await self.loaded.swap(config, folder))
+        log.info("Model %s has taken over", config.model.name)
 
     def _serve(self, config: RuntimeConfig, loaded: Loaded) -> None:
         self.config, self.loaded = config, loaded
@@ -172,7 +253,7 @@ class Services:
 
     async def _watch_keys(self) -> None:
         """Without requests nobody looks at the key file; its faults should be in the log all the same."""
-        while self.keys:
+        while self.keys is not None:
             await asyncio.sleep(KEY_POLL_SECONDS)
             self.keys.refresh()
 

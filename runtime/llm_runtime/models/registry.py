@@ -59,6 +59,19 @@ class MlflowRegistry:
         client = MlflowClient(self._tracking_uri, self._tracking_uri)
         return str(client.get_model_version_download_uri(version.name, version.version))
 
+    def newest(self, name: str) -> str:
+        """The number of the newest version of a registered model. Raises a Fatal."""
+        from mlflow import MlflowClient
+
+        client, what = MlflowClient(self._tracking_uri, self._tracking_uri), f"the versions of model {name}"
+        try:
+            numbers = [int(found.version) for found in client.search_model_versions(f"name='{name}'")]
+        except Exception as error:
+            raise fatal_of(error, f"listing {what}") from error
+        if not numbers:
+            raise ModelNotFound(f"MLflow knows nothing of {what}")
+        return str(max(numbers))
+
     def sizes(self, location: str) -> dict[str, int | None]:
         files = dict(self._walk(self._repository(location), None, 0))
         if not files and urlparse(location).scheme in ("", "file"):

@@ -14,8 +14,18 @@ from starlette.requests import HTTPConnection
 from harness import EXPIRED, KEY, SUSPENDED, Harness, key_file, record
 from llm_runtime import errors
 from llm_runtime.api.services import Loaded, Services
-from llm_runtime.auth import CHECK_SECONDS, KeyRing, SingleKey, authenticate
-from llm_runtime.contract import RuntimeConfig, format_key
+from llm_runtime.auth import (
+    CHECK_SECONDS,
+    MAX_CALLERS,
+    NO_ROLES,
+    KeyChain,
+    KeyRing,
+    Roles,
+    SingleKey,
+    Tiers,
+    authenticate,
+)
+from llm_runtime.contract import KeyRecord, RuntimeConfig, Tier, format_key
 
 PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/generate", "/v1/stream", "/predict", "/v1/models"]
 
@@ -168,3 +178,56 @@ def test_without_authentication_everybody_is_anonymous() -> None:
     services = Services(RuntimeConfig.model_validate({"model": {"name": "m", "path": "/m"}}), never, keys=None)
     connection = HTTPConnection({"type": "http", "headers": [], "client": ("10.0.0.7", 4711)})
     assert services.authenticate(connection).id == "ip:10.0.0.7"
+
+
+@pytest.mark.parametrize(
+    ("host", "tenant"),
+    [
+        ("10.0.0.7", "10.0.0.7"),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::/64"),
+        ("testclient", "testclient"),
+    ],
+)
+def test_addresses_of_one_tenant_are_one_caller(host: str, tenant: str) -> None:
+    assert Tiers().address(host).id == f"ip:{tenant}"
+
+
+def test_callers_of_removed_keys_do_not_pile_up() -> None:
+    tiers = Tiers()
+    for number in range(MAX_CALLERS + 10):
+        tiers.caller(KeyRecord(id=f"k{number}", digest="", name="web"))
+        tiers.address(f"10.0.{number // 256}.{number % 256}")
+    assert len(tiers._callers) <= MAX_CALLERS
+
+
+def test_a_caller_is_one_object_until_its_key_or_a_role_changes() -> None:
+    roles = [NO_ROLES]
+    tiers = Tiers(roles=lambda: roles[0])
+    record = KeyRecord(id="web", digest="", name="web", tier="gold")
+    first = tiers.caller(record)
+    assert tiers.caller(record) is first
+    assert first.tier.name == "standard", "a role that is not known opens nothing"
+    roles[0] = Roles({"gold": Tier(name="gold", priority=5)})
+    assert tiers.caller(record).tier.priority == 5
+    assert tiers.caller(record.model_copy()) is not first
+
+
+def test_keys_of_several_sources_work_side_by_side() -> None:
+    keys = KeyChain(SingleKey("boss", admin=True), SingleKey("s3cret"))
+    boss, user = keys.find("boss"), keys.find("s3cret")
+    assert boss
+    assert user
+    assert (boss.admin, user.admin, keys.find("other")) == (True, False, None)
+    assert [record.name for record in keys.records()] == ["ADMIN_API_KEY", "API_KEY"]
+
+
+def test_of_two_offered_keys_the_first_known_one_counts() -> None:
+    keys, now = KeyChain(SingleKey("boss", admin=True), SingleKey("s3cret")), datetime.now(UTC)
+    assert authenticate(keys, ["mesh-token", "s3cret"], now).name == "API_KEY"
+    assert authenticate(keys, ["boss", "s3cret"], now).admin
+    with pytest.raises(errors.Unauthorized):
+        authenticate(keys, ["x" * 1_000_000, "' OR 1=1 --"], now)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(30)
 ROOT = Path(__file__).parents[3]
 RUNTIME = ROOT / "runtime"
 SCRIPT = Path(__file__).parent / "scripted_server.py"
-ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{RUNTIME}:{ROOT / 'tests'}"}
+ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{RUNTIME}:{ROOT / 'tests'}", "DATABASE_URL": "none"}
 
 Start = Callable[[float], tuple[subprocess.Popen[str], str]]
 
@@ -138,10 +138,27 @@ def test_a_wrong_key_in_the_configuration_is_named_in_the_last_line(tmp_path: Pa
     assert "engine.maxModelLengthh: unknown key" in report.message
 
 
-def test_required_authentication_without_keys_does_not_start() -> None:
+def test_required_authentication_without_any_place_for_keys_does_not_start() -> None:
     report = give_up("serve", MODEL_PATH="/nowhere")
     assert report.reason == "ConfigInvalid"
     assert "API_KEY" in report.message
+    assert "DATABASE_URL" in report.message
+
+
+def test_a_server_without_any_key_starts_and_says_how_to_make_one(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'keys.db'}"
+    ended = subprocess.run(
+        [sys.executable, "-m", "llm_runtime", "serve", "--host", "127.0.0.1", "--port", "0"],
+        env={**ENVIRONMENT, "DATABASE_URL": url, "MODEL_PATH": str(tmp_path / "nowhere")},
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert "llm-runtime keys create" in ended.stdout
+    report = report_from_termination_message(ended.stdout.splitlines()[-1])
+    assert report
+    assert report.reason == "ModelNotFound", "only the model was missing"
 
 
 @pytest.mark.parametrize("command", ["serve", "fetch"])

@@ -23,6 +23,7 @@ from llm_runtime.api.openai.common import (
     request_id,
     usage,
 )
+from llm_runtime.auth import check_adapter
 from llm_runtime.pipeline import NOT_ASKED, Choice, Generation, Job, Pipeline, text_of
 from llm_runtime.request import TextCodec, TokenEvent
 from llm_runtime.stream import while_connected
@@ -108,6 +109,7 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
     """Answer the last message, whole or as server-sent events."""
     pipeline: Pipeline = request.state.pipeline
     adapter = check_model(body.model, pipeline.config.model.name, pipeline.engine.adapters)
+    check_adapter(request.state.caller, adapter)
     generation = await pipeline.start(body.job(request, adapter))
     if body.stream:
         envelope = _envelope(generation, pipeline, "chat.completion.chunk")

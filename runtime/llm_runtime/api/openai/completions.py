@@ -23,6 +23,7 @@ from llm_runtime.api.openai.common import (
     request_id,
     usage,
 )
+from llm_runtime.auth import check_adapter
 from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Generation, Job, Pipeline, text_of
 from llm_runtime.request import TextCodec, TokenEvent
 from llm_runtime.stream import while_connected
@@ -96,6 +97,7 @@ async def completions(request: Request, body: CompletionBody) -> Response:
     """Continue each prompt, whole or as server-sent events."""
     pipeline: Pipeline = request.state.pipeline
     adapter = check_model(body.model, pipeline.config.model.name, pipeline.engine.adapters)
+    check_adapter(request.state.caller, adapter)
     generation = await pipeline.start(body.job(request, adapter))
     envelope = {
         "id": generation.job.id,

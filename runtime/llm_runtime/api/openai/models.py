@@ -7,24 +7,27 @@ from fastapi import APIRouter, Request
 
 from llm_runtime.api.body import check_model
 from llm_runtime.api.guard import SECURITY, KeyedRoute
-from llm_runtime.api.services import Services, services_of
+from llm_runtime.api.services import Services, State, services_of
+from llm_runtime.auth import check_adapter, may_use
 
 router = APIRouter(route_class=KeyedRoute, dependencies=SECURITY, tags=["OpenAI"])
 
 
 @router.get("/v1/models", summary="List models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """All models of this endpoint."""
-    services = services_of(request)
-    adapters = _adapters(services)
-    return {"object": "list", "data": [_model(services), *(_model(services, adapter) for adapter in adapters)]}
+    """What the caller may use: the model, and of its adapters those that the key is for."""
+    services, caller = services_of(request), request.state.caller
+    served = ["", *_adapters(services)] if services.state is not State.UNLOADED else []
+    return {"object": "list", "data": [_model(services, name) for name in served if may_use(caller, name)]}
 
 
 @router.get("/v1/models/{model_id:path}", summary="Describe a model")
 async def get_model(request: Request, model_id: str) -> dict[str, Any]:
     """One model."""
     services = services_of(request)
-    return _model(services, check_model(model_id, services.config.model.name, _adapters(services)))
+    adapter = check_model(model_id, services.config.model.name, _adapters(services))
+    check_adapter(request.state.caller, adapter)
+    return _model(services, adapter)
 
 
 def _adapters(services: Services) -> tuple[str, ...]:

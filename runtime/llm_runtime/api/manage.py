@@ -1,0 +1,252 @@
+"""Management: `POST /generate_apikey`, `/load_model`, `/unload_model` for administrators, `GET /v1/key` for everybody.
+
+Only a server that no operator manages lets itself be managed.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
+from pydantic import Field, JsonValue
+from sqlalchemy import func, select
+from starlette.responses import Response
+
+from llm_runtime import errors
+from llm_runtime.api.access import Management, administrator
+from llm_runtime.api.body import Body, Text
+from llm_runtime.api.guard import SECURITY, KeyedRoute
+from llm_runtime.api.services import Services, in_thread, services_of
+from llm_runtime.contract import MlflowVersion, RuntimeConfig
+from llm_runtime.db.database import Database, DatabaseAway
+from llm_runtime.db.tables import usage_daily
+from llm_runtime.keystore import NewKey
+from llm_runtime.models.registry import MlflowRegistry
+from llm_runtime.request import Caller
+
+log = logging.getLogger(__name__)
+
+MAX_DAYS = 36_500
+NO_HUB = "models of the Hugging Face hub can't be loaded yet; name a registered model of MLflow or a folder"
+STATUS: dict[str, type[errors.Refusal]] = {
+    "ModelNotFound": errors.NotFound,
+    "RegistryUnreachable": errors.ServiceUnavailable,
+    "DiskFull": errors.ServiceUnavailable,
+    "OutOfMemory": errors.ServiceUnavailable,
+}
+"""Faults of a load that are not the request's."""
+
+
+class AdminRoute(APIRoute):
+    """A route for administrators. Nobody else's body is read."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            request.state.caller = administrator(services_of(request), request)
+            return await handle(request)
+
+        return guarded
+
+
+router = APIRouter(dependencies=SECURITY, tags=["management"])
+admin = APIRouter(route_class=AdminRoute)
+own = APIRouter(route_class=KeyedRoute)
+
+Name = Annotated[Text, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class NewKeyBody(Body):
+    """Whom the key is for."""
+
+    username: Name
+    role: Annotated[str, Field(max_length=63)] | None = None
+    expires_in_days: Annotated[float, Field(gt=0, le=MAX_DAYS)] | None = None
+
+
+class LoadBody(Body):
+    """The model to serve: a registered model, or a folder of this machine."""
+
+    model_name: Annotated[Text, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f'\"]+$")]
+    model_version: Annotated[str, Field(pattern=r"^[0-9]{1,9}$")] | None = None
+    path: Annotated[Text, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")] | None = None
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    hf_token: JsonValue = None
+
+
+@admin.post("/generate_apikey", summary="Make an API key")
+async def generate_apikey(request: Request, body: NewKeyBody) -> dict[str, Any]:
+    """A new key. Only this answer shows it: what is kept is a digest."""
+    services = services_of(request)
+    issuer = _management(services).issuer
+    if issuer is None:
+        raise errors.Forbidden("Keys need a database: set DATABASE_URL to something else than `none`.")
+    if body.role and body.role not in services.tiers.known():
+        known = ", ".join(name for name in services.tiers.known() if name)
+        raise errors.InvalidRequest(f"There is no role {body.role[:63]!r}; there are {known}.", param="role")
+    expires_at = datetime.now(UTC) + timedelta(days=body.expires_in_days) if body.expires_in_days else None
+    try:
+        issued = await issuer.store.create(NewKey(body.username, body.username, body.role or "", expires_at=expires_at))
+        await issuer.poll()  # So that the key works with the next request already, here at least.
+    except DatabaseAway as away:
+        raise errors.ServiceUnavailable("The database does not answer; try again later.") from away
+    return {
+        "api_key": issued.key,
+        "id": issued.id,
+        "username": body.username,
+        "role": services.tiers.find(body.role or "").name,
+        "expires_at": expires_at.isoformat() if expires_at else None,
+    }
+
+
+@admin.post("/load_model", summary="Load a model")
+async def load_model(request: Request, body: LoadBody) -> dict[str, Any]:
+    """Serve another model. The answer comes when it serves; until then, or if it fails, the old one serves on."""
+    services = services_of(request)
+    management = _management(services)
+    if body.hf_token is not None:
+        raise errors.InvalidRequest(f"hf_token: {NO_HUB}.", param="hf_token", code="unsupported_parameter")
+    config = _with_device(services, body.device)
+    try:
+        config = await _with_model(config, body, services)
+        log.info("Model %s is asked for", config.model.name)
+        folder = await management.fetch(config)
+        await services.bring(config, folder)
+    except errors.Fatal as fatal:
+        log.warning("Model %s could not be loaded: %s", body.model_name, fatal)
+        refusal = STATUS.get(fatal.reason, errors.InvalidRequest)
+        raise refusal(f"The model could not be loaded: {fatal}", code=fatal.reason) from fatal
+    version = config.model.mlflow.version if config.model.mlflow else None
+    message = f"Model {config.model.name} is loaded."
+    return {"message": message, "model_name": config.model.name, "model_version": version, "device": _device(services)}
+
+
+@admin.post("/unload_model", summary="Unload the model")
+async def unload_model(request: Request) -> dict[str, Any]:
+    """Free the model's memory. What runs may end first; new requests get 503 until a model is loaded again."""
+    services = services_of(request)
+    if services.loaded is None:
+        return {"message": "No model is loaded."}
+    name = services.config.model.name
+    await services.unload()
+    return {"message": f"Model {name} is unloaded."}
+
+
+@own.get("/v1/key", summary="Describe the own key")
+async def own_key(request: Request) -> dict[str, Any]:
+    """Whose key this is, what it may use, and what it has used. Tokens are those of prompts and answers together."""
+    services, caller = services_of(request), request.state.caller
+    used = await _usage(services.database, caller.id, datetime.now(UTC).date()) if services.database else _Usage()
+    limit = caller.tier.tokens_per_month
+    left = max(0, limit - used.month_tokens) if limit and used.month_tokens is not None else None
+    return {
+        "data": {
+            "id": caller.id,
+            "label": caller.name,
+            "owner": caller.owner,
+            "tier": caller.tier.name,
+            "is_admin": caller.admin,
+            "adapters": list(caller.adapters),
+            "limit": limit,
+            "limit_remaining": left,
+            "limit_reset": "monthly" if limit else None,
+            "usage_daily": used.today_tokens,
+            "usage_monthly": used.month_tokens,
+            "requests_daily": used.today_requests,
+            "requests_monthly": used.month_requests,
+            "limits": caller.tier.model_dump(exclude={"name"}),
+            "rate_limit": _standing(services, caller),
+        }
+    }
+
+
+router.include_router(admin)
+router.include_router(own)
+
+
+def _management(services: Services) -> Management:
+    assert services.management  # `AdminRoute` lets nobody in without.
+    return services.management
+
+
+def _with_device(services: Services, device: str | None) -> RuntimeConfig:
+    """An engine stays where it is; only without a model there is a choice."""
+    if device in (None, "auto"):
+        return services.config
+    if services.loaded and device != _device(services):
+        message = f"The engine computes on {_device(services)}; for {device} POST /unload_model first, then load again."
+        raise errors.InvalidRequest(message, param="device")
+    engine = services.config.engine.model_copy(update={"device": device})
+    return services.config.model_copy(update={"engine": engine})
+
+
+def _device(services: Services) -> str:
+    return "cuda" if services.loaded and services.loaded.on_gpu else "cpu"
+
+
+async def _with_model(config: RuntimeConfig, body: LoadBody, services: Services) -> RuntimeConfig:
+    """The configuration with the model that is asked for. Adapters and a chat template belong to the model before."""
+    for known in (services.config, services.configured):
+        if body.model_name == known.model.name and not body.path and not body.model_version:
+            return config.model_copy(update={"model": known.model, "adapters": known.adapters})
+    folder = body.path or (body.model_name if await asyncio.to_thread(_is_folder, body.model_name) else None)
+    model = config.model.model_copy(update={"path": folder, "mlflow": None, "chat_template": ""})
+    if folder:
+        name = body.model_name if body.path else PurePath(folder).name or folder
+        model = model.model_copy(update={"name": name})
+    else:
+        model = model.model_copy(update={"name": body.model_name, "mlflow": await _version(services, body)})
+    return config.model_copy(update={"model": model, "adapters": ()})
+
+
+def _is_folder(name: str) -> bool:
+    return Path(name).is_dir()
+
+
+async def _version(services: Services, body: LoadBody) -> MlflowVersion:
+    first = services.configured.model.mlflow
+    server = first.tracking_uri if first else _management(services).tracking_uri
+    if not server:
+        message = (
+            f"{body.model_name!r} is no folder, and no MLflow server is known: send `path`, or set MLFLOW_TRACKING_URI."
+        )
+        raise errors.InvalidRequest(message, param="model_name")
+    newest = in_thread(lambda: MlflowRegistry(server).newest(body.model_name))
+    return MlflowVersion(tracking_uri=server, name=body.model_name, version=body.model_version or await newest())
+
+
+@dataclass(slots=True)
+class _Usage:
+    """What a key has used; None where that is not known."""
+
+    today_tokens: int | None = None
+    today_requests: int | None = None
+    month_tokens: int | None = None
+    month_requests: int | None = None
+
+
+async def _usage(database: Database, key_id: str, today: date) -> _Usage:
+    """Sums of the UTC day and month; unknown while the database is away."""
+    used, table = _Usage(), usage_daily.c
+    tokens = table.prompt_tokens + table.completion_tokens
+    days = select(table.day, func.sum(tokens), func.sum(table.requests))
+    days = days.where(table.key_id == key_id, table.day >= today.replace(day=1)).group_by(table.day)
+    try:
+        async with database.begin() as connection:
+            rows = [(day, int(spent), int(requests)) for day, spent, requests in await connection.execute(days)]
+    except DatabaseAway:
+        return used
+    used.month_tokens, used.month_requests = sum(row[1] for row in rows), sum(row[2] for row in rows)
+    used.today_tokens = sum(row[1] for row in rows if row[0] == today)
+    used.today_requests = sum(row[2] for row in rows if row[0] == today)
+    return used
+
+
+def _standing(services: Services, caller: Caller) -> dict[str, str] | None:
+    return services.limiter.standing(caller).headers() if services.limiter else None

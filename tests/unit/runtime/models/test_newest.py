@@ -1,0 +1,24 @@
+"""The newest version of a registered model, of a real registry."""
+
+from pathlib import Path
+
+import pytest
+
+from llm_runtime.errors import ModelNotFound
+from llm_runtime.models.registry import MlflowRegistry
+
+# MLflow takes seconds to import and to make its database.
+pytestmark = pytest.mark.torch
+
+
+def test_the_newest_version_is_the_highest_number_not_the_last_in_the_alphabet(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(uri, uri)
+    client.create_registered_model("bot")
+    for _ in range(11):
+        client.create_model_version("bot", str(tmp_path))
+    assert MlflowRegistry(uri).newest("bot") == "11"
+    with pytest.raises(ModelNotFound, match="nobody"):
+        MlflowRegistry(uri).newest("nobody")

@@ -1,0 +1,150 @@
+"""A server that no operator manages: which keys it takes from where, and a whole life of one, by the command line."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from harness import KEY, chat_body, eventually, key_file, record
+from llm_runtime.__main__ import _services
+from llm_runtime.api.services import Services
+from llm_runtime.contract import RuntimeConfig
+from llm_runtime.errors import ConfigInvalid
+from llm_runtime.settings import Settings
+from unit.runtime import tiny_model
+
+RUNTIME = Path(__file__).parents[3] / "runtime"
+
+
+def services(monkeypatch: pytest.MonkeyPatch, file: Path | None = None, url: str = "none", **given: str) -> Services:
+    monkeypatch.setenv("DATABASE_URL", url)
+    access = given.pop("authentication", "Required")
+    config = RuntimeConfig.model_validate({"model": {"name": "m", "path": "/m"}, "authentication": access})
+    loaded = Settings(config, given.get("api_key"), "", 0, "INFO", given.get("admin_api_key"))
+    return _services(loaded, file, Path("models"))
+
+
+def test_a_key_file_is_the_only_source_and_there_is_no_management(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys.json"
+    file.write_text(key_file(record(KEY)))
+    found = services(monkeypatch, file, f"sqlite:///{tmp_path / 'no.db'}", api_key="k", admin_api_key="a")
+    assert found.keys
+    assert found.keys.find(KEY)
+    assert (found.keys.find("k"), found.keys.find("a")) == (None, None)
+    assert (found.management, list(found.parts)) == (None, [])
+
+
+def test_a_key_file_of_a_deployment_without_authentication_asks_for_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = services(monkeypatch, tmp_path / "keys.json", authentication="Disabled")
+    assert (found.keys, found.management) == (None, None)
+
+
+def test_without_a_file_the_environment_and_the_database_work_together(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = services(monkeypatch, None, f"sqlite:///{tmp_path / 'k.db'}", api_key="k", admin_api_key="a")
+    assert found.keys
+    assert found.management
+    user, boss = found.keys.find("k"), found.keys.find("a")
+    assert user
+    assert boss
+    assert (user.admin, boss.admin) == (False, True)
+    assert found.management.issuer in found.parts
+
+
+def test_the_environment_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = services(monkeypatch, api_key="k")
+    assert found.keys
+    assert (bool(found.keys.find("k")), found.keys.find("other"), found.database) == (True, None, None)
+
+
+def test_a_server_that_could_never_have_a_key_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigInvalid, match="API_KEY"):
+        services(monkeypatch)
+    assert services(monkeypatch, authentication="Disabled").keys is None
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(RUNTIME),
+        "DATABASE_URL": f"sqlite:///{tmp_path / 'keys.db'}",
+        "ADMIN_API_KEY": "the-admins-key",
+        "MODEL_PATH": str(tmp_path / "first"),
+        "SERVER__LAZY_LOAD": "true",
+        "SERVER__DRAIN_SECONDS": "1",
+        "ENGINE__DEVICE": "cpu",
+        "ENGINE__MAX_MODEL_LENGTH": "200",
+    }
+
+
+@pytest.fixture
+def url(tmp_path: Path, environment: dict[str, str]) -> Iterator[str]:
+    for seed, name in enumerate(("first", "second")):
+        tiny_model.make(tmp_path / name, seed=seed)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "llm_runtime", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    eventually(lambda: _status(f"{address}/readyz") == 200, seconds=20)
+    yield address
+    process.terminate()
+    assert process.wait(20) == 0
+    log.close()
+
+
+def _status(url: str) -> int:
+    try:
+        return httpx.get(url, trust_env=False).status_code
+    except httpx.TransportError:
+        return 0
+
+
+@pytest.mark.torch
+def test_a_whole_life_without_an_operator(url: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    def command(*words: str) -> str:
+        line = [sys.executable, "-m", "llm_runtime", *words]
+        return subprocess.run(line, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    def post(path: str, key: str, **body: Any) -> httpx.Response:
+        return httpx.post(url + path, json=body, headers={"X-API-Key": key}, trust_env=False, timeout=120)
+
+    def says(key: str, model: str) -> int:
+        return post("/v1/chat/completions", key, **chat_body(model=model, max_tokens=5)).status_code
+
+    made = json.loads(command("keys", "create", "web", "--json"))
+    eventually(lambda: httpx.get(f"{url}/v1/key", headers={"X-API-Key": made["api_key"]}).status_code == 200)
+    assert says(made["api_key"], "first") == 200, "the first request has loaded the model"
+    boss = "the-admins-key"
+    other = post("/generate_apikey", boss, username="myuser").json()["api_key"]
+    loaded = post("/load_model", boss, model_name=str(tmp_path / "second"), device="cpu", hf_token=None)
+    assert (loaded.status_code, loaded.json()["model_name"]) == (200, "second")
+    assert (says(other, "second"), says(other, "first")) == (200, 404)
+    broken = post("/load_model", boss, model_name=str(tmp_path))
+    assert broken.status_code in (400, 404)
+    assert says(other, "second") == 200
+    assert post("/unload_model", boss).status_code == 200
+    assert (says(other, "second"), _status(f"{url}/readyz")) == (503, 503)
+    assert post("/load_model", boss, model_name="second").status_code == 200
+    assert says(other, "second") == 200
+    command("keys", "revoke", made["id"])
+    eventually(lambda: says(made["api_key"], "second") == 401)
+    text = (tmp_path / "log").read_text()
+    for secret in (boss, made["api_key"], other):
+        assert secret not in text
