@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from itertools import accumulate
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -115,6 +115,13 @@ class Metrics:
         )  # fmt: skip
         self.inter_token = Tally("llm_inter_token_seconds", "Between two tokens of one sequence.", INTER_TOKEN_BUCKETS)
         registry.register(self.inter_token)
+        self.usage_written = Counter("llm_usage_rows_written_total", "Usage rows stored.", registry=registry)
+        self.usage_dropped = Counter("llm_usage_rows_dropped_total", "Usage rows lost.", registry=registry)
+        self.usage_pending = Gauge("llm_usage_rows_pending", "Usage rows not stored yet.", registry=registry)
+        self.usage_flush = Histogram(
+            "llm_usage_flush_seconds", "Attempts to store a batch of usage rows.",
+            buckets=REQUEST_BUCKETS, registry=registry,
+        )  # fmt: skip
         self.rate = Rate(clock)
         self.engine: Callable[[], EngineFigures] | None = None
         """Asked at each scrape; None while no model is loaded."""

@@ -1,14 +1,18 @@
 """The one pool of connections, for Postgres and SQLite alike."""
 
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+import asyncpg
+from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from llm_runtime import errors
 
@@ -20,6 +24,10 @@ POOL_SIZE = 5
 CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 10.0
 DRIVERS = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
+SQLITE_LOGIC_ERROR = 1
+"""SQLITE_ERROR: the statement does not fit the schema. Its other operational errors tell of the file or of a lock."""
+AWAY_STATES = ("08", "25006", "28", "3D", "40", "53", "55P03", "57", "58")
+"""SQLSTATEs that tell of the server, not of the statement: connections, rights, locks, disk, shutdown, a standby."""
 
 
 class DatabaseAway(Exception):
@@ -29,27 +37,42 @@ class DatabaseAway(Exception):
 class Database:
     """Connections to one database. Whoever uses it handles `DatabaseAway`: no request may fail by it."""
 
-    def __init__(self, url: str = "") -> None:
+    def __init__(self, url: str = "", *, statement_seconds: float = STATEMENT_SECONDS) -> None:
         """Raises `errors.ConfigInvalid` for an address that can't be one; connects when first used."""
-        self._engine = _engine(url or DEFAULT_URL)
-        self.postgres = self._engine.dialect.name == "postgresql"
+        address = _address(url or DEFAULT_URL)
+        self.url, self.place = url or DEFAULT_URL, _place(address)
+        """`place` is the address for people: without account, password and options."""
+        self.postgres = address.get_backend_name() == "postgresql"
+        self._engine = _postgres(self.url, address, statement_seconds) if self.postgres else _sqlite(address)
         self.away = False
         """Whether the last attempt failed, for readiness and metrics."""
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction: committed at the end, rolled back by an exception. Raises `DatabaseAway`."""
+        """A transaction: committed at the end, rolled back by an exception. Raises `DatabaseAway`.
+
+        On SQLite it is the only writer from its beginning on: one that began as a reader could be refused later.
+        """
+        async with self._transaction(self._engine) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that only reads: on SQLite it neither waits for a writer nor holds one up. As `begin` else."""
+        async with self._transaction(self._engine.execution_options(reads_only=True)) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _transaction(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         try:
-            async with self._engine.begin() as connection:
+            async with engine.begin() as connection:
                 yield connection
-        except (OperationalError, InterfaceError, PoolTimeout, OSError, TimeoutError) as error:
-            self._note(away=True, why=error)
-            raise DatabaseAway(str(error)) from error
-        except DBAPIError as error:
-            if not error.connection_invalidated:
+        except Exception as error:
+            if not _is_away(error):
                 raise
             self._note(away=True, why=error)
-            raise DatabaseAway(str(error)) from error
+            # Without its cause: a traceback would show statements, and addresses with their password.
+            raise DatabaseAway(explain(error)) from None
         self._note(away=False)
 
     async def close(self) -> None:
@@ -57,38 +80,113 @@ class Database:
 
     def _note(self, *, away: bool, why: Exception | None = None) -> None:
         if away and not self.away:
-            log.error("The database does not answer: %s", why)
+            log.error("The database %s does not answer: %s", self.place, explain(why) if why else "")
         elif self.away and not away:
-            log.info("The database answers again")
+            log.info("The database %s answers again", self.place)
         self.away = away
 
 
-def _engine(url: str) -> AsyncEngine:
+def explain(error: Exception) -> str:
+    """One line without the statement, its parameters, or the values that Postgres adds as details."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    # The driver quotes a value that it can't send: "invalid input for query argument $1: 'the prompt' (…)".
+    text = re.sub(r"(query argument \$\d+): .*", r"\1", str(cause), flags=re.DOTALL).splitlines()
+    return text[0] if text else "no answer in time" if isinstance(cause, TimeoutError) else type(cause).__name__
+
+
+def _is_away(error: Exception) -> bool:
+    if not isinstance(error, DBAPIError):
+        # asyncpg's own errors reach us as they are only while it connects.
+        return isinstance(error, OSError | TimeoutError | PoolTimeout | asyncpg.PostgresError | asyncpg.InterfaceError)
+    if error.connection_invalidated:
+        return True
+    if (state := getattr(error.orig, "sqlstate", None)) is not None:
+        return str(state).startswith(AWAY_STATES)
+    if isinstance(error, InterfaceError):
+        return True
+    # Its subclasses DataError, IntegrityError, … tell of the row.
+    of_the_file = isinstance(error, OperationalError) or type(error) is DatabaseError
+    return of_the_file and getattr(error.orig, "sqlite_errorcode", None) not in (None, SQLITE_LOGIC_ERROR)
+
+
+def _address(url: str) -> URL:
     try:
         address = make_url(url)
-    except ArgumentError as error:
-        raise errors.ConfigInvalid("the database's address is none: write postgresql://… or sqlite:///file") from error
+    except (ArgumentError, ValueError):
+        # Not even as its cause: the parser's message quotes what it could not read, such as half a password.
+        message = "the database's address can't be read: write postgresql://user:password@host/name or sqlite:///file"
+        raise errors.ConfigInvalid(f"{message}; in a password write @ : / as %40 %3A %2F") from None
     backend = address.drivername.partition("+")[0]
     if backend not in DRIVERS:
         raise errors.ConfigInvalid(f"{backend} is no database of ours: write postgresql://… or sqlite:///file")
-    address = address.set(drivername=DRIVERS[backend])
+    return address.set(drivername=DRIVERS[backend])
+
+
+def _place(address: URL) -> str:
+    backend = address.get_backend_name()
     if backend == "sqlite":
-        if address.database and address.database != ":memory:":
-            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_async_engine(address, connect_args={"timeout": STATEMENT_SECONDS})
-        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-        return engine
+        return f"sqlite:///{address.database or ':memory:'}"
+    port = f":{address.port}" if address.port else ""
+    return f"{backend}://{address.host or 'localhost'}{port}/{address.database or ''}"
+
+
+def _postgres(url: str, address: URL, statement_seconds: float) -> AsyncEngine:
+    dsn = "postgresql://" + url.partition("://")[2]
+
+    async def connect() -> "asyncpg.Connection[asyncpg.Record]":
+        # The driver gets the address as it was written: it knows libpq's options, such as sslmode and sslrootcert.
+        connection = await asyncpg.connect(
+            dsn,
+            timeout=CONNECT_SECONDS,
+            command_timeout=statement_seconds,
+            server_settings={"application_name": "llm-runtime"},
+        )
+        # A replica that freezes inside a transaction must not hold its locks for as long as TCP believes in it.
+        await connection.execute(f"SET idle_in_transaction_session_timeout = '{round(3 * statement_seconds)}s'")
+        return connection
+
     return create_async_engine(
-        address,
+        URL.create(address.drivername),
+        async_creator=connect,
         pool_size=POOL_SIZE,
         max_overflow=0,
         pool_timeout=CONNECT_SECONDS,
         pool_pre_ping=True,
-        connect_args={"timeout": CONNECT_SECONDS, "command_timeout": STATEMENT_SECONDS},
+        pool_recycle=1800,
+        hide_parameters=True,
     )
 
 
-def _prepare_sqlite(connection, _record) -> None:  # type: ignore[no-untyped-def]
+def _sqlite(address: URL) -> AsyncEngine:
+    in_memory = not address.database or address.database == ":memory:"
+    if not in_memory:
+        try:
+            Path(str(address.database)).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise errors.ConfigInvalid(f"no folder for the database {address.database}: {error.strerror}") from error
+    # A database in memory lives and dies with its connection.
+    sizes: dict[str, Any] = {"pool_size": 1, "pool_recycle": -1} if in_memory else {"pool_size": POOL_SIZE}
+    engine = create_async_engine(
+        address,
+        connect_args={"timeout": STATEMENT_SECONDS},
+        poolclass=AsyncAdaptedQueuePool,
+        max_overflow=0,
+        pool_timeout=STATEMENT_SECONDS,
+        hide_parameters=True,
+        **sizes,
+    )
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # Python's driver would begin transactions late, and end them before DDL.
     # WAL: the report of a month and the next flush don't wait for each other.
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    reads_only = connection.get_execution_options().get("reads_only")
+    connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")

@@ -24,6 +24,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    Uuid,
 )
 from sqlalchemy.types import TypeDecorator
 
@@ -48,9 +49,6 @@ class Moment(TypeDecorator[datetime]):
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
         return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
 
-
-Counter = BigInteger().with_variant(Integer(), "sqlite")
-"""SQLite numbers rows by itself only in a column that is exactly INTEGER."""
 
 roles = Table(
     "roles",
@@ -90,7 +88,7 @@ api_keys = Table(
 inference_log = Table(
     "inference_log",
     metadata,
-    Column("id", Counter, primary_key=True, autoincrement=True),
+    Column("id", Uuid, primary_key=True),
     Column("at", Moment, nullable=False),
     Column("request_id", String(128), nullable=False),
     Column("key_id", String(64), nullable=False),
@@ -115,7 +113,10 @@ inference_log = Table(
     Index(None, "key_id", "at"),
     Index(None, "at"),
 )
-"""One row for each admitted request: `usage.UsageRow`. `prompt` and `completion` stay NULL unless asked for."""
+"""One row for each admitted request: `usage.UsageRow`. `prompt` and `completion` stay NULL unless asked for.
+
+The writer gives a row its `id`, once: a row that is sent again, as its commit was not acknowledged, is known by it.
+"""
 
 usage_daily = Table(
     "usage_daily",

@@ -28,6 +28,15 @@ def postgres_server() -> Iterator[Postgres]:
         yield server
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/runtime.db"
+    server: Postgres = request.getfixturevalue("postgres_server")
+    return server.create()
+
+
 @pytest.fixture
 def keys_path(tmp_path: Path) -> Path:
     path = tmp_path / "keys.json"

@@ -1,7 +1,7 @@
-"""What a request used: one row for each admitted request, whichever way it ended. Never a prompt, never a key."""
+"""What a request used: one row for each admitted request, whichever way it ended. Never a key."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -62,7 +62,10 @@ class UsageLog(Protocol):
 
 
 class LoggedUsage:
-    """Rows as log lines, for whoever collects logs."""
+    """Rows as log lines, for whoever collects logs. Texts are for the database, and never in a log."""
 
     def write(self, row: UsageRow) -> None:
-        log.info("usage", extra=asdict(row))
+        log.info("usage", extra={name: getattr(row, name) for name in _LOGGED})
+
+
+_LOGGED = tuple(field.name for field in fields(UsageRow) if field.name not in ("prompt", "completion"))

@@ -1,0 +1,144 @@
+"""The tables' versions: bring a database to the newest one, and look at what a database holds.
+
+Migrations only add, so that a replica of the version before goes on working while others are replaced.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from llm_runtime.db.database import Database, DatabaseAway
+
+log = logging.getLogger(__name__)
+
+FOLDER = Path(__file__).parent / "migrations"
+LOCK = 0x6C6C6D01
+"""Of Postgres' advisory locks, the one for migrations."""
+LOCK_POLL_SECONDS = 0.1
+MIGRATION_SECONDS = 900.0
+"""An index on a large table takes minutes, and other replicas wait as long."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableSize:
+    """One table with its indexes."""
+
+    name: str
+    rows: int
+    bytes: int | None
+    """None where the database can't tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a database holds."""
+
+    place: str
+    revision: str | None
+    """None: no migration has run."""
+    head: str
+    """What this program needs."""
+    tables: tuple[TableSize, ...]
+
+    @property
+    def current(self) -> bool:
+        return self.revision == self.head
+
+
+async def upgrade(database: Database) -> None:
+    """Bring an empty or older database to the head. Any number of replicas may call this at once.
+
+    A newer database stays as it is. Raises `DatabaseAway`.
+    """
+    if not database.postgres:  # Its writers wait for each other anyway.
+        async with database.begin() as connection:
+            await connection.run_sync(_upgrade)
+        return
+    patient = Database(database.url, statement_seconds=MIGRATION_SECONDS)
+    try:
+        async with _alone(patient) as connection:
+            await connection.run_sync(_upgrade)
+    finally:
+        await patient.close()
+
+
+async def inspect(database: Database) -> Inspection:
+    """Revision, tables, rows and sizes; reads every table once. Raises `DatabaseAway`."""
+    async with database.read() as connection:
+        revision = await connection.run_sync(_revision)
+        names = await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names())
+        sizes = [await _size(connection, name) for name in sorted(names)]
+    return Inspection(database.place, revision, head(), tuple(sizes))
+
+
+def head() -> str:
+    """The newest revision that this program knows."""
+    return str(ScriptDirectory.from_config(_config()).get_current_head())
+
+
+@asynccontextmanager
+async def _alone(database: Database) -> AsyncIterator[AsyncConnection]:
+    """A transaction that holds the lock of migrations until it ends."""
+    deadline = asyncio.get_running_loop().time() + MIGRATION_SECONDS
+    while True:
+        async with database.begin() as connection:
+            # Tried and not waited for: a waiting statement would be cut by its time limit.
+            if await connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(LOCK))):
+                yield connection
+                return
+        if asyncio.get_running_loop().time() > deadline:
+            raise DatabaseAway(f"another process has been migrating {database.place} for {MIGRATION_SECONDS:.0f} s")
+        await asyncio.sleep(LOCK_POLL_SECONDS)
+
+
+def _upgrade(connection: Connection) -> None:
+    config, before = _config(), _revision(connection)
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if before is not None and before not in known:
+        log.warning("The database is at revision %s, which is newer than this program's %s", before, head())
+        return
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    if before != head():
+        log.info("The database went from revision %s to %s", before, head())
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+async def _size(connection: AsyncConnection, name: str) -> TableSize:
+    table = sa.table(name)
+    rows = await connection.scalar(sa.select(sa.func.count()).select_from(table))
+    return TableSize(name, rows or 0, await _bytes(connection, name))
+
+
+async def _bytes(connection: AsyncConnection, name: str) -> int | None:
+    if connection.dialect.name == "postgresql":
+        statement = sa.text("SELECT pg_total_relation_size(quote_ident(:name)::regclass)")
+    else:
+        compiled = await connection.scalar(sa.text("SELECT sqlite_compileoption_used('ENABLE_DBSTAT_VTAB')"))
+        if not compiled:
+            return None
+        # The first name is that of a table or an index, the second that of the table it belongs to.
+        statement = sa.text("SELECT sum(pgsize) FROM dbstat JOIN sqlite_master USING (name) WHERE tbl_name = :name")
+    found = await connection.scalar(statement, {"name": name})
+    return int(found or 0)

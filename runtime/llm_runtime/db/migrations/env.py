@@ -1,0 +1,13 @@
+"""Alembic's environment: `migrate` hands in the connection, inside whose transaction everything happens."""
+
+from alembic import context
+
+from llm_runtime.db import tables
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=tables.metadata,
+    render_as_batch=True,  # SQLite changes a column only by copying its table.
+)
+with context.begin_transaction():
+    context.run_migrations()
