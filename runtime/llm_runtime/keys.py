@@ -81,7 +81,9 @@ class DatabaseKeys:
 
     async def poll(self) -> None:
         """Take over what has changed. Raises `DatabaseAway`, and what is known stays in force."""
-        async with self._reading, self._database.begin() as connection:
+        # Only the first look may have to write, a salt.
+        transaction = self._database.begin() if self._salt is None else self._database.read()
+        async with self._reading, transaction as connection:
             salt = self._salt or await keystore.read_salt(connection, self._pepper)
             now, count = await keystore.count_keys(connection)
             whole = self._clock() >= self._read_all_at

@@ -80,7 +80,7 @@ class KeyStore:
 
     async def stored(self) -> list[StoredKey]:
         """All keys, the oldest first, revoked ones too."""
-        async with self._database.begin() as connection:
+        async with self._database.read() as connection:
             found = await connection.execute(select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id))
             return [_stored(row) for row in found]
 
@@ -115,7 +115,7 @@ class KeyStore:
 
     async def roles(self) -> dict[str, Tier]:
         """All roles."""
-        async with self._database.begin() as connection:
+        async with self._database.read() as connection:
             return await read_roles(connection)
 
     async def set_role(self, tier: Tier) -> None:

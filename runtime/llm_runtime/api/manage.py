@@ -238,7 +238,7 @@ async def _usage(database: Database, key_id: str, today: date) -> _Usage:
     days = select(table.day, func.sum(tokens), func.sum(table.requests))
     days = days.where(table.key_id == key_id, table.day >= today.replace(day=1)).group_by(table.day)
     try:
-        async with database.begin() as connection:
+        async with database.read() as connection:
             rows = [(day, int(spent), int(requests)) for day, spent, requests in await connection.execute(days)]
     except DatabaseAway:
         return used

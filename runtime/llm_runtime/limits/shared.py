@@ -56,13 +56,13 @@ class SqlStore:
     async def heartbeat(self) -> Presence:
         try:
             async with self._database.begin() as connection:
-                now = await self._begin(connection)
+                now = await self._now(connection)
                 await self._renew(connection, now)
                 await connection.execute(_expired(PRESENCE, now))
                 seen = select(func.count()).where(leases.c.budget == PRESENCE)
                 replicas = (await connection.execute(seen)).scalar_one()
             async with self._database.begin() as connection:
-                now = await self._begin(connection)
+                now = await self._now(connection)
                 await self._reclaim(connection, now)
                 await self._clean(connection, now)
         except DatabaseAway as error:
@@ -78,19 +78,18 @@ class SqlStore:
         except DatabaseAway as error:
             raise StoreAway(str(error)) from error
 
-    async def _begin(self, connection: AsyncConnection) -> float:
-        """The database's clock. SQLite serves this machine alone, and wants to know at once who is going to write."""
+    async def _now(self, connection: AsyncConnection) -> float:
+        """The database's clock, which for SQLite is this machine's."""
         if self._database.postgres:
             answer = await connection.execute(text("SELECT extract(epoch FROM clock_timestamp())::float8"))
             return float(answer.scalar_one())
-        await connection.exec_driver_sql("BEGIN IMMEDIATE")
         return time.time()
 
     async def _try_exchange(self, asks: Sequence[Ask]) -> list[Grant] | None:
         """None where a row is missing: creating it here would lock rows out of order."""
         names = [ask.budget for ask in asks]
         async with self._database.begin() as connection:
-            now = await self._begin(connection)
+            now = await self._now(connection)
             rows = select(budgets).where(budgets.c.id.in_(names)).order_by(budgets.c.id).with_for_update()
             known = {row.id: Bucket(row.used, row.at) for row in await connection.execute(rows)}
             if len(known) < len(names):
@@ -108,7 +107,6 @@ class SqlStore:
     async def _create(self, asks: Sequence[Ask]) -> None:
         rows = [{"id": ask.budget, "used": 0.0, "at": 0.0, "expires_at": _keep_until(ask, time.time())} for ask in asks]
         async with self._database.begin() as connection:
-            await self._begin(connection)
             await connection.execute(self._insert(budgets).on_conflict_do_nothing(), rows)
 
     async def _keep(self, connection: AsyncConnection, sealed: dict[str, int], now: float) -> None:

@@ -34,11 +34,12 @@ def upgrade() -> None:
     op.create_table(
         "budgets",
         Column("id", sa.String(200), nullable=False),
-        Column("granted", sa.BigInteger(), nullable=False),
-        Column("level", sa.Float(), nullable=False),
-        Column("at", sa.Float(), nullable=False),
+        Column("used", sa.Double(), nullable=False),
+        Column("at", sa.Double(), nullable=False),
+        Column("expires_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_budgets"),
     )
+    op.create_index("ix_budgets_expires_at", "budgets", ["expires_at"])
     op.create_table(
         "completion_cache",
         Column("id", sa.String(64), nullable=False),
@@ -82,9 +83,10 @@ def upgrade() -> None:
         Column("replica", sa.String(64), nullable=False),
         Column("budget", sa.String(200), nullable=False),
         Column("amount", sa.BigInteger(), nullable=False),
-        Column("expires_at", sa.Float(), nullable=False),
+        Column("expires_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("replica", "budget", name="pk_leases"),
     )
+    op.create_index("ix_leases_budget_expires_at", "leases", ["budget", "expires_at"])
     op.create_index("ix_leases_expires_at", "leases", ["expires_at"])
     op.create_table(
         "roles",
