@@ -94,8 +94,8 @@ class Account:
 
     def no_place(self) -> errors.Refusal:
         message = (
-            f"{self.slots.limit} requests of this caller are running, which is its limit, and {self.slots.waiting} "
-            "wait for their turn; send fewer at the same time."
+            f"At most {self.slots.limit} requests of this caller run at the same time, and {self.slots.waiting} others "
+            "wait for their turn; send fewer at once."
         )
         retry = self.slots.retry_after_seconds()
         return errors.RateLimited(message, code="concurrent_requests", retry_after_seconds=retry)

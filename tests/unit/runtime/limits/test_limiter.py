@@ -196,7 +196,7 @@ async def test_whoever_waits_too_long_is_told_so(limits: Limiter) -> None:
     who = caller(max_concurrent=2)
     await limits.admit(who, 1)
     await limits.admit(who, 1)
-    with pytest.raises(errors.RateLimited, match="2 requests of this caller are running") as refused:
+    with pytest.raises(errors.RateLimited, match="At most 2 requests of this caller") as refused:
         await limits.admit(who, 1)
     assert refused.value.code == "concurrent_requests"
     assert refused.value.retry_after_seconds is not None
