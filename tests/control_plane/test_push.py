@@ -135,12 +135,40 @@ def test_an_upload_that_breaks_off_leaves_no_version_and_no_run(
         raise OSError("connection reset")
 
     monkeypatch.setattr(MlflowClient, "log_artifact", cut)
+    monkeypatch.setattr(publish, "PAUSE_SECONDS", 0.0)
     pushed = push(mlflow_server, write_model(tmp_path / "source"), name, "--experiment", name)
     assert pushed.exit_code == 1
     assert f"model {name} at" in pushed.stderr
     assert versions(mlflow_server, name) == []
     experiment = client(mlflow_server).get_experiment_by_name(name)
     assert client(mlflow_server).search_runs([experiment.experiment_id]) == []
+
+
+def test_a_fault_that_passes_costs_no_upload(
+    mlflow_server: str, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    faults, send = [OSError("connection reset")], MlflowClient.log_artifact
+
+    def hiccup(self: Any, *arguments: str) -> None:
+        if faults:
+            raise faults.pop()
+        send(self, *arguments)
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", hiccup)
+    monkeypatch.setattr(publish, "PAUSE_SECONDS", 0.0)
+    assert push(mlflow_server, write_model(tmp_path / "source"), name).exit_code == 0
+    assert faults == []
+
+
+@pytest.mark.parametrize("odd", ["Support Bot", "it's", 'the "new" one', "ünï%", "7b.chat"])
+def test_any_name_that_mlflow_takes_is_found_again(mlflow_server: str, tmp_path: Path, odd: str) -> None:
+    source = write_model(tmp_path / "source")
+    pushed = push(mlflow_server, source, odd)
+    assert pushed.exit_code == 0, pushed.stderr
+    assert yaml.safe_load(pushed.stdout)["spec"]["model"]["mlflow"] == {"name": odd, "version": 1}
+    assert "already" in push(mlflow_server, source, odd).stderr
 
 
 def test_a_server_that_does_not_answer_is_told_in_one_line(tmp_path: Path, name: str) -> None:

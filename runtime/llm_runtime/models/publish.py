@@ -8,7 +8,8 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelNotFound
+from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelNotFound, RegistryUnreachable
 from llm_runtime.models.package import Package
 from llm_runtime.models.progress import Progress
 from llm_runtime.models.registry import MlflowRegistry, fatal_of
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 TAG = "llm-operator.dev"
 DIGEST_TAG, KIND_TAG, BASE_TAG = f"{TAG}/digest", f"{TAG}/kind", f"{TAG}/base-model"
 PARALLEL_FILES = 4
+ATTEMPTS = 4
+PAUSE_SECONDS = 1.0
 UPLOAD_SETTINGS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3600", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 """The time-out is for one request, and a shard is one."""
 
@@ -76,7 +79,8 @@ def publish(package: Package, wish: Wish, tracking_uri: str, progress: Progress)
         _ensure_model(client, wish.name)
         known = None if wish.again else _known(client, wish.name, digest)
         version = known or _upload(client, registry, package, wish, digest, progress)
-        for key, value in wish.tags.items():
+        named = {BASE_TAG: wish.base_model} if wish.base_model else {}
+        for key, value in {**named, **wish.tags}.items():
             client.set_model_version_tag(wish.name, version, key, value)
         if wish.alias:
             client.set_registered_model_alias(wish.name, wish.alias, version)
@@ -108,8 +112,9 @@ def _ensure_model(client: Any, name: str) -> None:
 
 
 def _known(client: Any, name: str, digest: str) -> str | None:
-    quoted = name.replace("'", "\\'")
-    found = client.search_model_versions(f"name = '{quoted}' and tags.`{DIGEST_TAG}` = '{digest}'")
+    # MLflow's filters know no escapes, but two kinds of quotes.
+    quote = '"' if "'" in name else "'"
+    found = client.search_model_versions(f"name = {quote}{name}{quote} and tags.`{DIGEST_TAG}` = '{digest}'")
     ready = sorted((int(version.version) for version in found if version.status == "READY"), reverse=True)
     return str(ready[0]) if ready else None
 
@@ -156,7 +161,7 @@ def _send(client: Any, run_id: str, package: Package, progress: Progress) -> Non
     progress(0, total)
 
     def send(file: Path) -> None:
-        client.log_artifact(run_id, str(file), package.kind)
+        _patiently(f"uploading {file.name}", lambda: client.log_artifact(run_id, str(file), package.kind))
         with lock:
             done[0] += file.stat().st_size
             progress(done[0], total)
@@ -169,6 +174,20 @@ def _send(client: Any, run_id: str, package: Package, progress: Progress) -> Non
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _patiently(what: str, attempt: Callable[[], None]) -> None:
+    """Try again after transient faults, with growing pauses: one must not cost an upload of many gigabytes."""
+    for failures in range(1, ATTEMPTS + 1):
+        try:
+            attempt()
+            return
+        except Exception as error:
+            fatal = fatal_of(error, what)
+            if failures == ATTEMPTS or not isinstance(fatal, RegistryUnreachable):
+                raise
+            log.warning("trying again", extra={"what": what, "error": str(fatal)})
+            time.sleep(PAUSE_SECONDS * 2**failures)
 
 
 def _check_arrived(registry: MlflowRegistry, location: str, package: Package) -> None:
