@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm_runtime import errors, logs, settings
+from llm_runtime.commands import db, usage
 from llm_runtime.contract import CONFIG_FLAG, KEYS_FLAG, MODEL_FOLDER, MODELS_FLAG, FatalReport, RuntimeConfig
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+cli.add_typer(db.cli, name="db")
+cli.command("usage")(usage.usage)
 
 Config = Annotated[Path | None, typer.Option(CONFIG_FLAG, help="Configuration, JSON or YAML. None: the environment.")]
 Keys = Annotated[Path | None, typer.Option(KEYS_FLAG, help="Key file. None: the one key in API_KEY.")]
