@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm_runtime import errors, logs, settings
-from llm_runtime.commands import keys as keys_command
-from llm_runtime.commands import roles as roles_command
+from llm_runtime.commands import db, keys, roles, usage
 from llm_runtime.commands.push import push
 from llm_runtime.contract import CONFIG_FLAG, KEYS_FLAG, MODEL_FOLDER, MODELS_FLAG, FatalReport, RuntimeConfig
 
@@ -28,8 +27,11 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-cli.add_typer(keys_command.cli, name="keys")
-cli.add_typer(roles_command.cli, name="roles")
+cli.add_typer(keys.cli, name="keys")
+cli.add_typer(roles.cli, name="roles")
+cli.add_typer(db.cli, name="db")
+cli.command()(usage.usage)
+cli.command()(push)
 
 Config = Annotated[Path | None, typer.Option(CONFIG_FLAG, help="Configuration, JSON or YAML. None: the environment.")]
 Keys = Annotated[
@@ -58,9 +60,6 @@ def fetch(config: Config = None, models: Models = Path("models")) -> None:
     """Bring the model into the models folder, verified, and leave a link to it for `serve`."""
     with _fatal_is_last_line():
         _fetch(_settings(config).config, models)
-
-
-cli.command()(push)
 
 
 def main() -> None:

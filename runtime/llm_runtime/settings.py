@@ -115,6 +115,26 @@ def _secret(value: SecretStr | None) -> str | None:
     return value.get_secret_value() or None if value else None
 
 
+class _DatabaseEnvironment(BaseSettings):
+    """The part of the environment that tells where the database is."""
+
+    model_config = SettingsConfigDict(env_nested_delimiter="__", env_file_encoding="utf-8", extra="ignore")
+
+    database: dict[str, Any] = {}
+    database_url: str = ""
+
+
+def database_url(config_file: Path | None, env_file: Path | None = Path(".env")) -> str:
+    """The database's address alone, for commands that need no model. "": the default. Raises `SettingsInvalid`."""
+    try:
+        environment = _DatabaseEnvironment(_env_file=env_file)
+    except (ValidationError, ValueError) as error:
+        raise SettingsInvalid(f"environment: {_explain(error)}") from error
+    section = _read(config_file).get("database") if config_file else None
+    below = section.get("url") if isinstance(section, Mapping) else None
+    return environment.database_url or str(environment.database.get("url") or below or "")
+
+
 def _read(file: Path) -> dict[str, Any]:
     """JSON is YAML too. Keys come out in Python's spelling, so that an override meets what it overrides."""
     try:

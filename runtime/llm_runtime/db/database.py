@@ -2,8 +2,9 @@
 
 import logging
 import re
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Database:
         self.url, self.place = url or DEFAULT_URL, _place(address)
         """`place` is the address for people: without account, password and options."""
         self.postgres = address.get_backend_name() == "postgresql"
-        self._engine = _postgres(self.url, address, statement_seconds) if self.postgres else _sqlite(address)
+        self._engine = _postgres(address, statement_seconds) if self.postgres else _sqlite(address)
         self.away = False
         """Whether the last attempt failed, for readiness and metrics."""
 
@@ -112,10 +113,12 @@ def _is_away(error: Exception) -> bool:
 def _address(url: str) -> URL:
     try:
         address = make_url(url)
+        if "@" in (address.host or ""):
+            raise ValueError  # The password has an @: its end would pass for the host's name, and be logged.
     except (ArgumentError, ValueError):
         # Not even as its cause: the parser's message quotes what it could not read, such as half a password.
         message = "the database's address can't be read: write postgresql://user:password@host/name or sqlite:///file"
-        raise errors.ConfigInvalid(f"{message}; in a password write @ : / as %40 %3A %2F") from None
+        raise errors.ConfigInvalid(f"{message}; in a password write @ as %40") from None
     backend = address.drivername.partition("+")[0]
     if backend not in DRIVERS:
         raise errors.ConfigInvalid(f"{backend} is no database of ours: write postgresql://… or sqlite:///file")
@@ -130,11 +133,11 @@ def _place(address: URL) -> str:
     return f"{backend}://{address.host or 'localhost'}{port}/{address.database or ''}"
 
 
-def _postgres(url: str, address: URL, statement_seconds: float) -> AsyncEngine:
-    dsn = "postgresql://" + url.partition("://")[2]
+def _postgres(address: URL, statement_seconds: float) -> AsyncEngine:
+    dsn = address.set(drivername="postgresql").render_as_string(hide_password=False)
 
     async def connect() -> "asyncpg.Connection[asyncpg.Record]":
-        # The driver gets the address as it was written: it knows libpq's options, such as sslmode and sslrootcert.
+        # The driver gets the whole address: it knows libpq's options, such as sslmode and sslrootcert.
         connection = await asyncpg.connect(
             dsn,
             timeout=CONNECT_SECONDS,
@@ -183,7 +186,10 @@ def _sqlite(address: URL) -> AsyncEngine:
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # Python's driver would begin transactions late, and end them before DDL.
     # WAL: the report of a month and the next flush don't wait for each other.
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+    # Locked: somebody else is turning it on, for all connections and for good.
+    with suppress(sqlite3.OperationalError):
+        connection.execute("PRAGMA journal_mode=WAL").close()
+    for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 

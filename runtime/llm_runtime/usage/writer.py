@@ -100,7 +100,8 @@ class DatabaseUsage:
             except DatabaseAway:
                 await self._pause(retry_seconds)
             except (OperationalError, ProgrammingError) as fault:
-                log.error("No usage can be written: %s; has `llm-runtime db upgrade` run?", explain(fault))
+                if retry_seconds == FIRST_RETRY_SECONDS:
+                    log.error("No usage can be written: %s; has `llm-runtime db upgrade` run?", explain(fault))
                 await self._pause(retry_seconds)
             else:
                 self._metrics.usage_written.inc(len(self._batch) - refused)
