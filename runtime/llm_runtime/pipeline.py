@@ -85,7 +85,7 @@ class Pipeline:
         self.idempotency = idempotency or IdempotencyKeys()
         self._filters, self._model = Filters(config.server.filters), model_digest(config)
         self._books, self._metrics = Books(config, metrics, usage, clock), metrics
-        metrics.cache_entries.set_function(cache.__len__ if cache else lambda: 0)
+        metrics.cache_entries.set_function(lambda: cache.entries if cache else 0)
 
     async def start(self, job: Job) -> Generation:
         """Admit a job. Whatever it can be refused for is raised here, before a byte is answered."""

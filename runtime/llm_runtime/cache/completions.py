@@ -44,12 +44,14 @@ class CompletionCache:
         self._store = store
         self.hits = self.misses = 0
 
-    def __len__(self) -> int:
+    @property
+    def entries(self) -> int:
+        """Answers in memory."""
         return len(self._entries)
 
     def statistics(self) -> CacheStatistics:
         size = int(self._entries.maxsize)
-        return CacheStatistics(len(self), size, self.hits, self.misses, len(self._flights))
+        return CacheStatistics(self.entries, size, self.hits, self.misses, len(self._flights))
 
     async def find(self, key: str, *, tenant: str, model: str, timeout_seconds: float) -> Answer | Turn:
         """The answer, or the turn to make it. Waits for whoever is making it now; should that fail, the next leads.
