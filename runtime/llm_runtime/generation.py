@@ -1,10 +1,11 @@
 """An admitted job: its events on their way out, and the account of it at its end, whichever way it ends."""
 
+import asyncio
 import hashlib
 import logging
 from asyncio import CancelledError
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -82,6 +83,7 @@ class Generation:
         self._first_token_seconds: float | None = None
         self._token_at: list[float | None] = [None] * choices
         self._started_at = books.clock()
+        self._open = True
         self._said = [Choice() for _ in range(choices)] if turns or books.config.database.store_prompts else []
 
     async def __aenter__(self) -> "Generation":
@@ -93,10 +95,21 @@ class Generation:
         try:
             await close(self._streams)
         finally:
-            self._admission.settle(self._billed)
-            for turn in self._turns:
-                turn.drop()
-            self._books.usage.write(self._row(_outcome(fault)))
+            self._account(_outcome(fault))
+
+    def __del__(self) -> None:
+        # A shutdown may cancel whoever was about to enter it: its place, and those who wait for it, must not stay.
+        if self._open:
+            with suppress(RuntimeError):  # Without a running loop the engine has ended as well.
+                asyncio.get_running_loop().create_task(close(self._streams))
+            self._account(Outcome.CANCELLED)
+
+    def _account(self, outcome: Outcome) -> None:
+        self._open = False
+        self._admission.settle(self._billed)
+        for turn in self._turns:
+            turn.drop()
+        self._books.usage.write(self._row(outcome))
 
     @property
     def _billed(self) -> int:

@@ -1,6 +1,7 @@
 """What a dialect asks of the pipeline."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,11 +61,19 @@ def characters(prompt: Prompt) -> int:
     """Length of its texts."""
     if isinstance(prompt, str):
         return len(prompt)
-    return sum(_length(part.get("content")) for part in prompt if isinstance(part, Mapping))
+    return sum(map(_length, (value for part in prompt if isinstance(part, dict) for value in _written(part))))
 
 
-def _length(content: object) -> int:
-    return len(content) if isinstance(content, str) else 0
+def _written(message: dict[str, Any]) -> Iterator[object]:
+    """What a template writes of a message."""
+    yield message.get("content")
+    yield message.get("tool_calls")
+
+
+def _length(value: object) -> int:
+    if isinstance(value, str):
+        return len(value)
+    return len(json.dumps(value, ensure_ascii=False)) if value else 0
 
 
 def forget(job: Job, count: int) -> Job:
@@ -73,5 +82,6 @@ def forget(job: Job, count: int) -> Job:
     [prompt] = job.prompts
     messages = [message for message in prompt if isinstance(message, dict)]
     keep = 1 if messages[0]["role"] == "system" else 0
+    count = min(count, len(messages) - keep - 1)
     left = (*messages[:keep], *messages[keep + count :])
-    return replace(job, prompts=(left,), forgettable=job.forgettable - count)
+    return replace(job, prompts=(left,), forgettable=job.forgettable - count if count else 0)

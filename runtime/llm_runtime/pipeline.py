@@ -13,6 +13,7 @@ from typing import Protocol
 from llm_runtime import errors
 from llm_runtime.cache.answer import Answer, Turn
 from llm_runtime.cache.completions import CompletionCache
+from llm_runtime.cache.idempotency import HEADER as IDEMPOTENCY_KEY
 from llm_runtime.cache.idempotency import IdempotencyKeys
 from llm_runtime.cache.key import job_digest, model_digest
 from llm_runtime.contract import RuntimeConfig
@@ -25,6 +26,7 @@ from llm_runtime.usage import UsageLog
 
 # All that a dialect needs.
 __all__ = [
+    "IDEMPOTENCY_KEY",
     "MAX_CHOICES",
     "NOT_ASKED",
     "Choice",

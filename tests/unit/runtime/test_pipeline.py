@@ -167,3 +167,26 @@ async def test_a_long_conversation_forgets_its_oldest_messages_where_it_may() ->
     [seen] = road.engine.codec.chats[-1:]
     assert seen[-1]["content"] == "w39 x"
     assert seen[0]["role"] == "user"
+
+
+async def test_a_generation_that_nobody_enters_is_let_go_with_its_last_reference() -> None:
+    road = Road()
+    generation = await road.pipeline.start(job())
+    del generation
+    await asyncio.sleep(0)
+    await until(lambda: not road.engine.running)
+    assert road.rows[0].outcome is Outcome.CANCELLED
+    road.assert_nothing_is_held()
+
+
+async def test_a_conversation_keeps_its_system_message_and_its_last_one() -> None:
+    talk = (
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "x" * 40_000},
+        {"role": "user", "content": "q"},
+    )
+    road = Road()
+    await road.answer(talk, forgettable=9)
+    assert road.engine.codec.chats[-1] == [talk[0], talk[2]]
+    with pytest.raises(errors.InvalidRequest):
+        await road.answer(({"role": "user", "content": "x" * 40_000},), forgettable=9)
