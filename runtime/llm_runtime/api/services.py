@@ -17,6 +17,7 @@ from starlette.requests import HTTPConnection
 from llm_runtime import errors
 from llm_runtime.auth import Keys, Tiers, authenticate
 from llm_runtime.contract import FatalReport, RuntimeConfig
+from llm_runtime.filters import Filters
 from llm_runtime.metrics import Metrics
 from llm_runtime.pipeline import Pipeline
 from llm_runtime.request import Caller, Engine, TextCodec
@@ -61,7 +62,11 @@ class Services:
         metrics: Metrics | None = None,
         usage: UsageLog | None = None,
     ) -> None:
-        """`load` must not hold up the event loop: see `in_thread`. Without `keys` every caller is anonymous."""
+        """`load` must not hold up the event loop: see `in_thread`. Without `keys` every caller is anonymous.
+
+        Raises `errors.ConfigInvalid` for a filter's pattern: before the model is loaded, not after.
+        """
+        Filters(config.server.filters)
         self.config, self.keys, self._load = config, keys, load
         self.tiers = Tiers(config.tiers, config.default_tier)
         self.metrics = metrics or Metrics()

@@ -5,8 +5,10 @@ import time
 
 import pytest
 
+from harness import config
 from llm_runtime import errors
-from llm_runtime.contract import FilterPattern, FiltersConfig
+from llm_runtime.api.services import Services, in_thread
+from llm_runtime.contract import FilterPattern, FiltersConfig, ServerConfig
 from llm_runtime.filters import Filters, Mask
 from llm_runtime.filters.finder import Finder
 from llm_runtime.filters.mask import MAX_HELD, masked
@@ -175,3 +177,10 @@ def test_filters_that_are_off_touch_nothing() -> None:
     filters = Filters(FiltersConfig())
     assert filters.prompts(asked) is asked
     assert filters.masks(3) == []
+
+
+def test_a_pattern_that_can_not_be_used_ends_the_start_before_the_model_is_loaded() -> None:
+    filters = FiltersConfig(patterns=(FilterPattern(name="house-rule", regex="("),))
+    settings = config(ServerConfig(filters=filters))
+    with pytest.raises(errors.ConfigInvalid, match="house-rule"):
+        Services(settings, in_thread(lambda: pytest.fail("loaded")))
