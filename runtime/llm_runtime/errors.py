@@ -5,11 +5,12 @@ Refusal (an answer to one request)           Fatal (the process can't serve)
 ├── Unauthorized        401                  ├── ModelNotFound
 ├── Forbidden           403                  ├── ModelCorrupt
 ├── NotFound            404                  ├── ModelUnsupported
-├── PayloadTooLarge     413                  ├── DiskFull
-├── QueueFull           429                  ├── OutOfMemory
-├── RateLimited         429                  ├── RegistryDenied
-│   └── LimitTooSmall                        ├── RegistryUnreachable
-├── QuotaExceeded       429                  └── EngineFailed (any of these, in the engine's process)
+├── Conflict            409                  ├── DiskFull
+├── PayloadTooLarge     413                  ├── OutOfMemory
+├── QueueFull           429                  ├── RegistryDenied
+├── RateLimited         429                  ├── RegistryUnreachable
+│   └── LimitTooSmall                        └── EngineFailed (any of these, in the engine's process)
+├── QuotaExceeded       429
 ├── ServiceUnavailable  503
 └── GenerationFailed    500
 """
@@ -63,6 +64,12 @@ class MethodNotAllowed(Refusal):
     """The path is there, for another method."""
 
     status, error, openai_type = 405, "method_not_allowed", "invalid_request_error"
+
+
+class Conflict(Refusal):
+    """The same request is being answered already."""
+
+    status, error, openai_type = 409, "conflict", "invalid_request_error"
 
 
 class PayloadTooLarge(Refusal):

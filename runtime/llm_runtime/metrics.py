@@ -109,6 +109,11 @@ class Metrics:
         self.errors = Counter("api_errors_total", "Error answers.", ["type"], registry=registry)
         self.tokens = Counter("tokens_generated_total", "Tokens generated.", ["model"], registry=registry)
         self.prompt_tokens = Counter("prompt_tokens_total", "Prompt tokens admitted.", ["model"], registry=registry)
+        self.cache_lookups = Counter(
+            "llm_completion_cache_lookups_total", "Deterministic requests, by what the completion cache had for them.",
+            ["result"], registry=registry,
+        )  # fmt: skip
+        self.cache_entries = Gauge("llm_completion_cache_entries", "Answers in memory.", registry=registry)
         self.first_token = Histogram(
             "llm_time_to_first_token_seconds", "From admission to the first token.",
             buckets=FIRST_TOKEN_BUCKETS, registry=registry,

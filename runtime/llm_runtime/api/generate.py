@@ -25,7 +25,7 @@ from llm_runtime.api.body import (
     sampling,
 )
 from llm_runtime.api.guard import SECURITY, GenerationRoute
-from llm_runtime.pipeline import NOT_ASKED, Generation, Job, Pipeline, text_of
+from llm_runtime.pipeline import IDEMPOTENCY_KEY, NOT_ASKED, Generation, Job, Pipeline, text_of
 from llm_runtime.stream import EventStream, sse, while_connected
 
 router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["generate"])
@@ -127,4 +127,5 @@ def _job(body: GenerateBody, request: Request) -> Job:
         default_max_tokens=DEFAULT_MAX_TOKENS,
         stream=endpoint == "/v1/stream",
         caller=request.state.caller,
+        idempotency_key=request.headers.get(IDEMPOTENCY_KEY),
     )

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from llm_runtime import logs
 from llm_runtime.api.body import Body, MaxTokens, Stops, Temperature, Text, TopP, sampling
 from llm_runtime.api.guard import SECURITY, GenerationRoute
-from llm_runtime.pipeline import NOT_ASKED, Job, Pipeline, model_version
+from llm_runtime.pipeline import IDEMPOTENCY_KEY, NOT_ASKED, Job, Pipeline, model_version
 from llm_runtime.stream import while_connected
 
 router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["predict"])
@@ -74,4 +74,5 @@ def _job(body: PredictBody, request: Request) -> Job:
         ),
         default_max_tokens=DEFAULT_MAX_LENGTH,
         caller=request.state.caller,
+        idempotency_key=request.headers.get(IDEMPOTENCY_KEY),
     )

@@ -20,6 +20,7 @@ from llm_runtime.api.access import KEY_HINT, Limiter, Management, offered
 from llm_runtime.auth import NO_ROLES, Keys, Tiers, authenticate
 from llm_runtime.contract import FatalReport, RuntimeConfig
 from llm_runtime.db.database import Database
+from llm_runtime.filters import Filters
 from llm_runtime.metrics import Metrics
 from llm_runtime.pipeline import Pipeline
 from llm_runtime.request import Caller, Engine, TextCodec
@@ -74,7 +75,10 @@ class Services:
     ) -> None:
         """`load` must not hold up the event loop: see `in_thread`. Without `keys` every caller is anonymous, without
         `management` nobody manages. `parts` are entered before the start and left after the end.
+
+        Raises `errors.ConfigInvalid` for a filter's pattern: before the model is loaded, not after.
         """
+        Filters(config.server.filters)
         self.config, self.keys, self._load = config, keys, load
         self.configured = config
         """As at the start; `config` is that of the model that serves."""

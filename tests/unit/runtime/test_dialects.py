@@ -86,3 +86,21 @@ async def test_generate_refuses_another_model_and_streaming_here(api: Harness) -
     assert (await api.client.post("/v1/generate", json={"prompt": "a", "model": "other"})).status_code == 404
     refused = await api.client.post("/v1/generate", json={"prompt": "a", "stream": True})
     assert (refused.status_code, refused.json()["details"]["field"]) == (400, "stream")
+
+
+async def test_idempotency_key_is_read_by_every_dialect(api: Harness) -> None:
+    bodies: dict[str, dict[str, object]] = {
+        "/v1/completions": {"model": "support-bot", "prompt": "a"},
+        "/v1/chat/completions": {"model": "support-bot", "messages": [{"role": "user", "content": "a"}]},
+        "/v1/generate": {"prompt": "b"},
+        "/predict": {"prompt": "c"},
+    }
+    for path, body in bodies.items():
+        headers = {"Idempotency-Key": path}
+        answers = [await api.client.post(path, json=body, headers=headers) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        other = await api.client.post(path, json=body | {"temperature": 0.3}, headers=headers)
+        assert other.status_code == 400
+        assert "idempotency_key_reused" in other.text
+    assert len(api.engine.requests) == len(bodies)
+    assert [row.cached for row in api.rows] == [False, True] * len(bodies)

@@ -24,7 +24,7 @@ from llm_runtime.api.openai.common import (
     usage,
 )
 from llm_runtime.auth import check_adapter
-from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Generation, Job, Pipeline, text_of
+from llm_runtime.pipeline import IDEMPOTENCY_KEY, MAX_CHOICES, NOT_ASKED, Generation, Job, Pipeline, text_of
 from llm_runtime.request import TextCodec, TokenEvent
 from llm_runtime.stream import while_connected
 
@@ -89,6 +89,7 @@ class CompletionBody(OpenAIBody):
             stream=self.stream,
             caller=request.state.caller,
             user=self.user,
+            idempotency_key=request.headers.get(IDEMPOTENCY_KEY),
         )
 
 

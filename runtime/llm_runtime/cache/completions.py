@@ -1,0 +1,130 @@
+"""The completion cache: equal deterministic requests of one tenant are computed once, also when they come together."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cachetools import TTLCache
+
+from llm_runtime import errors
+from llm_runtime.cache.answer import MAX_CHARACTERS, Answer, Turn
+from llm_runtime.cache.store import AnswerStore
+from llm_runtime.contract import CompletionCacheConfig
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatistics:
+    """For `/status`."""
+
+    entries: int
+    max_entries: int
+    hits: int
+    misses: int
+    waiting: int
+    """Answers that are being computed now, for others to take."""
+
+    @property
+    def hit_ratio(self) -> float:
+        asked = self.hits + self.misses
+        return self.hits / asked if asked else 0.0
+
+
+class CompletionCache:
+    """Answers by digest: in memory those asked for last, behind it the database where there is one."""
+
+    def __init__(
+        self,
+        config: CompletionCacheConfig,
+        store: AnswerStore | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._entries: TTLCache[str, Answer] = TTLCache(config.entries, config.ttl_seconds, timer=clock)
+        self._flights: dict[str, _Flight] = {}
+        self._store = store
+        self.hits = self.misses = 0
+
+    @property
+    def entries(self) -> int:
+        """Answers in memory."""
+        return len(self._entries)
+
+    def statistics(self) -> CacheStatistics:
+        size = int(self._entries.maxsize)
+        return CacheStatistics(self.entries, size, self.hits, self.misses, len(self._flights))
+
+    async def find(self, key: str, *, tenant: str, model: str, timeout_seconds: float) -> Answer | Turn:
+        """The answer, or the turn to make it. Waits for whoever is making it now; should that fail, the next leads.
+
+        Raises `errors.RequestTimeout`.
+        """
+        answer: Answer | None
+        if (answer := self._entries.get(key)) is None:
+            deadline = time.monotonic() + timeout_seconds
+            while flight := self._flights.get(key):
+                if answer := await flight.landed(deadline - time.monotonic()):
+                    break
+            else:
+                turn = _Flight(self, key, tenant, model)
+                answer = await self._lead(turn)
+                if answer is None:
+                    self.misses += 1
+                    return turn
+        self.hits += 1
+        return answer
+
+    async def _lead(self, turn: "_Flight") -> Answer | None:
+        """Look in the database, as the one who does so for all."""
+        self._flights[turn.key] = turn
+        if self._store is None:
+            return None
+        try:
+            answer = await self._store.get(turn.key)
+        except BaseException:
+            turn.drop()
+            raise
+        if answer:
+            self.land(turn, answer)
+        return answer
+
+    def land(self, flight: "_Flight", answer: Answer | None) -> bool:
+        """A leader's end. True when its answer was kept."""
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
+        if not flight.result.done():
+            flight.result.set_result(answer)
+        kept = answer is not None and answer.characters <= MAX_CHARACTERS
+        if answer is not None and kept:
+            self._entries[flight.key] = answer
+        return kept
+
+    def store(self, flight: "_Flight", answer: Answer) -> None:
+        """Write behind."""
+        if self._store:
+            self._store.put(flight.key, flight.tenant, flight.model, answer)
+
+
+class _Flight:
+    """A `Turn` that others wait for."""
+
+    def __init__(self, cache: CompletionCache, key: str, tenant: str, model: str) -> None:
+        self.key, self.tenant, self.model = key, tenant, model
+        self.result: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        self._cache = cache
+
+    def keep(self, answer: Answer) -> None:
+        if not self.result.done() and self._cache.land(self, answer):
+            self._cache.store(self, answer)
+
+    def drop(self) -> None:
+        if not self.result.done():
+            self._cache.land(self, None)
+
+    async def landed(self, timeout_seconds: float) -> Answer | None:
+        """The leader's answer; None if there will be none from it."""
+        # Not `wait_for`: a follower that leaves must not cancel what the others wait for.
+        done, _ = await asyncio.wait({self.result}, timeout=max(0.0, timeout_seconds))
+        if not done:
+            message = "An equal request was still being answered when this one's time was over; try again."
+            raise errors.RequestTimeout(message, code="request_timeout")
+        return self.result.result()

@@ -1,0 +1,80 @@
+"""`Idempotency-Key`: a request sent again under its own name gets the answer that it got, whatever the sampling.
+
+As Stripe has it: while the first runs the second gets 409, and the same key with another request is refused. Only whole
+answers are kept; after a failure the key is free again.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cachetools import TTLCache
+
+from llm_runtime import errors
+from llm_runtime.cache.answer import MAX_CHARACTERS, Answer, Turn
+
+HEADER = "Idempotency-Key"
+MAX_KEY_CHARACTERS = 255
+TTL_SECONDS = 24 * 3600
+ENTRIES = 10_000
+
+
+@dataclass(slots=True)
+class _Known:
+    digest: str
+    answer: Answer | None = None
+
+
+class IdempotencyKeys:
+    """Keys of all tenants on this replica; the one not used for longest goes."""
+
+    def __init__(
+        self, entries: int = ENTRIES, ttl_seconds: float = TTL_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._answered: TTLCache[str, _Known] = TTLCache(entries, ttl_seconds, timer=clock)
+        self._running: dict[str, _Known] = {}
+
+    def claim(self, tenant: str, key: str, digest: str) -> Answer | Turn:
+        """The answer that `key` got, or the turn to make it. `digest` is the request's.
+
+        Raises `errors.InvalidRequest` for a key that can't be one or stands for another request, `errors.Conflict`
+        while the first request of that name runs.
+        """
+        if not 0 < len(key) <= MAX_KEY_CHARACTERS:
+            message = f"{HEADER} must have 1 to {MAX_KEY_CHARACTERS} characters."
+            raise errors.InvalidRequest(message, param=HEADER, code="invalid_idempotency_key")
+        place = hashlib.sha256(repr((tenant, key)).encode()).hexdigest()
+        known = self._running.get(place) or self._answered.get(place)
+        if known is None:
+            known = self._running[place] = _Known(digest)
+            return _Claim(self, place, known)
+        if known.digest != digest:
+            message = f"This {HEADER} was sent with another request; use a new key for each request."
+            raise errors.InvalidRequest(message, param=HEADER, code="idempotency_key_reused")
+        if known.answer is None:
+            message = f"The first request with this {HEADER} is still being answered; try again in a moment."
+            raise errors.Conflict(message, param=HEADER, code="idempotency_conflict")
+        return known.answer
+
+    def release(self, place: str, known: _Known) -> None:
+        """The request that held `place` has ended."""
+        if self._running.get(place) is known:
+            del self._running[place]
+            if known.answer:
+                self._answered[place] = known
+
+
+class _Claim:
+    """A `Turn`."""
+
+    def __init__(self, keys: IdempotencyKeys, place: str, known: _Known) -> None:
+        self._keys, self._place, self._known = keys, place, known
+
+    def keep(self, answer: Answer) -> None:
+        if answer.characters <= MAX_CHARACTERS:
+            self._known.answer = answer
+        self.drop()
+
+    def drop(self) -> None:
+        self._keys.release(self._place, self._known)

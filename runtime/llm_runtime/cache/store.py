@@ -1,0 +1,121 @@
+"""The second level of the completion cache: for other replicas and later starts. A database that is away is a miss."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from llm_runtime.cache.answer import Answer, from_json, to_json
+from llm_runtime.db.database import Database, DatabaseAway
+from llm_runtime.db.tables import completion_cache as table
+
+log = logging.getLogger(__name__)
+
+LOOKUP_SECONDS = 0.25
+"""Longest that a request waits for the database; a model often needs no longer for its first token."""
+RETRY_SECONDS = 5.0
+"""So long after a failure nobody asks."""
+BATCH_SECONDS = 0.2
+BATCH = 100
+MAX_PENDING = 1000
+"""Answers that wait to be written; then the oldest are left out."""
+PURGE_SECONDS = 600.0
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class AnswerStore:
+    """Answers in the database. Enter it: it writes in the background, and what waits at its end."""
+
+    def __init__(self, database: Database, ttl_seconds: int, now: Callable[[], datetime] = _now) -> None:
+        self._database, self._ttl, self._now = database, timedelta(seconds=ttl_seconds), now
+        self._pending: dict[str, dict[str, Any]] = {}
+        self._wake = asyncio.Event()
+        self._not_before = self._purged_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "AnswerStore":
+        self._task = asyncio.create_task(self._write_behind())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        with suppress(DatabaseAway):
+            while self._pending:
+                await self._write()
+
+    async def get(self, id_: str) -> Answer | None:
+        """A kept answer. Never raises for the database's sake."""
+        if time.monotonic() < self._not_before:
+            return None
+        wanted = select(table.c.answer).where(table.c.id == id_, table.c.expires_at > self._now())
+        try:
+            async with asyncio.timeout(LOOKUP_SECONDS), self._database.begin() as connection:
+                stored = (await connection.execute(wanted)).scalar_one_or_none()
+            return from_json(stored) if stored else None
+        except (DatabaseAway, TimeoutError):
+            self._not_before = time.monotonic() + RETRY_SECONDS
+        except (LookupError, TypeError, ValueError):
+            log.warning("An answer in the database is of another version; it is computed again")
+        return None
+
+    def put(self, id_: str, tenant: str, model: str, answer: Answer) -> None:
+        """Keep an answer, soon."""
+        while len(self._pending) >= MAX_PENDING:
+            del self._pending[next(iter(self._pending))]
+        expires_at = self._now() + self._ttl
+        row = {"id": id_, "tenant": tenant[:64], "model": model[:200], "expires_at": expires_at}
+        self._pending[id_] = {**row, "answer": to_json(answer)}
+        self._wake.set()
+
+    async def _write_behind(self) -> None:
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(BATCH_SECONDS)
+            self._wake.clear()
+            try:
+                while self._pending:
+                    await self._write()
+                await self._purge()
+            except DatabaseAway:
+                self._wake.set()
+                await asyncio.sleep(RETRY_SECONDS)
+            except Exception:
+                log.exception("Answers could not be written; they are left out of the database")
+
+    async def _write(self) -> None:
+        batch = [self._pending[id_] for id_ in list(self._pending)[:BATCH]]
+        insert: Any = (postgresql if self._database.postgres else sqlite).insert(table)
+        fresh = {name: insert.excluded[name] for name in ("answer", "expires_at")}
+        try:
+            # Sorted: replicas that write the same rows lock them in one order.
+            rows = sorted(batch, key=lambda row: str(row["id"]))
+            async with self._database.begin() as connection:
+                await connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=fresh), rows)
+        except DatabaseAway:
+            raise
+        except Exception:
+            self._forget(batch)
+            raise
+        self._forget(batch)
+
+    def _forget(self, batch: list[dict[str, Any]]) -> None:
+        for row in batch:
+            if self._pending.get(row["id"]) is row:
+                del self._pending[row["id"]]
+
+    async def _purge(self) -> None:
+        if time.monotonic() - self._purged_at > PURGE_SECONDS:
+            async with self._database.begin() as connection:
+                await connection.execute(delete(table).where(table.c.expires_at <= self._now()))
+            self._purged_at = time.monotonic()

@@ -1,0 +1,72 @@
+"""One answer on its way out: matches masked, control characters gone, and as little held back as can be."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from llm_runtime.filters.finder import Finder
+from llm_runtime.request import TokenEvent
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+")
+"""Unicode's control characters but tab, line feed and carriage return: terminals obey them."""
+MAX_HELD = 4096
+"""Bytes that are held back at most: nothing longer is recognised while it streams."""
+
+
+def masked(finder: Finder, text: str) -> tuple[str, list[str]]:
+    """`text` with `[NAME]` for each match, and the names."""
+    data = text.encode()
+    found = finder.find(data)
+    return (_replaced(data, found, 0, len(data)), [name for _, _, name in found]) if found else (text, [])
+
+
+class Mask:
+    """What has come of one answer and not gone out yet."""
+
+    def __init__(self, finder: Finder) -> None:
+        self._finder = finder
+        self._before = self._held = b""
+        """The last character that went out, as patterns look behind; and what waits."""
+
+    def events(self, events: Sequence[TokenEvent]) -> list[TokenEvent]:
+        """The same events, all text that may go out now in the last of them; with the final one, everything."""
+        text = "".join([event.text for event in events])
+        out = self.feed(text, last=events[-1].finish_reason is not None)
+        return [*(replace(event, text="") for event in events[:-1]), replace(events[-1], text=out)]
+
+    def feed(self, text: str, *, last: bool) -> str:
+        """What may go out, now that `text` has come. `last`: nothing comes any more."""
+        self._held += CONTROLS.sub("", text).encode()
+        if not self._held:
+            return ""
+        data, start = self._before + self._held, len(self._before)
+        end = len(data) if last else self._finder.begun(data, start)
+        if end == start and len(self._held) <= MAX_HELD:
+            return ""
+        found = self._finder.find(data, start)
+        for begin, stop, _ in reversed(found):
+            if begin < end < stop:
+                end = begin
+        if len(data) - end > MAX_HELD:
+            end = _character(data, max(end, len(data) - MAX_HELD // 2))
+            end = max([end, *(stop for begin, stop, _ in found if begin < end)])
+        out = _replaced(data, found, start, end)
+        self._before = data[_character(data, end - 1) : end] if end > start else self._before
+        self._held = data[end:]
+        return out
+
+
+def _replaced(data: bytes, found: Sequence[tuple[int, int, str]], start: int, end: int) -> str:
+    parts = []
+    for begin, stop, name in found:
+        if stop <= end:
+            parts += [data[start:begin].decode(), f"[{name}]"]
+            start = stop
+    return "".join([*parts, data[start:end].decode()])
+
+
+def _character(data: bytes, position: int) -> int:
+    """Where the character at `position` begins."""
+    while 0 < position < len(data) and data[position] & 0xC0 == 0x80:
+        position -= 1
+    return position

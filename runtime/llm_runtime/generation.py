@@ -1,0 +1,297 @@
+"""An admitted job: its events on their way out, and the account of it at its end, whichever way it ends."""
+
+import asyncio
+import hashlib
+import logging
+from asyncio import CancelledError
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Protocol
+
+from starlette.types import Receive
+
+from llm_runtime import errors
+from llm_runtime.cache.answer import Answer, AnswerChoice, Turn
+from llm_runtime.contract import RuntimeConfig
+from llm_runtime.filters import Mask
+from llm_runtime.job import Job, Prompt
+from llm_runtime.metrics import Metrics
+from llm_runtime.request import FinishReason, TokenEvent, TokenStream
+from llm_runtime.stream import ClientGone, compact_json, merge, while_connected
+from llm_runtime.usage import Outcome, UsageLog, UsageRow
+
+log = logging.getLogger(__name__)
+
+
+class Admission(Protocol):
+    """What the limits have set aside for one job."""
+
+    def settle(self, tokens: int) -> None:
+        """It has ended, having used `tokens`: the rest and its concurrent place are free again."""
+        ...
+
+
+@dataclass(slots=True)
+class Choice:
+    """One finished answer."""
+
+    text: str = ""
+    events: list[TokenEvent] = field(default_factory=list)
+    """All events that carry a token; of a kept answer only where log probabilities were asked for."""
+    finish_reason: FinishReason = FinishReason.STOP
+    tokens: int = 0
+    """How many it took to make."""
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """Where generations are accounted for, and what of the configuration the account needs."""
+
+    config: RuntimeConfig
+    metrics: Metrics
+    usage: UsageLog
+    clock: Callable[[], float]
+
+
+class Generation:
+    """An admitted job. Enter it before reading its events: leaving it frees the engine and accounts for the job."""
+
+    cached = False
+    """Whether it is an earlier answer, given again."""
+
+    def __init__(
+        self,
+        books: Books,
+        job: Job,
+        admission: Admission,
+        *,
+        choices: int,
+        prompt_tokens: int,
+        streams: Sequence[TokenStream] = (),
+        turns: Sequence[Turn] = (),
+        masks: Sequence[Mask] = (),
+    ) -> None:
+        """`turns` are told the whole answer; `masks`, one for each choice, see every text before anybody else does."""
+        self.job, self.choices, self.prompt_tokens = job, choices, prompt_tokens
+        self.completion_tokens = self.cached_tokens = 0
+        self._books, self._admission, self._streams = books, admission, streams
+        self._turns, self._masks = turns, masks
+        self._finish_reasons: list[FinishReason] = []
+        self._first_token_seconds: float | None = None
+        self._token_at: list[float | None] = [None] * choices
+        self._started_at = books.clock()
+        self._open = True
+        self._said = [Choice() for _ in range(choices)] if turns or books.config.database.store_prompts else []
+
+    async def __aenter__(self) -> "Generation":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await close(self._streams)
+        finally:
+            self._account(_outcome(fault))
+
+    def __del__(self) -> None:
+        # A shutdown may cancel whoever was about to enter it: its place, and those who wait for it, must not stay.
+        if self._open:
+            with suppress(RuntimeError):  # Without a running loop the engine has ended as well.
+                asyncio.get_running_loop().create_task(close(self._streams))
+            self._account(Outcome.CANCELLED)
+
+    def _account(self, outcome: Outcome) -> None:
+        self._open = False
+        self._admission.settle(self._billed)
+        for turn in self._turns:
+            turn.drop()
+        self._books.usage.write(self._row(outcome))
+
+    @property
+    def _billed(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    async def bursts(self) -> AsyncGenerator[tuple[int, list[TokenEvent]]]:
+        """(index of the choice, its events that have come since), until every choice has ended.
+
+        Raises `errors.Refusal` if one can't.
+        """
+        tokens = self._books.metrics.tokens.labels(self._books.config.model.name)
+        async with aclosing(merge(self._streams)) as merged:
+            async for index, events in merged:
+                if count := len(events) - (events[-1].token_id is None):  # Only the last one may be final.
+                    self._count_tokens(index, count, events[0].cached_tokens)
+                    tokens.inc(count)
+                self._end(events[-1])
+                shown = self._masks[index].events(events) if self._masks else events
+                if self._said:
+                    self._note(index, shown, count)
+                yield index, shown
+        if len(self._finish_reasons) < self.choices:
+            raise errors.GenerationFailed("The engine ended without finishing this request.")
+        for turn in self._turns:
+            turn.keep(self._answer())
+
+    async def collect(self) -> list[Choice]:
+        """All choices, whole."""
+        choices = [Choice() for _ in range(self.choices)]
+        async with aclosing(self.bursts()) as bursts:
+            async for index, events in bursts:
+                _add(choices[index], events, len(events) - (events[-1].token_id is None))
+        return choices
+
+    async def whole(self, receive: Receive) -> list[Choice]:
+        """All choices, unless the client leaves (`ClientGone`) or time runs out (`errors.RequestTimeout`) first."""
+        return await while_connected(receive, self.collect(), self._books.config.server.request_timeout_seconds)
+
+    def _end(self, event: TokenEvent) -> None:
+        match event.finish_reason:
+            case None:
+                return
+            case FinishReason.ERROR:
+                log.error("The engine gave up on a request: %s", event.error)
+                raise errors.GenerationFailed("The engine failed while it generated this answer; try again.")
+            case FinishReason.CANCELLED:
+                raise errors.ServiceUnavailable("The server shut down before this answer was whole; send it again.")
+        self._finish_reasons.append(event.finish_reason)
+
+    def _count_tokens(self, index: int, count: int, cached: int) -> None:
+        metrics, now, before = self._books.metrics, self._books.clock(), self._token_at[index]
+        if before is None and index % self.job.n == 0:  # A prompt counts once, however many choices it has.
+            self.cached_tokens += cached
+        self._token_at[index] = now
+        self.completion_tokens += count
+        metrics.rate.add(count)
+        if before is not None:
+            metrics.inter_token.observe((now - before) / count, count)
+        elif self._first_token_seconds is None:
+            self._first_token_seconds = now - self._started_at
+            metrics.first_token.observe(self._first_token_seconds)
+
+    def _note(self, index: int, events: list[TokenEvent], tokens: int) -> None:
+        _add(self._said[index], events, tokens)
+
+    def _answer(self) -> Answer:
+        logprobs = self.job.sampling.logprobs is not None
+        return Answer(self.prompt_tokens, tuple(_kept(choice, logprobs=logprobs) for choice in self._said))
+
+    def _row(self, outcome: Outcome) -> UsageRow:
+        job, config = self.job, self._books.config
+        stored = config.database.store_prompts
+        return UsageRow(
+            at=datetime.now(UTC),
+            request_id=job.request_id,
+            key_id=job.caller.id,
+            key_name=job.caller.name,
+            tier=job.caller.tier.name,
+            user_hash=_user_hash(job),
+            endpoint=job.endpoint,
+            model=config.model.name,
+            model_version=model_version(config),
+            adapter=job.adapter,
+            stream=job.stream,
+            cached=self.cached,
+            choices=self.choices,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            finish_reasons=tuple(self._finish_reasons),
+            outcome=outcome,
+            first_token_seconds=self._first_token_seconds,
+            duration_seconds=self._books.clock() - self._started_at,
+            prompt=_one_text(job.prompts) if stored else None,
+            completion=_one_text([choice.text for choice in self._said]) if stored else None,
+        )
+
+
+class Replay(Generation):
+    """An earlier answer, given again: whole or as a stream, for one request of the limits and no tokens."""
+
+    cached = True
+
+    def __init__(self, books: Books, job: Job, admission: Admission, answer: Answer) -> None:
+        super().__init__(books, job, admission, choices=len(answer.choices), prompt_tokens=answer.prompt_tokens)
+        self.completion_tokens = answer.completion_tokens
+        self._kept = answer
+
+    @property
+    def _billed(self) -> int:
+        return 0
+
+    async def bursts(self) -> AsyncGenerator[tuple[int, list[TokenEvent]]]:
+        for index, choice in enumerate(self._kept.choices):
+            self._end(choice.events[-1])
+            if self._said:
+                self._note(index, list(choice.events), choice.tokens)
+            yield index, list(choice.events)
+
+    async def collect(self) -> list[Choice]:
+        choices = await super().collect()
+        for choice, kept in zip(choices, self._kept.choices, strict=True):
+            choice.tokens = kept.tokens
+        return choices
+
+    async def whole(self, receive: Receive) -> list[Choice]:
+        return await self.collect()  # Takes no time in which a client could leave.
+
+
+def model_version(config: RuntimeConfig) -> str:
+    """The registry's version, or "" for a local folder, which has none."""
+    return config.model.mlflow.version if config.model.mlflow else ""
+
+
+def text_of(events: Sequence[TokenEvent]) -> str:
+    """What several events show together."""
+    return events[0].text if len(events) == 1 else "".join([event.text for event in events])
+
+
+async def close(streams: Sequence[TokenStream]) -> None:
+    """Give up those that have not ended."""
+    for stream in streams:
+        if give_up := getattr(stream, "aclose", None):
+            await give_up()
+
+
+def _add(choice: Choice, events: list[TokenEvent], tokens: int) -> None:
+    choice.text += text_of(events)
+    choice.events += (event for event in events if event.token_id is not None)
+    choice.finish_reason = events[-1].finish_reason or choice.finish_reason
+    choice.tokens += tokens
+
+
+def _kept(choice: Choice, *, logprobs: bool) -> AnswerChoice:
+    # Without log probabilities nobody asks for single tokens any more.
+    events = choice.events if logprobs else []
+    rest = choice.text.removeprefix(text_of(events))
+    end = TokenEvent(None, rest, finish_reason=choice.finish_reason)
+    return AnswerChoice((*(replace(event, finish_reason=None) for event in events), end), choice.tokens)
+
+
+def _outcome(fault: BaseException | None) -> Outcome:
+    match fault:
+        case None:
+            return Outcome.COMPLETED
+        case ClientGone():
+            return Outcome.CANCELLED
+        case errors.RequestTimeout():
+            return Outcome.TIMEOUT
+        # A bare CancelledError is uvicorn's, when the drain time is over.
+        case errors.ServiceUnavailable() | CancelledError():
+            return Outcome.INTERRUPTED
+        case _:
+            return Outcome.FAILED
+
+
+def _one_text(parts: Sequence[Prompt]) -> str:
+    """A single text as it is, anything else as JSON."""
+    [only] = parts if len(parts) == 1 else [None]
+    return only if isinstance(only, str) else compact_json(only if only is not None else parts)
+
+
+def _user_hash(job: Job) -> str | None:
+    if job.user is None:
+        return None
+    return hashlib.sha256(f"{job.caller.id}:{job.user}".encode()).hexdigest()[:16]

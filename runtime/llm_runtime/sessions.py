@@ -1,0 +1,173 @@
+"""Conversations of `/v1/chat`: what was said under a `session_id`, for some time after its last message.
+
+The database holds them for all replicas and later starts; every change there is made on the version that it was read
+in, so of two turns at once neither is lost. While it is away, memory carries on and brings it up to date afterwards.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cachetools import TTLCache
+from sqlalchemy import delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from llm_runtime.contract import SessionsConfig
+from llm_runtime.db.database import Database, DatabaseAway
+from llm_runtime.db.tables import sessions as table
+
+log = logging.getLogger(__name__)
+
+Message = dict[str, Any]
+
+MAX_TRIES = 20
+PURGE_SECONDS = 300.0
+
+
+@dataclass(slots=True)
+class _Session:
+    """What this replica knows of one conversation."""
+
+    tenant: str
+    messages: list[Message] = field(default_factory=list)
+    """As the database had them last."""
+    pending: list[Message] = field(default_factory=list)
+    """Said since, and not in the database yet."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Sessions:
+    """All conversations. Enter it: it deletes what has expired in the background."""
+
+    def __init__(
+        self, config: SessionsConfig, database: Database | None = None, now: Callable[[], datetime] = _now
+    ) -> None:
+        self._ttl, self._max_messages = timedelta(seconds=config.ttl_seconds), config.max_messages
+        self._database, self._now = database, now
+        self._known: TTLCache[str, _Session] = TTLCache(
+            config.max_sessions, config.ttl_seconds, timer=lambda: now().timestamp()
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Sessions":
+        if self._database:
+            self._task = asyncio.create_task(self._purge())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for id_, session in list(self._known.items()):
+            if session.pending:
+                await self._bring(id_, session)
+
+    async def history(self, tenant: str, session_id: str) -> list[Message]:
+        """What has been said so far, oldest first; nothing for a conversation that is new, expired, or another's."""
+        id_ = _id(tenant, session_id)
+        session = self._known.get(id_) or _Session(tenant)
+        async with session.lock:
+            if session.pending:
+                await self._bring(id_, session)
+            elif self._database:
+                session.messages = await self._read(id_, session.messages)
+        return list(trimmed([*session.messages, *session.pending], self._max_messages))
+
+    async def append(self, tenant: str, session_id: str, messages: Sequence[Message]) -> None:
+        """Add a turn: the user's messages and the answer."""
+        id_ = _id(tenant, session_id)
+        session = self._known.get(id_) or _Session(tenant)
+        self._known[id_] = session  # Also for its time: it counts from the last message.
+        session.pending += messages
+        async with session.lock:
+            await self._bring(id_, session)
+
+    async def _bring(self, id_: str, session: _Session) -> None:
+        """Put into the database what is not there yet; leave it pending while the database is away."""
+        session.pending = trimmed(session.pending, self._max_messages)
+        if self._database is None:
+            session.messages = trimmed([*session.messages, *session.pending], self._max_messages)
+            session.pending = []
+            return
+        try:
+            for _ in range(MAX_TRIES):
+                adding = list(session.pending)
+                if not adding:
+                    return
+                if (written := await self._write(self._database, id_, session.tenant, adding)) is not None:
+                    # Another turn may have come to the pending ones meanwhile.
+                    session.messages, session.pending = written, session.pending[len(adding) :]
+        except DatabaseAway:
+            return
+        log.warning("A session changed under %d tries to add to it; its turn waits for the next", MAX_TRIES)
+
+    async def _write(
+        self, database: Database, id_: str, tenant: str, adding: Sequence[Message]
+    ) -> list[Message] | None:
+        """One try: everything that the session then holds, or None where another replica was faster."""
+        # Two transactions: SQLite lets none write that has read what has changed since.
+        async with database.begin() as connection:
+            version, before, expired = await _row(connection, id_, self._now())
+        messages = trimmed([*([] if expired else before), *adding], self._max_messages)
+        fresh = {"version": version + 1, "messages": messages, "expires_at": self._now() + self._ttl}
+        statement: Any
+        if version:
+            statement = update(table).where(table.c.id == id_, table.c.version == version).values(**fresh)
+        else:
+            insert: Any = (postgresql if database.postgres else sqlite).insert(table)
+            statement = insert.values(id=id_, tenant=tenant[:64], **fresh).on_conflict_do_nothing()
+        async with database.begin() as connection:
+            return messages if (await connection.execute(statement)).rowcount else None
+
+    async def _read(self, id_: str, known: list[Message]) -> list[Message]:
+        assert self._database
+        try:
+            async with self._database.begin() as connection:
+                _, messages, expired = await _row(connection, id_, self._now())
+                return [] if expired else messages
+        except DatabaseAway:
+            return known
+
+    async def _purge(self) -> None:
+        assert self._database
+        while True:
+            try:
+                async with self._database.begin() as connection:
+                    await connection.execute(delete(table).where(table.c.expires_at <= self._now()))
+            except DatabaseAway:
+                pass
+            except Exception:
+                log.exception("Expired sessions could not be deleted")
+            await asyncio.sleep(PURGE_SECONDS)
+
+
+def trimmed(messages: Sequence[Message], most: int) -> list[Message]:
+    """The newest `most` messages, from a user's on; a system message at the front stays."""
+    if len(messages) <= most:
+        return list(messages)
+    front = list(messages[:1]) if messages[0].get("role") == "system" else []
+    tail = list(messages[len(messages) - (most - len(front)) :])
+    # An answer without its question helps nobody.
+    first = next((index for index, message in enumerate(tail) if message.get("role") == "user"), 0)
+    return [*front, *tail[first:]]
+
+
+async def _row(connection: AsyncConnection, id_: str, now: datetime) -> tuple[int, list[Message], bool]:
+    """(version, messages, whether its time is over); version 0 where there is none."""
+    wanted = select(table.c.version, table.c.messages, table.c.expires_at).where(table.c.id == id_)
+    row = (await connection.execute(wanted)).one_or_none()
+    return (row.version, list(row.messages), row.expires_at <= now) if row else (0, [], False)
+
+
+def _id(tenant: str, session_id: str) -> str:
+    """One tenant's `session_id` is never another's."""
+    return hashlib.sha256(repr((tenant, session_id)).encode()).hexdigest()
