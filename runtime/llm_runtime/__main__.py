@@ -65,6 +65,10 @@ def _settings(config: Path | None) -> settings.Settings:
     except settings.SettingsInvalid as error:
         raise errors.ConfigInvalid(str(error)) from error
     logs.configure(loaded.config.server.log_format, loaded.log_level)
+    try:
+        logs.add_file(loaded.config.server)
+    except OSError as error:
+        raise errors.ConfigInvalid(f"server.logFile can't be written: {error}") from error
     return loaded
 
 

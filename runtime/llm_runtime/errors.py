@@ -5,11 +5,12 @@ Refusal (an answer to one request)           Fatal (the process can't serve)
 ├── Unauthorized        401                  ├── ModelNotFound
 ├── Forbidden           403                  ├── ModelCorrupt
 ├── NotFound            404                  ├── ModelUnsupported
-├── PayloadTooLarge     413                  ├── DiskFull
-├── QueueFull           429                  ├── OutOfMemory
-├── ServiceUnavailable  503                  ├── RegistryDenied
-└── GenerationFailed    500                  ├── RegistryUnreachable
-                                             └── EngineFailed (any of these, in the engine's process)
+├── BodyTimeout         408                  ├── DiskFull
+├── PayloadTooLarge     413                  ├── OutOfMemory
+├── UnsupportedMedia    415                  ├── RegistryDenied
+├── QueueFull           429                  ├── RegistryUnreachable
+├── ServiceUnavailable  503                  └── EngineFailed (any of these, in the engine's process)
+└── GenerationFailed    500
 """
 
 from typing import ClassVar
@@ -67,6 +68,18 @@ class PayloadTooLarge(Refusal):
     """The body is over `server.maxRequestBytes`."""
 
     status, error, openai_type = 413, "payload_too_large", "invalid_request_error"
+
+
+class BodyTimeout(Refusal):
+    """The body was not complete within `server.bodyTimeoutSeconds`."""
+
+    status, error, openai_type = 408, "request_timeout", "invalid_request_error"
+
+
+class UnsupportedMedia(Refusal):
+    """A compressed body."""
+
+    status, error, openai_type = 415, "unsupported_media_type", "invalid_request_error"
 
 
 class QueueFull(Refusal):

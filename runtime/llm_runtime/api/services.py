@@ -66,6 +66,8 @@ class Services:
         self.tiers = Tiers(config.tiers, config.default_tier)
         self.metrics = metrics or Metrics()
         self.usage = LoggedUsage() if usage is None else usage
+        self.limiter: Any = None
+        """A `limits.Limiter`, asked for the `x-ratelimit-*` headers of every answer to a known caller."""
         self.state = State.LOADING
         self.loaded: Loaded | None = None
         self.failure: FatalReport | None = None
