@@ -65,6 +65,8 @@ def _settings(config: Path | None) -> settings.Settings:
     except settings.SettingsInvalid as error:
         raise errors.ConfigInvalid(str(error)) from error
     logs.configure(loaded.config.server.log_format, loaded.log_level)
+    if token := loaded.environment.huggingface_token:
+        os.environ.setdefault("HF_TOKEN", token.get_secret_value())
     try:
         logs.add_file(loaded.config.server)
     except OSError as error:
