@@ -19,6 +19,7 @@ from llm_runtime.api.answers import HANDLERS, internal_error
 from llm_runtime.api.middleware import Envelope, Shortcut
 from llm_runtime.api.openai import chat, completions, models
 from llm_runtime.api.services import Services
+from llm_runtime.connection import Connection
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, host: str, port: int) -> None:
         self._services: Services = app.state.services
-        drain_seconds = self._services.config.server.drain_seconds
+        server = self._services.config.server
         super().__init__(
             uvicorn.Config(
                 app,
@@ -105,7 +106,12 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=round(drain_seconds) + CUT_SECONDS,
+                http=Connection,
+                ws="none",
+                # Whoever else sends X-Forwarded-For stays known by its own address.
+                proxy_headers=bool(server.trusted_proxies),
+                forwarded_allow_ips=list(server.trusted_proxies),
+                timeout_graceful_shutdown=round(server.drain_seconds) + CUT_SECONDS,
             )
         )
         self._drain: asyncio.Task[None] | None = None
