@@ -88,7 +88,7 @@ def reasons() -> Iterator[str]:
 def configuration() -> Iterator[str]:
     from llm_operator.settings import Settings
     from llm_runtime.contract import KeyFile, KeyRecord, RuntimeConfig
-    from llm_runtime.settings import Environment
+    from llm_runtime.settings import Environment, renamed
 
     header = ("key", "type", "default", "what for")
     yield "## Operator configuration"
@@ -101,17 +101,21 @@ def configuration() -> Iterator[str]:
     )
     yield table(header, keys("", RuntimeConfig))
     yield "### Environment of its own"
-    own = ((name, field) for name, field in Environment.model_fields.items() if name not in RuntimeConfig.model_fields)
+    own = Environment.model_fields.items()
     yield table(
-        ("variable", "default", "what for"), ((variable(n, f), shown(f.default), f.description or "") for n, f in own)
+        ("variable", "default", "what for"), ((f"`{n.upper()}`", shown(f.default), f.description or "") for n, f in own)
+    )
+    yield "### Names of other servers"
+    yield (
+        "A configuration that was made for another server ends the start with these words. Keys stand in the "
+        "environment in capitals, as in `SECURITY__API_KEY`."
+    )
+    yield table(
+        ("there", "here"),
+        ((f"`{there}`", here) for there, here in (*renamed.RENAMED.items(), *renamed.VARIABLES.items())),
     )
     yield "### Key file"
     yield table(header, [*keys("", KeyFile), *keys("keys[].", KeyRecord)])
-
-
-def variable(name: str, field: Any) -> str:
-    alias = getattr(field, "validation_alias", None)
-    return f"`{alias.choices[0] if alias is not None else name.upper()}`"
 
 
 def shown(default: object) -> str:

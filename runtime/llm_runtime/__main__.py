@@ -16,7 +16,8 @@ from llm_runtime.commands.push import push
 from llm_runtime.contract import CONFIG_FLAG, KEYS_FLAG, MODEL_FOLDER, MODELS_FLAG, FatalReport, RuntimeConfig
 
 if TYPE_CHECKING:
-    from llm_runtime.api.services import Loaded, Services
+    from llm_runtime.api.services import Loaded
+    from llm_runtime.assembly import ModelSource
     from llm_runtime.engine.client import EngineClient
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,12 @@ def _settings(config: Path | None) -> settings.Settings:
     except settings.SettingsInvalid as error:
         raise errors.ConfigInvalid(str(error)) from error
     logs.configure(loaded.config.server.log_format, loaded.log_level)
+    if token := loaded.environment.huggingface_token:
+        os.environ.setdefault("HF_TOKEN", token.get_secret_value())
+    try:
+        logs.add_file(loaded.config.server)
+    except OSError as error:
+        raise errors.ConfigInvalid(f"server.logFile can't be written: {error}") from error
     return loaded
 
 
@@ -81,9 +88,10 @@ def _serve(loaded: settings.Settings, keys: Path | None, models: Path, host: str
     from prometheus_client import disable_created_metrics
 
     from llm_runtime.app import Server, create_app
+    from llm_runtime.assembly import assemble
 
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    services = _services(loaded, keys, models)
+    services = assemble(loaded, _models(models), keys)
     try:
         Server(create_app(services), host, port).run()
     except SystemExit as error:  # Uvicorn's way of saying that the port can't be had.
@@ -95,61 +103,15 @@ def _serve(loaded: settings.Settings, keys: Path | None, models: Path, host: str
     return services.failure
 
 
-def _services(loaded: settings.Settings, file: Path | None, models: Path) -> "Services":
-    """With a key file an operator manages this server: only these keys are good, and nobody manages by HTTP."""
-    from llm_runtime.api.services import Services
-    from llm_runtime.auth import KeyRing
-
-    config = loaded.config
-    if file is None:
-        return _stand_alone(loaded, models)
-    return Services(config, lambda: _load(config, models), KeyRing(file))
-
-
-def _stand_alone(loaded: settings.Settings, models: Path) -> "Services":
-    """Keys of the database and of the environment, side by side, and management for those who are administrators."""
-    from llm_runtime.api.access import Management
-    from llm_runtime.api.services import Services, in_thread
-    from llm_runtime.auth import KeyChain, SingleKey
-    from llm_runtime.commands.database import database_url, prepared
-    from llm_runtime.db.database import NO_DATABASE, Database
-    from llm_runtime.keys import DatabaseKeys
-
-    config, url = loaded.config, database_url(loaded.config.database.url)
-    environment = [SingleKey(loaded.admin_api_key, admin=True)] if loaded.admin_api_key else []
-    environment += [SingleKey(loaded.api_key)] if loaded.api_key else []
-    database = None if url == NO_DATABASE else Database(url)
-    issuer = DatabaseKeys(database, loaded.key_pepper) if database else None
-    if _required(config) and not environment and not issuer:
-        message = (
-            f"authentication is Required: pass {KEYS_FLAG}, set API_KEY or DATABASE_URL, or AUTHENTICATION=Disabled"
-        )
-        raise errors.ConfigInvalid(message)
-    keys = KeyChain(*environment, issuer) if issuer else KeyChain(*environment)
-    return Services(
-        config,
-        lambda: _load(config, models),
-        keys if _required(config) else None,
-        management=Management(
-            keys,
-            issuer,
-            fetch=lambda wanted: in_thread(lambda: _fetch(wanted, models))(),
-            start=_start,
-            tracking_uri=loaded.mlflow_tracking_uri,
-        ),
-        database=database,
-        parts=[prepared(database), issuer] if database and issuer else [],
-    )
-
-
-def _required(config: RuntimeConfig) -> bool:
-    return config.authentication == "Required"
-
-
-async def _load(config: RuntimeConfig, models: Path) -> "Loaded":
+def _models(models: Path) -> "ModelSource":
     from llm_runtime.api.services import in_thread
+    from llm_runtime.assembly import ModelSource
 
-    return await _start(config, await in_thread(lambda: _folder(config, models))())
+    return ModelSource(
+        find=lambda config: in_thread(lambda: _folder(config, models))(),
+        fetch=lambda config: in_thread(lambda: _fetch(config, models))(),
+        start=_start,
+    )
 
 
 async def _start(config: RuntimeConfig, folder: Path) -> "Loaded":

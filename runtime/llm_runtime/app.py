@@ -10,13 +10,17 @@ from functools import partial
 import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from llm_runtime import errors
 from llm_runtime.api import generate, manage, predict, service
-from llm_runtime.api.answers import HANDLERS
-from llm_runtime.api.middleware import Envelope
+from llm_runtime.api.answers import HANDLERS, internal_error
+from llm_runtime.api.middleware import Envelope, Shortcut
 from llm_runtime.api.openai import chat, completions, models
 from llm_runtime.api.services import Services
+from llm_runtime.connection import Connection
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +34,28 @@ ROUTERS = (
     service.router,
 )
 
+EXPOSED = [
+    "X-Request-ID", "X-Process-Time", "Retry-After", "retry-after-ms", "x-should-retry",
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+]  # fmt: skip
+"""Headers that a browser lets its page read."""
+
 LINGER_SECONDS = 2.0
 """After SIGTERM connections are taken for so long, in which the last clients hear that this replica is leaving."""
 POLL_SECONDS = 0.05
 CUT_SECONDS = 5
 """For cut streams to send their last event."""
+
+
+class Application(FastAPI):
+    """FastAPI for documents, probes and whatever is rare; its layers lie behind ours."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        services: Services = self.state.services
+        routes = [route for router in ROUTERS for route in router.routes]
+        straight = Shortcut(super().build_middleware_stack(), routes)
+        # CORS before any key is asked for: browsers send preflights without one.
+        return Envelope(_with_cors(straight, services.config.server.cors_origins), services)
 
 
 def create_app(services: Services) -> FastAPI:
@@ -54,7 +75,7 @@ def create_app(services: Services) -> FastAPI:
             finally:
                 await services.stop()
 
-    app = FastAPI(
+    app = Application(
         title="LLM Runtime",
         description="One language model over HTTP. Send a key as `Authorization: Bearer` or `X-API-Key`.",
         lifespan=lifespan,
@@ -65,20 +86,25 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(router)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    _add_cors(app, services.config.server.cors_origins)
-    app.add_middleware(Envelope, services=services)  # Last added is outermost.
+    app.add_exception_handler(Exception, _on_fault)
     return app
 
 
-def _add_cors(app: FastAPI, origins: tuple[str, ...]) -> None:
-    if origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "X-API-Key", "Content-Type", "X-Request-ID"],
-            expose_headers=["X-Request-ID", "X-Process-Time", "Retry-After"],
-        )
+async def _on_fault(request: Request, fault: Exception) -> Response:
+    """The answer only: the envelope hears of the fault, too, and logs it."""
+    return internal_error(request.url.path)
+
+
+def _with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["Authorization", "X-API-Key", "Content-Type", "X-Request-ID", "Idempotency-Key"],
+        expose_headers=EXPOSED,
+    )
 
 
 class Server(uvicorn.Server):
@@ -86,7 +112,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, host: str, port: int) -> None:
         self._services: Services = app.state.services
-        drain_seconds = self._services.config.server.drain_seconds
+        server = self._services.config.server
         super().__init__(
             uvicorn.Config(
                 app,
@@ -95,7 +121,12 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=round(drain_seconds) + CUT_SECONDS,
+                http=Connection,
+                ws="none",
+                # Whoever else sends X-Forwarded-For stays known by its own address.
+                proxy_headers=bool(server.trusted_proxies),
+                forwarded_allow_ips=list(server.trusted_proxies),
+                timeout_graceful_shutdown=round(server.drain_seconds) + CUT_SECONDS,
             )
         )
         self._drain: asyncio.Task[None] | None = None

@@ -5,11 +5,13 @@ Refusal (an answer to one request)           Fatal (the process can't serve)
 ├── Unauthorized        401                  ├── ModelNotFound
 ├── Forbidden           403                  ├── ModelCorrupt
 ├── NotFound            404                  ├── ModelUnsupported
-├── Conflict            409                  ├── DiskFull
-├── PayloadTooLarge     413                  ├── OutOfMemory
-├── QueueFull           429                  ├── RegistryDenied
-├── RateLimited         429                  ├── RegistryUnreachable
-│   └── LimitTooSmall                        └── EngineFailed (any of these, in the engine's process)
+├── BodyTimeout         408                  ├── DiskFull
+├── Conflict            409                  ├── OutOfMemory
+├── PayloadTooLarge     413                  ├── RegistryDenied
+├── UnsupportedMedia    415                  ├── RegistryUnreachable
+├── QueueFull           429                  └── EngineFailed (any of these, in the engine's process)
+├── RateLimited         429
+│   └── LimitTooSmall
 ├── QuotaExceeded       429
 ├── ServiceUnavailable  503
 └── GenerationFailed    500
@@ -76,6 +78,18 @@ class PayloadTooLarge(Refusal):
     """The body is over `server.maxRequestBytes`."""
 
     status, error, openai_type = 413, "payload_too_large", "invalid_request_error"
+
+
+class BodyTimeout(Refusal):
+    """The body was not complete within `server.bodyTimeoutSeconds`."""
+
+    status, error, openai_type = 408, "request_timeout", "invalid_request_error"
+
+
+class UnsupportedMedia(Refusal):
+    """A compressed body."""
+
+    status, error, openai_type = 415, "unsupported_media_type", "invalid_request_error"
 
 
 class QueueFull(Refusal):

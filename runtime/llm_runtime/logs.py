@@ -1,42 +1,48 @@
-"""Logs on standard output: JSON or for a terminal, each line with the id of the request it belongs to."""
+"""Logs on standard output, and in a file that is put aside when it is full: JSON or for a terminal.
+
+Each line has the id of the request it belongs to.
+"""
 
 import json
 import logging
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Literal, TextIO
+from logging.handlers import RotatingFileHandler
+from typing import Any, Literal, TextIO
 
-from pythonjsonlogger.json import JsonFormatter
+import orjson
 
-from llm_runtime.contract import FatalReport
+from llm_runtime.contract import FatalReport, ServerConfig
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-QUIET = ("httpx", "httpcore", "urllib3", "filelock", "asyncio")
+QUIET = ("httpx", "httpcore", "urllib3", "filelock", "asyncio", "aiosqlite")
 """Libraries whose INFO is noise here."""
 
-
-class _RequestId(logging.Filter):
-    """Put the current request's id on a record that has none."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if not hasattr(record, "request_id") and (current := request_id.get()):
-            record.request_id = current
-        return True
+_RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"color_message", "taskName", "asctime", "message"}
+"""What every record has; the rest is what somebody wanted to say."""
 
 
 def configure(format_: Literal["json", "console"], level: str, stream: TextIO | None = None) -> None:
     """Send every logger, uvicorn's too, to one handler. One stream only: two would not keep their order."""
-    handler = logging.StreamHandler(stream or sys.stdout)
-    handler.setFormatter(_json_formatter() if format_ == "json" else _ConsoleFormatter())
-    handler.addFilter(_RequestId())
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    # Nobody shows where in the code a line was written, which costs as much as writing it.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    _install(logging.StreamHandler(stream or sys.stdout), format_, level)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def add_file(server: ServerConfig) -> None:
+    """Log to `server.log_file` as well, after `configure`. Raises OSError where it can't be written."""
+    if server.log_file:
+        handler = _Rotating(server.log_file, "a", server.log_file_bytes, server.log_file_backups, encoding="utf-8")
+        handler.setFormatter(_formatter(server.log_format))
+        logging.getLogger().addHandler(handler)
 
 
 def report_fatal(report: FatalReport, stream: TextIO | None = None) -> None:
@@ -46,30 +52,58 @@ def report_fatal(report: FatalReport, stream: TextIO | None = None) -> None:
     print(json.dumps(line), file=stream or sys.stdout, flush=True)
 
 
-def _json_formatter() -> logging.Formatter:
-    formatter: logging.Formatter = JsonFormatter(
-        "%(message)s",
-        timestamp="timestamp",
-        rename_fields={"levelname": "level", "name": "logger"},
-        reserved_attrs=[*_RESERVED],
-    )
-    return formatter
+def _install(handler: logging.Handler, format_: str, level: str) -> None:
+    handler.setFormatter(_formatter(format_))
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
 
 
-_RESERVED = frozenset(vars(logging.makeLogRecord({}))) - {"levelname", "name"} | {
-    "color_message",
-    "taskName",
-    "asctime",
-}
+def _formatter(format_: str) -> logging.Formatter:
+    return JsonFormatter() if format_ == "json" else ConsoleFormatter()
 
 
-class _ConsoleFormatter(logging.Formatter):
+class JsonFormatter(logging.Formatter):
+    """`{"timestamp":"2026-01-01T12:00:00.000000Z","level":"INFO","logger":…,"message":…,"request_id":…, …}`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "timestamp": datetime.fromtimestamp(record.created, UTC),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_extras(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        try:
+            return orjson.dumps(line, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS).decode()
+        except TypeError:  # Half a surrogate pair, or a number of more than 64 bits.
+            return json.dumps(line, default=str)
+
+
+class ConsoleFormatter(logging.Formatter):
     """`04:05:06 INFO    llm_runtime.auth: Read 3 API keys  key=value …`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        extras = {key: value for key, value in vars(record).items() if key not in _RESERVED and key != "message"}
-        pairs = [f"{key}={value}" for key, value in extras.items() if key not in ("levelname", "name")]
+        pairs = [f"{key}={value}" for key, value in _extras(record).items()]
         return "  ".join([super().formatMessage(record), *pairs])
+
+
+def _extras(record: logging.LogRecord) -> dict[str, Any]:
+    """What the line's author put beside its message, and the current request's id."""
+    extras = {key: value for key, value in vars(record).items() if key not in _RESERVED}
+    if current := request_id.get():
+        extras.setdefault("request_id", current)
+    return extras
+
+
+class _Rotating(RotatingFileHandler):
+    """Python's keeps on writing to a full file of which no backup is wanted."""
+
+    def doRollover(self) -> None:
+        if self.backupCount:
+            super().doRollover()
+        elif self.stream:
+            self.stream.truncate(0)

@@ -128,17 +128,27 @@ class Metrics:
             buckets=REQUEST_BUCKETS, registry=registry,
         )  # fmt: skip
         self.rate = Rate(clock)
+        self._requests: dict[tuple[str, str, int, bool], tuple[list[Counter], list[Histogram]]] = {}
+        """What a request counts in; looking labels up costs more than counting."""
         self.engine: Callable[[], EngineFigures] | None = None
         """Asked at each scrape; None while no model is loaded."""
         registry.register(_Live(self))
 
     def count_request(self, method: str, endpoint: str, status: int, seconds: float, *, api: bool) -> None:
         method = method if method in METHODS else "other"
-        self.http_requests.labels(method, endpoint, status).inc()
-        self.http_duration.labels(method, endpoint).observe(seconds)
-        if api:
-            self.api_requests.labels(endpoint, status).inc()
-            self.api_duration.labels(endpoint).observe(seconds)
+        key = method, endpoint, status, api
+        if key not in self._requests:
+            counters = [self.http_requests.labels(method, endpoint, status)]
+            histograms = [self.http_duration.labels(method, endpoint)]
+            if api:
+                counters.append(self.api_requests.labels(endpoint, status))
+                histograms.append(self.api_duration.labels(endpoint))
+            self._requests[key] = counters, histograms
+        counters, histograms = self._requests[key]
+        for counter in counters:
+            counter.inc()
+        for histogram in histograms:
+            histogram.observe(seconds)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

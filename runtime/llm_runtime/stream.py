@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 15.0
 """Proxies commonly cut a connection after 30 or 60 s without a byte."""
+WATCH_AFTER_SECONDS = 0.02
+"""A request is so old before anybody looks whether its client is still there."""
 HEARTBEAT = b": still working\n\n"
 DONE = b"data: [DONE]\n\n"
 
@@ -81,24 +83,45 @@ async def _stop(*tasks: asyncio.Task[Any]) -> None:
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
     """Do `work` unless the client leaves (`ClientGone`) or time runs out (`errors.RequestTimeout`) first."""
-    doing = asyncio.create_task(work)
-    watching = asyncio.create_task(_until_disconnect(receive))
+    watch = None
     try:
-        done, _ = await asyncio.wait({doing, watching}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        # Whoever is late must have let go of the engine before the request's own clean-up runs.
-        await _stop(watching, *([] if doing.done() else [doing]))
-    if doing.done() and not doing.cancelled():
-        return doing.result()
-    if watching in done:
-        raise ClientGone
-    message = f"The answer was not complete after {timeout_seconds:g} s; ask for fewer tokens or stream."
-    raise errors.RequestTimeout(message, code="request_timeout")
+        async with asyncio.timeout(timeout_seconds) as deadline, _Watch(receive, deadline) as watch:
+            return await work
+    except TimeoutError:
+        if watch and watch.gone:
+            raise ClientGone from None
+        if not deadline.expired():
+            raise
+        message = f"The answer was not complete after {timeout_seconds:g} s; ask for fewer tokens or stream."
+        raise errors.RequestTimeout(message, code="request_timeout") from None
 
 
-async def _until_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class _Watch:
+    """Makes it `deadline` when the client leaves. Only after a while, as most requests end without needing the task."""
+
+    def __init__(self, receive: Receive, deadline: asyncio.Timeout) -> None:
+        self._receive, self._deadline = receive, deadline
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[None] | None = None
+        self.gone = False
+
+    async def __aenter__(self) -> "_Watch":
+        self._timer = self._loop.call_later(WATCH_AFTER_SECONDS, self._start)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._timer.cancel()
+        if self._task:
+            await _stop(self._task)
+
+    def _start(self) -> None:
+        self._task = asyncio.create_task(self._until_disconnect())
+
+    async def _until_disconnect(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self._deadline.reschedule(self._loop.time())
 
 
 class EventStream(Response):

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
 
@@ -36,18 +36,6 @@ class Management:
     """Start an engine with it."""
     tracking_uri: str | None = None
     """The MLflow server, where the configuration names none."""
-
-
-class Standing(Protocol):
-    """What is left of a caller's limits: see `limits.Standing`."""
-
-    def headers(self) -> dict[str, str]: ...
-
-
-class Limiter(Protocol):
-    """What `/v1/key` needs of `limits.Limiter`."""
-
-    def standing(self, caller: Caller) -> Standing: ...
 
 
 def offered(connection: HTTPConnection) -> list[str]:

@@ -2,15 +2,17 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
+import orjson
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from llm_runtime import errors, logs
 from llm_runtime.api.services import services_of
@@ -23,6 +25,17 @@ CLIENT_GONE = 499
 """nginx's status for a client that left; only logs and metrics see it."""
 MAX_PROBLEMS = 20
 MAX_NAME = 200
+
+
+class JsonResponse(Response):
+    """An answer rendered in one pass, from a Pydantic model or from what JSON knows."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        if isinstance(content, BaseModel):
+            return content.__pydantic_serializer__.to_json(content, by_alias=True)
+        return orjson.dumps(content)
 
 
 def openai_error(refusal: errors.Refusal) -> dict[str, Any]:
@@ -49,17 +62,19 @@ def own_error(refusal: errors.Refusal, details: Mapping[str, Any] | None = None)
     }
 
 
-def error_response(path: str, refusal: errors.Refusal, details: Mapping[str, Any] | None = None) -> JSONResponse:
+def error_response(path: str, refusal: errors.Refusal, details: Mapping[str, Any] | None = None) -> JsonResponse:
     """An error answer in the shape that `path`'s clients expect."""
     openai = any(path == known or path.startswith(known + "/") for known in OPENAI_PATHS)
     body = openai_error(refusal) if openai else own_error(refusal, details)
-    return JSONResponse(body, refusal.status, headers=_headers(refusal))
+    return JsonResponse(body, refusal.status, headers=_headers(refusal))
 
 
 def _headers(refusal: errors.Refusal) -> dict[str, str]:
     headers = {}
     if refusal.retry_after_seconds is not None and refusal.status in (429, 503):
         headers["Retry-After"] = str(math.ceil(refusal.retry_after_seconds))
+        # OpenAI's clients look here first: whole seconds are long for a limit that frees a place every 50 ms.
+        headers["retry-after-ms"] = str(math.ceil(refusal.retry_after_seconds * 1000))
     if refusal.should_retry is not None:
         headers["x-should-retry"] = str(refusal.should_retry).lower()
     if refusal.status == HTTPStatus.UNAUTHORIZED:
@@ -109,19 +124,27 @@ async def on_client_gone(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)
 
 
-def internal_error(path: str) -> JSONResponse:
+def internal_error(path: str) -> JsonResponse:
     """The answer to a fault of ours: nothing of it but the request's id, under which the log has the rest."""
     message = f"The server failed; its log has the reason under {logs.request_id.get()}."
     return error_response(path, errors.Refusal(message, code="internal_error"))
 
 
-HANDLERS = {
+HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
     errors.Refusal: on_refusal,
     RequestValidationError: on_validation_error,
     HTTPException: on_http_exception,
     ClientGone: on_client_gone,
     ClientDisconnect: on_client_gone,
 }
+
+
+async def answer_to(request: Request, fault: Exception) -> Response:
+    """The answer to what went wrong; raises `fault` again if it is none of those that have one."""
+    for kind in type(fault).__mro__:
+        if handler := HANDLERS.get(kind):
+            return await handler(request, fault)
+    raise fault
 
 
 def _problem(found: Mapping[str, Any]) -> tuple[str, str, str | None]:
@@ -133,9 +156,9 @@ def _problem(found: Mapping[str, Any]) -> tuple[str, str, str | None]:
         case "missing":
             return field, "required", "missing_required_parameter"
         case "json_invalid":
-            return "", f"The body is not JSON: {found['ctx']['error']} at character {found['loc'][-1]}.", "invalid_json"
-        case "model_attributes_type":
-            return field, "the body must be a JSON object (with Content-Type: application/json)", "invalid_type"
+            return "", f"The body is not JSON: {found['ctx']['error']}.", "invalid_json"
+        case "model_type" if not field:
+            return "", "The body must be a JSON object.", "invalid_type"
         case "conflict":
             return str(found["ctx"]["field"]), str(found["msg"]), "invalid_value"
     return field, str(found["msg"]).removeprefix("Value error, "), "invalid_value"

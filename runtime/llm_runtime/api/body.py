@@ -24,7 +24,7 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_what_asks_for_nothing(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
+        if not isinstance(data, dict) or (None not in data.values() and cls.no_effect.keys().isdisjoint(data)):
             return data
         return {name: value for name, value in data.items() if value is not None and not cls._asks_nothing(name, value)}
 

@@ -1,16 +1,25 @@
-"""Before a generation endpoint: the key, then the model's readiness, then the body's size. No body is read unasked."""
+"""Before a generation endpoint: the key, the model's readiness, the body's bounds, its fields. No body is read unasked.
 
+FastAPI only describes these routes (`/openapi.json`); a request goes from `GenerationRoute.respond` straight to the
+endpoint, without solving dependencies, and is parsed in one pass.
+"""
+
+import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Message, Receive
 
 from llm_runtime import errors
+from llm_runtime.api.answers import JsonResponse
 from llm_runtime.api.services import services_of
+from llm_runtime.contract import ServerConfig
 
 SECURITY = [
     Depends(HTTPBearer(auto_error=False, description="An API key")),
@@ -33,44 +42,76 @@ class KeyedRoute(APIRoute):
 
 
 class GenerationRoute(APIRoute):
-    """A route to the model, with a bounded body."""
+    """A route to the model. Its endpoint is `async (request, body: SomeModel)`, and may return a model or a dict."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+        self._body: type[BaseModel] = get_type_hints(self.endpoint)["body"]
+        return self.respond
 
-        async def guarded(request: Request) -> Response:
-            services = services_of(request)
-            request.state.caller = services.authenticate(request)
-            await services.wake()  # Refuses while there is no model, before the body is read.
-            body = await _read(request, services.config.server.max_request_bytes)
-            # Only now: while the body came, another model may have taken over.
-            request.state.pipeline = services.pipeline
-            return await handle(Request(request.scope, _replay(body, request.receive)))
+    async def respond(self, request: Request) -> Response:
+        """The whole road from a request's head to its answer. Raises what `answers.HANDLERS` knows."""
+        services = services_of(request)
+        request.state.caller = services.authenticate(request)
+        await services.wake()  # Refuses while there is no model, before the body is read.
+        content = await read_body(request, services.config.server)
+        # Only now: while the body came, another model may have taken over.
+        request.state.pipeline = services.pipeline
+        answer = await self.endpoint(request, parse(self._body, content))
+        return answer if isinstance(answer, Response) else JsonResponse(answer)
 
-        return guarded
 
+async def read_body(request: Request, server: ServerConfig) -> bytearray:
+    """The whole body.
 
-async def _read(request: Request, limit: int) -> bytes:
-    """The whole body. Raises `errors.PayloadTooLarge` as soon as it is known to be over the limit."""
-    message = f"The body may have at most {limit} bytes."
+    Raises `errors.UnsupportedMedia` for any that is not plain JSON, `errors.PayloadTooLarge` as soon as it is known to
+    be over the limit, `errors.BodyTimeout` when it is not there in time.
+    """
+    check_media(request)
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise errors.PayloadTooLarge(message, code="request_too_large")
+    if declared.isdigit() and int(declared) > server.max_request_bytes:
+        raise _too_large(server)
+    try:
+        async with asyncio.timeout(server.body_timeout_seconds):
+            return await _receive(request, server)
+    except TimeoutError:
+        message = f"The body was not complete after {server.body_timeout_seconds:g} s; send it faster, or less of it."
+        raise errors.BodyTimeout(message, code="request_timeout") from None
+
+
+async def _receive(request: Request, server: ServerConfig) -> bytearray:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise errors.PayloadTooLarge(message, code="request_too_large")
-    return bytes(body)
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > server.max_request_bytes:
+            raise _too_large(server)
+        if not message.get("more_body", False):
+            return body
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Give the body once, then whatever the connection says, which is that the client has gone."""
-    pending = [body]
+def _too_large(server: ServerConfig) -> errors.PayloadTooLarge:
+    message = f"The body may have at most {server.max_request_bytes} bytes."
+    return errors.PayloadTooLarge(message, code="request_too_large")
 
-    async def replayed() -> Message:
-        if pending:
-            return {"type": "http.request", "body": pending.pop(), "more_body": False}
-        return await receive()
 
-    return replayed
+def check_media(request: Request) -> None:
+    """JSON, and as it is. A browser can't send another site's form as JSON, hence the header must be there."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        message = "A compressed body is not taken here; send it without Content-Encoding."
+        raise errors.UnsupportedMedia(message, code="unsupported_encoding")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        message = "The body must be a JSON object, with Content-Type: application/json."
+        raise errors.InvalidRequest(message, code="invalid_type")
+
+
+def parse(model: type[BaseModel], content: bytes | bytearray) -> BaseModel:
+    """The body's fields. Raises `RequestValidationError`, whose locations begin at "body" as FastAPI's do."""
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as fault:
+        found = fault.errors(include_url=False, include_input=False)
+        problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in found]
+        raise RequestValidationError(problems) from None

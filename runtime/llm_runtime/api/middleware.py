@@ -1,15 +1,20 @@
-"""Around every request: its id, its Host, its time, its place in metrics and log, and a last net for faults."""
+"""Around every request: its id, its Host, its time, its place in metrics and log, and a last net for faults.
+
+`Envelope` is the outermost layer; `Shortcut` sends a generation straight to its route, past the framework's router.
+"""
 
 import logging
 import re
 import time
+from collections.abc import Iterable
 from uuid import uuid4
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm_runtime import errors, logs
-from llm_runtime.api.answers import CLIENT_GONE, error_response, internal_error
+from llm_runtime.api.answers import CLIENT_GONE, answer_to, error_response, internal_error
 from llm_runtime.api.guard import GenerationRoute
 from llm_runtime.api.services import Services, State
 from llm_runtime.contract import LIVE_PATH, METRICS_PATH, READY_PATH
@@ -19,6 +24,28 @@ log = logging.getLogger("llm_runtime.access")
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 PROBES = frozenset({LIVE_PATH, READY_PATH, METRICS_PATH, "/health"})
 """Asked by kubelets and scrapers by pod address: any Host is right, and their lines in the log are noise."""
+
+
+class Shortcut:
+    """The road of generation requests: their path is looked up, not searched for, and nothing lies in between."""
+
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
+        self._app = app
+        generation = [route for route in routes if isinstance(route, GenerationRoute)]
+        self._routes = {(method, route.path): route for route in generation for method in route.methods or ()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if route is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = route
+        request = Request(scope, receive, send)
+        try:
+            response = await route.respond(request)
+        except Exception as fault:
+            response = await answer_to(request, fault)
+        await response(scope, receive, send)
 
 
 class Envelope:
@@ -31,7 +58,7 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(Headers(scope=scope).get("x-request-id", ""), send, self._services)
+        answer = _Answer(scope, send, self._services)
         token = logs.request_id.set(answer.request_id)
         try:
             await self._handle(scope, receive, answer)
@@ -42,65 +69,85 @@ class Envelope:
     async def _handle(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         path = scope["path"]
         try:
-            if path not in PROBES and not self._trusted(Headers(scope=scope).get("host", "")):
+            if path in PROBES or self._trusted(scope):
+                await self._app(scope, receive, answer.send)
+            else:
                 refusal = errors.InvalidRequest("This server does not answer to that Host.", code="invalid_host")
                 await error_response(path, refusal)(scope, receive, answer.send)
-            else:
-                await self._app(scope, receive, answer.send)
         except Exception:
-            log.exception("%s %s failed", scope["method"], _endpoint(scope))
+            log.exception("%s %s failed", scope["method"], _route(scope))
             self._services.metrics.errors.labels("internal_server_error").inc()
             if not answer.status:
                 await internal_error(path)(scope, receive, answer.send)
 
-    def _trusted(self, host: str) -> bool:
+    def _trusted(self, scope: Scope) -> bool:
         trusted = self._services.config.server.trusted_hosts
+        if not trusted:
+            return True
+        host = _header(scope, b"host")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        return not trusted or any(_matches(name.lower(), pattern.lower()) for pattern in trusted)
+        return any(_matches(name.lower(), pattern.lower()) for pattern in trusted)
 
     def _record(self, scope: Scope, answer: "_Answer") -> None:
-        endpoint, seconds = _endpoint(scope), time.perf_counter() - answer.began
+        route, method, seconds = _route(scope), scope["method"], time.perf_counter() - answer.began
         status = answer.status or CLIENT_GONE
         api = isinstance(scope.get("route"), GenerationRoute)
-        self._services.metrics.count_request(scope["method"], endpoint, status, seconds, api=api)
+        self._services.metrics.count_request(method, route, status, seconds, api=api)
+        level = logging.DEBUG if route in PROBES else logging.INFO
+        if not log.isEnabledFor(level):
+            return
         caller = scope.get("state", {}).get("caller")
-        log.log(
-            logging.DEBUG if endpoint in PROBES else logging.INFO,
-            "%s %s %d",
-            scope["method"],
-            endpoint,
-            status,
-            extra={
-                "method": scope["method"],
-                "endpoint": endpoint,
-                "status": status,
-                "duration_seconds": round(seconds, 6),
-                "key_id": caller.id if caller else None,
-            },
-        )
+        fields = {
+            "method": method,
+            "route": route,
+            "status_code": status,
+            "latency_ms": round(seconds * 1000, 3),
+            "key_id": caller.id if caller else None,
+        }
+        log.log(level, "%s %s - %d", method, route, status, extra=fields)
 
 
 class _Answer:
     """One answer on its way out; puts on it the headers that every answer carries."""
 
-    def __init__(self, wished_id: str, send: Send, services: Services) -> None:
-        self.request_id = wished_id if SANE_ID.fullmatch(wished_id) else f"req-{uuid4().hex}"
+    __slots__ = ("_scope", "_send", "_services", "began", "request_id", "status")
+
+    def __init__(self, scope: Scope, send: Send, services: Services) -> None:
         self.began, self.status = time.perf_counter(), 0
-        self._send, self._services = send, services
+        wished = _header(scope, b"x-request-id")
+        self.request_id = wished if SANE_ID.fullmatch(wished) else f"req-{uuid4().hex}"
+        self._scope, self._send, self._services = scope, send, services
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-ID"] = self.request_id
-            headers["X-Process-Time"] = f"{time.perf_counter() - self.began:.6f}"
-            if self._services.state is State.DRAINING:
-                # Whoever keeps this connection would find it closed in a moment; a new one goes to another replica.
-                headers["Connection"] = "close"
+            message["headers"] = [*message.get("headers", ()), *self._headers()]
         await self._send(message)
 
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        headers = [
+            (b"x-request-id", self.request_id.encode()),
+            (b"x-process-time", b"%.6f" % (time.perf_counter() - self.began)),
+        ]
+        caller, limiter = self._scope.get("state", {}).get("caller"), self._services.limiter
+        if caller and limiter:
+            standing = limiter.standing(caller).headers()
+            headers += [(name.encode(), value.encode()) for name, value in standing.items()]
+        if self._services.state is State.DRAINING:
+            # Whoever keeps this connection would find it closed in a moment; a new one goes to another replica.
+            headers.append((b"connection", b"close"))
+        return headers
 
-def _endpoint(scope: Scope) -> str:
+
+def _header(scope: Scope, wanted: bytes) -> str:
+    for name, value in scope["headers"]:
+        if name == wanted:
+            text: str = value.decode("latin-1")
+            return text
+    return ""
+
+
+def _route(scope: Scope) -> str:
     """The route's template. A path as it came would make as many labels as a scanner likes."""
     return getattr(scope.get("route"), "path", "unmatched")
 

@@ -16,14 +16,18 @@ from typing import Any, TypeVar
 from starlette.requests import HTTPConnection
 
 from llm_runtime import errors
-from llm_runtime.api.access import KEY_HINT, Limiter, Management, offered
+from llm_runtime.api.access import KEY_HINT, Management, offered
 from llm_runtime.auth import NO_ROLES, Keys, Tiers, authenticate
+from llm_runtime.cache.completions import CompletionCache
+from llm_runtime.cache.idempotency import IdempotencyKeys
 from llm_runtime.contract import FatalReport, RuntimeConfig
 from llm_runtime.db.database import Database
 from llm_runtime.filters import Filters
+from llm_runtime.limits import Limiter
 from llm_runtime.metrics import Metrics
 from llm_runtime.pipeline import Pipeline
 from llm_runtime.request import Caller, Engine, TextCodec
+from llm_runtime.sessions import Sessions
 from llm_runtime.usage import LoggedUsage, UsageLog
 
 T = TypeVar("T")
@@ -71,6 +75,8 @@ class Services:
         management: Management | None = None,
         database: Database | None = None,
         limiter: Limiter | None = None,
+        cache: CompletionCache | None = None,
+        sessions: Sessions | None = None,
         parts: Sequence[AbstractAsyncContextManager[Any]] = (),
     ) -> None:
         """`load` must not hold up the event loop: see `in_thread`. Without `keys` every caller is anonymous, without
@@ -82,7 +88,9 @@ class Services:
         self.config, self.keys, self._load = config, keys, load
         self.configured = config
         """As at the start; `config` is that of the model that serves."""
-        self.management, self.database, self.limiter, self.parts = management, database, limiter, parts
+        self.management, self.database, self.parts = management, database, parts
+        self.limiter, self.cache, self.sessions = limiter, cache, sessions
+        self._idempotency = IdempotencyKeys()
         source = keys or (management.keys if management else None)
         self.tiers = Tiers(config.tiers, config.default_tier, lambda: source.roles if source else NO_ROLES)
         self.metrics = metrics or Metrics()
@@ -248,7 +256,16 @@ class Services:
 
     def _serve(self, config: RuntimeConfig, loaded: Loaded) -> None:
         self.config, self.loaded = config, loaded
-        self._pipeline = Pipeline(config, loaded.engine, loaded.codec, self.metrics, self.usage)
+        self._pipeline = Pipeline(
+            config,
+            loaded.engine,
+            loaded.codec,
+            self.metrics,
+            self.usage,
+            limiter=self.limiter,
+            cache=self.cache,
+            idempotency=self._idempotency,
+        )
         self.metrics.engine = loaded.engine.stats
 
     def _fail(self, report: FatalReport) -> None:

@@ -1,79 +1,55 @@
-"""What commands that only need the database share: its address, its tables, and how faults are told."""
+"""What commands share that only need the database: its address, and how faults are told."""
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-import yaml
 
-from llm_runtime import errors
+from llm_runtime import errors, settings
 from llm_runtime.contract import CONFIG_FLAG, ENV_DATABASE_URL
-from llm_runtime.db.database import NO_DATABASE, Database, DatabaseAway
-from llm_runtime.db.tables import metadata
-from llm_runtime.keystore import KeyStore
-from llm_runtime.settings import Environment
+
+if TYPE_CHECKING:
+    from llm_runtime.db.database import Database
+    from llm_runtime.keystore import KeyStore
 
 T = TypeVar("T")
 
-Url = Annotated[str | None, typer.Option("--database-url", help="The database, over DATABASE_URL.")]
-ConfigFile = Annotated[Path | None, typer.Option(CONFIG_FLAG, help="Configuration; only its `database.url` is read.")]
+Config = Annotated[Path | None, typer.Option(CONFIG_FLAG, help="Configuration; of it the database's address counts.")]
+DatabaseUrl = Annotated[str | None, typer.Option(help=f"Over {ENV_DATABASE_URL} and the configuration.")]
 
 
-def database_url(configured: str = "") -> str:
-    """The address that the environment gives, or else the configured one; "" for the default."""
-    return os.environ.get(ENV_DATABASE_URL, "") or configured
-
-
-@asynccontextmanager
-async def prepared(database: Database) -> AsyncIterator[Database]:
-    """The database with its tables, closed at the end. One that is away now is left to whoever uses it."""
-    try:
-        async with database.begin() as connection:
-            await connection.run_sync(metadata.create_all)
-    except DatabaseAway:
-        pass  # `Database` has said so.
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
-def with_store(url: str | None, config: Path | None, work: Callable[[KeyStore], Awaitable[T]]) -> T:
-    """Do `work` with the keys of the database. A fault is told in a line and ends the command with status 1."""
+def asked(ask: "Callable[[Database], Awaitable[T]]", config: Path | None, database_url: str | None) -> T:
+    """What `ask` finds out from the configured database. A fault ends the command with one line and status 1."""
+    from llm_runtime.db.database import NO_DATABASE, Database, DatabaseAway
 
     async def run() -> T:
-        chosen = url or database_url(_configured(config))
-        if chosen == NO_DATABASE:
-            raise errors.ConfigInvalid("there is no database: name one with --database-url, or set DATABASE_URL")
-        async with prepared(Database(chosen)) as database:
-            return await work(KeyStore(database, _pepper()))
+        address = settings.storage(config).url if database_url is None else database_url
+        if address == NO_DATABASE:
+            raise errors.ConfigInvalid(f"there is no database: name one with --database-url or {ENV_DATABASE_URL}")
+        database = Database(address)
+        try:
+            return await ask(database)
+        except DatabaseAway as away:
+            raise errors.ConfigInvalid(f"{database.place} does not answer: {away}") from None
+        finally:
+            await database.close()
 
-    return _told(run())
-
-
-def _told(work: Coroutine[Any, Any, T]) -> T:
     try:
-        return asyncio.run(work)
-    except (errors.Fatal, errors.Refusal, DatabaseAway) as fault:
-        what = f"The database does not answer: {fault}" if isinstance(fault, DatabaseAway) else str(fault)
-        typer.echo(what, err=True)
-        raise typer.Exit(1) from fault
+        return asyncio.run(run())
+    except (errors.Fatal, errors.Refusal, settings.SettingsInvalid) as fault:
+        typer.echo(f"llm-runtime: {fault}", err=True)
+        raise typer.Exit(1) from None
 
 
-def _configured(config: Path | None) -> str:
-    if config is None:
-        return ""
-    try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-        return str(((content or {}).get("database") or {}).get("url") or "")
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise errors.ConfigInvalid(f"{config}: can't be read: {error}") from error
+def with_store(work: "Callable[[KeyStore], Awaitable[T]]", config: Path | None, database_url: str | None) -> T:
+    """Do `work` with the keys of the configured database, whose tables are made first."""
+    from llm_runtime.db import migrate
+    from llm_runtime.keystore import KeyStore
 
+    async def ask(database: "Database") -> T:
+        await migrate.upgrade(database)
+        return await work(KeyStore(database, settings.storage(config).key_pepper))
 
-def _pepper() -> str | None:
-    pepper = Environment(_env_file=".env").key_pepper
-    return pepper.get_secret_value() or None if pepper else None
+    return asked(ask, config, database_url)

@@ -1,25 +1,14 @@
 """`llm-runtime db`: bring the database's tables to this version, or look at them."""
 
-import asyncio
-import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING
 
 import typer
 
-from llm_runtime import errors, settings
-from llm_runtime.contract import CONFIG_FLAG, ENV_DATABASE_URL
+from llm_runtime.commands.database import Config, DatabaseUrl, asked
 
 if TYPE_CHECKING:
     from llm_runtime.db.database import Database
     from llm_runtime.db.migrate import Inspection
-
-T = TypeVar("T")
-
-Config = Annotated[Path | None, typer.Option(CONFIG_FLAG, help="Configuration; of it the database's address counts.")]
-DatabaseUrl = Annotated[str | None, typer.Option(help=f"Over {ENV_DATABASE_URL} and the configuration.")]
 
 cli = typer.Typer(help="The database: usage, keys, limits.", no_args_is_help=True)
 
@@ -44,35 +33,6 @@ def inspect(config: Config = None, database_url: DatabaseUrl = None) -> None:
     from llm_runtime.db import migrate
 
     _show(asked(migrate.inspect, config, database_url))
-
-
-def asked(ask: Callable[["Database"], Awaitable[T]], config: Path | None, database_url: str | None) -> T:
-    """What `ask` finds out from the configured database. Ends the process with one line when it can't be had."""
-    from llm_runtime.db.database import NO_DATABASE, Database, DatabaseAway
-
-    async def run() -> T:
-        address = settings.database_url(config) if database_url is None else database_url
-        if address == NO_DATABASE:
-            raise errors.ConfigInvalid(f"the configuration says that there is no database ({ENV_DATABASE_URL}=none)")
-        database = Database(address)
-        try:
-            return await ask(database)
-        except DatabaseAway as away:
-            raise errors.ConfigInvalid(f"{database.place} does not answer: {away}") from None
-        finally:
-            await database.close()
-
-    with _faults_in_one_line():
-        return asyncio.run(run())
-
-
-@contextmanager
-def _faults_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except (errors.ConfigInvalid, settings.SettingsInvalid) as fault:
-        print(f"llm-runtime: {fault}", file=sys.stderr)
-        raise typer.Exit(1) from None
 
 
 def _show(found: "Inspection") -> None:

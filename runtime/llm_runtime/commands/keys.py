@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from llm_runtime.commands.database import ConfigFile, Url, with_store
+from llm_runtime.commands.database import Config, DatabaseUrl, with_store
 from llm_runtime.contract import STANDARD_TIER, Limits
 from llm_runtime.keystore import Issued, KeyStore, NewKey, StoredKey
 
@@ -34,8 +34,8 @@ def create(
     ] = None,
     admin: Annotated[bool, typer.Option("--admin", help="It may manage models and keys.")] = False,
     as_json: Json = False,
-    database_url: Url = None,
-    config: ConfigFile = None,
+    database_url: DatabaseUrl = None,
+    config: Config = None,
 ) -> None:
     """Make a key and print it: the only time that it is seen."""
     if not 0 < len(name) <= 200:
@@ -46,7 +46,7 @@ def create(
     async def work(store: KeyStore) -> tuple[Issued, bool]:
         return await store.create(wish), role in {"", STANDARD_TIER.name, *await store.roles()}
 
-    issued, known = with_store(database_url, config, work)
+    issued, known = with_store(work, config, database_url)
     if not known:
         typer.echo(
             f"The database has no role {role!r}: unless the configuration has one, the default tier counts.", err=True
@@ -55,13 +55,13 @@ def create(
 
 
 @cli.command("list")
-def list_keys(as_json: Json = False, database_url: Url = None, config: ConfigFile = None) -> None:
+def list_keys(as_json: Json = False, database_url: DatabaseUrl = None, config: Config = None) -> None:
     """All keys: who holds them, their state, their limits."""
 
     async def work(store: KeyStore) -> list[StoredKey]:
         return await store.stored()
 
-    found = [_described(key, datetime.now(UTC)) for key in with_store(database_url, config, work)]
+    found = [_described(key, datetime.now(UTC)) for key in with_store(work, config, database_url)]
     if as_json:
         typer.echo(json.dumps(found))
         return
@@ -76,11 +76,11 @@ def list_keys(as_json: Json = False, database_url: Url = None, config: ConfigFil
 @cli.command()
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="Its id: see `keys list`.")],
-    database_url: Url = None,
-    config: ConfigFile = None,
+    database_url: DatabaseUrl = None,
+    config: Config = None,
 ) -> None:
     """End a key for good, within two seconds everywhere."""
-    with_store(database_url, config, lambda store: store.revoke(_id(key_id)))
+    with_store(lambda store: store.revoke(_id(key_id)), config, database_url)
     typer.echo(f"The key {_id(key_id)} is revoked.")
 
 
@@ -89,12 +89,12 @@ def rotate(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="Its id: see `keys list`.")],
     overlap_hours: Annotated[float, typer.Option(min=0, max=24 * 365, help="How long the old key still works.")] = 24,
     as_json: Json = False,
-    database_url: Url = None,
-    config: ConfigFile = None,
+    database_url: DatabaseUrl = None,
+    config: Config = None,
 ) -> None:
     """Make a new key like an old one, print it, and let the old one end."""
     overlap = timedelta(hours=overlap_hours)
-    issued = with_store(database_url, config, lambda store: store.rotate(_id(key_id), overlap))
+    issued = with_store(lambda store: store.rotate(_id(key_id), overlap), config, database_url)
     typer.echo(f"The old key {_id(key_id)} works for {overlap_hours:g} more hours at most.", err=True)
     _show_once(issued, as_json)
 

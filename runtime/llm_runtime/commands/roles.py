@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from llm_runtime.commands.database import ConfigFile, Url, with_store
+from llm_runtime.commands.database import Config, DatabaseUrl, with_store
 from llm_runtime.contract import STANDARD_TIER, Tier
 from llm_runtime.keystore import KeyStore
 
@@ -22,15 +22,15 @@ Number = Annotated[int | None, typer.Option(min=1)]
 @cli.command("list")
 def list_roles(
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
-    database_url: Url = None,
-    config: ConfigFile = None,
+    database_url: DatabaseUrl = None,
+    config: Config = None,
 ) -> None:
     """The roles in the database; the configuration may have more."""
 
     async def work(store: KeyStore) -> dict[str, Tier]:
         return await store.roles()
 
-    found = with_store(database_url, config, work)
+    found = with_store(work, config, database_url)
     if as_json:
         typer.echo(json.dumps([tier.model_dump() for tier in found.values()]))
         return
@@ -50,8 +50,8 @@ def set_role(
     tokens_per_month: Number = None,
     max_concurrent: Number = STANDARD_TIER.max_concurrent,
     priority: Annotated[int, typer.Option(min=-100, max=100)] = 0,
-    database_url: Url = None,
-    config: ConfigFile = None,
+    database_url: DatabaseUrl = None,
+    config: Config = None,
 ) -> None:
     """Make or replace a role, whole. A limit that is not given limits nothing."""
     try:
@@ -66,12 +66,12 @@ def set_role(
         )
     except ValidationError as error:
         raise typer.BadParameter("letters, digits, dots and dashes, at most 63", param_hint="NAME") from error
-    with_store(database_url, config, lambda store: store.set_role(tier))
+    with_store(lambda store: store.set_role(tier), config, database_url)
     typer.echo(f"The role {name} is set; running servers follow within two seconds.")
 
 
 @cli.command()
-def remove(name: Name, database_url: Url = None, config: ConfigFile = None) -> None:
+def remove(name: Name, database_url: DatabaseUrl = None, config: Config = None) -> None:
     """Forget a role. Its keys get the configured tier of that name, or the default one."""
-    with_store(database_url, config, lambda store: store.remove_role(name))
+    with_store(lambda store: store.remove_role(name), config, database_url)
     typer.echo(f"The role {name} is removed.")

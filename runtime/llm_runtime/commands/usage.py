@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_runtime.commands.db import Config, DatabaseUrl, asked
+from llm_runtime.commands.database import Config, DatabaseUrl, asked
 
 if TYPE_CHECKING:
     from llm_runtime.db.database import Database

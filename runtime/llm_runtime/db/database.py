@@ -47,6 +47,8 @@ class Database:
         self._engine = _postgres(address, statement_seconds) if self.postgres else _sqlite(address)
         self.away = False
         """Whether the last attempt failed, for readiness and metrics."""
+        self.prepared = True
+        """False while its tables are not there yet: see `migrate.UpToDate`. Then it counts as away."""
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
@@ -54,12 +56,20 @@ class Database:
 
         On SQLite it is the only writer from its beginning on: one that began as a reader could be refused later.
         """
+        self._check_prepared()
+        async with self._transaction(self._engine) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def begin_migration(self) -> AsyncIterator[AsyncConnection]:
+        """`begin`, also while the tables are not there yet."""
         async with self._transaction(self._engine) as connection:
             yield connection
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that only reads: on SQLite it neither waits for a writer nor holds one up. As `begin` else."""
+        self._check_prepared()
         async with self._transaction(self._engine.execution_options(reads_only=True)) as connection:
             yield connection
 
@@ -78,6 +88,10 @@ class Database:
 
     async def close(self) -> None:
         await self._engine.dispose()
+
+    def _check_prepared(self) -> None:
+        if not self.prepared:
+            raise DatabaseAway(f"the tables of {self.place} are not there yet")
 
     def _note(self, *, away: bool, why: Exception | None = None) -> None:
         if away and not self.away:

@@ -6,9 +6,11 @@ Migrations only add, so that a replica of the version before goes on working whi
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import sqlalchemy as sa
 from alembic import command
@@ -26,6 +28,7 @@ FOLDER = Path(__file__).parent / "migrations"
 LOCK = 0x6C6C6D01
 """Of Postgres' advisory locks, the one for migrations."""
 LOCK_POLL_SECONDS = 0.1
+RETRY_SECONDS = 1.0
 MIGRATION_SECONDS = 900.0
 """An index on a large table takes minutes, and other replicas wait as long."""
 
@@ -62,7 +65,7 @@ async def upgrade(database: Database) -> None:
     A newer database stays as it is. Raises `DatabaseAway`.
     """
     if not database.postgres:  # Its writers wait for each other anyway.
-        async with database.begin() as connection:
+        async with database.begin_migration() as connection:
             await connection.run_sync(_upgrade)
         return
     patient = Database(database.url, statement_seconds=MIGRATION_SECONDS)
@@ -71,6 +74,38 @@ async def upgrade(database: Database) -> None:
             await connection.run_sync(_upgrade)
     finally:
         await patient.close()
+
+
+class UpToDate:
+    """A server's database: upgraded when the server starts, or as soon as it answers; closed when the server ends."""
+
+    def __init__(self, database: Database, *, retry_seconds: float = RETRY_SECONDS) -> None:
+        self._database, self._retry_seconds = database, retry_seconds
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await upgrade(self._database)
+        except DatabaseAway as away:
+            log.error("%s does not answer: the server starts without it (%s)", self._database.place, away)
+            self._database.prepared = False
+            self._task = asyncio.create_task(self._upgrade_later())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._database.close()
+
+    async def _upgrade_later(self) -> None:
+        while not self._database.prepared:
+            await asyncio.sleep(self._retry_seconds)
+            with suppress(DatabaseAway):
+                await upgrade(self._database)
+                self._database.prepared = True
 
 
 async def inspect(database: Database) -> Inspection:

@@ -17,6 +17,7 @@ from harness import EXPIRED, KEY, SUSPENDED, Harness, Rows, config, eventually, 
 from llm_runtime.api.services import Loaded, Services, State, in_thread
 from llm_runtime.app import create_app
 from llm_runtime.auth import KeyRing
+from llm_runtime.connection import Connection
 from llm_runtime.contract import ServerConfig
 from postgres import Postgres, postgres
 
@@ -92,7 +93,9 @@ def live(keys_path: Path) -> Callable[..., Any]:
         engine, rows = engine or ScriptedEngine(), Rows()
         loaded = Loaded(engine, engine.codec)
         services = Services(config(server), in_thread(lambda: loaded), KeyRing(keys_path), usage=rows)
-        running = uvicorn.Server(uvicorn.Config(create_app(services), port=0, log_config=None, access_log=False))
+        running = uvicorn.Server(
+            uvicorn.Config(create_app(services), port=0, log_config=None, access_log=False, http=Connection)
+        )
         thread = threading.Thread(target=running.run)
         thread.start()
         eventually(lambda: running.started and services.state is State.READY)

@@ -4,13 +4,15 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness import KEY, Harness
 from llm_runtime import logs
-from llm_runtime.contract import FatalReport, report_from_termination_message
+from llm_runtime.contract import FatalReport, ServerConfig, report_from_termination_message
 
 
 @pytest.fixture
@@ -32,10 +34,15 @@ async def test_a_request_leaves_an_access_line_without_prompt_or_key(output: io.
     response = await api.chat(messages=[{"role": "user", "content": "my secret prompt"}])
     await api.client.get("/v1/models?api_key=leak")
     access = [line for line in lines(output) if line["logger"] == "llm_runtime.access"]
-    assert access[0]["endpoint"] == "/v1/chat/completions"
-    assert (access[0]["status"], access[0]["key_id"]) == (200, "web")
+    assert list(access[0])[:8] == [
+        "timestamp", "level", "logger", "message", "method", "route", "status_code", "latency_ms",
+    ]  # fmt: skip
+    assert access[0]["message"] == "POST /v1/chat/completions - 200"
+    assert (access[0]["route"], access[0]["status_code"]) == ("/v1/chat/completions", 200)
+    assert (access[0]["method"], access[0]["key_id"]) == ("POST", "web")
     assert access[0]["request_id"] == response.headers["x-request-id"]
-    assert access[0]["duration_seconds"] > 0
+    assert access[0]["latency_ms"] > 0
+    assert datetime.fromisoformat(access[0]["timestamp"]).tzinfo
     text = output.getvalue()
     assert "secret" not in text
     assert "leak" not in text
@@ -44,7 +51,7 @@ async def test_a_request_leaves_an_access_line_without_prompt_or_key(output: io.
 
 async def test_probes_are_quiet(output: io.StringIO, api: Harness) -> None:
     await api.client.get("/readyz")
-    assert [line["level"] for line in lines(output) if line.get("endpoint") == "/readyz"] == ["DEBUG"]
+    assert [line["level"] for line in lines(output) if line.get("route") == "/readyz"] == ["DEBUG"]
 
 
 def test_uvicorns_lines_take_the_same_road(output: io.StringIO) -> None:
@@ -52,6 +59,34 @@ def test_uvicorns_lines_take_the_same_road(output: io.StringIO) -> None:
     [line] = lines(output)
     assert (line["logger"], line["level"], line["message"]) == ("uvicorn.error", "WARNING", "hello there")
     assert "color_message" not in line
+
+
+def test_an_exception_and_odd_values_stay_one_line(output: io.StringIO) -> None:
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        logging.getLogger("x").exception("failed", extra={"number": 1 << 80, "half": "\ud800", "path": Path("/x")})
+    [line] = lines(output)
+    assert line["exception"].endswith("ValueError: two\nlines")
+    assert (line["number"], line["path"]) == (1 << 80, "/x")
+
+
+@pytest.mark.parametrize("backups", [0, 2])
+def test_a_full_file_is_put_aside_and_only_so_many_are_kept(output: io.StringIO, tmp_path: Path, backups: int) -> None:
+    file = tmp_path / "runtime.log"
+    logs.add_file(ServerConfig(log_file=str(file), log_file_bytes=4096, log_file_backups=backups))
+    for number in range(200):
+        logging.getLogger("x").info("line %d %s", number, "." * 100)
+    files = sorted(tmp_path.iterdir())
+    assert [found.name for found in files] == ["runtime.log", "runtime.log.1", "runtime.log.2"][: backups + 1]
+    assert all(found.stat().st_size <= 4096 for found in files)
+    assert json.loads(file.read_text().splitlines()[-1])["message"].startswith("line 199")
+    assert len(lines(output)) == 200
+
+
+def test_a_file_that_cannot_be_written_is_an_error_at_the_start(output: io.StringIO, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nowhere"):
+        logs.add_file(ServerConfig(log_file=str(tmp_path / "nowhere" / "x.log")))
 
 
 def test_the_console_format_is_for_people() -> None:

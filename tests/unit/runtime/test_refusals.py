@@ -57,9 +57,6 @@ USER = {"role": "user", "content": "hi"}
         ({"stop": "x" * 10_000}, "stop[0]"),
         ({"store": True}, "store"),
         ({"no_such_field": 1}, "no_such_field"),
-        ({"user": "\udfff"}, "user"),
-        ({"model": "\udfff"}, "model"),
-        ({"stop": "\udfff"}, "stop[0]"),
         ({"messages": []}, "messages"),
         ({"messages": "hi"}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
@@ -68,7 +65,6 @@ USER = {"role": "user", "content": "hi"}
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{**USER, "name": "me"}]}, "messages[0].name"),
-        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content[0].text"),
         ({"model": None}, "model"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": "1"}, "temperature"),
@@ -110,7 +106,6 @@ async def test_chat_names_the_field_it_refuses(api: Harness, fields: dict[str, A
         ({"prompt": [True]}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
         ({"prompt": ""}, "prompt"),
-        ({"prompt": "\ud800"}, "prompt"),
         ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": ["a"] * 65, "n": 2}, "n"),
         ({"prompt": "a " * 64}, "prompt"),
@@ -158,10 +153,14 @@ async def test_a_schema_of_any_depth_makes_no_500(api: Harness, depth: int) -> N
     assert response.status_code in (200, 400), response.text
 
 
-async def test_half_a_surrogate_as_a_name_is_a_400(api: Harness) -> None:
+@pytest.mark.parametrize(
+    "body", [b'{"\\ud800": 1, "prompt": "a"}', b'{"prompt": "\\udfff"}', b'{"prompt": "a\\ud800b"}']
+)
+async def test_half_a_surrogate_pair_is_a_400_that_says_where(api: Harness, body: bytes) -> None:
     for path in ("/v1/completions", "/predict"):
-        response = await api.client.post(path, content=b'{"\\ud800": 1, "prompt": "a"}', headers=JSON)
+        response = await api.client.post(path, content=body, headers=JSON)
         assert response.status_code == 400
+        assert "escape at line 1 column" in response.text
 
 
 async def test_a_form_is_told_to_be_json(api: Harness) -> None:

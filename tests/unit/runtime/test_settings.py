@@ -1,13 +1,14 @@
 """Configuration: a file, `.env` over it, the environment over both; and no slip goes unnoticed."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llm_runtime.contract import RuntimeConfig
-from llm_runtime.settings import SettingsInvalid, load
+from llm_runtime.settings import Environment, SettingsInvalid, load
 
 ROOT = Path(__file__).parents[3]
 MLFLOW = {"trackingUri": "http://mlflow", "name": "m", "version": "1"}
@@ -18,8 +19,8 @@ FULL = {"model": {"name": "m", "mlflow": MLFLOW}, "engine": {"maxModelLength": 1
 def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither this machine's environment nor a `.env` in the working folder may matter."""
     monkeypatch.chdir(tmp_path)
-    for name in ("API_KEY", "API_HOST", "API_PORT", "LOG_LEVEL", "MODEL_NAME", "MODEL_PATH", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
+    for name in Environment.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
 
 
 def file(tmp_path: Path, content: Any) -> Path:
@@ -100,21 +101,143 @@ def test_a_slip_is_named(tmp_path: Path, content: Any, named: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "named"),
     [
-        ("ENGINE__FOO", "1", "foo: unknown key"),
-        ("API_PORT", "x", "apiPort"),
-        ("API_PORT", "70000", "apiPort"),
-        ("LOG_LEVEL", "loud", "logLevel"),
-        ("AUTHENTICATION", "off", "authentication"),
-        ("ENGINE", "1", "engine"),
-        ("ENGINE", "{", "engine"),
+        ("ENGINE__FOO", "1", "ENGINE__FOO: unknown name"),
+        ("ENGINE__MAX_MODEL_LENGHT", "1", "did you mean ENGINE__MAX_MODEL_LENGTH?"),
+        ("SERVER__COMPLETION_CACHE__SIZE", "1", "SERVER__COMPLETION_CACHE__SIZE: unknown name"),
+        ("ENGINE__MAX_MODEL_LENGTH", "many", "ENGINE__MAX_MODEL_LENGTH: Input should be a valid integer"),
+        ("API_PORT", "x", "API_PORT"),
+        ("API_PORT", "70000", "API_PORT"),
+        ("LOG_LEVEL", "loud", "LOG_LEVEL: must be one of"),
+        ("DEBUG", "perhaps", "DEBUG"),
+        ("AUTHENTICATION", "off", "AUTHENTICATION"),
+        ("ENGINE", "1", "ENGINE"),
+        ("ENGINE", "{", "ENGINE: not JSON"),
+        ("TIERS", '[{"name": "free", "requestsPerMinute": 0}]', "TIERS"),
+        ("DEFAULT_TIER", "gold", "defaultTier is 'gold'; the tiers are standard"),
+        ("SECURITY__API_KEY", "k", "SECURITY__API_KEY is now API_KEY"),
+        ("SECURITY__MAX_PROMPT_CHARS", "1", "is now server.maxPromptCharacters"),
+        ("RATE_LIMIT__REQUESTS_PER_MINUTE", "1", "is now tiers[].requestsPerMinute"),
+        ("RATE_LIMIT__BURST_SIZE", "1", "is now tiers[].requestsPerMinute"),
+        ("RATE_LIMIT__ENABLED", "true", "is now tiers[].requestsPerMinute"),
+        ("CACHE__ENABLED", "true", "is now server.completionCache.enabled"),
+        ("CACHE__ODD", "1", "docs/reference.md has what replaces `cache`"),
+        ("CHAT_HISTORY__TTL_SECONDS", "1", "is now server.sessions.ttlSeconds"),
+        ("MODEL__DEVICE", "cpu", "MODEL__DEVICE is now engine.device"),
+        ("MODEL__MAX_TOKENS", "1", "is now engine.maxModelLength"),
+        ("MODEL__SOURCE", "hub", "is now model.path"),
+        ("MODEL__TEMPERATURE", "1", "a field of each request"),
+        ("APP__PORT", "1", "is now API_PORT"),
+        ("API_WORKERS", "4", "run more replicas"),
     ],
 )
-def test_a_slip_in_the_environment_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, named: str
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_a_slip_in_the_environment_is_named_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, named: str, place: str
 ) -> None:
-    monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsInvalid, match=named):
+    if place == "environment":
+        monkeypatch.setenv(name, value)
+    else:
+        (tmp_path / ".env").write_text(f"# A comment\nAPI_KEY=k\n{name}='{value}'\n")
+    with pytest.raises(SettingsInvalid) as caught:
         load(file(tmp_path, FULL))
+    assert named in str(caught.value)
+    assert name == "DEFAULT_TIER" or ("environment: " if place == "environment" else ".env line 3: ") in str(
+        caught.value
+    )
+
+
+def test_one_worker_is_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("API_WORKERS", "1")
+    assert load(file(tmp_path, FULL))
+
+
+def test_all_faults_come_at_once_each_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVER__DRAIN", "1")
+    text = """model:
+  name: m
+  path: /m
+engine:
+  maxModelLenght: 5
+  dtype: int4
+  dtype: int3
+tiers:
+  - name: free
+    requestPerMinute: 5
+cache: {size: 3}
+"""
+    with pytest.raises(SettingsInvalid) as caught:
+        load(file(tmp_path, text))
+    name = tmp_path / "config.json"
+    for fault in (
+        f"{name} line 5: engine.maxModelLenght: unknown key; did you mean maxModelLength?",
+        f"{name} line 7: engine.dtype: stands there twice",
+        f"{name} line 7: engine.dtype: Input should be",
+        f"{name} line 10: tiers.0.requestPerMinute: unknown key; did you mean requestsPerMinute?",
+        f"{name} line 11: cache.size: is now server.completionCache.entries",
+        "environment: SERVER__DRAIN: unknown name; did you mean SERVER__DRAIN_SECONDS?",
+    ):
+        assert fault in str(caught.value)
+
+
+SEED_000 = """
+api: {host: 0.0.0.0, port: 8000, workers: 1}
+model: {max_tokens: 2048, default_max_length: 100, batch_size: 4}
+mlflow: {tracking_uri: "http://localhost:5000", model_name: custom-llm, model_stage: Production}
+"""
+SEED_002 = """
+app: {name: LLM FastAPI Service, host: 0.0.0.0, port: 8000}
+model: {name: gemma, source: hub, device: cpu, max_tokens: 512, temperature: 0.7}
+security: {api_key: change-me-in-env, max_prompt_chars: 4000}
+rate_limit: {enabled: true, requests_per_minute: 10}
+cache: {enabled: true, size: 100, ttl_seconds: 3600}
+chat_history: {enabled: true, ttl_seconds: 7200}
+"""
+
+
+@pytest.mark.parametrize(("text", "keys"), [(SEED_000, 9), (SEED_002, 16)])
+def test_a_file_of_another_server_is_told_every_new_name(tmp_path: Path, text: str, keys: int) -> None:
+    with pytest.raises(SettingsInvalid) as caught:
+        load(file(tmp_path, text))
+    message = str(caught.value)
+    assert message.count("is now") == keys
+    assert "change-me-in-env" not in message
+    assert "unknown key" not in message
+    assert "exactly one of `mlflow` and `path`" in message
+
+
+def test_tiers_come_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TIERS", '[{"name": "free", "requestsPerMinute": 10}]')
+    monkeypatch.setenv("DEFAULT_TIER", "free")
+    monkeypatch.setenv("SERVER__COMPLETION_CACHE__ENTRIES", "5")
+    config = load(file(tmp_path, FULL)).config
+    assert (config.tiers[0].requests_per_minute, config.default_tier) == (10, "free")
+    assert config.server.completion_cache.entries == 5
+
+
+def test_secrets_are_there_and_are_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = ("API_KEY", "ADMIN_API_KEY", "DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "HUGGINGFACE_TOKEN")
+    for name in names:
+        monkeypatch.setenv(name, f"hush-{name}")
+    settings = load(file(tmp_path, FULL))
+    assert (settings.api_key, settings.admin_key) == ("hush-API_KEY", "hush-ADMIN_API_KEY")
+    assert (settings.database_url, settings.redis_url) == ("hush-DATABASE_URL", "hush-REDIS_URL")
+    assert settings.key_pepper == "hush-KEY_PEPPER"
+    assert "hush" not in repr(settings)
+
+
+def test_the_files_database_counts_where_the_environment_names_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = file(tmp_path, {**FULL, "database": {"url": "sqlite:///x.db"}})
+    assert load(path).database_url == "sqlite:///x.db"
+    monkeypatch.setenv("DATABASE_URL", "none")
+    assert load(path).database_url == "none"
+    assert load(file(tmp_path, FULL)).redis_url is None
+
+
+def test_debug_is_a_log_level(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DEBUG", "true")
+    assert load(file(tmp_path, FULL)).log_level == "DEBUG"
 
 
 def test_the_examples_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,16 +246,12 @@ def test_the_examples_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (settings.config.model.name, settings.api_key) == ("support-bot", "change-me")
 
 
-def test_every_commented_line_of_the_example_is_the_default() -> None:
+def test_every_commented_line_of_the_example_is_the_default(tmp_path: Path) -> None:
     text = (ROOT / "config.example.yaml").read_text()
-    defaults = RuntimeConfig.model_validate(FULL).model_dump(mode="json", by_alias=True)
-    defaults |= {"engine": {**defaults["engine"], "maxModelLength": 4096}}
-    defaults |= {"server": {**defaults["server"], "drainSeconds": 120.0}}
-    import yaml
+    every = re.sub(r"^( *)# (?=[a-zA-Z]+:)", r"\1", text, flags=re.M)
+    assert load(file(tmp_path, every)).config == load(ROOT / "config.example.yaml").config
 
-    section = ""
-    for line in text.splitlines():
-        section = line.split(":")[0] if line[:1].isalpha() else section
-        if line.startswith("  # ") and section in ("engine", "server"):
-            [(name, value)] = yaml.safe_load(line.removeprefix("  # ")).items()
-            assert defaults[section][name] == value, line
+
+def test_every_variable_is_in_the_example() -> None:
+    text = (ROOT / ".env.example").read_text()
+    assert {name.upper() for name in Environment.model_fields} <= set(re.findall(r"^(?:# )?([A-Z_]+)=", text, re.M))

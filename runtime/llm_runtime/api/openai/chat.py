@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BeforeValidator, Field, model_validator
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from llm_runtime.api.answers import JsonResponse
 from llm_runtime.api.body import Body, MaxTokens, Text, check_model, conflict
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.common import (
@@ -119,7 +120,7 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
     async with generation:
         timeout_seconds = pipeline.config.server.request_timeout_seconds
         choices = await while_connected(request.receive, generation.collect(), timeout_seconds)
-    return JSONResponse(_completion(generation, pipeline, choices))
+    return JsonResponse(_completion(generation, pipeline, choices))
 
 
 def _envelope(generation: Generation, pipeline: Pipeline, object_: str) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BeforeValidator, Field
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from llm_runtime.api.answers import JsonResponse
 from llm_runtime.api.body import check_model, whole
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.common import (
@@ -117,7 +118,7 @@ async def completions(request: Request, body: CompletionBody) -> Response:
         _choice(index, choice.text, _logprobs(generation.job, choice.events, pipeline.codec), choice.finish_reason)
         for index, choice in enumerate(choices)
     ]
-    return JSONResponse({**envelope, "choices": answers, "usage": usage(generation)})
+    return JsonResponse({**envelope, "choices": answers, "usage": usage(generation)})
 
 
 def _choice(index: int, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""The runtime as it is, but for its model: `python -m bench.mock serve --config FILE …` answers at once.
+
+What remains is what the gateway costs: HTTP, keys, limits, the cache, the usage log.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llm_runtime import __main__ as runtime
+from llm_runtime.api.services import Loaded
+from llm_runtime.contract import RuntimeConfig
+from llm_runtime.request import Constraint, EngineStats, FinishReason, GenerationRequest, TokenEvent
+
+TOKENS = 16
+ANSWER = [TokenEvent(number, f"word{number} ") for number in range(TOKENS - 1)]
+ANSWER.append(TokenEvent(TOKENS, "end.", finish_reason=FinishReason.STOP))
+
+
+class MockStream:
+    """The whole answer in one `take`."""
+
+    def __init__(self) -> None:
+        self._left = list(ANSWER)
+
+    def __aiter__(self) -> "MockStream":
+        return self
+
+    async def __anext__(self) -> TokenEvent:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop(0)
+
+    async def take(self) -> list[TokenEvent]:
+        events, self._left = self._left, []
+        return events
+
+    async def aclose(self) -> None:
+        """Nothing to free."""
+
+
+class MockEngine:
+    """Every request gets the same answer, at once."""
+
+    max_model_length = 4096
+    adapters: tuple[str, ...] = ()
+
+    def generate(self, request: GenerationRequest) -> MockStream:
+        return MockStream()
+
+    def stats(self) -> EngineStats:
+        return EngineStats(0, 0, 0.0, 0, alive=True)
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Nothing runs."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class MockCodec:
+    """A token for each word."""
+
+    vocabulary_size = 50_000
+    eos_token_ids = frozenset({0})
+
+    def encode(self, text: str) -> list[int]:
+        return [len(word) for word in text.split()]
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        return self.encode(" ".join([message["content"] for message in messages]))
+
+    def check_constraint(self, constraint: Constraint) -> None:
+        """Takes any."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return " ".join(map(str, token_ids))
+
+    def token_text(self, token_id: int) -> str:
+        return str(token_id)
+
+
+async def load(config: RuntimeConfig, models: Path) -> Loaded:
+    """In the place of the runtime's own way to a model."""
+    return Loaded(MockEngine(), MockCodec())
+
+
+if __name__ == "__main__":
+    runtime._load = load
+    runtime.main()

@@ -1,0 +1,119 @@
+"""Puts a server together, as its settings say: what is kept where, which keys it takes, what guards the model."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_runtime import errors
+from llm_runtime.api.access import Management
+from llm_runtime.api.services import Loaded, Services
+from llm_runtime.auth import KeyChain, KeyRing, Keys, SingleKey
+from llm_runtime.cache.completions import CompletionCache
+from llm_runtime.cache.store import AnswerStore
+from llm_runtime.contract import KEYS_FLAG, RuntimeConfig
+from llm_runtime.db.database import NO_DATABASE, Database
+from llm_runtime.db.migrate import UpToDate
+from llm_runtime.db.retention import Retention
+from llm_runtime.keys import DatabaseKeys
+from llm_runtime.limits import Limiter
+from llm_runtime.metrics import Metrics
+from llm_runtime.sessions import Sessions
+from llm_runtime.settings import Settings
+from llm_runtime.usage import LoggedUsage, UsageLog
+from llm_runtime.usage.writer import DatabaseUsage
+
+Part = AbstractAsyncContextManager[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where models come from. All of it takes long, and holds up nobody."""
+
+    find: Callable[[RuntimeConfig], Awaitable[Path]]
+    """The folder of the configured model, fetched where it is not there."""
+    fetch: Callable[[RuntimeConfig], Awaitable[Path]]
+    """Bring a model to a folder."""
+    start: Callable[[RuntimeConfig, Path], Awaitable[Loaded]]
+    """Start an engine with it."""
+
+    async def load(self, config: RuntimeConfig) -> Loaded:
+        return await self.start(config, await self.find(config))
+
+
+def assemble(settings: Settings, models: ModelSource, key_file: Path | None = None) -> Services:
+    """A server, ready to be started. With a key file an operator manages it: only these keys are good.
+
+    Raises `errors.ConfigInvalid`.
+    """
+    config, metrics, storage = settings.config, Metrics(), settings.storage
+    database = None if storage.url == NO_DATABASE else Database(storage.url)
+    # Entered in this order and left in the reverse one: the database closes when nobody writes any more.
+    parts: list[Part] = [UpToDate(database), Retention(database, config.database.retention_days)] if database else []
+
+    usage: UsageLog = LoggedUsage()
+    if database:
+        usage = writer = DatabaseUsage(database, config.database, metrics)
+        parts.append(writer)
+    limiter = Limiter.configured(
+        database, settings.redis_url or "", slot_timeout_seconds=config.server.slot_timeout_seconds
+    )
+    parts.append(limiter)
+    keys, management = _access(settings, models, database, key_file, parts)
+    return Services(
+        config,
+        lambda: models.load(config),
+        keys,
+        metrics=metrics,
+        usage=usage,
+        management=management,
+        database=database,
+        limiter=limiter,
+        cache=_cache(config, database, parts),
+        sessions=_sessions(config, database, parts),
+        parts=parts,
+    )
+
+
+def _access(
+    settings: Settings, models: ModelSource, database: Database | None, key_file: Path | None, parts: list[Part]
+) -> tuple[Keys | None, Management | None]:
+    """The keys that requests are checked by, None where everybody may; and management, where no operator does it."""
+    if key_file:
+        # Also where nobody needs a key: the file brings the tiers.
+        return KeyRing(key_file), None
+    environment = [SingleKey(settings.admin_key, admin=True)] if settings.admin_key else []
+    environment += [SingleKey(settings.api_key)] if settings.api_key else []
+    issuer = DatabaseKeys(database, settings.storage.key_pepper) if database else None
+    required = settings.config.authentication == "Required"
+    if required and not environment and not issuer:
+        message = (
+            f"authentication is Required: pass {KEYS_FLAG}, set API_KEY or DATABASE_URL, or AUTHENTICATION=Disabled"
+        )
+        raise errors.ConfigInvalid(message)
+    if issuer:
+        parts.append(issuer)
+    keys = KeyChain(*environment, *([issuer] if issuer else []))
+    tracking_uri = settings.environment.mlflow_tracking_uri
+    management = Management(keys, issuer, models.fetch, models.start, tracking_uri)
+    return (keys if required else None), management
+
+
+def _cache(config: RuntimeConfig, database: Database | None, parts: list[Part]) -> CompletionCache | None:
+    wanted = config.server.completion_cache
+    if not wanted.enabled:
+        return None
+    if not wanted.database or database is None:
+        return CompletionCache(wanted)
+    store = AnswerStore(database, wanted.ttl_seconds)
+    parts.append(store)
+    return CompletionCache(wanted, store)
+
+
+def _sessions(config: RuntimeConfig, database: Database | None, parts: list[Part]) -> Sessions | None:
+    if not config.server.sessions.enabled:
+        return None
+    sessions = Sessions(config.server.sessions, database)
+    parts.append(sessions)
+    return sessions

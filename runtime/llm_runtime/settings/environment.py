@@ -1,0 +1,135 @@
+"""What the environment and `.env` say: short names of its own, and the file's names nested with two underscores."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+from llm_runtime.contract import PORT, RuntimeConfig
+from llm_runtime.settings.file import Location
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+class Environment(BaseModel):
+    """Names that are the environment's only."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, hide_input_in_errors=True)
+
+    api_key: SecretStr | None = None
+    """The one key of a server without a key file or a database of keys."""
+    admin_api_key: SecretStr | None = None
+    """The key that may manage models and keys; none: nobody may."""
+    model_name: str | None = None
+    """Registered model, and the id that clients send."""
+    model_version: str | None = None
+    """Its version."""
+    model_path: str | None = None
+    """A local folder instead."""
+    mlflow_tracking_uri: str | None = None
+    """Address of the MLflow server."""
+    api_host: str = "0.0.0.0"
+    """Address to listen on."""
+    api_port: int = Field(PORT, ge=0, le=65535)
+    """Port to listen on."""
+    log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
+    debug: bool = False
+    """true is LOG_LEVEL=DEBUG."""
+    database_url: SecretStr | None = None
+    """Where usage and keys are kept, over `database.url`: it holds a password."""
+    redis_url: SecretStr | None = None
+    """Redis or Valkey for limits per minute that several replicas share; needs the extra `redis`."""
+    key_pepper: SecretStr | None = None
+    """Makes the digests of keys in the database useless to whoever has only the database."""
+    huggingface_token: SecretStr | None = None
+    """For models that the hub gives to signed-in users only; handed on as HF_TOKEN."""
+
+    @field_validator("api_port", mode="before")
+    @classmethod
+    def _skip_service_links(cls, value: Any) -> Any:
+        # A Service named `api` makes the kubelet set API_PORT=tcp://10.0.0.1:80 in every pod of its namespace.
+        return PORT if isinstance(value, str) and value.startswith("tcp://") else value
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        if value.upper() not in LOG_LEVELS:
+            raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
+        return value.upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A name with its value, and where it was set."""
+
+    name: str
+    value: str
+    source: str
+    """`environment` or `.env line 3`."""
+
+
+def variables(env_file: Path | None) -> dict[str, Variable]:
+    """The environment over `.env`, by name. Case does not matter; what is empty in `.env` is not set."""
+    found = {}
+    if env_file and env_file.is_file():
+        text = env_file.read_text(encoding="utf-8")
+        for name, value in dotenv_values(env_file, encoding="utf-8").items():
+            if value:
+                found[name.upper()] = Variable(name.upper(), value, f"{env_file.name} line {_line(text, name)}")
+    for name, value in os.environ.items():
+        found[name.upper()] = Variable(name.upper(), value, "environment")
+    return found
+
+
+def nested(set_: Mapping[str, Variable]) -> Iterator[tuple[Location, Variable]]:
+    """Those that speak of the file's keys, each with the place it means."""
+    for name, variable in set_.items():
+        parts = tuple(part.lower() for part in name.split("__"))
+        if parts[0] in RuntimeConfig.model_fields and all(parts):
+            yield parts, variable
+
+
+def value_of(location: Location, text: str) -> Any:
+    """As the file would have it: lists with commas or in brackets, lists of objects and whole sections in JSON."""
+    field = field_at(location)
+    if field is not None and field == tuple[str, ...]:
+        bare = text.strip().removeprefix("[").removesuffix("]")
+        return [item.strip(" \"'") for item in bare.split(",") if item.strip()]
+    if text.lstrip()[:1] in ("{", "["):
+        return json.loads(text)
+    return text
+
+
+def field_at(location: Location) -> Any:
+    """The type of the configuration's field in a place; None where there is none."""
+    found: Any = RuntimeConfig
+    for part in location:
+        models = [kind for kind in (found, *get_args(found)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not models or not isinstance(part, str) or part not in models[0].model_fields:
+            return None
+        found = models[0].model_fields[part].annotation
+    return found
+
+
+def names(model: type[BaseModel] = RuntimeConfig, prefix: str = "") -> Iterator[str]:
+    """Every name that `nested` may find, as it is written in the environment."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}".upper()
+        kinds = (field.annotation, *get_args(field.annotation))
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from names(kind, f"{prefix}{name}__")
+
+
+def _line(text: str, name: str) -> int:
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.match(rf"\s*(export\s+)?{re.escape(name)}\s*=", line):
+            return number
+    return 0

@@ -1,0 +1,65 @@
+"""Names that other servers of this kind give their settings, and what they are here: to be told, not to be guessed.
+
+One table for YAML keys and for the environment: `security.api_key` is `SECURITY__API_KEY` there.
+"""
+
+ONE_PROCESS = "gone: one process serves each model; run more replicas instead"
+SAMPLING = "a field of each request"
+
+RENAMED = {
+    "api.host": "API_HOST in the environment, or --host",
+    "api.port": "API_PORT in the environment, or --port",
+    "api.workers": ONE_PROCESS,
+    "app.name": "model.name",
+    "app.host": "API_HOST in the environment, or --host",
+    "app.port": "API_PORT in the environment, or --port",
+    "app.workers": ONE_PROCESS,
+    "app.debug": "DEBUG in the environment",
+    "model.source": "model.path for a local folder, or model.mlflow for a registry",
+    "model.stage": "model.mlflow.version: a pinned version; the operator follows aliases and stages",
+    "model.device": "engine.device",
+    "model.max_tokens": "engine.maxModelLength, for prompt and answer together",
+    "model.default_max_length": f"max_length or max_tokens, {SAMPLING}",
+    "model.temperature": f"temperature, {SAMPLING}",
+    "model.top_p": f"top_p, {SAMPLING}",
+    "model.batch_size": "engine.maxBatchSize",
+    "mlflow.tracking_uri": "model.mlflow.trackingUri",
+    "mlflow.model_name": "model.mlflow.name",
+    "mlflow.model_version": "model.mlflow.version",
+    "mlflow.model_stage": "model.mlflow.version: a pinned version; the operator follows aliases and stages",
+    "security.api_key": "API_KEY in the environment",
+    "security.max_prompt_chars": "server.maxPromptCharacters",
+    "rate_limit.enabled": "tiers[].requestsPerMinute: a tier without it has no such limit",
+    "rate_limit.requests_per_minute": "tiers[].requestsPerMinute",
+    "rate_limit.burst_size": "tiers[].requestsPerMinute: a whole minute's requests may come at once",
+    "cache.enabled": "server.completionCache.enabled",
+    "cache.size": "server.completionCache.entries",
+    "cache.ttl_seconds": "server.completionCache.ttlSeconds",
+    "chat_history.enabled": "server.sessions.enabled",
+    "chat_history.ttl_seconds": "server.sessions.ttlSeconds",
+    "logging.level": "LOG_LEVEL in the environment",
+    "logging.format": "server.logFormat",
+    "logging.file": "server.logFile",
+}
+"""Keys in snake case. A section that is no section here is renamed as a whole, its unlisted keys too."""
+
+VARIABLES = {
+    "API_WORKERS": ONE_PROCESS,
+    "MODEL_STAGE": RENAMED["model.stage"],
+    "MODEL_ID": "MODEL_NAME with MLFLOW_TRACKING_URI, or MODEL_PATH",
+    "MODEL_DEVICE": "ENGINE__DEVICE",
+}
+"""Names of the environment that are not a section's."""
+
+HARMLESS = {"API_WORKERS": "1"}
+"""What says only what is the case anyway."""
+
+FOREIGN = frozenset(name.partition(".")[0] for name in RENAMED) - {"model"}
+"""Sections that do not exist here."""
+
+
+def now_called(path: tuple[str, ...]) -> str | None:
+    """What a key, given as its path in snake case, is called here; None if it was never called otherwise."""
+    if name := RENAMED.get(".".join(path)):
+        return name
+    return f"not known here; docs/reference.md has what replaces `{path[0]}`" if path[0] in FOREIGN else None
