@@ -78,11 +78,14 @@ def _serve(loaded: settings.Settings, keys: Path | None, models: Path, host: str
     # FastAPI takes a second to import, which `fetch` need not wait for.
     from prometheus_client import disable_created_metrics
 
+    from llm_runtime import tracing
     from llm_runtime.api.services import Services
     from llm_runtime.app import Server, create_app
 
     disable_created_metrics()  # type: ignore[no-untyped-call]
     services = Services(loaded.config, lambda: _load(loaded.config, models), _keys(loaded, keys))
+    if found := tracing.from_environment():
+        services.trace(found)
     try:
         Server(create_app(services), host, port).run()
     except SystemExit as error:  # Uvicorn's way of saying that the port can't be had.

@@ -20,6 +20,7 @@ from llm_runtime.contract import FatalReport, RuntimeConfig
 from llm_runtime.metrics import Metrics
 from llm_runtime.pipeline import Pipeline
 from llm_runtime.request import Caller, Engine, TextCodec
+from llm_runtime.tracing import Tracing
 from llm_runtime.usage import LoggedUsage, UsageLog
 
 T = TypeVar("T")
@@ -68,6 +69,7 @@ class Services:
         self.usage = LoggedUsage() if usage is None else usage
         self.limiter: Any = None
         """A `limits.Limiter`, asked for the `x-ratelimit-*` headers of every answer to a known caller."""
+        self.tracing: Tracing | None = None
         self.state = State.LOADING
         self.loaded: Loaded | None = None
         self.failure: FatalReport | None = None
@@ -132,6 +134,10 @@ class Services:
         if self.loaded:
             await self.loaded.engine.drain(timeout_seconds)
 
+    def trace(self, tracing: Tracing) -> None:
+        """Make a span of every generation request from now on; call it before `start`."""
+        self.tracing, self.usage = tracing, tracing.follow(self.usage)
+
     async def swap(self, config: RuntimeConfig, folder: Path) -> None:
         """Serve another model from now on; what runs ends on the old one. Raises errors.Fatal: nothing has changed."""
         if self.loaded is None or self.loaded.swap is None:
@@ -146,6 +152,8 @@ class Services:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.loaded:
             await asyncio.to_thread(self.loaded.engine.close)
+        if self.tracing:
+            await asyncio.to_thread(self.tracing.close)
 
     async def _become_ready(self) -> None:
         try:
