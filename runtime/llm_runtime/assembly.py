@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_runtime import errors
+from llm_runtime import errors, tracing
 from llm_runtime.api.access import Management
 from llm_runtime.api.services import Loaded, Services
 from llm_runtime.auth import KeyChain, KeyRing, Keys, SingleKey
@@ -61,7 +61,7 @@ def assemble(settings: Settings, models: ModelSource, key_file: Path | None = No
     )
     parts.append(limiter)
     keys, management = _access(settings, models, database, key_file, parts)
-    return Services(
+    services = Services(
         config,
         lambda: models.load(config),
         keys,
@@ -74,6 +74,9 @@ def assemble(settings: Settings, models: ModelSource, key_file: Path | None = No
         sessions=_sessions(config, database, parts),
         parts=parts,
     )
+    if found := tracing.from_environment():
+        services.trace(found)
+    return services
 
 
 def _access(

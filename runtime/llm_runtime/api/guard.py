@@ -56,7 +56,10 @@ class GenerationRoute(APIRoute):
         content = await read_body(request, services.config.server)
         # Only now: while the body came, another model may have taken over.
         request.state.pipeline = services.pipeline
-        answer = await self.endpoint(request, parse(self._body, content))
+        body = parse(self._body, content)
+        if services.tracing:
+            services.tracing.requested(body)
+        answer = await self.endpoint(request, body)
         return answer if isinstance(answer, Response) else JsonResponse(answer)
 
 

@@ -16,8 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llm_runtime import errors, logs
 from llm_runtime.api.answers import CLIENT_GONE, answer_to, error_response, internal_error
 from llm_runtime.api.guard import GenerationRoute
-from llm_runtime.api.services import Services, State
+from llm_runtime.api.services import Services, State, services_of
 from llm_runtime.contract import LIVE_PATH, METRICS_PATH, READY_PATH
+from llm_runtime.tracing import Tracing
 
 log = logging.getLogger("llm_runtime.access")
 
@@ -41,11 +42,22 @@ class Shortcut:
             return
         scope["route"] = route
         request = Request(scope, receive, send)
+        if tracing := services_of(request).tracing:
+            with tracing.request(route.path, request.headers, logs.request_id.get() or ""):
+                await self._respond(route, request, send, tracing)
+        else:
+            await self._respond(route, request, send)
+
+    async def _respond(
+        self, route: GenerationRoute, request: Request, send: Send, tracing: Tracing | None = None
+    ) -> None:
         try:
             response = await route.respond(request)
         except Exception as fault:
             response = await answer_to(request, fault)
-        await response(scope, receive, send)
+        if tracing:
+            tracing.answered(response.status_code)
+        await response(request.scope, request.receive, send)
 
 
 class Envelope:

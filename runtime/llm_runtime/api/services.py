@@ -28,6 +28,7 @@ from llm_runtime.metrics import Metrics
 from llm_runtime.pipeline import Pipeline
 from llm_runtime.request import Caller, Engine, TextCodec
 from llm_runtime.sessions import Sessions
+from llm_runtime.tracing import Tracing
 from llm_runtime.usage import LoggedUsage, UsageLog
 
 T = TypeVar("T")
@@ -96,6 +97,7 @@ class Services:
         self.metrics = metrics or Metrics()
         self.usage = LoggedUsage() if usage is None else usage
         self.state = State.IDLE if config.server.lazy_load else State.LOADING
+        self.tracing: Tracing | None = None
         self.loaded: Loaded | None = None
         self.failure: FatalReport | None = None
         self.on_failure: Callable[[], None] = lambda: None
@@ -181,6 +183,10 @@ class Services:
         if self.loaded:
             await self.loaded.engine.drain(timeout_seconds)
 
+    def trace(self, tracing: Tracing) -> None:
+        """Make a span of every generation request from now on; call it before `start`."""
+        self.tracing, self.usage = tracing, tracing.follow(self.usage)
+
     async def swap(self, config: RuntimeConfig, folder: Path) -> None:
         """Serve another model from now on; what runs ends on the old one. Raises errors.Fatal: nothing has changed."""
         async with self._changing:
@@ -213,6 +219,8 @@ class Services:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.loaded:
             await asyncio.to_thread(self.loaded.engine.close)
+        if self.tracing:
+            await asyncio.to_thread(self.tracing.close)
 
     def give_up(self, fatal: errors.Fatal) -> None:
         """End the server: it can't do its work."""
