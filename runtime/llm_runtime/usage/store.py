@@ -28,6 +28,8 @@ LENGTHS = {name: length for name in COLUMNS if (length := getattr(inference_log.
 TEXTS = ("prompt", "completion")
 INTEGERS = ("prompt_tokens", "completion_tokens")
 MAX_INTEGER = 2**63 - 1
+STATEMENT_ROWS = 100
+"""One INSERT's rows. Its values are bound on the event loop, which 500 would hold up for 8 ms, 100 for 4 ms."""
 DAY_KEY = ("day", "key_id", "model", "adapter")
 SUMS = ("requests", "failed", "cached", "prompt_tokens", "completion_tokens")
 FAILURES = (Outcome.FAILED, Outcome.TIMEOUT, Outcome.INTERRUPTED)
@@ -68,6 +70,7 @@ async def store(database: Database, entries: Sequence[Entry]) -> None:
     """Write what is not there yet, and raise the sums by it. Raises `DatabaseAway`: it may yet have happened."""
     insert = postgresql.insert if database.postgres else sqlite.insert
     rows = insert(inference_log).on_conflict_do_nothing(index_elements=["id"]).returning(inference_log.c.id)
+    rows = rows.execution_options(insertmanyvalues_page_size=STATEMENT_ROWS)
     async with database.begin() as connection:
         written = set((await connection.scalars(rows, list(entries))).all())
         await _raise_sums(connection, insert(usage_daily), [entry for entry in entries if entry["id"] in written])
