@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llm_runtime import __main__ as runtime
 from llm_runtime.api.services import Loaded
+from llm_runtime.assembly import ModelSource
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.request import Constraint, EngineStats, FinishReason, GenerationRequest, TokenEvent
 
@@ -79,11 +80,18 @@ class MockCodec:
         return str(token_id)
 
 
-async def load(config: RuntimeConfig, models: Path) -> Loaded:
-    """In the place of the runtime's own way to a model."""
-    return Loaded(MockEngine(), MockCodec())
+def models(folder: Path) -> ModelSource:
+    """In the place of the runtime's own ways to a model."""
+
+    async def find(config: RuntimeConfig) -> Path:
+        return folder
+
+    async def start(config: RuntimeConfig, found: Path) -> Loaded:
+        return Loaded(MockEngine(), MockCodec())
+
+    return ModelSource(find, find, start)
 
 
 if __name__ == "__main__":
-    runtime._load = load
+    runtime._models = models
     runtime.main()
