@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import Any
 
 from llm_runtime import errors
 from llm_runtime.contract import RuntimeConfig
@@ -23,12 +24,13 @@ from llm_runtime.request import (
     Engine,
     FinishReason,
     GenerationRequest,
+    Message,
     Sampling,
     TextCodec,
     TokenEvent,
     TokenStream,
 )
-from llm_runtime.stream import ClientGone, merge
+from llm_runtime.stream import ClientGone, compact_json, merge
 from llm_runtime.usage import Outcome, UsageLog, UsageRow
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ MAX_CHOICES = 128
 NOT_ASKED = 0
 """As `Sampling.max_tokens` of a job: the client named no number."""
 
-Messages = tuple[dict[str, str], ...]
+Messages = tuple[Message, ...]
 Prompt = str | tuple[int, ...] | Messages
 """Text, token ids, or a conversation for the chat template."""
 
@@ -64,6 +66,8 @@ class Job:
     """What the dialect calls the prompt, for error messages."""
     constraint_field: str = "response_format"
     """What it calls the constraint."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """What the chat template tells the model of, as OpenAI's API describes functions."""
 
 
 @dataclass(slots=True)
@@ -95,7 +99,7 @@ class Pipeline:
         """Admit a job. Whatever it can be refused for is raised here, before a byte is answered."""
         self._validate(job)
         await self._check_constraint(job)
-        prompts = [self._encode(prompt) for prompt in job.prompts]
+        prompts = [self._encode(prompt, job.tools) for prompt in job.prompts]
         requests = [request for number, ids in enumerate(prompts) for request in self._choices(job, number, ids)]
         streams = await self._admit(requests)
         return Generation(self, job, sum(map(len, prompts)), streams)
@@ -105,7 +109,7 @@ class Pipeline:
             message = f"A request may have at most {MAX_CHOICES} choices; it asks for {len(job.prompts)} x {job.n}."
             raise errors.InvalidRequest(message, param="n")
         limit = self.config.server.max_prompt_characters
-        if (length := sum(map(_characters, job.prompts))) > limit:
+        if (length := sum(map(_characters, job.prompts)) + _written(job.tools)) > limit:
             message = f"The prompt has {length} characters; this server takes at most {limit}."
             raise errors.InvalidRequest(message, param=job.prompt_field, code="string_above_max_length")
 
@@ -119,7 +123,7 @@ class Pipeline:
             field = job.constraint_field
             raise errors.InvalidRequest(f"{field}: {refusal.message}", param=field, code=refusal.code) from refusal
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def _encode(self, prompt: Prompt, tools: Sequence[dict[str, Any]]) -> list[int]:
         if isinstance(prompt, str):
             return self.codec.encode(prompt)
         conversation = [message for message in prompt if isinstance(message, dict)]
@@ -128,7 +132,7 @@ class Pipeline:
         system = self.config.model.system_prompt
         if system and all(message["role"] != "system" for message in conversation):
             conversation.insert(0, {"role": "system", "content": system})
-        return self.codec.encode_chat(conversation)
+        return self.codec.encode_chat(conversation, tools)
 
     def _choices(self, job: Job, number: int, ids: list[int]) -> list[GenerationRequest]:
         room = self.engine.max_model_length - len(ids)
@@ -170,6 +174,7 @@ class Generation:
     def __init__(self, pipeline: Pipeline, job: Job, prompt_tokens: int, streams: list[TokenStream]) -> None:
         self.job, self.prompt_tokens, self.choices = job, prompt_tokens, len(streams)
         self.completion_tokens = self.cached_tokens = 0
+        self.cached = False
         self._pipeline, self._streams, self._metrics = pipeline, streams, pipeline.metrics
         self._finish_reasons: list[FinishReason] = []
         self._first_token_seconds: float | None = None
@@ -297,7 +302,12 @@ def _outcome(fault: BaseException | None) -> Outcome:
 def _characters(prompt: Prompt) -> int:
     if isinstance(prompt, str):
         return len(prompt)
-    return sum(len(part["content"]) for part in prompt if isinstance(part, dict))
+    return sum(len(part["content"]) + _written(part.get("tool_calls")) for part in prompt if isinstance(part, dict))
+
+
+def _written(structure: object) -> int:
+    """Characters of what templates write as JSON."""
+    return len(compact_json(structure)) if structure else 0
 
 
 def _seed(seed: int | None, choice: int) -> int | None:

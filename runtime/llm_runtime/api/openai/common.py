@@ -26,6 +26,9 @@ IDLE: dict[str, tuple[Any, ...]] = {
     "store": (False,),
     "metadata": ({},),
     "service_tier": ("auto", "default"),
+    "prompt_cache_key": ("",),
+    "prompt_cache_options": ({},),
+    "prompt_cache_retention": ("in_memory",),
 }
 
 
@@ -123,6 +126,8 @@ class OpenAIBody(Body):
     stream_options: StreamOptions | None = None
     user: Annotated[Text, Field(max_length=512)] | None = None
     """Of its value only a hash reaches the usage log."""
+    safety_identifier: Annotated[Text, Field(max_length=512)] | None = None
+    """OpenAI's newer name of `user`."""
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIASES), AfterValidator(_biases)] = Field(
@@ -153,9 +158,13 @@ class OpenAIBody(Body):
     def constraint_field(self) -> str:
         return "structured_outputs" if self.structured_outputs else "response_format"
 
-    def sampling(self, max_tokens: int, logprobs: int | None) -> Sampling:
+    def constraint(self) -> Constraint | None:
+        """What the answer must match."""
+        asked = self.structured_outputs or self.response_format
+        return asked.constraint() if asked else None
+
+    def sampling(self, max_tokens: int, logprobs: int | None, constraint: Constraint | None) -> Sampling:
         """The fields that both endpoints have, with what each calls in its own way."""
-        constraint = self.structured_outputs or self.response_format
         return sampling(
             max_tokens=max_tokens,
             temperature=self.temperature,
@@ -166,7 +175,7 @@ class OpenAIBody(Body):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             logit_bias=tuple((int(token_id), bias) for token_id, bias in self.logit_bias.items()),
-            constraint=constraint.constraint() if constraint else None,
+            constraint=constraint,
             seed=self.seed,
             stop=self.stop,
             stop_token_ids=frozenset(self.stop_token_ids),

@@ -80,14 +80,14 @@ class CompletionBody(OpenAIBody):
             endpoint=PATH,
             request_id=request_id(),
             prompts=tuple(self.prompt),
-            sampling=self.sampling(max_tokens=self.max_tokens or NOT_ASKED, logprobs=self.logprobs),
+            sampling=self.sampling(self.max_tokens or NOT_ASKED, self.logprobs, self.constraint()),
             constraint_field=self.constraint_field,
             adapter=adapter,
             default_max_tokens=DEFAULT_MAX_TOKENS,
             n=self.n,
             stream=self.stream,
             caller=request.state.caller,
-            user=self.user,
+            user=self.safety_identifier or self.user,
         )
 
 
