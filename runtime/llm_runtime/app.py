@@ -11,15 +11,26 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from llm_runtime.api import generate, predict, service
+from llm_runtime.api import chat as conversation
+from llm_runtime.api import completions_with_logprobs, generate, predict, service
 from llm_runtime.api.answers import HANDLERS
+from llm_runtime.api.documents import describe
 from llm_runtime.api.middleware import Envelope
 from llm_runtime.api.openai import chat, completions, models
 from llm_runtime.api.services import Services
 
 log = logging.getLogger(__name__)
 
-ROUTERS = (chat.router, completions.router, models.router, generate.router, predict.router, service.router)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    models.router,
+    generate.router,
+    conversation.router,
+    predict.router,
+    completions_with_logprobs.router,
+    service.router,
+)
 
 LINGER_SECONDS = 2.0
 """After SIGTERM connections are taken for so long, in which the last clients hear that this replica is leaving."""
@@ -50,6 +61,7 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(router)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
+    describe(app)
     _add_cors(app, services.config.server.cors_origins)
     app.add_middleware(Envelope, services=services)  # Last added is outermost.
     return app

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
 
@@ -19,7 +19,7 @@ from llm_runtime.auth import Keys, Tiers, authenticate
 from llm_runtime.contract import FatalReport, RuntimeConfig
 from llm_runtime.metrics import Metrics
 from llm_runtime.pipeline import Pipeline
-from llm_runtime.request import Caller, Engine, TextCodec
+from llm_runtime.request import Caller, Engine, Message, TextCodec
 from llm_runtime.usage import LoggedUsage, UsageLog
 
 T = TypeVar("T")
@@ -49,6 +49,14 @@ class Loaded:
     """Load another model in this one's place, while it serves; None where the engine can't."""
 
 
+class Conversations(Protocol):
+    """What was said in the sessions of `/v1/chat`; each tenant has its own."""
+
+    async def history(self, tenant: str, session_id: str) -> list[Message]: ...
+
+    async def append(self, tenant: str, session_id: str, messages: list[Message]) -> None: ...
+
+
 class Services:
     """The process's state. Only the event loop's thread touches it."""
 
@@ -60,12 +68,15 @@ class Services:
         *,
         metrics: Metrics | None = None,
         usage: UsageLog | None = None,
+        sessions: Conversations | None = None,
     ) -> None:
         """`load` must not hold up the event loop: see `in_thread`. Without `keys` every caller is anonymous."""
         self.config, self.keys, self._load = config, keys, load
         self.tiers = Tiers(config.tiers, config.default_tier)
         self.metrics = metrics or Metrics()
         self.usage = LoggedUsage() if usage is None else usage
+        self.sessions = sessions
+        """None: `/v1/chat` takes no `session_id`."""
         self.state = State.LOADING
         self.loaded: Loaded | None = None
         self.failure: FatalReport | None = None

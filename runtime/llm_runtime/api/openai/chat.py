@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from starlette.responses import JSONResponse, Response
 
 from llm_runtime.api.body import MaxTokens, check_model, conflict
+from llm_runtime.api.documents import JSON_OR_EVENTS, OPENAI_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.answer import chunks, completion
 from llm_runtime.api.openai.common import IDLE, OpenAIBody, event_stream, new_id, request_id
@@ -15,13 +16,15 @@ from llm_runtime.api.openai.offer import Offer, ToolFields, check_template, offe
 from llm_runtime.pipeline import NOT_ASKED, Job, Pipeline
 from llm_runtime.stream import while_connected
 
-router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"])
+router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS)
 
 PATH = "/v1/chat/completions"
 
 
 class ChatBody(OpenAIBody, ToolFields):
     """A conversation to continue."""
+
+    model_config = example(model="support-bot", messages=[{"role": "user", "content": "What is Python?"}])
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: MaxTokens | None = None
@@ -93,7 +96,7 @@ class ChatBody(OpenAIBody, ToolFields):
         )
 
 
-@router.post(PATH, summary="Continue a conversation")
+@router.post(PATH, summary="Continue a conversation", responses=JSON_OR_EVENTS)
 async def chat_completions(request: Request, body: ChatBody) -> Response:
     """Answer the last message, whole or as server-sent events."""
     pipeline: Pipeline = request.state.pipeline

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from starlette.responses import JSONResponse, Response
 
 from llm_runtime.api.body import check_model, whole
+from llm_runtime.api.documents import JSON_OR_EVENTS, OPENAI_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.common import (
     IDLE,
@@ -27,7 +28,7 @@ from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Generation, Job, Pipeli
 from llm_runtime.request import TextCodec, TokenEvent
 from llm_runtime.stream import while_connected
 
-router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"])
+router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS)
 
 PATH = "/v1/completions"
 DEFAULT_MAX_TOKENS = 16
@@ -70,6 +71,8 @@ Prompts = Annotated[
 class CompletionBody(OpenAIBody):
     """A text, or several, to continue."""
 
+    model_config = example(model="support-bot", prompt="Once upon a time", max_tokens=16)
+
     prompt: Prompts
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {**IDLE, "echo": (False,), "best_of": (1,), "suffix": ("",)}
@@ -91,7 +94,7 @@ class CompletionBody(OpenAIBody):
         )
 
 
-@router.post(PATH, summary="Continue a text")
+@router.post(PATH, summary="Continue a text", responses=JSON_OR_EVENTS)
 async def completions(request: Request, body: CompletionBody) -> Response:
     """Continue each prompt, whole or as server-sent events."""
     pipeline: Pipeline = request.state.pipeline

@@ -2,7 +2,8 @@
 
 QWEN = (
     "{% if tools %}<|system|># Tools{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n"
-    'Answer with <tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|end|>{% endif %}'
+    'Answer with <tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|end|>'
+    "{% endif %}"
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
     "{% for call in m.tool_calls %}<tool_call>{{ call.function.name }} {{ call.function.arguments | tojson }}"
     "</tool_call>{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -17,7 +18,10 @@ LLAMA = (
 MISTRAL = (
     "{%- if not tools is defined %}{%- set tools = none %}{%- endif %}"
     '{%- if tools is not none %}{{- "[AVAILABLE_TOOLS][" }}{%- endif %}'
-    '{% for m in messages %}{%- if m.tool_calls is defined %}{{- "[TOOL_CALLS][" }}{%- endif %}{{ m.content }}{% endfor %}'
+    '{% for m in messages %}{%- if m.tool_calls is defined %}{{- "[TOOL_CALLS][" }}{%- endif %}'
+    "{{ m.content }}{% endfor %}"
 )
-QWEN_CODER = "{% if tools %}{{ tools }}{% endif %}<tool_call>\n<function=name>\n<parameter=key>\n</function>\n</tool_call>"
+QWEN_CODER = (
+    "{% if tools %}{{ tools }}{% endif %}<tool_call>\n<function=name>\n<parameter=key>\n</function>\n</tool_call>"
+)
 NO_TOOLS = "{% for m in messages %}{{ m.content }}{% endfor %}You have no tools and no <tool_call>."
