@@ -54,7 +54,13 @@ def refusals(shape: type[BaseModel]) -> Responses:
 
 OPENAI_ERRORS, OWN_ERRORS = refusals(OpenAIErrorAnswer), refusals(OwnErrorAnswer)
 
-_EVENT = {"schema": {"type": "string", "description": "`data: {…}` lines, at last `data: [DONE]`"}}
+_EVENT = {
+    "schema": {
+        "type": "object",
+        "description": "An event: JSON in `data`, in the last one `[DONE]`. Comments keep the connection open.",
+        "properties": {"data": {"type": "string"}},
+    }
+}
 EVENTS: Responses = {200: {"description": "Server-sent events", "content": {"text/event-stream": _EVENT}}}
 JSON_OR_EVENTS: Responses = {
     200: {"description": "The answer; with `stream: true` server-sent events", "content": {"text/event-stream": _EVENT}}

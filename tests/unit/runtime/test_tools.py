@@ -191,7 +191,8 @@ async def test_what_asks_for_nothing_passes(api: Harness, fields: Any) -> None:
     [
         {"reasoning_effort": "high"}, {"verbosity": "low"}, {"modalities": ["text", "audio"]}, {"service_tier": "flex"},
         {"store": True}, {"metadata": {"a": "b"}}, {"prompt_cache_key": "k"}, {"audio": {"voice": "x"}},
-        {"prediction": {"type": "content", "content": "x"}}, {"web_search_options": {}}, {"moderation": {"mode": "score"}},
+        {"prediction": {"type": "content", "content": "x"}}, {"web_search_options": {}},
+        {"moderation": {"mode": "score"}},
     ],
 )  # fmt: skip
 async def test_what_can_not_be_done_is_refused_by_name(api: Harness, fields: Any) -> None:

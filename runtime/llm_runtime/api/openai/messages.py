@@ -55,6 +55,8 @@ class CalledFunction(Body):
 
     name: FunctionName
     arguments: Text = ""
+    parsed_arguments: Any = None
+    """What OpenAI's Python client made of `arguments`: it sends both back, unasked."""
 
     def parsed(self) -> dict[str, Any] | None:
         """The arguments as chat templates take them; None if they are no object."""
@@ -86,6 +88,8 @@ class ChatMessage(Body):
     """Whose result a tool's message is."""
     name: FunctionName | None = None
     """The tool's."""
+    parsed: Any = None
+    """What OpenAI's Python client made of `content`."""
     no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {"annotations": ([],), "refusal": ("",)}
 
     def problems(self) -> Iterator[tuple[str, str]]:
