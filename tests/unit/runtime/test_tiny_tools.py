@@ -38,9 +38,9 @@ def tool(name: str) -> Any:
 
 @pytest.fixture(params=[QWEN, LLAMA, MISTRAL], ids=["qwen", "llama", "mistral"])
 def client(request: pytest.FixtureRequest, live: Any, tmp_path: Path) -> Iterator[OpenAI]:
-    settings = EngineConfig(device="cpu", max_model_length=1024, max_batch_size=8, max_batch_tokens=64)
+    settings = EngineConfig(device="cpu", max_model_length=2048, max_batch_size=8, max_batch_tokens=64)
     model = ModelConfig(name=MODEL, chat_template=request.param)
-    folder = tiny_model.make(tmp_path / "model", max_positions=1024)
+    folder = tiny_model.make(tmp_path / "model", max_positions=2048)
     engine, _ = build_engine(config().model_copy(update={"model": model, "engine": settings}), folder)
     with live(engine) as server, OpenAI(base_url=f"{server.url}/v1", api_key=KEY) as made:
         yield made

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from collections.abc import Sequence as Several
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class CharacterVocabulary:
     def encode(self, text: str) -> list[int]:
         return list(map(ord, text))
 
-    def encode_chat(self, messages: list[Message], tools: tuple[dict[str, Any], ...] = ()) -> list[int]:
+    def encode_chat(self, messages: list[Message], tools: Several[dict[str, Any]] = ()) -> list[int]:
         return self.encode(" ".join(message["content"] for message in messages))
 
     def decode(self, token_ids: list[int]) -> str:
