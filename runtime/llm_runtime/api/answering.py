@@ -1,6 +1,6 @@
 """What the dialects with a form of their own share: from a body to a job, from a generation to an answer."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
@@ -70,7 +70,7 @@ def event_stream(request: Request, generation: Generation, events: AsyncGenerato
     )
 
 
-async def text_events(generation: Generation, pipeline: Pipeline) -> AsyncIterator[tuple[str, bytes]]:
+async def text_events(generation: Generation, pipeline: Pipeline) -> AsyncGenerator[tuple[str, bytes]]:
     """(text, event) as the one choice of a generation comes: `{"text": …}`, at its end with the reason and counts."""
     async with aclosing(generation.bursts()) as bursts:
         async for _, events in bursts:

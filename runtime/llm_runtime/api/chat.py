@@ -1,6 +1,7 @@
 """`POST /v1/chat`: a conversation; with a `session_id` the server remembers what was said before."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
@@ -114,9 +115,10 @@ async def _events(
     request: Request, generation: Generation, session: Session, said: list[Message]
 ) -> AsyncGenerator[bytes]:
     answer = ""
-    async for text, event in text_events(generation, pipeline_of(request)):
-        answer += text
-        yield event
+    async with aclosing(text_events(generation, pipeline_of(request))) as texts:
+        async for text, event in texts:
+            answer += text
+            yield event
     await session.append(said, answer)
 
 

@@ -1,6 +1,7 @@
 """`POST /v1/generate` and its streaming twin `/v1/stream`."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request
@@ -84,8 +85,9 @@ async def stream(request: Request, body: GenerateBody) -> Response:
 
 
 async def _events(request: Request, generation: Generation) -> AsyncGenerator[bytes]:
-    async for _, event in text_events(generation, pipeline_of(request)):
-        yield event
+    async with aclosing(text_events(generation, pipeline_of(request))) as texts:
+        async for _, event in texts:
+            yield event
 
 
 async def _start(request: Request, body: GenerateBody, *, stream: bool) -> Generation:
