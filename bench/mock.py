@@ -5,12 +5,13 @@ What remains is what the gateway costs: HTTP, keys, limits, the cache, the usage
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from llm_runtime import __main__ as runtime
 from llm_runtime.api.services import Loaded
 from llm_runtime.assembly import ModelSource
 from llm_runtime.contract import RuntimeConfig
-from llm_runtime.request import Constraint, EngineStats, FinishReason, GenerationRequest, TokenEvent
+from llm_runtime.request import Constraint, EngineStats, FinishReason, GenerationRequest, Message, TokenEvent
 
 TOKENS = 16
 ANSWER = [TokenEvent(number, f"word{number} ") for number in range(TOKENS - 1)]
@@ -63,11 +64,12 @@ class MockCodec:
 
     vocabulary_size = 50_000
     eos_token_ids = frozenset({0})
+    chat_template = ""
 
     def encode(self, text: str) -> list[int]:
         return [len(word) for word in text.split()]
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def encode_chat(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         return self.encode(" ".join([message["content"] for message in messages]))
 
     def check_constraint(self, constraint: Constraint) -> None:
@@ -80,11 +82,11 @@ class MockCodec:
         return str(token_id)
 
 
-def models(folder: Path) -> ModelSource:
+def without(models: Path) -> ModelSource:
     """In the place of the runtime's own ways to a model."""
 
     async def find(config: RuntimeConfig) -> Path:
-        return folder
+        return models
 
     async def start(config: RuntimeConfig, found: Path) -> Loaded:
         return Loaded(MockEngine(), MockCodec())
@@ -93,5 +95,5 @@ def models(folder: Path) -> ModelSource:
 
 
 if __name__ == "__main__":
-    runtime._models = models
+    runtime._models = without
     runtime.main()

@@ -4,9 +4,18 @@ import asyncio
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from llm_runtime import errors
-from llm_runtime.request import Constraint, EngineStats, FinishReason, GenerationRequest, TokenEvent, TopLogprob
+from llm_runtime.request import (
+    Constraint,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    Message,
+    TokenEvent,
+    TopLogprob,
+)
 
 
 def token_id(text: str) -> int:
@@ -20,9 +29,11 @@ class FakeCodec:
     vocabulary_size = 50_000
     eos_token_ids = frozenset({0})
 
-    def __init__(self) -> None:
+    def __init__(self, chat_template: str = "") -> None:
+        self.chat_template = chat_template
+        self.tools: list[Sequence[dict[str, Any]]] = []
         self.words: dict[int, str] = {}
-        self.chats: list[list[dict[str, str]]] = []
+        self.chats: list[list[Message]] = []
         self.constraints: list[Constraint] = []
 
     def encode(self, text: str) -> list[int]:
@@ -30,8 +41,9 @@ class FakeCodec:
             self.words[token_id(word)] = word
         return [token_id(word) for word in text.split()]
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def encode_chat(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         self.chats.append(messages)
+        self.tools.append(tools)
         return self.encode(" ".join(f"{message['role']}: {message['content']}" for message in messages))
 
     def check_constraint(self, constraint: Constraint) -> None:

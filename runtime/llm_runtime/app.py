@@ -15,8 +15,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from llm_runtime import errors
-from llm_runtime.api import generate, manage, predict, service
+from llm_runtime.api import chat as conversation
+from llm_runtime.api import completions_with_logprobs, generate, manage, predict, service
 from llm_runtime.api.answers import HANDLERS, internal_error
+from llm_runtime.api.documents import describe
 from llm_runtime.api.middleware import Envelope, Shortcut
 from llm_runtime.api.openai import chat, completions, models
 from llm_runtime.api.services import Services
@@ -29,7 +31,9 @@ ROUTERS = (
     completions.router,
     models.router,
     generate.router,
+    conversation.router,
     predict.router,
+    completions_with_logprobs.router,
     manage.router,
     service.router,
 )
@@ -87,6 +91,7 @@ def create_app(services: Services) -> FastAPI:
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
     app.add_exception_handler(Exception, _on_fault)
+    describe(app)
     return app
 
 

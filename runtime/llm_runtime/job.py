@@ -1,18 +1,17 @@
 """What a dialect asks of the pipeline."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llm_runtime.request import Caller, Sampling
+from llm_runtime.request import Caller, Message, Sampling
 
 MAX_CHOICES = 128
 """Prompts times `n`: what OpenAI allows for `n` alone."""
 NOT_ASKED = 0
 """As `Sampling.max_tokens` of a job: the client named no number."""
 
-Messages = tuple[dict[str, Any], ...]
+Messages = tuple[Message, ...]
 Prompt = str | tuple[int, ...] | Messages
 """Text, token ids, or a conversation for the chat template."""
 
@@ -41,6 +40,8 @@ class Job:
     """What the dialect calls the prompt, for error messages."""
     constraint_field: str = "response_format"
     """What it calls the constraint."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """What the chat template tells the model of, as OpenAI's API describes functions."""
     idempotency_key: str | None = None
     """The client's name for this request: sent again under it, the same request gets the same answer."""
     forgettable: int = 0
@@ -61,19 +62,12 @@ def characters(prompt: Prompt) -> int:
     """Length of its texts."""
     if isinstance(prompt, str):
         return len(prompt)
-    return sum(map(_length, (value for part in prompt if isinstance(part, dict) for value in _written(part))))
+    return sum(len(part["content"]) + written(part.get("tool_calls")) for part in prompt if isinstance(part, dict))
 
 
-def _written(message: dict[str, Any]) -> Iterator[object]:
-    """What a template writes of a message."""
-    yield message.get("content")
-    yield message.get("tool_calls")
-
-
-def _length(value: object) -> int:
-    if isinstance(value, str):
-        return len(value)
-    return len(json.dumps(value, ensure_ascii=False)) if value else 0
+def written(structure: object) -> int:
+    """Characters of what chat templates write as JSON."""
+    return len(json.dumps(structure, ensure_ascii=False)) if structure else 0
 
 
 def forget(job: Job, count: int) -> Job:

@@ -19,7 +19,7 @@ from llm_runtime.cache.key import job_digest, model_digest
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.filters import Filters
 from llm_runtime.generation import Admission, Books, Choice, Generation, Replay, close, model_version, text_of
-from llm_runtime.job import MAX_CHOICES, NOT_ASKED, Job, Messages, Prompt, characters, forget, is_conversation
+from llm_runtime.job import MAX_CHOICES, NOT_ASKED, Job, Messages, Prompt, characters, forget, is_conversation, written
 from llm_runtime.metrics import Metrics
 from llm_runtime.request import Caller, Engine, GenerationRequest, TextCodec, TokenStream
 from llm_runtime.usage import UsageLog
@@ -121,7 +121,7 @@ class Pipeline:
             message = f"A request may have at most {MAX_CHOICES} choices; it asks for {len(job.prompts)} x {job.n}."
             raise errors.InvalidRequest(message, param="n")
         limit = self.config.server.max_prompt_characters
-        while (length := sum(map(characters, job.prompts))) > limit:
+        while (length := sum(map(characters, job.prompts)) + written(job.tools)) > limit:
             if not job.forgettable:
                 message = f"The prompt has {length} characters; this server takes at most {limit}."
                 raise errors.InvalidRequest(message, param=job.prompt_field, code="string_above_max_length")
@@ -169,15 +169,15 @@ class Pipeline:
 
     def _encode(self, job: Job) -> tuple[Job, list[list[int]]]:
         """The prompts' tokens; of a conversation that is too long its oldest messages go first, if they may."""
-        prompts = [self._tokens(prompt) for prompt in job.prompts]
+        prompts = [self._tokens(prompt, job) for prompt in job.prompts]
         wanted = job.sampling.max_tokens or job.default_max_tokens or self.engine.max_model_length // 4
         while job.forgettable and len(prompts[0]) + wanted > self.engine.max_model_length:
             # By halves: each try encodes everything again.
             job = forget(job, max(2, job.forgettable // 2))
-            prompts = [self._tokens(prompt) for prompt in job.prompts]
+            prompts = [self._tokens(prompt, job) for prompt in job.prompts]
         return job, prompts
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
+    def _tokens(self, prompt: Prompt, job: Job) -> list[int]:
         if isinstance(prompt, str):
             return self.codec.encode(prompt)
         if not is_conversation(prompt):
@@ -186,7 +186,7 @@ class Pipeline:
         system = self.config.model.system_prompt
         if system and all(message["role"] != "system" for message in conversation):
             conversation.insert(0, {"role": "system", "content": system})
-        return self.codec.encode_chat(conversation)
+        return self.codec.encode_chat(conversation, job.tools)
 
     def _requests(self, job: Job, prompts: Sequence[list[int]]) -> list[GenerationRequest]:
         affordable = self._affordable(job, prompts)

@@ -4,11 +4,15 @@ Every dialect of the API translates into a `GenerationRequest`; the engine answe
 nothing else of each other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from llm_runtime.contract import STANDARD_TIER, Tier
+
+Message = dict[str, Any]
+"""Of a conversation, as chat templates take it: `role`, `content` (always a text), maybe `tool_calls` and more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +43,12 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What the whole answer must match. `text` is the JSON schema or the regular expression; "" for any JSON object."""
+    """What the whole answer must match. `text` is the JSON schema or the regular expression; "" for any JSON object.
 
-    kind: Literal["json_schema", "json_object", "regex"]
+    A grammar is JSON: `rules` in llguidance's Lark, `schemas` that they speak of as `schema_0`, `schema_1`, …
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "grammar"]
     text: str = ""
 
 
@@ -191,11 +198,16 @@ class TextCodec(Protocol):
 
     vocabulary_size: int
     eos_token_ids: frozenset[int]
+    chat_template: str
+    """Its text; "" for a model that has none."""
 
     def encode(self, text: str) -> list[int]: ...
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Apply the chat template with a generation prompt. Raises `errors.InvalidRequest` without a template."""
+    def encode_chat(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        """Apply the chat template with a generation prompt; `tools` are functions as OpenAI's API describes them.
+
+        Raises `errors.InvalidRequest` without a template.
+        """
         ...
 
     def check_constraint(self, constraint: Constraint) -> None:

@@ -3,38 +3,33 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any, ClassVar
-from uuid import uuid4
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, model_validator
 from starlette.responses import Response
 
-from llm_runtime import logs
-from llm_runtime.api.answers import own_error
-from llm_runtime.api.body import (
-    Body,
-    MaxTokens,
-    Seed,
-    Stops,
-    Temperature,
-    Text,
-    TopK,
-    TopP,
-    check_model,
-    conflict,
-    sampling,
+from llm_runtime.api.answering import (
+    DEFAULT_MAX_TOKENS,
+    adapter_of,
+    collect,
+    event_stream,
+    job,
+    model_name,
+    pipeline_of,
+    text_events,
 )
+from llm_runtime.api.body import Body, MaxTokens, Seed, Stops, Temperature, Text, TopK, TopP, conflict, sampling
+from llm_runtime.api.documents import EVENTS, OWN_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
-from llm_runtime.pipeline import IDEMPOTENCY_KEY, NOT_ASKED, Generation, Job, Pipeline, text_of
-from llm_runtime.stream import EventStream, sse, while_connected
+from llm_runtime.pipeline import NOT_ASKED, Generation
 
-router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["generate"])
-
-DEFAULT_MAX_TOKENS = 256
+router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["generate"], responses=OWN_ERRORS)
 
 
 class GenerateBody(Body):
     """A text to continue."""
+
+    model_config = example(prompt="Explain quantum computing", max_new_tokens=32, temperature=0.7)
 
     prompt: Annotated[Text, Field(min_length=1)]
     model: Text | None = None
@@ -64,68 +59,52 @@ class Generated(BaseModel):
     prompt: str
     tokens_generated: int
     cached: bool
+    """Whether it came out of the completion cache."""
 
 
 @router.post("/v1/generate", summary="Continue a text")
 async def generate(request: Request, body: GenerateBody) -> Generated:
     """Continue the prompt."""
-    pipeline: Pipeline = request.state.pipeline
-    async with await _start(request, body, pipeline) as generation:
-        timeout_seconds = pipeline.config.server.request_timeout_seconds
-        [choice] = await while_connected(request.receive, generation.collect(), timeout_seconds)
+    generation = await _start(request, body, stream=False)
+    [choice] = await collect(request, generation)
     return Generated(
-        model=pipeline.config.model.name,
+        model=model_name(generation, pipeline_of(request)),
         output=choice.text,
         generated_text=choice.text,
         prompt=body.prompt,
         tokens_generated=generation.completion_tokens,
-        cached=False,
+        cached=generation.cached,
     )
 
 
-@router.post("/v1/stream", summary="Continue a text, event by event")
+@router.post("/v1/stream", summary="Continue a text, event by event", responses=EVENTS, response_class=Response)
 async def stream(request: Request, body: GenerateBody) -> Response:
     """Server-sent events: `{"text": …}` as it comes, then one with `finish_reason` and `tokens_generated`."""
-    pipeline: Pipeline = request.state.pipeline
-    generation = await _start(request, body, pipeline)
-    timeout_seconds = pipeline.config.server.request_timeout_seconds
-    return EventStream(
-        generation, _events(generation), fault=lambda refusal: sse(own_error(refusal)), timeout_seconds=timeout_seconds
-    )
+    generation = await _start(request, body, stream=True)
+    return event_stream(request, generation, _events(request, generation))
 
 
-async def _start(request: Request, body: GenerateBody, pipeline: Pipeline) -> Generation:
-    check_model(body.model or pipeline.config.model.name, pipeline.config.model.name)
-    return await pipeline.start(_job(body, request))
+async def _events(request: Request, generation: Generation) -> AsyncGenerator[bytes]:
+    async with aclosing(text_events(generation, pipeline_of(request))) as texts:
+        async for _, event in texts:
+            yield event
 
 
-async def _events(generation: Generation) -> AsyncGenerator[bytes]:
-    async with aclosing(generation.bursts()) as bursts:
-        async for _, events in bursts:
-            if text := text_of(events):
-                yield sse({"text": text})
-            if reason := events[-1].finish_reason:
-                tokens = generation.completion_tokens
-                yield sse({"text": "", "finish_reason": reason, "tokens_generated": tokens, "cached": False})
-
-
-def _job(body: GenerateBody, request: Request) -> Job:
-    endpoint = request.url.path
-    return Job(
-        id=f"generate-{uuid4().hex}",
-        endpoint=endpoint,
-        request_id=logs.request_id.get() or "",
-        prompts=(body.prompt,),
-        sampling=sampling(
-            max_tokens=body.max_new_tokens or body.max_tokens or NOT_ASKED,
-            temperature=body.temperature,
-            top_p=body.top_p,
-            top_k=body.top_k,
-            stop=body.stop,
-            seed=body.seed,
-        ),
-        default_max_tokens=DEFAULT_MAX_TOKENS,
-        stream=endpoint == "/v1/stream",
-        caller=request.state.caller,
-        idempotency_key=request.headers.get(IDEMPOTENCY_KEY),
+async def _start(request: Request, body: GenerateBody, *, stream: bool) -> Generation:
+    return await pipeline_of(request).start(
+        job(
+            request,
+            adapter=adapter_of(request, body.model),
+            prompts=(body.prompt,),
+            sampling=sampling(
+                max_tokens=body.max_new_tokens or body.max_tokens or NOT_ASKED,
+                temperature=body.temperature,
+                top_p=body.top_p,
+                top_k=body.top_k,
+                stop=body.stop,
+                seed=body.seed,
+            ),
+            default_max_tokens=DEFAULT_MAX_TOKENS,
+            stream=stream,
+        )
     )

@@ -1,36 +1,52 @@
-"""`POST /predict`: prompt in, text out. `max_length` counts new tokens, not the prompt's."""
+"""`POST /predict` and `/predict/batch`: prompts in, texts out. `max_length` counts new tokens, not the prompt's."""
 
 import time
 from datetime import UTC, datetime
 from typing import Annotated
-from uuid import uuid4
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from llm_runtime import logs
+from llm_runtime.api.answering import collect, job, pipeline_of
 from llm_runtime.api.body import Body, MaxTokens, Stops, Temperature, Text, TopP, sampling
+from llm_runtime.api.documents import OWN_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
-from llm_runtime.pipeline import IDEMPOTENCY_KEY, NOT_ASKED, Job, Pipeline, model_version
-from llm_runtime.stream import while_connected
+from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, model_version
 
-router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["predict"])
+router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["predict"], responses=OWN_ERRORS)
 
 DEFAULT_MAX_LENGTH = 100
 
+Prompt = Annotated[Text, Field(min_length=1)]
 
-class PredictBody(Body):
-    """A text to continue."""
 
-    prompt: Annotated[Text, Field(min_length=1)]
+class PredictOptions(Body):
+    """How to continue."""
+
     max_length: MaxTokens | None = None
     temperature: Temperature = 0.7
     top_p: TopP = 0.95
     stop_tokens: Stops = Field(default_factory=list)
 
 
+class PredictBody(PredictOptions):
+    """A text to continue."""
+
+    model_config = example(prompt="Once upon a time", max_length=100, temperature=0.7)
+
+    prompt: Prompt
+
+
+class BatchBody(PredictOptions):
+    """Texts to continue, all in the same way. For limits and quotas they are as many requests."""
+
+    model_config = example(prompts=["Hello world", "How are you?"], max_length=50)
+
+    prompts: Annotated[list[Prompt], Field(min_length=1, max_length=MAX_CHOICES)]
+
+
 class Prediction(BaseModel):
-    """The continuation. `processing_time` is in seconds."""
+    """The continuation. `processing_time` is in seconds, of a batch that of the whole batch."""
 
     generated_text: str
     prompt: str
@@ -44,35 +60,42 @@ class Prediction(BaseModel):
 @router.post("/predict", summary="Continue a text")
 async def predict(request: Request, body: PredictBody) -> Prediction:
     """Continue the prompt."""
-    began = time.perf_counter()
-    pipeline: Pipeline = request.state.pipeline
-    async with await pipeline.start(_job(body, request)) as generation:
-        timeout_seconds = pipeline.config.server.request_timeout_seconds
-        [choice] = await while_connected(request.receive, generation.collect(), timeout_seconds)
-    return Prediction(
-        generated_text=choice.text,
-        prompt=body.prompt,
-        tokens_generated=generation.completion_tokens,
-        processing_time=time.perf_counter() - began,
-        model_name=pipeline.config.model.name,
-        model_version=model_version(pipeline.config),
-        timestamp=datetime.now(UTC),
-    )
+    [prediction] = await _predict(request, [body.prompt], body, "prompt")
+    return prediction
 
 
-def _job(body: PredictBody, request: Request) -> Job:
-    return Job(
-        id=f"predict-{uuid4().hex}",
-        endpoint="/predict",
-        request_id=logs.request_id.get() or "",
-        prompts=(body.prompt,),
-        sampling=sampling(
-            max_tokens=body.max_length or NOT_ASKED,
-            temperature=body.temperature,
-            top_p=body.top_p,
-            stop=body.stop_tokens,
-        ),
-        default_max_tokens=DEFAULT_MAX_LENGTH,
-        caller=request.state.caller,
-        idempotency_key=request.headers.get(IDEMPOTENCY_KEY),
+@router.post("/predict/batch", summary="Continue several texts")
+async def predict_batch(request: Request, body: BatchBody) -> list[Prediction]:
+    """Continue each prompt; the answers are in the order of the prompts."""
+    return await _predict(request, body.prompts, body, "prompts")
+
+
+async def _predict(request: Request, prompts: list[str], options: PredictOptions, field: str) -> list[Prediction]:
+    began, config = time.perf_counter(), pipeline_of(request).config
+    generation = await pipeline_of(request).start(
+        job(
+            request,
+            prompts=tuple(prompts),
+            prompt_field=field,
+            sampling=sampling(
+                max_tokens=options.max_length or NOT_ASKED,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                stop=options.stop_tokens,
+            ),
+            default_max_tokens=DEFAULT_MAX_LENGTH,
+        )
     )
+    choices = await collect(request, generation)
+    return [
+        Prediction(
+            generated_text=choice.text,
+            prompt=prompt,
+            tokens_generated=choice.tokens,
+            processing_time=time.perf_counter() - began,
+            model_name=config.model.name,
+            model_version=model_version(config),
+            timestamp=datetime.now(UTC),
+        )
+        for prompt, choice in zip(prompts, choices, strict=True)
+    ]

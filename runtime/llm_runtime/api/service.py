@@ -1,21 +1,30 @@
-"""Probes, health and metrics: open to everybody, and never behind a key."""
+"""Probes, health, status and metrics: open to everybody, and never behind a key."""
 
 from datetime import UTC, datetime
+from importlib import metadata
 from typing import Any
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from llm_runtime.api.documents import OwnErrorAnswer
 from llm_runtime.api.services import Services, State, services_of
 from llm_runtime.contract import LIVE_PATH, METRICS_PATH, READY_PATH
+from llm_runtime.pipeline import model_version
 
 router = APIRouter(tags=["service"])
 
 RETRY_AFTER = {"Retry-After": "2"}
 
 
-@router.get(LIVE_PATH, summary="Liveness")
+UNREADY: dict[int | str, dict[str, Any]] = {
+    405: {"model": OwnErrorAnswer, "description": "Another method."},
+    503: {"description": "Not now; the body says why"},
+}
+
+
+@router.get(LIVE_PATH, summary="Liveness", responses=UNREADY)
 async def live(request: Request) -> Response:
     """200 unless only a restart helps; loading is life."""
     if services_of(request).alive:
@@ -23,7 +32,7 @@ async def live(request: Request) -> Response:
     return JSONResponse({"status": "dead"}, 503, headers=RETRY_AFTER)
 
 
-@router.get(READY_PATH, summary="Readiness")
+@router.get(READY_PATH, summary="Readiness", responses=UNREADY)
 async def ready(request: Request) -> Response:
     """200 while new requests are welcome: the model is loaded and warm, and the server is not shutting down.
 
@@ -37,14 +46,39 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"status": "ready"})
 
 
-@router.get("/health", summary="Health for people")
+@router.get("/health", summary="Health for people", responses=UNREADY)
 async def health(request: Request) -> Response:
     """What stands where. The status code is liveness's, so that a slow load is not taken for a fault."""
     services = services_of(request)
     return JSONResponse(_health(services), 200 if services.alive else 503)
 
 
-@router.get(METRICS_PATH, summary="Prometheus metrics")
+@router.get("/status", summary="What the engine does now")
+async def status(request: Request) -> dict[str, Any]:
+    """Device, engine, queue, and what the caches have spared."""
+    return _status(services_of(request))
+
+
+@router.get("/info", summary="The model")
+async def info(request: Request) -> dict[str, Any]:
+    """Which model of which registered version is served. Addresses and paths stay inside."""
+    services = services_of(request)
+    model, engine = services.config.model, services.loaded.engine if services.loaded else None
+    version = model.mlflow
+    return {
+        "name": version.name if version else model.name,
+        "version": model_version(services.config),
+        "source": f"models:/{version.name}/{version.version}" if version else "local",
+        "model_name": model.name,
+        "model_version": model_version(services.config),
+        "adapters": list(engine.adapters) if engine else [],
+        "max_model_length": engine.max_model_length if engine else None,
+        "model_loaded": engine is not None,
+        "runtime_version": metadata.version("llm-operator"),
+    }
+
+
+@router.get(METRICS_PATH, summary="Prometheus metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """In Prometheus's text format."""
     return Response(services_of(request).metrics.render(), media_type=CONTENT_TYPE_LATEST)
@@ -61,6 +95,30 @@ def _health(services: Services) -> dict[str, Any]:
         "model_loaded": services.loaded is not None,
         "model_name": services.config.model.name,
         "timestamp": datetime.now(UTC).isoformat(),
+        "uptime_seconds": round(services.uptime_seconds, 3),
+    }
+
+
+def _status(services: Services) -> dict[str, Any]:
+    loaded = services.loaded
+    if loaded is None:
+        return {"status": f"{_model_status(services)}: {services.unready_reason}", "model_loaded": False}
+    stats, device = loaded.engine.stats(), "cuda" if loaded.on_gpu else "cpu"
+    return {
+        "status": f"{device}: model loaded on {'GPU' if loaded.on_gpu else 'CPU'}",
+        "model_loaded": True,
+        "model_name": services.config.model.name,
+        "device": device,
+        "engine": {
+            "kind": stats.kind,
+            "alive": stats.alive,
+            "steps": stats.steps,
+            "batch_size": stats.batch_size,
+            "kv_cache_usage_ratio": stats.kv_cache_usage_ratio,
+            "gpu_memory_bytes": stats.gpu_memory_bytes,
+        },
+        "queue": {"running": stats.running, "waiting": stats.waiting},
+        "prefix_cache": {"prompt_tokens": stats.prompt_tokens, "cached_tokens": stats.cached_prompt_tokens},
         "uptime_seconds": round(services.uptime_seconds, 3),
     }
 

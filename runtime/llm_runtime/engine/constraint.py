@@ -17,7 +17,7 @@ from llm_runtime.request import Constraint
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-MAX_CHARACTERS = {"json_schema": 32_768, "regex": 2_048, "json_object": 0}
+MAX_CHARACTERS = {"json_schema": 32_768, "regex": 2_048, "json_object": 0, "grammar": 65_536}
 """What compiles within about 0.1 s, whatever it says. The `pattern`s of a schema are together bounded as `regex` is."""
 
 CACHED = 128
@@ -102,7 +102,7 @@ class Grammars:
             raise _refusal(constraint, f"it has {length} characters; at most {limit} are allowed")
         tokenizer = self._vocabulary()
         try:
-            if constraint.kind == "json_schema":
+            if constraint.kind in ("json_schema", "grammar"):
                 _check_patterns(json.loads(constraint.text))
             grammar = _grammar(constraint)
         except RecursionError as error:
@@ -152,8 +152,16 @@ def _grammar(constraint: Constraint) -> str:
 
     if constraint.kind == "regex":
         return str(LLMatcher.grammar_from_regex(constraint.text))
+    if constraint.kind == "grammar":
+        return str(LLMatcher.grammar_from_lark(_lark(json.loads(constraint.text))))
     schema = constraint.text or '{"type": "object"}'
     return str(LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": WHITESPACE}))
+
+
+def _lark(grammar: dict[str, Any]) -> str:
+    guidance = {"x-guidance": {"whitespace_pattern": WHITESPACE}}
+    schemas = [json.dumps({**schema, **guidance}, ensure_ascii=False) for schema in grammar["schemas"]]
+    return "\n".join([*grammar["rules"], *(f"schema_{n}: %json {schema}" for n, schema in enumerate(schemas))])
 
 
 def _refusal(constraint: Constraint, reason: str) -> InvalidRequest:

@@ -1,7 +1,7 @@
 """Between text and tokens. Needs `tokenizers` and Jinja but no torch, so that tests of the API can use it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tokenizers.decoders import DecodeStream
 
 from llm_runtime.engine.constraint import GrammarMatcher, Grammars
 from llm_runtime.errors import InvalidRequest, ModelUnsupported
-from llm_runtime.request import Constraint
+from llm_runtime.request import Constraint, Message
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Names under which chat templates may use a tokenizer's special tokens."""
@@ -34,31 +34,32 @@ class Codec:
         self.vocabulary_size, self.eos_token_ids = vocabulary_size, eos_token_ids
         self._tokenizer = tokenizer
         self._special_tokens = special_tokens or {}
-        self._chat_template = chat_template
+        self.chat_template = chat_template
         self._render = _compile(chat_template) if chat_template else None
         self._grammars = Grammars(tokenizer.to_str, vocabulary_size, eos_token_ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A compiled template can't be pickled; its text can.
-        parts = (self._tokenizer, self.vocabulary_size, self.eos_token_ids, self._chat_template, self._special_tokens)
+        parts = (self._tokenizer, self.vocabulary_size, self.eos_token_ids, self.chat_template, self._special_tokens)
         return Codec, parts
 
     def encode(self, text: str) -> list[int]:
         """Tokens of plain text, with the special tokens that the tokenizer itself puts around it."""
         return list(self._tokenizer.encode(text).ids)
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def encode_chat(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """Apply the chat template with a generation prompt. Raises InvalidRequest without one or if it refuses."""
-        return list(self._tokenizer.encode(self.render_chat(messages), add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(self.render_chat(messages, tools), add_special_tokens=False).ids)
 
-    def render_chat(self, messages: list[dict[str, str]]) -> str:
+    def render_chat(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
         """The text that `encode_chat` encodes."""
         if self._render is None:
             raise InvalidRequest(
                 "the model has no chat template: use /v1/completions, or set model.chatTemplate in the LLMDeployment"
             )
         try:
-            return self._render(messages=messages, add_generation_prompt=True, **self._special_tokens)
+            offered = {"tools": list(tools)} if tools else {}  # Templates ask whether `tools` is defined.
+            return self._render(messages=messages, add_generation_prompt=True, **offered, **self._special_tokens)
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"

@@ -1,4 +1,6 @@
-"""The dialects beside OpenAI's: /predict, /v1/generate and /v1/stream."""
+"""The dialects beside OpenAI's: /predict, /v1/generate, /v1/stream, /generate; /info and /status."""
+
+from typing import Any
 
 import pytest
 
@@ -56,7 +58,7 @@ async def test_stream_sends_texts_then_the_reason_then_done(api: Harness) -> Non
         {"text": "Hello"},
         {"text": " there"},
         {"text": "!"},
-        {"text": "", "finish_reason": "stop", "tokens_generated": 3, "cached": False},
+        {"text": "", "finish_reason": "stop", "model": "support-bot", "tokens_generated": 3, "cached": False},
         "[DONE]",
     ]
 
@@ -68,13 +70,13 @@ async def test_refusals_name_kind_field_and_request(api: Harness) -> None:
     assert answer.pop("timestamp")
     assert answer == {
         "error": "validation_error",
-        "message": "prompt: required",
+        "message": "max_length: Input should be greater than or equal to 1",
         "details": {
-            "field": "prompt",
-            "code": "missing_required_parameter",
+            "field": "max_length",
+            "code": "invalid_value",
             "problems": [
-                {"field": "prompt", "problem": "required"},
                 {"field": "max_length", "problem": "Input should be greater than or equal to 1"},
+                {"field": "prompt", "problem": "required"},
             ],
         },
         "request_id": "mine-1",
@@ -104,3 +106,71 @@ async def test_idempotency_key_is_read_by_every_dialect(api: Harness) -> None:
         assert "idempotency_key_reused" in other.text
     assert len(api.engine.requests) == len(bodies)
     assert [row.cached for row in api.rows] == [False, True] * len(bodies)
+
+
+async def test_a_batch_is_a_list_in_the_order_of_its_prompts(api: Harness) -> None:
+    answers = (await api.client.post("/predict/batch", json={"prompts": ["a", "b c"], "max_length": 2})).json()
+    assert [(one["prompt"], one["generated_text"], one["tokens_generated"]) for one in answers] == [
+        ("a", "Hello there", 2),
+        ("b c", "Hello there", 2),
+    ]
+    assert set(answers[0]) == {
+        "generated_text", "prompt", "tokens_generated", "processing_time", "model_name", "model_version", "timestamp",
+    }  # fmt: skip
+    assert [(row.choices, row.completion_tokens) for row in api.rows] == [(2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "field"), [([], "prompts"), ([""], "prompts[0]"), (["a"] * 129, "prompts"), ("a", "prompts")]
+)
+async def test_a_batch_that_is_none_is_refused(api: Harness, prompts: object, field: str) -> None:
+    response = await api.client.post("/predict/batch", json={"prompts": prompts})
+    assert (response.status_code, response.json()["details"]["field"]) == (400, field)
+
+
+async def test_completions_carry_the_log_probability_of_every_token(api: Harness) -> None:
+    parameters = {
+        "temperature": 0.7, "max_new_tokens": 2, "top_p": 0.9, "num_return_sequences": 2, "stop_sequences": [],
+    }  # fmt: skip
+    body = {"model_name": "support-bot", "prompt": "a b", "parameters": parameters}
+    answer = (await api.client.post("/generate", json=body)).json()
+    assert answer.pop("request_time") > 0
+    tokens = [{"text": "Hello", "logprob": -0.5}, {"text": " there", "logprob": -0.5}]
+    assert answer == {
+        "success": True,
+        "completions": [{"text": "Hello there", "tokens": tokens}] * 2,
+        "generated_text": "Hello there",
+    }
+
+
+async def test_completions_also_come_from_a_prompt_and_a_number(api: Harness) -> None:
+    answer = (await api.client.post("/generate", json={"prompt": "Hello world", "max_new_tokens": 1})).json()
+    assert answer["generated_text"] == "Hello"
+    both = {"prompt": "a", "max_new_tokens": 1, "parameters": {"max_new_tokens": 2}}
+    refused = await api.client.post("/generate", json=both)
+    assert (refused.status_code, refused.json()["details"]["field"]) == (400, "max_new_tokens")
+    assert (await api.client.post("/generate", json={"prompt": "a", "model_name": "other"})).status_code == 404
+
+
+async def test_info_describes_the_registered_model_without_a_key(run: Any) -> None:
+    async with run(headers={}) as api:
+        info = (await api.client.get("/info")).json()
+    assert info.pop("runtime_version")
+    assert info == {
+        "name": "support-bot",
+        "version": "3",
+        "source": "models:/support-bot/3",
+        "model_name": "support-bot",
+        "model_version": "3",
+        "adapters": [],
+        "max_model_length": 64,
+        "model_loaded": True,
+    }
+
+
+async def test_status_tells_device_engine_and_queue_without_a_key(run: Any) -> None:
+    async with run(headers={}) as api:
+        status = (await api.client.get("/status")).json()
+    assert status["status"] == "cpu: model loaded on CPU"
+    assert (status["queue"], status["engine"]["kind"]) == ({"running": 0, "waiting": 0}, "batched")
+    assert status["prefix_cache"] == {"prompt_tokens": 0, "cached_tokens": 0}

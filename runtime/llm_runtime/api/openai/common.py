@@ -2,20 +2,18 @@
 
 import json
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from json.encoder import encode_basestring as quoted
 from typing import Annotated, Any, ClassVar, Literal
-from uuid import uuid4
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from llm_runtime import errors, logs
-from llm_runtime.api.answers import openai_error
+from llm_runtime import errors
 from llm_runtime.api.body import Body, MaxTokens, Seed, Stops, Temperature, Text, TopK, TopP, conflict, sampling
 from llm_runtime.engine.limits import MAX_BIAS, MAX_BIASES, MAX_REPETITION_PENALTY, MAX_STOP_TOKENS
 from llm_runtime.pipeline import Generation, Pipeline, model_version
 from llm_runtime.request import Constraint, Sampling
-from llm_runtime.stream import EventStream, compact_json, sse
+from llm_runtime.stream import compact_json, sse
 
 MAX_N = 128
 TEXT_HERE = "\0text\0"
@@ -26,6 +24,9 @@ IDLE: dict[str, tuple[Any, ...]] = {
     "store": (False,),
     "metadata": ({},),
     "service_tier": ("auto", "default"),
+    "prompt_cache_key": ("",),
+    "prompt_cache_options": ({},),
+    "prompt_cache_retention": ("in_memory",),
 }
 
 
@@ -123,6 +124,8 @@ class OpenAIBody(Body):
     stream_options: StreamOptions | None = None
     user: Annotated[Text, Field(max_length=512)] | None = None
     """Of its value only a hash reaches the usage log."""
+    safety_identifier: Annotated[Text, Field(max_length=512)] | None = None
+    """OpenAI's newer name of `user`."""
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIASES), AfterValidator(_biases)] = Field(
@@ -153,9 +156,13 @@ class OpenAIBody(Body):
     def constraint_field(self) -> str:
         return "structured_outputs" if self.structured_outputs else "response_format"
 
-    def sampling(self, max_tokens: int, logprobs: int | None) -> Sampling:
+    def constraint(self) -> Constraint | None:
+        """What the answer must match."""
+        asked = self.structured_outputs or self.response_format
+        return asked.constraint() if asked else None
+
+    def sampling(self, max_tokens: int, logprobs: int | None, constraint: Constraint | None) -> Sampling:
         """The fields that both endpoints have, with what each calls in its own way."""
-        constraint = self.structured_outputs or self.response_format
         return sampling(
             max_tokens=max_tokens,
             temperature=self.temperature,
@@ -166,7 +173,7 @@ class OpenAIBody(Body):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             logit_bias=tuple((int(token_id), bias) for token_id, bias in self.logit_bias.items()),
-            constraint=constraint.constraint() if constraint else None,
+            constraint=constraint,
             seed=self.seed,
             stop=self.stop,
             stop_token_ids=frozenset(self.stop_token_ids),
@@ -179,26 +186,10 @@ class OpenAIBody(Body):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-def new_id(prefix: str) -> str:
-    """An id in OpenAI's form: `chatcmpl-…`."""
-    return f"{prefix}-{uuid4().hex}"
-
-
-def request_id() -> str:
-    """The id of the HTTP request, for the usage log."""
-    return logs.request_id.get() or ""
-
-
 def fingerprint(pipeline: Pipeline) -> str | None:
     """`system_fingerprint`: the registry's version that answered, so that clients see a promotion."""
     version = model_version(pipeline.config)
     return f"{pipeline.config.model.name}-v{version}" if version else None
-
-
-def model_name(generation: Generation, pipeline: Pipeline) -> str:
-    """The model that answered, as the client named it."""
-    name, adapter = pipeline.config.model.name, generation.job.adapter
-    return f"{name}:{adapter}" if adapter else name
 
 
 def usage(generation: Generation) -> dict[str, Any]:
@@ -247,11 +238,3 @@ class Chunks:
         before, after = self.choice(self._choice_of(index, TEXT_HERE)).decode().split(quoted(TEXT_HERE))
         self._around[index] = before, after
         return before, after
-
-
-def event_stream(pipeline: Pipeline, generation: Generation, events: AsyncGenerator[bytes]) -> EventStream:
-    """The answer to `stream: true`."""
-    timeout_seconds = pipeline.config.server.request_timeout_seconds
-    return EventStream(
-        generation, events, fault=lambda refusal: sse(openai_error(refusal)), timeout_seconds=timeout_seconds
-    )

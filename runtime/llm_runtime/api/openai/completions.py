@@ -9,27 +9,23 @@ from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BeforeValidator, Field
 from starlette.responses import Response
 
-from llm_runtime.api.answers import JsonResponse
-from llm_runtime.api.body import check_model, whole
+from llm_runtime.api.answering import adapter_of, collect, event_stream, job, model_name, pipeline_of
+from llm_runtime.api.answers import JsonResponse, openai_error
+from llm_runtime.api.body import whole
+from llm_runtime.api.documents import JSON_OR_EVENTS, OPENAI_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.common import (
     IDLE,
     Chunks,
     OpenAIBody,
-    event_stream,
     fingerprint,
     logprob,
-    model_name,
-    new_id,
-    request_id,
     usage,
 )
-from llm_runtime.auth import check_adapter
-from llm_runtime.pipeline import IDEMPOTENCY_KEY, MAX_CHOICES, NOT_ASKED, Generation, Job, Pipeline, text_of
+from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Generation, Job, text_of
 from llm_runtime.request import TextCodec, TokenEvent
-from llm_runtime.stream import while_connected
 
-router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"])
+router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS)
 
 PATH = "/v1/completions"
 DEFAULT_MAX_TOKENS = 16
@@ -72,34 +68,31 @@ Prompts = Annotated[
 class CompletionBody(OpenAIBody):
     """A text, or several, to continue."""
 
+    model_config = example(model="support-bot", prompt="Once upon a time", max_tokens=16)
+
     prompt: Prompts
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {**IDLE, "echo": (False,), "best_of": (1,), "suffix": ("",)}
 
     def job(self, request: Request, adapter: str) -> Job:
-        return Job(
-            id=new_id("cmpl"),
-            endpoint=PATH,
-            request_id=request_id(),
+        return job(
+            request,
+            "cmpl",
             prompts=tuple(self.prompt),
-            sampling=self.sampling(max_tokens=self.max_tokens or NOT_ASKED, logprobs=self.logprobs),
+            sampling=self.sampling(self.max_tokens or NOT_ASKED, self.logprobs, self.constraint()),
             constraint_field=self.constraint_field,
             adapter=adapter,
             default_max_tokens=DEFAULT_MAX_TOKENS,
             n=self.n,
             stream=self.stream,
-            caller=request.state.caller,
-            user=self.user,
-            idempotency_key=request.headers.get(IDEMPOTENCY_KEY),
+            user=self.safety_identifier or self.user,
         )
 
 
-@router.post(PATH, summary="Continue a text")
+@router.post(PATH, summary="Continue a text", responses=JSON_OR_EVENTS)
 async def completions(request: Request, body: CompletionBody) -> Response:
     """Continue each prompt, whole or as server-sent events."""
-    pipeline: Pipeline = request.state.pipeline
-    adapter = check_model(body.model, pipeline.config.model.name, pipeline.engine.adapters)
-    check_adapter(request.state.caller, adapter)
+    pipeline, adapter = pipeline_of(request), adapter_of(request, body.model)
     generation = await pipeline.start(body.job(request, adapter))
     envelope = {
         "id": generation.job.id,
@@ -110,10 +103,8 @@ async def completions(request: Request, body: CompletionBody) -> Response:
     }
     if body.stream:
         chunks = Chunks(envelope, body.include_usage, _text_choice)
-        return event_stream(pipeline, generation, _stream(generation, pipeline.codec, chunks))
-    async with generation:
-        timeout_seconds = pipeline.config.server.request_timeout_seconds
-        choices = await while_connected(request.receive, generation.collect(), timeout_seconds)
+        return event_stream(request, generation, _stream(generation, pipeline.codec, chunks), openai_error)
+    choices = await collect(request, generation)
     answers = [
         _choice(index, choice.text, _logprobs(generation.job, choice.events, pipeline.codec), choice.finish_reason)
         for index, choice in enumerate(choices)

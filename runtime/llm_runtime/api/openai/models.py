@@ -6,11 +6,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from llm_runtime.api.body import check_model
+from llm_runtime.api.documents import OPENAI_ERRORS
 from llm_runtime.api.guard import SECURITY, KeyedRoute
 from llm_runtime.api.services import Services, State, services_of
 from llm_runtime.auth import check_adapter, may_use
 
-router = APIRouter(route_class=KeyedRoute, dependencies=SECURITY, tags=["OpenAI"])
+router = APIRouter(route_class=KeyedRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS)
 
 
 @router.get("/v1/models", summary="List models")

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from collections.abc import Sequence as Several
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from llm_runtime.engine.loop import Model
 from llm_runtime.engine.scheduler import Batch, Scheduler
 from llm_runtime.engine.sequence import Matcher, Sampled, Sequence
 from llm_runtime.errors import ModelNotFound
-from llm_runtime.request import Constraint, GenerationRequest, Sampling, TokenEvent
+from llm_runtime.request import Constraint, GenerationRequest, Message, Sampling, TokenEvent
 
 EOS = 0
 
@@ -25,11 +26,12 @@ class CharacterVocabulary:
 
     vocabulary_size = 2000
     eos_token_ids = frozenset({EOS})
+    chat_template = ""
 
     def encode(self, text: str) -> list[int]:
         return list(map(ord, text))
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def encode_chat(self, messages: list[Message], tools: Several[dict[str, Any]] = ()) -> list[int]:
         return self.encode(" ".join(message["content"] for message in messages))
 
     def decode(self, token_ids: list[int]) -> str:

@@ -1,0 +1,96 @@
+"""What the dialects with a form of their own share: from a body to a job, from a generation to an answer."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+from uuid import uuid4
+
+from fastapi import Request
+
+from llm_runtime import errors, logs
+from llm_runtime.api.answers import own_error
+from llm_runtime.api.body import check_model
+from llm_runtime.auth import check_adapter
+from llm_runtime.pipeline import IDEMPOTENCY_KEY, Choice, Generation, Job, Pipeline, text_of
+from llm_runtime.request import Caller
+from llm_runtime.stream import EventStream, sse
+
+DEFAULT_MAX_TOKENS = 256
+"""Of the dialects that name no other number."""
+
+
+def pipeline_of(request: Request) -> Pipeline:
+    """The way to the model that this request goes."""
+    pipeline: Pipeline = request.state.pipeline
+    return pipeline
+
+
+def caller_of(request: Request) -> Caller:
+    """Who asks."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+def job(request: Request, prefix: str = "", **fields: Any) -> Job:
+    """A job of this request; `fields` are those of `Job` that its body decides. `prefix` begins its id."""
+    endpoint = request.url.path
+    return Job(
+        id=f"{prefix or endpoint.strip('/').replace('/', '-')}-{uuid4().hex}",
+        endpoint=endpoint,
+        request_id=logs.request_id.get() or "",
+        caller=caller_of(request),
+        idempotency_key=request.headers.get(IDEMPOTENCY_KEY),
+        **fields,
+    )
+
+
+def adapter_of(request: Request, asked: str | None) -> str:
+    """The adapter that a model's name asks for; no name is the model's own.
+
+    Raises `errors.NotFound`, and `errors.Forbidden` for one that the caller may not use.
+    """
+    pipeline = pipeline_of(request)
+    served = pipeline.config.model.name
+    adapter = check_model(asked or served, served, pipeline.engine.adapters)
+    check_adapter(caller_of(request), adapter)
+    return adapter
+
+
+def model_name(generation: Generation, pipeline: Pipeline) -> str:
+    """The model that answered, as the client names it."""
+    name, adapter = pipeline.config.model.name, generation.job.adapter
+    return f"{name}:{adapter}" if adapter else name
+
+
+async def collect(request: Request, generation: Generation) -> list[Choice]:
+    """All choices, whole. Accounts for the job, also if the client leaves or time runs out."""
+    async with generation:
+        return await generation.whole(request.receive)
+
+
+def event_stream(
+    request: Request,
+    generation: Generation,
+    events: AsyncGenerator[bytes],
+    error: Callable[[errors.Refusal], dict[str, Any]] = own_error,
+) -> EventStream:
+    """Server-sent events; what goes wrong after the first becomes an event, in the dialect's shape of errors."""
+    timeout_seconds = pipeline_of(request).config.server.request_timeout_seconds
+    return EventStream(generation, events, fault=lambda refusal: sse(error(refusal)), timeout_seconds=timeout_seconds)
+
+
+async def text_events(generation: Generation, pipeline: Pipeline) -> AsyncGenerator[tuple[str, bytes]]:
+    """(text, event) as the one choice of a generation comes: `{"text": …}`, at its end with the reason and counts."""
+    async with aclosing(generation.bursts()) as bursts:
+        async for _, events in bursts:
+            if text := text_of(events):
+                yield text, sse({"text": text})
+            if reason := events[-1].finish_reason:
+                last = {
+                    "text": "",
+                    "finish_reason": reason,
+                    "model": model_name(generation, pipeline),
+                    "tokens_generated": generation.completion_tokens,
+                    "cached": generation.cached,
+                }
+                yield "", sse(last)

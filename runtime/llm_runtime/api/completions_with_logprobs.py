@@ -1,0 +1,105 @@
+"""`POST /generate`: continuations with the log probability of every token."""
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field, model_validator
+
+from llm_runtime.api.answering import DEFAULT_MAX_TOKENS, adapter_of, collect, job, pipeline_of
+from llm_runtime.api.body import Body, MaxTokens, Stops, Temperature, Text, TopP, conflict, sampling
+from llm_runtime.api.documents import OWN_ERRORS, example
+from llm_runtime.api.guard import SECURITY, GenerationRoute
+from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Choice
+from llm_runtime.request import TextCodec, TokenEvent
+
+router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["logprobs"], responses=OWN_ERRORS)
+
+LOWEST_LOGPROB = -9999.0
+"""JSON has no minus infinity."""
+
+
+class Parameters(Body):
+    """How to continue, and how often."""
+
+    temperature: Temperature = 0.7
+    max_new_tokens: MaxTokens | None = None
+    top_p: TopP = 1.0
+    num_return_sequences: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    stop_sequences: Stops = Field(default_factory=list)
+
+
+class LogprobsBody(Body):
+    """A text to continue. `max_new_tokens` may stand here or in `parameters`."""
+
+    model_config = example(prompt="Explain quantum computing.", parameters={"temperature": 0.7, "max_new_tokens": 200})
+
+    prompt: Annotated[Text, Field(min_length=1)]
+    model_name: Text | None = None
+    parameters: Parameters = Field(default_factory=Parameters)
+    max_new_tokens: MaxTokens | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> "LogprobsBody":
+        inner = self.parameters.max_new_tokens
+        if inner and self.max_new_tokens and inner != self.max_new_tokens:
+            raise conflict("max_new_tokens", "says another number than parameters.max_new_tokens; send one of them")
+        return self
+
+
+class Token(BaseModel):
+    """A token and its natural-log probability."""
+
+    text: str
+    logprob: float
+
+
+class Completion(BaseModel):
+    """One continuation."""
+
+    text: str
+    tokens: list[Token]
+
+
+class Completions(BaseModel):
+    """All continuations. `request_time` is in seconds; `generated_text` is the first one's."""
+
+    success: bool = True
+    request_time: float
+    completions: list[Completion]
+    generated_text: str
+
+
+@router.post("/generate", summary="Continue a text, with log probabilities")
+async def generate(request: Request, body: LogprobsBody) -> Completions:
+    """Continue the prompt once or several times."""
+    began, pipeline, parameters = time.perf_counter(), pipeline_of(request), body.parameters
+    generation = await pipeline.start(
+        job(
+            request,
+            adapter=adapter_of(request, body.model_name),
+            prompts=(body.prompt,),
+            sampling=sampling(
+                max_tokens=parameters.max_new_tokens or body.max_new_tokens or NOT_ASKED,
+                temperature=parameters.temperature,
+                top_p=parameters.top_p,
+                stop=parameters.stop_sequences,
+                logprobs=0,
+            ),
+            default_max_tokens=DEFAULT_MAX_TOKENS,
+            n=parameters.num_return_sequences,
+        )
+    )
+    completions = [_completion(choice, pipeline.codec) for choice in await collect(request, generation)]
+    return Completions(
+        request_time=time.perf_counter() - began, completions=completions, generated_text=completions[0].text
+    )
+
+
+def _completion(choice: Choice, codec: TextCodec) -> Completion:
+    return Completion(text=choice.text, tokens=[_token(event, codec) for event in choice.events])
+
+
+def _token(event: TokenEvent, codec: TextCodec) -> Token:
+    text = codec.token_text(event.token_id) if event.token_id is not None else ""
+    return Token(text=text, logprob=LOWEST_LOGPROB if event.logprob is None else max(event.logprob, LOWEST_LOGPROB))

@@ -1,0 +1,88 @@
+"""What the OpenAPI document says of every endpoint: its refusals in both shapes, event streams, examples."""
+
+from datetime import datetime
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict
+
+STATUSES = {
+    400: "The request can't be answered as it is; the message names the field.",
+    401: "No API key, or an unknown one.",
+    403: "The key is suspended, expired, or may not do this.",
+    404: "No such model.",
+    405: "Another method.",
+    408: "The body did not come in time.",
+    409: "A request with this Idempotency-Key is being answered.",
+    413: "The body is too large.",
+    429: "A limit, a quota or the queue is full; `Retry-After` says when to come back.",
+    500: "A fault of the server; its log has the reason under the request's id.",
+    503: "No model is loaded, or the server is shutting down; `Retry-After` says when to come back.",
+}
+Responses = dict[int | str, dict[str, Any]]
+
+
+class OpenAIFault(BaseModel):
+    """What OpenAI's clients turn into an exception."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIErrorAnswer(BaseModel):
+    """An error in OpenAI's shape."""
+
+    error: OpenAIFault
+
+
+class OwnErrorAnswer(BaseModel):
+    """An error in this project's shape."""
+
+    error: str
+    message: str
+    details: dict[str, Any]
+    timestamp: datetime
+    request_id: str | None
+
+
+def refusals(shape: type[BaseModel]) -> Responses:
+    """Every error status, in one shape."""
+    return {status: {"model": shape, "description": text} for status, text in STATUSES.items()}
+
+
+OPENAI_ERRORS, OWN_ERRORS = refusals(OpenAIErrorAnswer), refusals(OwnErrorAnswer)
+
+_EVENT = {
+    "schema": {
+        "type": "object",
+        "description": "An event: JSON in `data`, in the last one `[DONE]`. Comments keep the connection open.",
+        "properties": {"data": {"type": "string"}},
+    }
+}
+EVENTS: Responses = {200: {"description": "Server-sent events", "content": {"text/event-stream": _EVENT}}}
+JSON_OR_EVENTS: Responses = {
+    200: {"description": "The answer; with `stream: true` server-sent events", "content": {"text/event-stream": _EVENT}}
+}
+
+
+def example(**fields: Any) -> ConfigDict:
+    """A body as a client would send it."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
+def describe(app: FastAPI) -> None:
+    """Take out of the OpenAPI document what FastAPI adds by itself and this server never answers: 422."""
+    built = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = built()
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

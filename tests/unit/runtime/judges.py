@@ -1,0 +1,53 @@
+"""The server that the official clients judge, and where their packages are kept."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from fakes import FakeCodec, ScriptedEngine, ScriptedStream, token_id
+from llm_runtime.errors import QueueFull
+from llm_runtime.request import GenerationRequest
+from unit.runtime.tools.templates import QWEN
+
+OPENAI_FOR_NODE = "7.57.0"
+
+HELLO = ("Hello", " there", "!")
+JSON = ('{"city":', ' "Kiel"}')
+CALL = ("<tool_call>\n", '{"name": "weather", "arguments": ', '{"city": "Kiel"}}', "\n</tool_call>")
+SCRIPTS = {"json_schema": JSON, "json_object": JSON, "grammar": CALL}
+
+
+class JudgedEngine(ScriptedEngine):
+    """Says what the request's constraint asks for; refuses whoever says `always busy`, or `once busy` at first."""
+
+    def __init__(self) -> None:
+        super().__init__(codec=FakeCodec(QWEN))
+        self.refused = 0
+
+    def generate(self, request: GenerationRequest) -> ScriptedStream:
+        words = request.prompt_token_ids
+        if token_id("busy") in words and (token_id("always") in words or not self.refused):
+            self.refused += 1
+            raise QueueFull("As many requests wait as may wait.")
+        bound = request.sampling.constraint
+        self.script = SCRIPTS[bound.kind] if bound else HELLO
+        return super().generate(request)
+
+
+def node_packages() -> Path:
+    """A folder from which Node finds OpenAI's client; installed once, outside of the repository."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = Path(os.environ.get("LLM_OPERATOR_CACHE") or Path(cache) / "llm-operator")
+    folder = root / "node" / f"openai-{OPENAI_FOR_NODE}"
+    if not (folder / "node_modules" / "openai" / "package.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        flags = ["--no-save", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder]
+        subprocess.run([_npm(), "install", *flags, f"openai@{OPENAI_FOR_NODE}"], check=True, capture_output=True)
+    return folder
+
+
+def _npm() -> str:
+    if found := shutil.which("npm"):
+        return found
+    raise FileNotFoundError("npm is not there: install Node.js 20 or newer")

@@ -1,0 +1,200 @@
+"""Tools over HTTP: what reaches the template, what counts as a call, what is refused."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from fakes import FakeCodec, ScriptedEngine
+from harness import Harness, chat_body, events
+from unit.runtime.tools.templates import NO_TOOLS, QWEN, QWEN_CODER
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+CALL = ["Sure", ".\n", "<tool_call>\n", '{"name": "weather", "arguments": ', '{"city": "Kiel"}}', "\n</tool_call>"]
+ASKED = [{"role": "user", "content": "weather in Kiel"}]
+
+
+def engine(script: list[str] | None = None, template: str = QWEN, **options: Any) -> ScriptedEngine:
+    return ScriptedEngine(script or CALL, codec=FakeCodec(template), **options)
+
+
+@pytest.fixture
+async def caller(run: Any) -> AsyncIterator[Harness]:
+    async with run(engine()) as api:
+        yield api
+
+
+async def test_a_call_becomes_tool_calls_with_text_around_it(caller: Harness) -> None:
+    [choice] = (await caller.chat(tools=[WEATHER])).json()["choices"]
+    [call] = choice["message"]["tool_calls"]
+    assert call.pop("id").startswith("call_")
+    assert call == {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Kiel"}'}}
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("Sure.", "tool_calls")
+    assert caller.engine.codec.tools == [(WEATHER,)]
+
+
+async def test_a_streamed_call_is_its_head_and_its_arguments(caller: Harness) -> None:
+    chunks = events((await caller.chat(tools=[WEATHER], stream=True)).text)[:-1]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("content") or "" for delta in deltas) == "Sure."
+    head, arguments = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
+    assert head.pop("id").startswith("call_")
+    assert head == {"index": 0, "type": "function", "function": {"name": "weather", "arguments": ""}}
+    assert arguments == {"index": 0, "function": {"arguments": '{"city": "Kiel"}'}}
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+async def test_a_call_alone_has_no_content(run: Any) -> None:
+    async with run(engine(CALL[2:])) as api:
+        message = (await api.chat(tools=[WEATHER])).json()["choices"][0]["message"]
+    assert message["content"] is None
+
+
+async def test_every_choice_has_calls_of_its_own(caller: Harness) -> None:
+    choices = (await caller.chat(tools=[WEATHER], n=2)).json()["choices"]
+    assert len({choice["message"]["tool_calls"][0]["id"] for choice in choices}) == 2
+
+
+async def test_tools_that_are_not_offered_are_not_called(caller: Harness) -> None:
+    for fields in ({"tools": [WEATHER], "tool_choice": "none"}, {}, {"tools": []}):
+        choice = (await caller.chat(**fields)).json()["choices"][0]
+        assert "tool_calls" not in choice["message"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("".join(CALL), "stop")
+    assert caller.engine.codec.tools == [()] * 3
+
+
+async def test_a_call_that_is_cut_short_is_text_and_ends_with_length(caller: Harness) -> None:
+    choice = (await caller.chat(tools=[WEATHER], max_tokens=4)).json()["choices"][0]
+    assert (choice["finish_reason"], "tool_calls" in choice["message"]) == ("length", False)
+
+
+async def test_results_go_back_to_the_model_with_their_calls(caller: Harness) -> None:
+    answered = (await caller.chat(tools=[WEATHER])).json()["choices"][0]["message"]
+    result = {"role": "tool", "tool_call_id": answered["tool_calls"][0]["id"], "content": "rain"}
+    response = await caller.chat(tools=[WEATHER], messages=[*ASKED, {**answered, "content": None}, result])
+    assert response.status_code == 200, response.text
+    [_, call, told] = caller.engine.codec.chats[-1]
+    assert call["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Kiel"}}
+    assert call["content"] == ""
+    assert told == {**result, "name": "weather"}
+
+
+NAMED = {"type": "function", "function": {"name": "weather"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "bound"),
+    [
+        ({}, False),
+        ({"tool_choice": "auto"}, False),
+        ({"tool_choice": "required"}, True),
+        ({"tool_choice": NAMED}, True),
+        ({"tools": [{**WEATHER, "function": {**WEATHER["function"], "strict": True}}]}, True),  # type: ignore[dict-item]
+        ({"response_format": {"type": "json_object"}}, True),
+    ],
+)
+async def test_only_what_must_be_is_enforced(caller: Harness, fields: Any, bound: bool) -> None:
+    response = await caller.chat(**{"tools": [WEATHER], **fields})
+    assert response.status_code == 200, response.text
+    constraint = caller.engine.requests[-1].sampling.constraint
+    assert (constraint is not None and constraint.kind == "grammar") is bound
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [WEATHER, WEATHER]}, "tools"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": [WEATHER] * 129}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": NAMED}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": "sometimes"}, "tool_choice.mode"),
+        ({"tools": [WEATHER], "structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        ({"tools": [WEATHER], "parallel_tool_calls": "no"}, "parallel_tool_calls"),
+        ({"functions": [{"name": "x"}]}, "functions"),
+        ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+    ],
+)
+async def test_tools_that_make_no_sense_are_refused_by_name(caller: Harness, fields: Any, param: str) -> None:
+    response = await caller.chat(**fields)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+
+
+@pytest.mark.parametrize("arguments", ["{", "[]", "5", '{"a":' * 100 + "1" + "}" * 100, '{"a": "\\ud800"}'])
+async def test_arguments_that_are_no_object_are_refused(caller: Harness, arguments: str) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    response = await caller.chat(messages=[*ASKED, {"role": "assistant", "tool_calls": [call]}])
+    assert response.json()["error"]["param"] == "messages[1].tool_calls[0].function.arguments"
+
+
+async def test_a_schema_too_deep_to_be_written_is_refused(caller: Harness) -> None:
+    for depth in (70, 900, 5000):
+        deep = '{"items":' * depth + "{}" + "}" * depth
+        body = json.dumps(chat_body(tools=[WEATHER])).replace('"required": ["city"]', f'"x": {deep}')
+        response = await caller.client.post(
+            "/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
+        )
+        assert response.status_code == 400, response.text[:300]
+
+
+@pytest.mark.parametrize("template", ["", NO_TOOLS])
+async def test_a_model_that_knows_no_tools_says_so(run: Any, template: str) -> None:
+    result = [*ASKED, {"role": "tool", "tool_call_id": "1", "content": "x"}]
+    async with run(engine(template=template)) as api:
+        offered, told = await api.chat(tools=[WEATHER]), await api.chat(messages=result)
+    assert (offered.status_code, offered.json()["error"]["param"]) == (400, "tools")
+    assert "knows no tools" in offered.json()["error"]["message"]
+    assert (told.status_code, told.json()["error"]["param"]) == (400, "messages[1]")
+
+
+async def test_calls_in_a_form_that_is_not_known_are_refused(run: Any) -> None:
+    async with run(engine(template=QWEN_CODER)) as api:
+        error = (await api.chat(tools=[WEATHER])).json()["error"]
+    assert error["param"] == "tools"
+    assert "can't read" in error["message"]
+
+
+async def test_tools_count_as_characters_of_the_prompt(caller: Harness) -> None:
+    long = {"type": "function", "function": {"name": "f", "description": "x" * 40_000}}
+    error = (await caller.chat(tools=[long])).json()["error"]
+    assert error["code"] == "string_above_max_length"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"parallel_tool_calls": True, "tool_choice": "auto"},
+        {"functions": [], "function_call": "none"},
+        {"reasoning_effort": "none", "verbosity": "medium", "modalities": ["text"], "service_tier": "auto"},
+        {"store": False, "metadata": {}, "prompt_cache_key": None, "safety_identifier": "me", "audio": None},
+        {"logprobs": False, "top_logprobs": 0, "prediction": None, "web_search_options": None},
+    ],
+)
+async def test_what_asks_for_nothing_passes(api: Harness, fields: Any) -> None:
+    response = await api.chat(**fields)
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reasoning_effort": "high"}, {"verbosity": "low"}, {"modalities": ["text", "audio"]}, {"service_tier": "flex"},
+        {"store": True}, {"metadata": {"a": "b"}}, {"prompt_cache_key": "k"}, {"audio": {"voice": "x"}},
+        {"prediction": {"type": "content", "content": "x"}}, {"web_search_options": {}},
+        {"moderation": {"mode": "score"}},
+    ],
+)  # fmt: skip
+async def test_what_can_not_be_done_is_refused_by_name(api: Harness, fields: Any) -> None:
+    response = await api.chat(**fields)
+    assert (response.status_code, [response.json()["error"]["param"]]) == (400, list(fields))
