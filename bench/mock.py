@@ -1,8 +1,11 @@
 """The runtime as it is, but for its model: `python -m bench.mock serve --config FILE …` answers at once.
 
-What remains is what the gateway costs: HTTP, keys, limits, the cache, the usage log.
+What remains is what the gateway costs: HTTP, keys, limits, the cache, the usage log. With MOCK_TOKEN_SECONDS each token
+takes that long: something to cut, and to wait for.
 """
 
+import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,13 @@ from llm_runtime.contract import RuntimeConfig
 from llm_runtime.request import Constraint, EngineStats, FinishReason, GenerationRequest, Message, TokenEvent
 
 TOKENS = 16
+TOKEN_SECONDS = float(os.environ.get("MOCK_TOKEN_SECONDS", "0"))
 ANSWER = [TokenEvent(number, f"word{number} ") for number in range(TOKENS - 1)]
 ANSWER.append(TokenEvent(TOKENS, "end.", finish_reason=FinishReason.STOP))
 
 
 class MockStream:
-    """The whole answer in one `take`."""
+    """The whole answer in one `take`, or token by token where they take time."""
 
     def __init__(self) -> None:
         self._left = list(ANSWER)
@@ -33,6 +37,9 @@ class MockStream:
         return self._left.pop(0)
 
     async def take(self) -> list[TokenEvent]:
+        if TOKEN_SECONDS and self._left:
+            await asyncio.sleep(TOKEN_SECONDS)
+            return [self._left.pop(0)]
         events, self._left = self._left, []
         return events
 

@@ -143,9 +143,9 @@ class FilterPattern(_Section):
 class FiltersConfig(_Section):
     """What must not pass in prompts, and not in answers: e-mail addresses, phone, card and account numbers, …"""
 
-    pii: Literal["Off", "Mask", "Reject"] = "Off"
+    pii: Literal["Disabled", "Mask", "Reject"] = "Disabled"
     """Personal data in prompts. Mask: the model sees `[EMAIL]` instead; Reject: the request gets 400."""
-    output: Literal["Off", "Mask"] = "Off"
+    output: Literal["Disabled", "Mask"] = "Disabled"
     """Personal data and control characters in answers."""
     patterns: Annotated[tuple[FilterPattern, ...], Field(max_length=32)] = ()
     """What else counts as such data."""

@@ -17,7 +17,7 @@ from llm_runtime.contract import FatalReport, ServerConfig
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-QUIET = ("httpx", "httpcore", "urllib3", "filelock", "asyncio", "aiosqlite")
+QUIET = ("httpx", "httpcore", "urllib3", "filelock", "asyncio", "aiosqlite", "alembic")
 """Libraries whose INFO is noise here."""
 
 _RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"color_message", "taskName", "asctime", "message"}

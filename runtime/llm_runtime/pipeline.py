@@ -83,7 +83,7 @@ class Pipeline:
     ) -> None:
         """Raises `errors.ConfigInvalid` for a filter's pattern. Cache and keys outlive a swap of the model."""
         self.config, self.engine, self.codec = config, engine, codec
-        self.limiter, self.cache = limiter or NoLimits(), cache
+        self.limiter, self.cache = NoLimits() if limiter is None else limiter, cache
         self.idempotency = idempotency or IdempotencyKeys()
         self._filters, self._model = Filters(config.server.filters), model_digest(config)
         self._books, self._metrics = Books(config, metrics, usage, clock), metrics
@@ -170,8 +170,9 @@ class Pipeline:
     def _encode(self, job: Job) -> tuple[Job, list[list[int]]]:
         """The prompts' tokens; of a conversation that is too long its oldest messages go first, if they may."""
         prompts = [self._tokens(prompt, job) for prompt in job.prompts]
-        wanted = job.sampling.max_tokens or job.default_max_tokens or self.engine.max_model_length // 4
-        while job.forgettable and len(prompts[0]) + wanted > self.engine.max_model_length:
+        most = self.engine.max_model_length
+        wanted = job.sampling.max_tokens or min(job.default_max_tokens or most, most // 4)
+        while job.forgettable and len(prompts[0]) + wanted > most:
             # By halves: each try encodes everything again.
             job = forget(job, max(2, job.forgettable // 2))
             prompts = [self._tokens(prompt, job) for prompt in job.prompts]

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cachetools import TTLCache
-from sqlalchemy import delete, select, update
+from sqlalchemy import select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 Message = dict[str, Any]
 
 MAX_TRIES = 20
-PURGE_SECONDS = 300.0
 
 
 @dataclass(slots=True)
@@ -46,7 +45,7 @@ def _now() -> datetime:
 
 
 class Sessions:
-    """All conversations. Enter it: it deletes what has expired in the background."""
+    """All conversations. Leave it to have everything in the database; `db.retention` deletes what has expired."""
 
     def __init__(
         self, config: SessionsConfig, database: Database | None = None, now: Callable[[], datetime] = _now
@@ -56,17 +55,11 @@ class Sessions:
         self._known: TTLCache[str, _Session] = TTLCache(
             config.max_sessions, config.ttl_seconds, timer=lambda: now().timestamp()
         )
-        self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Sessions":
-        if self._database:
-            self._task = asyncio.create_task(self._purge())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
         for id_, session in list(self._known.items()):
             if session.pending:
                 await self._bring(id_, session)
@@ -115,7 +108,7 @@ class Sessions:
     ) -> list[Message] | None:
         """One try: everything that the session then holds, or None where another replica was faster."""
         # Two transactions: SQLite lets none write that has read what has changed since.
-        async with database.begin() as connection:
+        async with database.read() as connection:
             version, before, expired = await _row(connection, id_, self._now())
         messages = trimmed([*([] if expired else before), *adding], self._max_messages)
         fresh = {"version": version + 1, "messages": messages, "expires_at": self._now() + self._ttl}
@@ -131,23 +124,11 @@ class Sessions:
     async def _read(self, id_: str, known: list[Message]) -> list[Message]:
         assert self._database
         try:
-            async with self._database.begin() as connection:
+            async with self._database.read() as connection:
                 _, messages, expired = await _row(connection, id_, self._now())
                 return [] if expired else messages
         except DatabaseAway:
             return known
-
-    async def _purge(self) -> None:
-        assert self._database
-        while True:
-            try:
-                async with self._database.begin() as connection:
-                    await connection.execute(delete(table).where(table.c.expires_at <= self._now()))
-            except DatabaseAway:
-                pass
-            except Exception:
-                log.exception("Expired sessions could not be deleted")
-            await asyncio.sleep(PURGE_SECONDS)
 
 
 def trimmed(messages: Sequence[Message], most: int) -> list[Message]:

@@ -33,7 +33,7 @@ class FilterPatternSpec(Section):
 class FiltersSpec(Section):
     """What must not pass in prompts, and not in answers: e-mail addresses, phone, card and account numbers, …"""
 
-    # Not "Off", the runtime's word: YAML reads it as false, which is no string.
+    # Not "Off": YAML reads it as false, which is no string.
     pii: Literal["Disabled", "Mask", "Reject"] = "Disabled"
     """Personal data in prompts. Mask: the model sees `[EMAIL]` instead; Reject: the request gets 400."""
     output: Literal["Disabled", "Mask"] = "Disabled"

@@ -94,8 +94,8 @@ def _server(spec: ServerSpec, drain_seconds: int) -> ServerConfig:
         body_timeout_seconds=spec.body_timeout_seconds,
         slot_timeout_seconds=spec.slot_timeout_seconds,
         filters=FiltersConfig(
-            pii="Off" if filters.pii == "Disabled" else filters.pii,
-            output="Off" if filters.output == "Disabled" else filters.output,
+            pii=filters.pii,
+            output=filters.output,
             patterns=own,
         ),
         completion_cache=CompletionCacheConfig(

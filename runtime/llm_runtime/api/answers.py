@@ -35,7 +35,13 @@ class JsonResponse(Response):
     def render(self, content: Any) -> bytes:
         if isinstance(content, BaseModel):
             return content.__pydantic_serializer__.to_json(content, by_alias=True)
-        return orjson.dumps(content)
+        return orjson.dumps(content, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True)
+    raise TypeError(f"JSON knows no {type(value).__name__}")
 
 
 def openai_error(refusal: errors.Refusal) -> dict[str, Any]:

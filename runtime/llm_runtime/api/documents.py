@@ -15,6 +15,7 @@ STATUSES = {
     408: "The body did not come in time.",
     409: "A request with this Idempotency-Key is being answered.",
     413: "The body is too large.",
+    415: "The body is compressed.",
     429: "A limit, a quota or the queue is full; `Retry-After` says when to come back.",
     500: "A fault of the server; its log has the reason under the request's id.",
     503: "No model is loaded, or the server is shutting down; `Retry-After` says when to come back.",

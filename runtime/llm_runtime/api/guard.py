@@ -1,6 +1,6 @@
 """Before a generation endpoint: the key, the model's readiness, the body's bounds, its fields. No body is read unasked.
 
-FastAPI only describes these routes (`/openapi.json`); a request goes from `GenerationRoute.respond` straight to the
+FastAPI only describes these routes (`/openapi.json`); a request goes from `BodyRoute.respond` straight to the
 endpoint, without solving dependencies, and is parsed in one pass.
 """
 
@@ -41,34 +41,55 @@ class KeyedRoute(APIRoute):
         return guarded
 
 
-class GenerationRoute(APIRoute):
-    """A route to the model. Its endpoint is `async (request, body: SomeModel)`, and may return a model or a dict."""
+class BodyRoute(APIRoute):
+    """A route with a bounded body. Its endpoint is `async (request, body: SomeModel)` and may return models and dicts.
+
+    An endpoint without `body` gets none, and none is read.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        self._body: type[BaseModel] = get_type_hints(self.endpoint)["body"]
+        self._body: type[BaseModel] | None = get_type_hints(self.endpoint).get("body")
         return self.respond
 
     async def respond(self, request: Request) -> Response:
         """The whole road from a request's head to its answer. Raises what `answers.HANDLERS` knows."""
-        services = services_of(request)
-        request.state.caller = services.authenticate(request)
-        await services.wake()  # Refuses while there is no model, before the body is read.
-        content = await read_body(request, services.config.server)
-        # Only now: while the body came, another model may have taken over.
-        request.state.pipeline = services.pipeline
-        body = parse(self._body, content)
-        if services.tracing:
-            services.tracing.requested(body)
-        answer = await self.endpoint(request, body)
+        await self.admit(request)
+        fields = [parse(self._body, await read_body(request))] if self._body else []
+        self.prepare(request, *fields)
+        answer = await self.endpoint(request, *fields)
         return answer if isinstance(answer, Response) else JsonResponse(answer)
 
+    async def admit(self, request: Request) -> None:
+        """Who asks, and whether now; raises a refusal before the body is read."""
+        raise NotImplementedError
 
-async def read_body(request: Request, server: ServerConfig) -> bytearray:
+    def prepare(self, request: Request, *body: BaseModel) -> None:
+        """What the endpoint needs, as it is once the body is there."""
+
+
+class GenerationRoute(BodyRoute):
+    """A route to the model."""
+
+    async def admit(self, request: Request) -> None:
+        services = services_of(request)
+        request.state.caller = services.authenticate(request)
+        await services.wake()
+
+    def prepare(self, request: Request, *body: BaseModel) -> None:
+        services = services_of(request)
+        # Only now: while the body came, another model may have taken over.
+        request.state.pipeline = services.pipeline
+        if services.tracing:
+            services.tracing.requested(*body)
+
+
+async def read_body(request: Request) -> bytearray:
     """The whole body.
 
     Raises `errors.UnsupportedMedia` for any that is not plain JSON, `errors.PayloadTooLarge` as soon as it is known to
     be over the limit, `errors.BodyTimeout` when it is not there in time.
     """
+    server = services_of(request).config.server
     check_media(request)
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > server.max_request_bytes:

@@ -5,22 +5,20 @@ Only a server that no operator manages lets itself be managed.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.routing import APIRoute
 from pydantic import Field, JsonValue
 from sqlalchemy import func, select
-from starlette.responses import Response
 
 from llm_runtime import errors
 from llm_runtime.api.access import Management, administrator
 from llm_runtime.api.body import Body, Text
-from llm_runtime.api.guard import SECURITY, KeyedRoute
+from llm_runtime.api.documents import OWN_ERRORS, example
+from llm_runtime.api.guard import SECURITY, BodyRoute, KeyedRoute
 from llm_runtime.api.services import Services, in_thread, services_of
 from llm_runtime.contract import MlflowVersion, RuntimeConfig
 from llm_runtime.db.database import Database, DatabaseAway
@@ -42,20 +40,14 @@ STATUS: dict[str, type[errors.Refusal]] = {
 """Faults of a load that are not the request's."""
 
 
-class AdminRoute(APIRoute):
-    """A route for administrators. Nobody else's body is read."""
+class AdminRoute(BodyRoute):
+    """A route for administrators."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def guarded(request: Request) -> Response:
-            request.state.caller = administrator(services_of(request), request)
-            return await handle(request)
-
-        return guarded
+    async def admit(self, request: Request) -> None:
+        request.state.caller = administrator(services_of(request), request)
 
 
-router = APIRouter(dependencies=SECURITY, tags=["management"])
+router = APIRouter(dependencies=SECURITY, tags=["management"], responses=OWN_ERRORS)
 admin = APIRouter(route_class=AdminRoute)
 own = APIRouter(route_class=KeyedRoute)
 
@@ -65,6 +57,8 @@ Name = Annotated[Text, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1
 class NewKeyBody(Body):
     """Whom the key is for."""
 
+    model_config = example(username="myuser")
+
     username: Name
     role: Annotated[str, Field(max_length=63)] | None = None
     expires_in_days: Annotated[float, Field(gt=0, le=MAX_DAYS)] | None = None
@@ -72,6 +66,8 @@ class NewKeyBody(Body):
 
 class LoadBody(Body):
     """The model to serve: a registered model, or a folder of this machine."""
+
+    model_config = example(model_name="support-bot", device="auto")
 
     model_name: Annotated[Text, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f'\"]+$")]
     model_version: Annotated[str, Field(pattern=r"^[0-9]{1,9}$")] | None = None
@@ -161,7 +157,7 @@ async def own_key(request: Request) -> dict[str, Any]:
             "requests_daily": used.today_requests,
             "requests_monthly": used.month_requests,
             "limits": caller.tier.model_dump(exclude={"name"}),
-            "rate_limit": _standing(services, caller),
+            "standing": await _standing(services, caller),
         }
     }
 
@@ -248,5 +244,9 @@ async def _usage(database: Database, key_id: str, today: date) -> _Usage:
     return used
 
 
-def _standing(services: Services, caller: Caller) -> dict[str, str] | None:
-    return services.limiter.standing(caller).headers() if services.limiter else None
+async def _standing(services: Services, caller: Caller) -> dict[str, Any] | None:
+    """What is left of each limit, also after requests to other replicas."""
+    if services.limiter is None:
+        return None
+    found = asdict(await services.limiter.ask_standing(caller))
+    return {name: value for name, value in found.items() if value is not None}

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from llm_runtime.cache.answer import Answer, from_json, to_json
@@ -25,7 +25,6 @@ BATCH_SECONDS = 0.2
 BATCH = 100
 MAX_PENDING = 1000
 """Answers that wait to be written; then the oldest are left out."""
-PURGE_SECONDS = 600.0
 
 
 def _now() -> datetime:
@@ -39,7 +38,7 @@ class AnswerStore:
         self._database, self._ttl, self._now = database, timedelta(seconds=ttl_seconds), now
         self._pending: dict[str, dict[str, Any]] = {}
         self._wake = asyncio.Event()
-        self._not_before = self._purged_at = 0.0
+        self._not_before = 0.0
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "AnswerStore":
@@ -60,7 +59,7 @@ class AnswerStore:
             return None
         wanted = select(table.c.answer).where(table.c.id == id_, table.c.expires_at > self._now())
         try:
-            async with asyncio.timeout(LOOKUP_SECONDS), self._database.begin() as connection:
+            async with asyncio.timeout(LOOKUP_SECONDS), self._database.read() as connection:
                 stored = (await connection.execute(wanted)).scalar_one_or_none()
             return from_json(stored) if stored else None
         except (DatabaseAway, TimeoutError):
@@ -86,7 +85,6 @@ class AnswerStore:
             try:
                 while self._pending:
                     await self._write()
-                await self._purge()
             except DatabaseAway:
                 self._wake.set()
                 await asyncio.sleep(RETRY_SECONDS)
@@ -113,9 +111,3 @@ class AnswerStore:
         for row in batch:
             if self._pending.get(row["id"]) is row:
                 del self._pending[row["id"]]
-
-    async def _purge(self) -> None:
-        if time.monotonic() - self._purged_at > PURGE_SECONDS:
-            async with self._database.begin() as connection:
-                await connection.execute(delete(table).where(table.c.expires_at <= self._now()))
-            self._purged_at = time.monotonic()

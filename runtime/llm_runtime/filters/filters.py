@@ -19,7 +19,7 @@ class Filters:
     def __init__(self, config: FiltersConfig) -> None:
         self._pii, self._output = config.pii, config.output
         # Compiled even where all is off: a wrong pattern must not wait for the day on which it is needed.
-        needed = config.patterns or (config.pii, config.output) != ("Off", "Off")
+        needed = config.patterns or (config.pii, config.output) != ("Disabled", "Disabled")
         self._finder = Finder(config.patterns) if needed else None
 
     def prompts(self, job: Job) -> Job:
@@ -27,7 +27,7 @@ class Filters:
         if self._output == "Mask" and job.sampling.logprobs is not None:
             message = "Log probabilities would show what this server's filters mask; send the request without logprobs."
             raise errors.InvalidRequest(message, param="logprobs", code="unsupported_parameter")
-        if self._pii == "Off" or self._finder is None:
+        if self._pii == "Disabled" or self._finder is None:
             return job
         names: set[str] = set()
         prompts = tuple(self._prompt(job, prompt, names) for prompt in job.prompts)

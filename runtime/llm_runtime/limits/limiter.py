@@ -83,8 +83,9 @@ class Limiter:
     ) -> None:
         await self._parts.aclose()
 
-    def __len__(self) -> int:
-        """Callers remembered."""
+    @property
+    def remembered(self) -> int:
+        """Callers whose use is known here."""
         return len(self._accounts)
 
     async def admit(self, caller: Caller, tokens: int, *, requests: int = 1) -> "Admission":

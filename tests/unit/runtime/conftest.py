@@ -19,6 +19,7 @@ from llm_runtime.app import create_app
 from llm_runtime.auth import KeyRing
 from llm_runtime.connection import Connection
 from llm_runtime.contract import ServerConfig
+from llm_runtime.tracing import Tracing
 from postgres import Postgres, postgres
 
 
@@ -58,11 +59,14 @@ def run(keys_path: Path) -> Callable[..., Any]:
         load: Callable[[], Loaded] | None = None,
         system_prompt: str = "",
         wait: bool = True,
+        tracing: Tracing | None = None,
     ) -> AsyncIterator[Harness]:
         engine, rows = engine or ScriptedEngine(), Rows()
         loaded = Loaded(engine, engine.codec)
         loading = in_thread(load or (lambda: loaded))
         services = Services(config(server, system_prompt), loading, KeyRing(keys_path), usage=rows)
+        if tracing:
+            services.trace(tracing)
         app = create_app(services)
         # Faults of ours must become answers here too.
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)

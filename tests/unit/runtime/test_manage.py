@@ -19,13 +19,13 @@ from llm_runtime.api.access import Management
 from llm_runtime.api.services import Loaded, Services, State
 from llm_runtime.app import create_app
 from llm_runtime.auth import KeyChain, SingleKey
-from llm_runtime.commands.database import prepared
 from llm_runtime.contract import FatalReport, RuntimeConfig, ServerConfig, Tier
 from llm_runtime.db.database import Database
+from llm_runtime.db.migrate import UpToDate
 from llm_runtime.db.tables import usage_daily
 from llm_runtime.keys import DatabaseKeys
 from llm_runtime.keystore import NewKey
-from llm_runtime.request import Caller
+from llm_runtime.limits import Limiter
 from postgres import Postgres
 
 ADMIN, USER = {"X-API-Key": "the-admins-key"}, {"X-API-Key": "a-users-key"}
@@ -114,7 +114,7 @@ async def serve(
         management=Management(keys, issuer, models.fetch, models.start) if managed else None,
         database=database,
         limiter=limiter,
-        parts=[prepared(database), issuer] if database and issuer else [],
+        parts=[UpToDate(database), issuer] if database and issuer else [],
     )
     app = create_app(services)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -387,22 +387,9 @@ async def test_an_administrator_may_be_faster_than_the_first_request() -> None:
         assert len(server.models.engines) == 1
 
 
-@dataclass
-class FakeStanding:
-    caller: Caller
-
-    def headers(self) -> dict[str, str]:
-        return {"x-ratelimit-limit-requests": "60"}
-
-
-class FakeLimiter:
-    def standing(self, caller: Caller) -> FakeStanding:
-        return FakeStanding(caller)
-
-
 async def test_a_key_can_see_its_limits_and_what_it_has_used(url: str) -> None:
     tier = Tier(name="standard", requests_per_minute=60, tokens_per_month=1000)
-    async with serve(url, tiers=[tier], limiter=FakeLimiter()) as server:
+    async with serve(url, tiers=[tier], limiter=Limiter()) as server:
         assert server.services.database
         today = datetime.now(UTC).date()
         earlier = today.replace(day=1) if today.day > 1 else today
@@ -422,7 +409,9 @@ async def test_a_key_can_see_its_limits_and_what_it_has_used(url: str) -> None:
     assert (mine["limit"], mine["limit_remaining"], mine["limit_reset"]) == (1000, 1000 - month, "monthly")
     assert (mine["id"], mine["label"], mine["tier"], mine["is_admin"]) == ("api-key", "API_KEY", "standard", False)
     assert mine["limits"]["requests_per_minute"] == 60
-    assert mine["rate_limit"] == {"x-ratelimit-limit-requests": "60"}
+    assert mine["standing"]["requests_per_minute"]["remaining"] == 60
+    assert mine["standing"]["tokens_per_month"]["limit"] == 1000
+    assert "tokens_per_minute" not in mine["standing"]
 
 
 async def test_a_key_for_some_adapters_sees_and_uses_only_these(tmp_path: Path) -> None:
@@ -459,7 +448,7 @@ async def test_a_pepper_that_is_not_that_of_the_keys_ends_the_server(tmp_path: P
     database = Database(url)
     issuer = DatabaseKeys(database, "another")
     ended: list[bool] = []
-    services = Services(config(), never, issuer, parts=[prepared(database), issuer])
+    services = Services(config(), never, issuer, parts=[UpToDate(database), issuer])
     services.on_failure = lambda: ended.append(True)
     app = create_app(services)
     async with app.router.lifespan_context(app):

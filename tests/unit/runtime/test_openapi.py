@@ -54,7 +54,7 @@ async def test_the_examples_are_answered(api: Any) -> None:
     found = (await api.client.get("/openapi.json")).json()
     for path, operations in found["paths"].items():
         for operation in operations.values():
-            if body := operation.get("requestBody"):
+            if (body := operation.get("requestBody")) and operation["tags"] != ["management"]:
                 name = body["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
                 [example] = found["components"]["schemas"][name]["examples"]
                 api.engine.max_model_length = 4096

@@ -220,8 +220,8 @@ def test_secrets_are_there_and_are_never_shown(monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setenv(name, f"hush-{name}")
     settings = load(file(tmp_path, FULL))
     assert (settings.api_key, settings.admin_key) == ("hush-API_KEY", "hush-ADMIN_API_KEY")
-    assert (settings.database_url, settings.redis_url) == ("hush-DATABASE_URL", "hush-REDIS_URL")
-    assert settings.key_pepper == "hush-KEY_PEPPER"
+    assert (settings.storage.url, settings.redis_url) == ("hush-DATABASE_URL", "hush-REDIS_URL")
+    assert settings.storage.key_pepper == "hush-KEY_PEPPER"
     assert "hush" not in repr(settings)
 
 
@@ -229,9 +229,9 @@ def test_the_files_database_counts_where_the_environment_names_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = file(tmp_path, {**FULL, "database": {"url": "sqlite:///x.db"}})
-    assert load(path).database_url == "sqlite:///x.db"
+    assert load(path).storage.url == "sqlite:///x.db"
     monkeypatch.setenv("DATABASE_URL", "none")
-    assert load(path).database_url == "none"
+    assert load(path).storage.url == "none"
     assert load(file(tmp_path, FULL)).redis_url is None
 
 

@@ -11,49 +11,49 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import HTTPConnection
 
 from harness import KEY, chat_body, eventually, key_file, record
-from llm_runtime.__main__ import _services
 from llm_runtime.api.services import Services
+from llm_runtime.assembly import ModelSource, assemble
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.errors import ConfigInvalid
-from llm_runtime.settings import Settings
+from llm_runtime.settings import Environment, Settings
 from unit.runtime import tiny_model
 
 RUNTIME = Path(__file__).parents[3] / "runtime"
 
 
-def services(monkeypatch: pytest.MonkeyPatch, file: Path | None = None, url: str = "none", **given: str) -> Services:
-    monkeypatch.setenv("DATABASE_URL", url)
-    access = given.pop("authentication", "Required")
+async def never(*_: Any) -> Any:
+    raise AssertionError
+
+
+def services(file: Path | None = None, url: str = "none", access: str = "Required", **given: str) -> Services:
     config = RuntimeConfig.model_validate({"model": {"name": "m", "path": "/m"}, "authentication": access})
-    loaded = Settings(config, given.get("api_key"), "", 0, "INFO", given.get("admin_api_key"))
-    return _services(loaded, file, Path("models"))
+    environment = Environment.model_validate({**given, "database_url": url})
+    return assemble(Settings(config, environment), ModelSource(never, never, never), file)
 
 
-def test_a_key_file_is_the_only_source_and_there_is_no_management(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_key_file_is_the_only_source_and_there_is_no_management(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     file.write_text(key_file(record(KEY)))
-    found = services(monkeypatch, file, f"sqlite:///{tmp_path / 'no.db'}", api_key="k", admin_api_key="a")
+    found = services(file, f"sqlite:///{tmp_path / 'no.db'}", api_key="k", admin_api_key="a")
     assert found.keys
     assert found.keys.find(KEY)
     assert (found.keys.find("k"), found.keys.find("a")) == (None, None)
-    assert (found.management, list(found.parts)) == (None, [])
+    assert found.management is None
 
 
-def test_a_key_file_of_a_deployment_without_authentication_asks_for_none(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    found = services(monkeypatch, tmp_path / "keys.json", authentication="Disabled")
-    assert (found.keys, found.management) == (None, None)
+def test_a_key_file_of_a_deployment_without_authentication_asks_for_no_key_and_brings_its_tiers(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    file.write_text('{"salt": "s", "tiers": [{"name": "all", "requestsPerMinute": 7}], "defaultTier": "all"}')
+    found = services(file, access="Disabled")
+    caller = found.authenticate(HTTPConnection({"type": "http", "headers": [], "client": ("10.0.0.7", 4711)}))
+    assert (caller.id, caller.tier.requests_per_minute, found.management) == ("ip:10.0.0.7", 7, None)
 
 
-def test_without_a_file_the_environment_and_the_database_work_together(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    found = services(monkeypatch, None, f"sqlite:///{tmp_path / 'k.db'}", api_key="k", admin_api_key="a")
+def test_without_a_file_the_environment_and_the_database_work_together(tmp_path: Path) -> None:
+    found = services(None, f"sqlite:///{tmp_path / 'k.db'}", api_key="k", admin_api_key="a")
     assert found.keys
     assert found.management
     user, boss = found.keys.find("k"), found.keys.find("a")
@@ -63,16 +63,16 @@ def test_without_a_file_the_environment_and_the_database_work_together(
     assert found.management.issuer in found.parts
 
 
-def test_the_environment_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = services(monkeypatch, api_key="k")
+def test_the_environment_is_enough() -> None:
+    found = services(api_key="k")
     assert found.keys
     assert (bool(found.keys.find("k")), found.keys.find("other"), found.database) == (True, None, None)
 
 
-def test_a_server_that_could_never_have_a_key_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_could_never_have_a_key_does_not_start() -> None:
     with pytest.raises(ConfigInvalid, match="API_KEY"):
-        services(monkeypatch)
-    assert services(monkeypatch, authentication="Disabled").keys is None
+        services()
+    assert services(access="Disabled").keys is None
 
 
 @pytest.fixture

@@ -25,10 +25,7 @@ def spans() -> InMemorySpanExporter:
 
 @pytest.fixture
 async def traced(run: Any, spans: InMemorySpanExporter) -> AsyncIterator[Harness]:
-    async with run(ScriptedEngine()) as api:
-        traced = Tracing(SimpleSpanProcessor(spans))
-        api.services.trace(traced)
-        api.services._pipeline.usage = api.services.usage
+    async with run(ScriptedEngine(), tracing=Tracing(SimpleSpanProcessor(spans))) as api:
         yield api
 
 
