@@ -13,7 +13,7 @@ from llm_runtime.api.body import check_model
 from llm_runtime.auth import check_adapter
 from llm_runtime.pipeline import IDEMPOTENCY_KEY, Choice, Generation, Job, Pipeline, text_of
 from llm_runtime.request import Caller
-from llm_runtime.stream import EventStream, sse
+from llm_runtime.stream import EventStream, sse, while_connected
 
 DEFAULT_MAX_TOKENS = 256
 """Of the dialects that name no other number."""
@@ -60,6 +60,13 @@ def model_name(generation: Generation, pipeline: Pipeline) -> str:
     """The model that answered, as the client names it."""
     name, adapter = pipeline.config.model.name, generation.job.adapter
     return f"{name}:{adapter}" if adapter else name
+
+
+async def start(request: Request, wanted: Job) -> Generation:
+    """Admit a job, unless the client leaves while it waits for its turn. Raises what it can be refused for."""
+    pipeline = pipeline_of(request)
+    timeout_seconds = pipeline.config.server.request_timeout_seconds
+    return await while_connected(request.receive, pipeline.start(wanted), timeout_seconds)
 
 
 async def collect(request: Request, generation: Generation) -> list[Choice]:

@@ -18,6 +18,7 @@ from llm_runtime.api.answering import (
     job,
     model_name,
     pipeline_of,
+    start,
     text_events,
 )
 from llm_runtime.api.body import Body, MaxTokens, Seed, Stops, Temperature, Text, TopP, sampling
@@ -123,7 +124,8 @@ async def _events(request: Request, generation: Generation, session: Session, sa
 
 
 async def _start(request: Request, body: ConversationBody, history: list[Message]) -> Generation:
-    return await pipeline_of(request).start(
+    return await start(
+        request,
         job(
             request,
             adapter=adapter_of(request, body.model),
@@ -139,5 +141,5 @@ async def _start(request: Request, body: ConversationBody, history: list[Message
             ),
             default_max_tokens=DEFAULT_MAX_TOKENS,
             stream=body.stream,
-        )
+        ),
     )

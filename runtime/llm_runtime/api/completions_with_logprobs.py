@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, model_validator
 
-from llm_runtime.api.answering import DEFAULT_MAX_TOKENS, adapter_of, collect, job, pipeline_of
+from llm_runtime.api.answering import DEFAULT_MAX_TOKENS, adapter_of, collect, job, pipeline_of, start
 from llm_runtime.api.body import Body, MaxTokens, Stops, Temperature, Text, TopP, conflict, sampling
 from llm_runtime.api.documents import OWN_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
@@ -74,7 +74,8 @@ class Completions(BaseModel):
 async def generate(request: Request, body: LogprobsBody) -> Completions:
     """Continue the prompt once or several times."""
     began, pipeline, parameters = time.perf_counter(), pipeline_of(request), body.parameters
-    generation = await pipeline.start(
+    generation = await start(
+        request,
         job(
             request,
             adapter=adapter_of(request, body.model_name),
@@ -88,7 +89,7 @@ async def generate(request: Request, body: LogprobsBody) -> Completions:
             ),
             default_max_tokens=DEFAULT_MAX_TOKENS,
             n=parameters.num_return_sequences,
-        )
+        ),
     )
     completions = [_completion(choice, pipeline.codec) for choice in await collect(request, generation)]
     return Completions(

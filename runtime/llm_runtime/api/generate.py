@@ -16,6 +16,7 @@ from llm_runtime.api.answering import (
     job,
     model_name,
     pipeline_of,
+    start,
     text_events,
 )
 from llm_runtime.api.body import Body, MaxTokens, Seed, Stops, Temperature, Text, TopK, TopP, conflict, sampling
@@ -91,7 +92,8 @@ async def _events(request: Request, generation: Generation) -> AsyncGenerator[by
 
 
 async def _start(request: Request, body: GenerateBody, *, stream: bool) -> Generation:
-    return await pipeline_of(request).start(
+    return await start(
+        request,
         job(
             request,
             adapter=adapter_of(request, body.model),
@@ -106,5 +108,5 @@ async def _start(request: Request, body: GenerateBody, *, stream: bool) -> Gener
             ),
             default_max_tokens=DEFAULT_MAX_TOKENS,
             stream=stream,
-        )
+        ),
     )

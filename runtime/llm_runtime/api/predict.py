@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from llm_runtime.api.answering import collect, job, pipeline_of
+from llm_runtime.api.answering import collect, job, pipeline_of, start
 from llm_runtime.api.body import Body, MaxTokens, Stops, Temperature, Text, TopP, sampling
 from llm_runtime.api.documents import OWN_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
@@ -72,7 +72,8 @@ async def predict_batch(request: Request, body: BatchBody) -> list[Prediction]:
 
 async def _predict(request: Request, prompts: list[str], options: PredictOptions, field: str) -> list[Prediction]:
     began, config = time.perf_counter(), pipeline_of(request).config
-    generation = await pipeline_of(request).start(
+    generation = await start(
+        request,
         job(
             request,
             prompts=tuple(prompts),
@@ -84,7 +85,7 @@ async def _predict(request: Request, prompts: list[str], options: PredictOptions
                 stop=options.stop_tokens,
             ),
             default_max_tokens=DEFAULT_MAX_LENGTH,
-        )
+        ),
     )
     choices = await collect(request, generation)
     return [

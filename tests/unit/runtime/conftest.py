@@ -1,6 +1,7 @@
 """An application around a scripted engine, in process (`run`, `api`) or behind a real port (`live`)."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -21,6 +22,15 @@ from llm_runtime.connection import Connection
 from llm_runtime.contract import ServerConfig
 from llm_runtime.tracing import Tracing
 from postgres import Postgres, postgres
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays_as_it_was() -> Iterator[None]:
+    """A command that sets up logging writes to the output that it was run with, which ends with its test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture(scope="session")

@@ -88,6 +88,23 @@ async def test_no_more_than_the_limit_run_at_the_same_time(start: Start) -> None
     assert time.monotonic() - began >= 10 * ANSWER_TOKENS * 0.002
 
 
+async def test_a_client_that_leaves_while_it_waits_gives_its_turn_to_the_next(start: Start) -> None:
+    one = start(tier={"maxConcurrent": 1}, token_seconds=0.05)
+    url, began = f"{one.url}/v1/chat/completions", time.monotonic()
+    async with httpx.AsyncClient(headers=HEADERS, trust_env=False, timeout=30) as client:
+        first = asyncio.create_task(client.post(url, json=BODY))
+        await asyncio.sleep(0.2)
+        async with httpx.AsyncClient(headers=HEADERS, trust_env=False) as impatient:
+            with pytest.raises(httpx.ReadTimeout):
+                await impatient.post(url, json=BODY, timeout=0.2)
+        assert (await first).status_code == 200
+        assert (await client.post(url, json=BODY)).status_code == 200
+        standing = (await client.get(f"{one.url}/v1/key")).json()["data"]["standing"]
+    # Two answers of 0.8 s, and no third in between.
+    assert time.monotonic() - began < 3 * ANSWER_TOKENS * 0.05
+    assert (standing["running"], standing["waiting"]) == (0, 0)
+
+
 @pytest.mark.parametrize("limit", ["requestsPerMonth", "tokensPerMonth"])
 async def test_three_replicas_never_exceed_a_months_quota_and_leave_next_to_nothing_of_it(
     start: Start, postgres_server: Postgres, limit: str

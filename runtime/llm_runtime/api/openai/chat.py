@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
 from starlette.responses import Response
 
-from llm_runtime.api.answering import adapter_of, collect, event_stream, job, pipeline_of
+from llm_runtime.api.answering import adapter_of, collect, event_stream, job, pipeline_of, start
 from llm_runtime.api.answers import JsonResponse, openai_error
 from llm_runtime.api.body import MaxTokens, conflict
 from llm_runtime.api.documents import JSON_OR_EVENTS, OPENAI_ERRORS, example
@@ -100,7 +100,7 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
     """Answer the last message, whole or as server-sent events."""
     pipeline, adapter = pipeline_of(request), adapter_of(request, body.model)
     offer = body.offer(pipeline.codec.chat_template)
-    generation = await pipeline.start(body.job(request, adapter, offer))
+    generation = await start(request, body.job(request, adapter, offer))
     if body.stream:
         events = chunks(generation, pipeline, offer, include_usage=body.include_usage)
         return event_stream(request, generation, events, openai_error)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BeforeValidator, Field
 from starlette.responses import Response
 
-from llm_runtime.api.answering import adapter_of, collect, event_stream, job, model_name, pipeline_of
+from llm_runtime.api.answering import adapter_of, collect, event_stream, job, model_name, pipeline_of, start
 from llm_runtime.api.answers import JsonResponse, openai_error
 from llm_runtime.api.body import whole
 from llm_runtime.api.documents import JSON_OR_EVENTS, OPENAI_ERRORS, example
@@ -93,7 +93,7 @@ class CompletionBody(OpenAIBody):
 async def completions(request: Request, body: CompletionBody) -> Response:
     """Continue each prompt, whole or as server-sent events."""
     pipeline, adapter = pipeline_of(request), adapter_of(request, body.model)
-    generation = await pipeline.start(body.job(request, adapter))
+    generation = await start(request, body.job(request, adapter))
     envelope = {
         "id": generation.job.id,
         "object": "text_completion",
