@@ -54,6 +54,7 @@ def assemble(settings: Settings, models: ModelSource, key_file: Path | None = No
 
     usage: UsageLog = LoggedUsage()
     if database:
+        metrics.database_away = lambda: database.away
         usage = writer = DatabaseUsage(database, config.database, metrics)
         parts.append(writer)
     limiter = Limiter.configured(

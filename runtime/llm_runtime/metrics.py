@@ -132,6 +132,8 @@ class Metrics:
         """What a request counts in; looking labels up costs more than counting."""
         self.engine: Callable[[], EngineFigures] | None = None
         """Asked at each scrape; None while no model is loaded."""
+        self.database_away: Callable[[], bool] | None = None
+        """Asked at each scrape; None without a database."""
         registry.register(_Live(self))
 
     def count_request(self, method: str, endpoint: str, status: int, seconds: float, *, api: bool) -> None:
@@ -167,6 +169,9 @@ class _Live(Collector):
         yield GaugeMetricFamily(
             METRIC_TOKENS_PER_SECOND, "Tokens generated per second, over ten seconds.", value=metrics.rate.value()
         )
+        if metrics.database_away:
+            text = "1 unless the database did not answer when it was asked last."
+            yield GaugeMetricFamily("llm_database_up", text, value=float(not metrics.database_away()))
         if metrics.engine:
             figures = metrics.engine()
             yield from _engine_gauges(figures)

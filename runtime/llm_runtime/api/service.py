@@ -1,5 +1,6 @@
 """Probes, health, status and metrics: open to everybody, and never behind a key."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -11,6 +12,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from llm_runtime.api.documents import OwnErrorAnswer
 from llm_runtime.api.services import Services, State, services_of
 from llm_runtime.contract import LIVE_PATH, METRICS_PATH, READY_PATH
+from llm_runtime.db.database import Database
+from llm_runtime.limits import Limiter
 from llm_runtime.pipeline import model_version
 
 router = APIRouter(tags=["service"])
@@ -119,8 +122,16 @@ def _status(services: Services) -> dict[str, Any]:
         },
         "queue": {"running": stats.running, "waiting": stats.waiting},
         "prefix_cache": {"prompt_tokens": stats.prompt_tokens, "cached_tokens": stats.cached_prompt_tokens},
+        "completion_cache": asdict(services.cache.statistics()) if services.cache else None,
+        "database": _answers(services.database),
+        "shared_limits": _answers(services.limiter),
         "uptime_seconds": round(services.uptime_seconds, 3),
     }
+
+
+def _answers(part: Database | Limiter | None) -> str | None:
+    """Whether what lies outside answered when it was asked last; None where there is no such part."""
+    return None if part is None else "away" if part.away else "answers"
 
 
 def _model_status(services: Services) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection
+from itertools import chain
 
 from llm_runtime.tools.calls import Call
 from llm_runtime.tools.forms import Form
@@ -40,7 +41,8 @@ class Reader:
     def _plain(self) -> int:
         """How many characters surely are no part of a call."""
         starts = [0] if self._fresh else []
-        for at in [*starts, *(found.start() for found in self._candidates.finditer(self._held))]:
+        # Looked for one by one: a long call is found at its beginning with every part of it that comes.
+        for at in chain(starts, (found.start() for found in self._candidates.finditer(self._held))):
             rest = self._held[at:].lstrip()
             fresh = self._fresh and not self._held[:at].strip()
             if at < len(self._held) and (not rest or self._form.may_begin(rest, self._names, fresh)):
