@@ -115,6 +115,9 @@ class Ours(Server):
             "engine": engine,
             "server": {"requestTimeoutSeconds": 900, "logFormat": "console"},
             "authentication": "Disabled",
+            # All clients come from one address: without a tier of their own they would wait for each other.
+            "tiers": [{"name": "standard", "maxConcurrent": 1000}],
+            "database": {"url": f"sqlite:///{self.scratch}/usage.db"},
         }
         if self.adapters:
             config["adapters"] = [{"name": name, "path": str(path)} for name, path in self.adapters.items()]

@@ -84,6 +84,28 @@ def test_every_dialect_answers(client: httpx.Client) -> None:
     assert "tokens_generated_total" in client.get("/metrics").text
 
 
+def test_a_changed_limit_reaches_the_running_pods(world: World, client: httpx.Client) -> None:
+    def limited(tiers: list[dict[str, Any]]) -> None:
+        world.kubectl("patch", "llmd", MODEL, "--type=merge", "-p", json.dumps({"spec": {"access": {"tiers": tiers}}}))
+
+    def pods() -> str:
+        return world.kubectl("get", "pods", "-l", f"llm-operator.dev/deployment={MODEL}", "-o", "name")
+
+    before = pods()
+    limited([{"name": "standard", "requestsPerMinute": 2}])
+    refused = world.until(
+        lambda: answer if (answer := client.post("/v1/completions", json=completion("a"))).status_code == 429 else None,
+        "the limit to hold",
+        10,
+    )
+    assert refused.headers["x-ratelimit-limit-requests"] == "2"
+    assert refused.json()["error"]["code"] == "requests_per_minute"
+    limited([{"name": "standard", "maxConcurrent": 64}])
+    world.until(lambda: client.post("/v1/completions", json=completion("a")).is_success, "the limit to go", 10)
+    assert pods() == before
+    assert world.condition("UsagePersistent")["reason"] == "NoDatabase"
+
+
 def test_no_key_and_a_wrong_key_are_refused(client: httpx.Client) -> None:
     for headers in ({"Authorization": ""}, {"Authorization": f"Bearer llmk_nobody_{'x' * 43}"}):
         assert client.post("/v1/completions", json=completion("hello"), headers=headers).status_code == 401
