@@ -290,7 +290,7 @@ class Services:
 
 
 def settle_memory() -> None:
-    """Take what is there now out of the garbage collector's rounds: it stays, and to look at it takes 0.1 s at a time."""
+    """Take what is there now out of the garbage collector's rounds: it stays, and to look at it takes 0.1 s."""
     gc.collect()
     gc.freeze()
 
