@@ -13,10 +13,10 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from harness import chat_body
+from harness import chat_body, eventually
 from llm_runtime.db.database import Database
 from llm_runtime.db.tables import inference_log, usage_daily
-from postgres import Postgres
+from postgres import Postgres, postgres
 from unit.runtime.whole import HEADERS, Whole, server
 
 # Whole processes, and some seconds of load.
@@ -191,6 +191,44 @@ async def test_kill_loses_the_rows_of_the_flush_window_only(
     stored, summed = await rows(url)
     assert stored == summed
     assert stored >= sum(moment < killed - window_seconds - writing_seconds for moment in answered) > 100
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """A server that may be stopped."""
+    with postgres() as running:
+        yield running
+
+
+async def test_requests_go_on_while_the_database_is_away_and_their_rows_are_caught_up(
+    start: Start, own_postgres: Postgres
+) -> None:
+    url = own_postgres.create()
+    one = start(url, tier={"maxConcurrent": 50, "tokensPerMonth": 1_000_000, "requestsPerMinute": 10_000})
+    total = admitted(await volley([one], 50))
+    own_postgres.psql("postgres", "CHECKPOINT")  # It is stopped as by a crash, and keeps its log lazily in tests.
+    own_postgres.stop()
+    for _ in range(4):
+        total += admitted(await volley([one], 50))
+        await asyncio.sleep(0.5)
+    assert one.ready()
+    assert one.metric("llm_database_up") == 0
+    own_postgres.start()
+    total += admitted(await volley([one], 50))
+    assert total == 300
+    await asyncio.to_thread(eventually, lambda: one.metric("llm_usage_rows_pending") == 0, 20)
+    assert await rows(url) == (total, total)
+
+
+async def test_a_server_starts_without_its_database_and_finds_it_later(start: Start, own_postgres: Postgres) -> None:
+    url = own_postgres.create()
+    own_postgres.psql("postgres", "CHECKPOINT")
+    own_postgres.stop()
+    one = start(url, tier={"maxConcurrent": 50, "requestsPerMonth": 1000})
+    total = admitted(await volley([one], 20))
+    own_postgres.start()
+    await asyncio.to_thread(eventually, lambda: one.metric("llm_usage_rows_pending") == 0, 20)
+    assert await rows(url) == (total, total) == (20, 20)
 
 
 async def test_a_stream_cut_at_a_token_is_billed_for_as_many_as_cancelled(start: Start, tmp_path: Path) -> None:

@@ -27,6 +27,13 @@ class Whole:
     process: "subprocess.Popen[bytes]"
     log: Path
 
+    def ready(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()[-2000:]
+        try:
+            return httpx.get(f"{self.url}/readyz", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
     def metric(self, name: str) -> float:
         lines = httpx.get(f"{self.url}/metrics", trust_env=False).text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
@@ -59,16 +66,8 @@ def server(
         )
     whole = Whole(f"http://127.0.0.1:{port}", process, log)
     try:
-        eventually(lambda: _ready(whole), seconds=20)
+        eventually(whole.ready, seconds=20)
         yield whole
     finally:
         process.kill()
         process.wait(10)
-
-
-def _ready(whole: Whole) -> bool:
-    assert whole.process.poll() is None, whole.log.read_text()[-2000:]
-    try:
-        return httpx.get(f"{whole.url}/readyz", trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
