@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 PLOT_HEIGHT = 14
 MOST_BARS = 20
 FRAME_LINES = 3
+KEY_WIDTH = 12
+"""An id of a key, or a date, in one line also where there is little room."""
 NARROWEST, WIDEST = 40, 110
 
 
@@ -90,13 +92,13 @@ def _print_totals(by: By, period: "Period", totals: "list[Total]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = f"Usage by {by.value}, {period.first} to {period.last} (UTC)"
+    title = f"Usage by {by.value}, {period.first} to {period.last} (UTC); tokens of prompts and answers"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_footer=len(totals) > 1)
     sums = [sum(column) for column in zip(*map(_figures, totals), strict=True)]
-    table.add_column(by.value, footer="all", overflow="fold")
+    table.add_column(by.value, footer="all", overflow="fold", min_width=KEY_WIDTH)
     if by is By.KEY:
         table.add_column("name", overflow="fold")
-    for name, total in zip(("requests", "failed", "cached", "prompt tokens", "answer tokens"), sums, strict=True):
+    for name, total in zip(("requests", "failed", "cached", "prompts", "answers"), sums, strict=True):
         table.add_column(name, footer=f"{total:,}", justify="right")
     table.add_column("last")
     for total in totals:

@@ -144,4 +144,5 @@ class DatabaseUsage:
     @staticmethod
     async def _wait(event: asyncio.Event, seconds: float) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(event.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await event.wait()
