@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+# Helm is a program of its own: on a busy machine it alone may take two seconds.
+pytestmark = pytest.mark.timeout(20)
+
 ROOT = Path(__file__).resolve().parents[3]
 CHART = ROOT / "charts" / "llm-operator"
 Json = dict[str, Any]
