@@ -113,7 +113,12 @@ class Ours(Server):
         config: dict[str, Any] = {
             "model": {"name": self.name, "path": str(self.model)},
             "engine": engine,
-            "server": {"requestTimeoutSeconds": 900, "logFormat": "console"},
+            "server": {
+                "requestTimeoutSeconds": 900,
+                "logFormat": "console",
+                # A later round asks the same: the model shall answer, as its peers' do.
+                "completionCache": {"enabled": False},
+            },
             "authentication": "Disabled",
             # All clients come from one address: without a tier of their own they would wait for each other.
             "tiers": [{"name": "standard", "maxConcurrent": 1000}],

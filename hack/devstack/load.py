@@ -33,7 +33,9 @@ class RequestLoop:
         self.body = {
             "model": model,
             "messages": [{"role": "user", "content": question}],
-            "temperature": 0,
+            # The likeliest token, always. With temperature 0 the completion cache would answer, and not the model.
+            "temperature": 1,
+            "top_k": 1,
             "max_tokens": max_tokens,
         }
         self.tally = Tally()
