@@ -26,6 +26,7 @@ from llm_runtime.engine.memory import available_bytes, check_room
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelUnsupported, OutOfMemory
 from llm_runtime.models.agreement import difference, probe_tokens
 from llm_runtime.models.codec import SPECIAL_TOKENS, Codec, eos_token_ids, folder_template, read_json
+from llm_runtime.models.fit import Plan, check_fit, tensors_of
 
 log = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()
@@ -55,8 +56,7 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
     refuse_unsupported(settings)
     device = _device(engine.device)
     dtype = _dtype(engine.dtype, device, settings)
-    if device == "cpu":
-        check_room(folder, available_bytes())
+    _check_fit(folder, settings, engine, device, dtype)
     weights = _weights(folder, device, dtype, engine.quantization)
     codec = _codec(folder, model.chat_template, weights)
     parameters = sum(parameter.numel() for parameter in weights.parameters())
@@ -157,6 +157,21 @@ def _dtype(wanted: str, device: str, settings: Any) -> Any:
     if wanted != "auto":
         return getattr(torch, wanted)
     return (getattr(settings, "dtype", None) or torch.float32) if device == "cuda" else torch.float32
+
+
+def _check_fit(folder: Path, settings: Any, engine: EngineConfig, device: str, dtype: Any) -> None:
+    """Before anything big is read. Raises OutOfMemory saying what would fit."""
+    text = settings.get_text_config(decoder=True).to_dict()
+    text["tie_word_embeddings"] = getattr(settings, "tie_word_embeddings", False)
+    plan = Plan(tensors_of(folder), text, engine, str(dtype).removeprefix("torch."), device)
+    free = free_device_bytes(device)
+    need = check_fit(plan, available_bytes() if free is None else free)
+    log.info(
+        "the model fits",
+        extra={"weights_bytes": need.weights, "sequence_cache_bytes": need.cache, "reserve_bytes": need.reserve},
+    )
+    if device == "cuda" and engine.quantization == "int8":
+        check_room(folder, available_bytes())  # Weights are quantised in the host's memory.
 
 
 def _weights(folder: Path, device: str, dtype: Any, quantization: str) -> Any:

@@ -28,13 +28,11 @@ from llm_runtime.engine.sequential import SequentialRunner
 from llm_runtime.errors import ModelUnsupported, OutOfMemory
 from llm_runtime.models.adapter import AdapterReader
 from llm_runtime.models.agreement import TOLERANCE, check_agreement, difference, probe_tokens
+from llm_runtime.models.fit import CACHE_FRACTION
 from llm_runtime.models.load import Loaded, free_device_bytes, reference_logits
 from llm_runtime.request import GenerationRequest, Sampling
 
 log = logging.getLogger(__name__)
-
-CACHE_FRACTION = 0.8
-"""Share of the memory that is free after loading which caches may take; activations need the rest."""
 
 PROBE_WINDOW = 5
 """Sliding windows are made so short for the probe: shorter than its first chunk, so that every way meets a border."""

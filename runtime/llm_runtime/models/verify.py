@@ -39,7 +39,12 @@ def verify_weights(folder: Path) -> None:
 
 
 def safetensors_keys(file: Path) -> frozenset[str]:
-    """Names of the tensors in `file`, from its header alone (format: 8 bytes of length, JSON, data).
+    """Names of the tensors in `file`. Raises as `safetensors_header` does."""
+    return frozenset(safetensors_header(file))
+
+
+def safetensors_header(file: Path) -> dict[str, Any]:
+    """`dtype`, `shape` and `data_offsets` of each tensor in `file` (format: 8 bytes of length, JSON, data).
 
     Raises ModelCorrupt unless the header is bounded and valid and the file is exactly as long as it says.
     """
@@ -51,13 +56,13 @@ def safetensors_keys(file: Path) -> frozenset[str]:
             raise _corrupt(file, f"its header claims {length} bytes in a file of {size}")
         header = stream.read(length)
     try:
-        tensors = json.loads(header)
+        tensors: dict[str, Any] = json.loads(header)
         tensors.pop("__metadata__", None)
         spans = sorted(_span(tensor) for tensor in tensors.values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(file, f"its header is not valid: {error!r}") from error
     _check_spans(file, spans, size - 8 - length)
-    return frozenset(tensors)
+    return tensors
 
 
 def write_manifest(folder: Path, source: str) -> None:

@@ -25,6 +25,7 @@ from llm_runtime.engine.sampler import Sampler  # noqa: E402
 from llm_runtime.engine.sequential import SequentialRunner  # noqa: E402
 from llm_runtime.errors import ModelUnsupported, OutOfMemory  # noqa: E402
 from llm_runtime.models import agreement, build, runners  # noqa: E402
+from llm_runtime.models.fit import CACHE_FRACTION  # noqa: E402
 from llm_runtime.models.load import Loaded, load, reference_logits  # noqa: E402
 from llm_runtime.models.runners import choose_runner, obstacle, windows_of  # noqa: E402
 from unit.runtime.engine.architectures import ARCHITECTURES, spread  # noqa: E402
@@ -130,7 +131,7 @@ def test_memory_bounds_how_many_sequences_run(
     def refused(*_: Any) -> Any:
         raise ModelUnsupported("slow path wanted")
 
-    monkeypatch.setattr(runners, "available_bytes", lambda: int(3.2 * sequence_bytes / runners.CACHE_FRACTION))
+    monkeypatch.setattr(runners, "available_bytes", lambda: int(3.2 * sequence_bytes / CACHE_FRACTION))
     assert choose_runner(loaded, ENGINE, LENGTH, refused).pool.size == 3 * BlockPool.needed(LENGTH)
     monkeypatch.setattr(runners, "available_bytes", lambda: sequence_bytes // 2)
     with pytest.raises(OutOfMemory):

@@ -1,0 +1,244 @@
+"""Will it fit: what a model needs in memory, from config.json and safetensors headers, before any weight is read.
+
+No torch. What a device has free is handed in. What a refusal proposes has been computed the same way, and fits.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llm_runtime.contract import EngineConfig
+from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool
+from llm_runtime.engine.memory import MIB
+from llm_runtime.errors import OutOfMemory
+from llm_runtime.models.kv import first_number, token_numbers
+from llm_runtime.models.locate import INDEX, WEIGHTS, index_shards
+from llm_runtime.models.verify import safetensors_header
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CACHE_FRACTION = 0.8
+"""Share of the memory that is free after loading which caches may take; activations need the rest."""
+LEAST_LENGTH = 256
+"""No shorter maxModelLength is proposed: it would start, and answer nobody."""
+
+_STORED_BYTES = {
+    "I8": 1, "U8": 1, "BOOL": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8,
+}  # fmt: skip
+"""What is no floating-point number keeps its size, whatever dtype is asked for."""
+_LINEARS = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "out_proj",
+    "fc1", "fc2", "dense", "query_key_value", "dense_h_to_4h", "dense_4h_to_h",
+)  # fmt: skip
+"""Last names of weights that are linear layers in every architecture that uses these names."""
+_OWN_LINEARS = {"falcon"}
+"""Architectures whose linear layers are of a class of their own, which is not quantised."""
+_HEADS = ("lm_head", "embed_out", "output_projection")
+_EMBEDDINGS = ("embed_tokens", "wte", "wpe", "embed_in", "embed_positions", "tok_embeddings", "word_embeddings")
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes. `loading` is what the weights take for a moment, before int8 has made them small."""
+
+    weights: int
+    loading: int
+    cache: int
+    reserve: int
+
+    @property
+    def total(self) -> int:
+        return max(self.weights + self.cache + self.reserve, self.loading)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What decides how much memory a model takes. `settings` are config.json's, those of the text model."""
+
+    tensors: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    engine: EngineConfig
+    dtype: str
+    device: str
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence, at most: as configured, and no more than the model was made for."""
+        most = first_number(self.settings, "max_position_embeddings", "n_positions", "max_seq_len")
+        return min(self.engine.max_model_length, most or self.engine.max_model_length)
+
+    def changed(self, dtype: str = "", **engine: Any) -> "Plan":
+        """The same with another dtype or other fields of `engine`."""
+        return replace(self, dtype=dtype or self.dtype, engine=self.engine.model_copy(update=engine))
+
+
+def tensors_of(folder: Path) -> dict[str, Any]:
+    """The headers of the files that are loaded: the shards of the index, or model.safetensors. Raises ModelCorrupt."""
+    files = sorted(folder.glob("*.safetensors"))
+    if (folder / INDEX).is_file():
+        shards = set(index_shards((folder / INDEX).read_bytes()).values())
+        files = [file for file in files if file.name in shards]
+    elif folder / WEIGHTS in files:
+        files = [folder / WEIGHTS]
+    return {name: tensor for file in files for name, tensor in safetensors_header(file).items()}
+
+
+def check_fit(plan: Plan, free_bytes: int) -> Need:
+    """What is needed. Raises OutOfMemory, saying what is needed, what is there and what would fit."""
+    need = needed(plan)
+    if _fits(plan, need, free_bytes):
+        return need
+    asked = f"{plan.dtype}{', int8' if plan.engine.quantization == 'int8' else ''}"
+    limit = plan.engine.kv_cache_bytes
+    there = f"{_mib(max(free_bytes, 0))} are free{' on the GPU' if plan.device == 'cuda' else ''}"
+    if limit is not None and need.cache > limit:
+        there += f", and engine.kvCacheBytes allows {_mib(limit)} for keys and values"
+    raise OutOfMemory(
+        f"the model does not fit: it needs {_mib(need.total)} ({_parts(plan, need, asked)}), but {there}. "
+        f"What would fit: {'; '.join(ways_out(plan, free_bytes))}"
+    )
+
+
+def needed(plan: Plan, *, surely: bool = False) -> Need:
+    """Bytes that `plan` takes with one sequence of full length.
+
+    Which layers int8 makes smaller is known for sure only once the model is there: `surely` counts those whose names
+    leave no doubt, otherwise all that might be.
+    """
+    whole = weight_bytes(plan.tensors, plan.settings, plan.dtype)
+    weights = whole
+    if plan.engine.quantization == "int8":
+        weights -= _int8_saves(plan, surely=surely)
+    cache = cache_bytes(plan.settings, plan.length, plan.dtype)
+    share = 0 if plan.engine.kv_cache_bytes else math.ceil(cache / CACHE_FRACTION) - cache
+    return Need(weights, whole if plan.device == "cpu" else 0, cache, max(share, _activations(plan), _head_copy(plan)))
+
+
+def weight_bytes(tensors: Mapping[str, Any], settings: Mapping[str, Any], dtype: str) -> int:
+    """Bytes of the weights as `dtype`; an output layer that is tied to the embedding is not counted again."""
+    tied = {f"{name}.weight" for name in _HEADS} if settings.get("tie_word_embeddings") else set()
+    return sum(
+        math.prod(tensor["shape"]) * _STORED_BYTES.get(tensor["dtype"], DTYPE_BYTES[dtype])
+        for name, tensor in tensors.items()
+        if name not in tied
+    )
+
+
+def cache_bytes(settings: Mapping[str, Any], tokens: int, dtype: str) -> int:
+    """Keys and values of one sequence, in whole blocks. What is unknown about an architecture counts nothing."""
+    whole, chunk = token_numbers(settings)
+    blocks = BlockPool.needed(tokens) * BLOCK_TOKENS
+    bounded = min(blocks, settings.get("attention_chunk_size") or blocks)
+    return (whole * blocks + chunk * bounded) * DTYPE_BYTES[dtype]
+
+
+def ways_out(plan: Plan, free_bytes: int) -> list[str]:
+    """What to change so that it fits: one thing where that is enough; the memory to give it in any case."""
+    found = [*_smaller_weights(plan, free_bytes)]
+    if length := _longest(plan, free_bytes):
+        found.append(f"engine.maxModelLength {length}")
+    if size := _largest_batch(plan, free_bytes):
+        found.append(f"engine.maxBatchSize {size}")
+    if not found:
+        found = _smaller_and_shorter(plan, free_bytes)
+    need, limit = needed(plan), plan.engine.kv_cache_bytes
+    more = [f"{_mib(need.total)} of free memory"] if need.total > free_bytes else []
+    more += [f"engine.kvCacheBytes {need.cache}"] if limit is not None and need.cache > limit else []
+    return [*found, " and ".join(more)]
+
+
+def _fits(plan: Plan, need: Need, free_bytes: int) -> bool:
+    limit = plan.engine.kv_cache_bytes
+    return need.total <= free_bytes and (limit is None or need.cache <= limit)
+
+
+def _weights_to_try(plan: Plan) -> list[tuple[str, Plan]]:
+    tries = []
+    smaller = plan.dtype == "float32"
+    if smaller:
+        tries.append(("engine.dtype bfloat16", plan.changed("bfloat16")))
+    if plan.engine.quantization == "none":
+        tries.append(("engine.quantization int8", plan.changed(quantization="int8")))
+        if smaller:
+            tries.append(
+                ("engine.dtype bfloat16 with engine.quantization int8", plan.changed("bfloat16", quantization="int8"))
+            )
+    return tries
+
+
+def _smaller_weights(plan: Plan, free_bytes: int) -> list[str]:
+    fitting = [words for words, other in _weights_to_try(plan) if _fits(other, needed(other, surely=True), free_bytes)]
+    return [words for words in fitting if " with " not in words] or fitting
+
+
+def _smaller_and_shorter(plan: Plan, free_bytes: int) -> list[str]:
+    tries = [(words, _longest(other, free_bytes)) for words, other in _weights_to_try(plan)]
+    return [f"{words} and engine.maxModelLength {length}" for words, length in tries if length][:1]
+
+
+def _longest(plan: Plan, free_bytes: int) -> int:
+    """The longest maxModelLength, in whole blocks, that fits; 0 when none of use does."""
+    least, most = -(-LEAST_LENGTH // BLOCK_TOKENS), (plan.length - 1) // BLOCK_TOKENS
+
+    def fits(blocks: int) -> bool:
+        other = plan.changed(max_model_length=blocks * BLOCK_TOKENS)
+        return _fits(other, needed(other, surely=True), free_bytes)
+
+    if most < least or not fits(least):
+        return 0
+    while least < most:
+        middle = (least + most + 1) // 2
+        least, most = (middle, most) if fits(middle) else (least, middle - 1)
+    return least * BLOCK_TOKENS
+
+
+def _largest_batch(plan: Plan, free_bytes: int) -> int:
+    """The largest halving of maxBatchSize that fits; 0 when none does."""
+    size = plan.engine.max_batch_size // 2
+    while size:
+        other = plan.changed(max_batch_size=size)
+        if _fits(other, needed(other, surely=True), free_bytes):
+            return size
+        size //= 2
+    return 0
+
+
+def _activations(plan: Plan) -> int:
+    """What is computed on the way for one step: a row of logits for each sequence, in float32."""
+    return 4 * first_number(plan.settings, "vocab_size") * plan.engine.max_batch_size
+
+
+def _head_copy(plan: Plan) -> int:
+    """A CPU keeps an output layer that is tied to the embedding a second time, in the order that multiplies fastest."""
+    if plan.device != "cpu" or not plan.settings.get("tie_word_embeddings"):
+        return 0
+    vocabulary, size = first_number(plan.settings, "vocab_size"), first_number(plan.settings, "hidden_size", "n_embd")
+    return vocabulary * size * DTYPE_BYTES[plan.dtype]
+
+
+def _int8_saves(plan: Plan, *, surely: bool) -> int:
+    if surely and plan.settings.get("model_type") in _OWN_LINEARS:
+        return 0
+    linears = [tensor["shape"] for name, tensor in plan.tensors.items() if _is_linear(name, tensor, surely=surely)]
+    return sum(outputs * (inputs * (DTYPE_BYTES[plan.dtype] - 1) - 4) for outputs, inputs in linears)
+
+
+def _is_linear(name: str, tensor: Mapping[str, Any], *, surely: bool) -> bool:
+    *owners, last, kind = ["", *name.split(".")]
+    if kind != "weight" or len(tensor["shape"]) != 2 or last in _HEADS or last in _EMBEDDINGS:
+        return False
+    # Transformers joins the experts of a layer in one tensor, which is no linear layer.
+    return not surely or (last in _LINEARS and "experts" not in owners)
+
+
+def _parts(plan: Plan, need: Need, asked: str) -> str:
+    loading = f"; {_mib(need.loading)} for weights before they are quantised" if need.loading > need.weights else ""
+    return (
+        f"weights {_mib(need.weights)} as {asked}, keys and values of one sequence of {plan.length} tokens "
+        f"{_mib(need.cache)}, reserve {_mib(need.reserve)}{loading}"
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{math.ceil(size / MIB)} MiB"

@@ -1,0 +1,66 @@
+"""What is computed before loading is what loading then takes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+from llm_runtime.contract import EngineConfig, ModelConfig  # noqa: E402
+from llm_runtime.engine.blocks import BlockPool  # noqa: E402
+from llm_runtime.errors import OutOfMemory  # noqa: E402
+from llm_runtime.models import build, fit, load, runners  # noqa: E402
+from unit.runtime.engine.architectures import ARCHITECTURES  # noqa: E402
+
+LENGTH = 96
+NAMES = [
+    "Llama, SmolLM, SmolLM2", "Mistral with a sliding window", "Gemma 2", "Gemma", "GPT-2", "GPT-NeoX, Pythia",
+    "Falcon", "BLOOM", "Mixtral", "Qwen3-MoE", "GPT-OSS", "Llama 4 (text)", "DeepSeek-V3", "Command R7B, Command A",
+]  # fmt: skip
+TIED = {"Gemma", "Command R7B, Command A"}
+
+
+def made(name: str, folder: Path) -> Path:
+    architecture = next(a for a in ARCHITECTURES if a.name == name)
+    if name in TIED:
+        architecture = type(architecture)(
+            name, architecture.config, architecture.options | {"tie_word_embeddings": True}
+        )
+    return architecture.make(folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_weights_and_cache_are_what_was_computed(
+    name: str, quantization: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = EngineConfig(device="cpu", max_model_length=LENGTH, max_batch_size=2, quantization=quantization)
+    plans: list[fit.Plan] = []
+    monkeypatch.setattr(load, "check_fit", lambda plan, free: (plans.append(plan), fit.check_fit(plan, free))[1])
+    loaded = load.load(made(name, tmp_path), engine, ModelConfig(name="m"))
+    real = sum({t.data_ptr(): t.nbytes for t in loaded.model.state_dict().values()}.values())
+    least, most = fit.needed(plans[0]), fit.needed(plans[0], surely=True)
+    assert least.weights <= 1.05 * real
+    assert most.weights >= 0.95 * real
+    if quantization == "none":
+        assert least.weights == pytest.approx(real, rel=0.05)
+        assert least.cache == pytest.approx(cache_of(loaded, engine, monkeypatch), rel=0.05)
+
+
+def cache_of(loaded: load.Loaded, engine: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes of one sequence of LENGTH, as the runner asks for them."""
+    blocks: list[int] = []
+    room_for = runners.room_for
+    monkeypatch.setattr(runners, "room_for", lambda size, *a, **k: (blocks.append(size), room_for(size, *a, **k))[1])
+    runners.choose_runner(loaded, engine, LENGTH, build._batched)
+    return blocks[-1] * BlockPool.needed(LENGTH)
+
+
+def test_nothing_is_read_of_what_will_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = made("Llama, SmolLM, SmolLM2", tmp_path)
+    monkeypatch.setattr(load, "available_bytes", lambda: 100_000)
+    monkeypatch.setattr(load, "_weights", lambda *_: pytest.fail("weights were read"))
+    with pytest.raises(OutOfMemory, match=r"What would fit: .*of free memory"):
+        load.load(folder, EngineConfig(device="cpu", max_model_length=4096), ModelConfig(name="m"))
