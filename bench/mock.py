@@ -65,6 +65,14 @@ class MockEngine:
     def close(self) -> None:
         """Nothing to free."""
 
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Answers as before."""
+        self.adapters = (*self.adapters, name)
+
+    async def drop_adapter(self, name: str) -> None:
+        """Answers as before."""
+        self.adapters = tuple(known for known in self.adapters if known != name)
+
 
 class MockCodec:
     """A token for each word."""

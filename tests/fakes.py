@@ -4,9 +4,11 @@ import asyncio
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from llm_runtime import errors
+from llm_runtime.contract import FatalReport
 from llm_runtime.request import (
     Constraint,
     EngineStats,
@@ -77,6 +79,10 @@ class ScriptedEngine:
     requests: list[GenerationRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     running: set["ScriptedStream"] = field(default_factory=set)
+    adapter_seconds: float = 0.0
+    """How long it takes to load an adapter; a folder with `bad` in its name is of another base."""
+    changes: list[str] = field(default_factory=list)
+    """What was loaded and dropped."""
     draining: bool = False
     closed: bool = False
 
@@ -108,6 +114,19 @@ class ScriptedEngine:
 
     def close(self) -> None:
         self.closed = True
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        await asyncio.sleep(self.adapter_seconds)
+        if "bad" in folder.name:
+            raise errors.EngineFailed(
+                FatalReport(reason="ModelUnsupported", message=f"{folder.name} is another base's")
+            )
+        self.changes.append(f"load {name} {folder.name}")
+        self.adapters = (*(known for known in self.adapters if known != name), name)
+
+    async def drop_adapter(self, name: str) -> None:
+        self.changes.append(f"drop {name}")
+        self.adapters = tuple(known for known in self.adapters if known != name)
 
 
 class ScriptedStream:

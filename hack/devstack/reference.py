@@ -87,7 +87,7 @@ def reasons() -> Iterator[str]:
 
 def configuration() -> Iterator[str]:
     from llm_operator.settings import Settings
-    from llm_runtime.contract import KeyFile, KeyRecord, RuntimeConfig
+    from llm_runtime.contract import KeyFile, KeyRecord, PinnedAdapter, RegistryAccess, RuntimeConfig
     from llm_runtime.settings import Environment, renamed
 
     header = ("key", "type", "default", "what for")
@@ -116,6 +116,9 @@ def configuration() -> Iterator[str]:
     )
     yield "### Key file"
     yield table(header, [*keys("", KeyFile), *keys("keys[].", KeyRecord)])
+    yield "### List of adapters"
+    yield "`adapters.json` beside the key file, or the file given by `--adapters`; followed while the server runs."
+    yield table(header, [*keys("connections.*.", RegistryAccess), *keys("adapters[].", PinnedAdapter)])
 
 
 def shown(default: object) -> str:

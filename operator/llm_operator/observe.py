@@ -1,14 +1,23 @@
 """Looks at a custom resource, its children and the registry, and says what it saw."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
 from llm_operator import plans
 from llm_operator.cluster import Cluster
-from llm_operator.crds import AccessSpec, ApiKeySpec, ApiKeyStatus, LLMDeploymentSpec, LLMDeploymentStatus
+from llm_operator.crds import (
+    AccessSpec,
+    AdapterSpec,
+    ApiKeySpec,
+    ApiKeyStatus,
+    LLMDeploymentSpec,
+    LLMDeploymentStatus,
+    MlflowModel,
+)
 from llm_operator.plans import apikeys, faults, keys, names
 from llm_operator.registry import Reference, Registry, RegistryFault, read_connection
 from llm_operator.settings import ConnectionSettings
@@ -22,6 +31,7 @@ from llm_operator.state import (
     Observed,
     ObservedKey,
     Resolution,
+    ResolvedAdapter,
     RevisionChildren,
 )
 from llm_runtime.contract import KEY_PREFIX, hash_key, key_id_of
@@ -71,11 +81,11 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
     spec = LLMDeploymentSpec.model_validate(resource["spec"])
     status = LLMDeploymentStatus.model_validate(resource.get("status") or {})
     labels = f"{names.DEPLOYMENT_LABEL}={meta.name}"
-    listed, pods, held, (connection, resolution), monitors, missing = await asyncio.gather(
+    listed, pods, held, ((connection, resolution), adapters), monitors, missing = await asyncio.gather(
         asyncio.gather(*(outside.cluster.list(kind, meta.namespace, labels) for kind in plans.CHILD_KINDS)),
         outside.cluster.list("Pod", meta.namespace, labels),
         _held_keys(outside, meta),
-        _resolve(outside, spec, status),
+        asyncio.gather(_resolve(outside, spec, status), _resolve_adapters(outside, spec, status)),
         _monitors(outside, meta, labels),
         _database_missing(outside.cluster, meta, spec),
     )
@@ -101,6 +111,8 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         database_missing=missing,
         service_monitors=monitors is not None,
         autoscaler=next((c for c in children if c["kind"] == "HorizontalPodAutoscaler"), None),
+        adapters=adapters,
+        connections=_connections(outside, adapters, status),
     )
 
 
@@ -157,17 +169,48 @@ async def _resolve(
     connection: Connection | None = None
     try:
         connection = read_connection(spec.model.mlflow.connection, outside.connections.current())
-        return connection, Resolution(await outside.registry.resolve(connection, reference_of(spec)))
+        return connection, Resolution(await outside.registry.resolve(connection, reference_of(spec.model.mlflow)))
     except RegistryFault as error:
         # Only an answer can take a version away; silence leaves the last one in force.
         about_server = error.about_server or connection is None
         return connection, Resolution(_last_known(spec, status) if about_server else None, error.fault)
 
 
-def reference_of(spec: LLMDeploymentSpec) -> Reference:
+def reference_of(mlflow: MlflowModel, field: str = "spec.model.mlflow") -> Reference:
     """What the specification asks the registry for."""
-    mlflow = spec.model.mlflow
-    return Reference(mlflow.name, mlflow.alias, mlflow.version, mlflow.stage)
+    return Reference(mlflow.name, mlflow.alias, mlflow.version, mlflow.stage, field)
+
+
+async def _resolve_adapters(
+    outside: Outside, spec: LLMDeploymentSpec, status: LLMDeploymentStatus
+) -> tuple[ResolvedAdapter, ...]:
+    found = await asyncio.gather(*(_resolve_adapter(outside, adapter, status) for adapter in spec.adapters or ()))
+    return tuple(found)
+
+
+async def _resolve_adapter(outside: Outside, adapter: AdapterSpec, status: LLMDeploymentStatus) -> ResolvedAdapter:
+    """An adapter that can't be resolved any more keeps its last version, whatever the reason: it may be in use."""
+    field = f"spec.adapters[{adapter.name}].mlflow"
+    try:
+        connection = read_connection(adapter.mlflow.connection, outside.connections.current(), field)
+        found = await outside.registry.resolve(connection, reference_of(adapter.mlflow, field))
+        return ResolvedAdapter(adapter, Resolution(found))
+    except RegistryFault as error:
+        known = next((each for each in status.adapters if each.name == adapter.name), None)
+        model = ModelVersion(known.model, known.version) if known else None
+        return ResolvedAdapter(adapter, Resolution(model, error.fault))
+
+
+def _connections(
+    outside: Outside, adapters: Iterable[ResolvedAdapter], status: LLMDeploymentStatus
+) -> dict[str, Connection]:
+    """Of what is to be loaded: the specification's, and those of versions that are kept."""
+    kept = [each.connection for each in status.adapters]
+    found: dict[str, Connection] = {}
+    for name in {*(adapter.spec.mlflow.connection for adapter in adapters), *kept}:
+        with suppress(RegistryFault):
+            found[name] = read_connection(name, outside.connections.current())
+    return found
 
 
 def _last_known(spec: LLMDeploymentSpec, status: LLMDeploymentStatus) -> ModelVersion | None:

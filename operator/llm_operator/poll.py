@@ -42,7 +42,8 @@ class Poll:
         by_connection: dict[str, list[Manifest]] = defaultdict(list)
         for namespace in self._namespaces:
             for resource in await self._cluster.list("LLMDeployment", namespace):
-                by_connection[_mlflow(resource).get("connection", "default")].append(resource)
+                for connection in {_server(asked) for asked in _asked(resource)}:
+                    by_connection[connection].append(resource)
         await asyncio.gather(*(self._look_at(name, resources) for name, resources in by_connection.items()))
 
     async def _look_at(self, name: str, resources: list[Manifest]) -> None:
@@ -51,12 +52,14 @@ class Poll:
             found = await self._registry.summary(connection)
         except RegistryFault as fault:
             for resource in resources:
-                if _reason(resource, "RegistryReachable") != fault.fault.reason:
+                own = _server(_mlflow(resource)) == name
+                if _reason(resource, "RegistryReachable" if own else "AdaptersReady") != fault.fault.reason:
                     self._wake(resource)
             return
         for resource in resources:
-            if moved(resource, found):
-                self._registry.forget(connection, _mlflow(resource)["name"])
+            if names := moved(resource, name, found):
+                for each in names:
+                    self._registry.forget(connection, each)
                 self._wake(resource)
 
     def _wake(self, resource: Manifest) -> None:
@@ -64,11 +67,23 @@ class Poll:
         self._queue.add(Key("LLMDeployment", meta["namespace"], meta["name"]))
 
 
-def moved(resource: Manifest, found: dict[str, ModelSummary]) -> bool:
-    """Whether the registry now says something else than the status of `resource`."""
-    asked, known = _mlflow(resource), (resource.get("status") or {}).get("model") or {}
-    if _status(resource, "RegistryReachable") == "False" or _status(resource, "ModelResolved") != "True":
-        return True
+def moved(resource: Manifest, connection: str, found: dict[str, ModelSummary]) -> list[str]:
+    """The models on this server of which the registry now says something else than the status of `resource`."""
+    status, names = resource.get("status") or {}, list[str]()
+    asked = _mlflow(resource)
+    doubtful = _status(resource, "RegistryReachable") == "False" or _status(resource, "ModelResolved") != "True"
+    if _server(asked) == connection and (doubtful or _differs(asked, status.get("model") or {}, found)):
+        names.append(asked["name"])
+    doubtful = _status(resource, "AdaptersReady") != "True"
+    known = {each["name"]: each for each in status.get("adapters") or []}
+    for adapter in _adapters(resource):
+        asked = adapter["mlflow"]
+        if _server(asked) == connection and (doubtful or _differs(asked, known.get(adapter["name"], {}), found)):
+            names.append(asked["name"])
+    return names
+
+
+def _differs(asked: Manifest, known: Manifest, found: dict[str, ModelSummary]) -> bool:
     model = found.get(asked["name"])
     if model is None:
         return True
@@ -77,6 +92,19 @@ def moved(resource: Manifest, found: dict[str, ModelSummary]) -> bool:
     if asked.get("stage"):
         return model.stages.get(asked["stage"]) != known.get("version")
     return False
+
+
+def _asked(resource: Manifest) -> list[Manifest]:
+    """All references to registered models."""
+    return [_mlflow(resource), *(adapter["mlflow"] for adapter in _adapters(resource))]
+
+
+def _adapters(resource: Manifest) -> list[Manifest]:
+    return resource["spec"].get("adapters") or []
+
+
+def _server(asked: Manifest) -> str:
+    return str(asked.get("connection", "default"))
 
 
 def _mlflow(resource: Manifest) -> Manifest:

@@ -14,7 +14,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
@@ -81,6 +81,8 @@ class Reference:
     alias: str | None = None
     version: str | None = None
     stage: str | None = None
+    field: str = field(default="spec.model.mlflow", compare=False)
+    """Where it is written, for messages."""
 
     def __str__(self) -> str:
         return f"{self.name}@{self.alias}" if self.alias else f"{self.name}/{self.version or self.stage}"
@@ -104,14 +106,14 @@ class Registry(Protocol):
         """All registered models of one server, by name. Raises RegistryFault."""
 
 
-def read_connection(name: str, known: dict[str, ConnectionSettings]) -> Connection:
+def read_connection(name: str, known: dict[str, ConnectionSettings], field: str = "spec.model.mlflow") -> Connection:
     """The connection with its credentials as the mounted files hold them now. Raises ConnectionUnknown."""
     settings = known.get(name)
     if settings is None:
         have = ", ".join(sorted(known)) or "none"
         raise ConnectionUnknown(
             f"the operator has no connection {name!r} (it has: {have}): add it under `connections` in the operator's "
-            "configuration, or write another spec.model.mlflow.connection"
+            f"configuration, or write another {field}.connection"
         )
 
     def secret(file: str) -> str:
@@ -258,16 +260,16 @@ def _not_found(reference: Reference, uri: str, said: str) -> RegistryFault:
     if "registered model with name" in said.lower() and "alias" not in said.lower():
         return ModelNotFound(
             f"MLflow at {uri} has no registered model {reference.name!r}: register it, or correct "
-            "spec.model.mlflow.name"
+            f"{reference.field}.name"
         )
     if reference.alias and "alias" in said.lower():
         return AliasNotFound(
             f"model {reference.name!r} on {uri} has no alias {reference.alias!r}: set it "
             f"(MlflowClient().set_registered_model_alias({reference.name!r}, {reference.alias!r}, VERSION)), "
-            "or correct spec.model.mlflow.alias"
+            f"or correct {reference.field}.alias"
         )
     return VersionNotFound(
-        f"MLflow at {uri} has no {reference}: correct spec.model.mlflow (MLflow said: {said or 'nothing'})"
+        f"MLflow at {uri} has no {reference}: correct {reference.field} (MLflow said: {said or 'nothing'})"
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from llm_operator.crds import ApiKeySpec, ApiKeyStatus, LLMDeploymentSpec, LLMDeploymentStatus
+from llm_operator.crds import AdapterSpec, ApiKeySpec, ApiKeyStatus, LLMDeploymentSpec, LLMDeploymentStatus
 
 Manifest = dict[str, Any]
 """A Kubernetes object as JSON."""
@@ -83,6 +83,14 @@ class Resolution:
 
 
 @dataclass(frozen=True)
+class ResolvedAdapter:
+    """An adapter of the specification, and what became of its reference."""
+
+    spec: AdapterSpec
+    resolution: Resolution
+
+
+@dataclass(frozen=True)
 class RevisionChildren:
     """What there is of one revision in the cluster."""
 
@@ -140,6 +148,10 @@ class Observed:
     service_monitors: bool = False
     """Whether the cluster knows ServiceMonitors."""
     autoscaler: Manifest | None = None
+    adapters: tuple[ResolvedAdapter, ...] = ()
+    """In the order of the specification."""
+    connections: Mapping[str, Connection] = field(default_factory=dict)
+    """Those that adapters come from, as far as the operator knows them."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,17 @@ import typer
 from llm_runtime import errors, logs, settings
 from llm_runtime.commands import db, keys, roles, usage
 from llm_runtime.commands.push import push
-from llm_runtime.contract import CONFIG_FLAG, KEYS_FLAG, MODEL_FOLDER, MODELS_FLAG, FatalReport, RuntimeConfig
+from llm_runtime.contract import (
+    ADAPTERS_FLAG,
+    CONFIG_FLAG,
+    KEYS_FLAG,
+    MODEL_FOLDER,
+    MODELS_FLAG,
+    FatalReport,
+    PinnedAdapter,
+    RegistryAccess,
+    RuntimeConfig,
+)
 
 if TYPE_CHECKING:
     from llm_runtime.api.services import Loaded
@@ -38,6 +48,9 @@ Config = Annotated[Path | None, typer.Option(CONFIG_FLAG, help="Configuration, J
 Keys = Annotated[
     Path | None, typer.Option(KEYS_FLAG, help="Key file, and nothing else. None: the database, API_KEY, ADMIN_API_KEY.")
 ]
+Adapters = Annotated[
+    Path | None, typer.Option(ADAPTERS_FLAG, help="List of LoRA adapters to follow. None: adapters.json beside KEYS.")
+]
 Models = Annotated[Path, typer.Option(MODELS_FLAG, help="Folder that holds fetched models.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on; over API_HOST.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; over API_PORT.")]
@@ -45,12 +58,17 @@ Port = Annotated[int | None, typer.Option(help="Port to listen on; over API_PORT
 
 @cli.command()
 def serve(
-    config: Config = None, keys: Keys = None, models: Models = Path("models"), host: Host = None, port: Port = None
+    config: Config = None,
+    keys: Keys = None,
+    adapters: Adapters = None,
+    models: Models = Path("models"),
+    host: Host = None,
+    port: Port = None,
 ) -> None:
     """Load the model and answer requests until SIGTERM."""
     with _fatal_is_last_line():
         loaded = _settings(config)
-        failure = _serve(loaded, keys, models, host or loaded.host, loaded.port if port is None else port)
+        failure = _serve(loaded, keys, adapters, models, host or loaded.host, loaded.port if port is None else port)
     if failure:
         logs.report_fatal(failure)
         raise typer.Exit(1)
@@ -83,7 +101,9 @@ def _settings(config: Path | None) -> settings.Settings:
     return loaded
 
 
-def _serve(loaded: settings.Settings, keys: Path | None, models: Path, host: str, port: int) -> FatalReport | None:
+def _serve(
+    loaded: settings.Settings, keys: Path | None, adapters: Path | None, models: Path, host: str, port: int
+) -> FatalReport | None:
     # FastAPI takes a second to import, which `fetch` need not wait for.
     from prometheus_client import disable_created_metrics
 
@@ -91,7 +111,7 @@ def _serve(loaded: settings.Settings, keys: Path | None, models: Path, host: str
     from llm_runtime.assembly import assemble
 
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    services = assemble(loaded, _models(models), keys)
+    services = assemble(loaded, _models(models), keys, adapters)
     try:
         Server(create_app(services), host, port).run()
     except SystemExit as error:  # Uvicorn's way of saying that the port can't be had.
@@ -111,7 +131,14 @@ def _models(models: Path) -> "ModelSource":
         find=lambda config: in_thread(lambda: _folder(config, models))(),
         fetch=lambda config: in_thread(lambda: _fetch(config, models))(),
         start=_start,
+        fetch_adapter=lambda adapter, access: in_thread(lambda: _fetch_adapter(adapter, access, models))(),
     )
+
+
+def _fetch_adapter(adapter: PinnedAdapter, access: RegistryAccess, models: Path) -> Path:
+    from llm_runtime.models.fetch_adapter import fetch_adapter
+
+    return fetch_adapter(adapter, access, models)
 
 
 async def _start(config: RuntimeConfig, folder: Path) -> "Loaded":

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from llm_runtime import errors, tracing
+from llm_runtime.adapters import AdapterList, Adapters, Fetch
 from llm_runtime.api.access import Management
 from llm_runtime.api.services import Loaded, Services
 from llm_runtime.auth import KeyChain, KeyRing, Keys, SingleKey
 from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.cache.store import AnswerStore
-from llm_runtime.contract import KEYS_FLAG, RuntimeConfig
+from llm_runtime.contract import ADAPTERS_FILE, KEYS_FLAG, RuntimeConfig
 from llm_runtime.db.database import NO_DATABASE, Database
 from llm_runtime.db.migrate import UpToDate
 from llm_runtime.db.retention import Retention
@@ -38,12 +39,19 @@ class ModelSource:
     start: Callable[[RuntimeConfig, Path], Awaitable[Loaded]]
     """Start an engine with it."""
 
+    fetch_adapter: Fetch | None = None
+    """Bring an adapter to a folder; None: only the configuration's adapters are served."""
+
     async def load(self, config: RuntimeConfig) -> Loaded:
         return await self.start(config, await self.find(config))
 
 
-def assemble(settings: Settings, models: ModelSource, key_file: Path | None = None) -> Services:
+def assemble(
+    settings: Settings, models: ModelSource, key_file: Path | None = None, adapter_file: Path | None = None
+) -> Services:
     """A server, ready to be started. With a key file an operator manages it: only these keys are good.
+
+    The list of adapters lies beside the key file, unless `adapter_file` says where it is.
 
     Raises `errors.ConfigInvalid`.
     """
@@ -62,6 +70,7 @@ def assemble(settings: Settings, models: ModelSource, key_file: Path | None = No
     )
     parts.append(limiter)
     keys, management = _access(settings, models, database, key_file, parts)
+    adapters = _adapters(config, models, adapter_file or (key_file.parent / ADAPTERS_FILE if key_file else None), parts)
     services = Services(
         config,
         lambda: models.load(config),
@@ -73,6 +82,7 @@ def assemble(settings: Settings, models: ModelSource, key_file: Path | None = No
         limiter=limiter,
         cache=_cache(config, database, parts),
         sessions=_sessions(config, database, parts),
+        adapters=adapters,
         parts=parts,
     )
     if found := tracing.from_environment():
@@ -102,6 +112,15 @@ def _access(
     tracking_uri = settings.environment.mlflow_tracking_uri
     management = Management(keys, issuer, models.fetch, models.start, tracking_uri)
     return (keys if required else None), management
+
+
+def _adapters(config: RuntimeConfig, models: ModelSource, file: Path | None, parts: list[Part]) -> Adapters | None:
+    if file is None or models.fetch_adapter is None:
+        return None
+    room = config.engine.max_adapters - len(config.adapters)
+    adapters = Adapters(AdapterList(file), models.fetch_adapter, room)
+    parts.append(adapters)
+    return adapters
 
 
 def _cache(config: RuntimeConfig, database: Database | None, parts: list[Part]) -> CompletionCache | None:

@@ -18,6 +18,8 @@ PORT = 8000
 
 CONFIG_FILE = "config.json"
 KEYS_FILE = "keys.json"
+ADAPTERS_FILE = "adapters.json"
+"""Beside the key file, and followed as it is: an `AdapterFile`."""
 MODEL_FOLDER = "current"
 """`fetch` leaves a symbolic link of this name in the models folder; `serve` loads what it points to."""
 
@@ -28,7 +30,7 @@ SCRATCH_MOUNT = "/tmp"
 
 FETCH_COMMAND = ("python", "-m", "llm_runtime", "fetch")
 SERVE_COMMAND = ("python", "-m", "llm_runtime", "serve")
-CONFIG_FLAG, KEYS_FLAG, MODELS_FLAG = "--config", "--keys", "--models"
+CONFIG_FLAG, KEYS_FLAG, ADAPTERS_FLAG, MODELS_FLAG = "--config", "--keys", "--adapters", "--models"
 """Paths travel as arguments only, never inside the configuration, so that a mount may lie anywhere."""
 
 LIVE_PATH, READY_PATH, METRICS_PATH = "/livez", "/readyz", "/metrics"
@@ -46,6 +48,9 @@ ENV_KEY_PEPPER = "KEY_PEPPER"
 METRIC_REQUESTS_RUNNING = "llm_requests_running"
 METRIC_REQUESTS_WAITING = "llm_requests_waiting"
 METRIC_TOKENS_PER_SECOND = "tokens_per_second"
+
+ADAPTER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+"""What an adapter may be called."""
 
 KEY_PREFIX = "llmk"
 KEY_SECRET_LENGTH = 43
@@ -343,6 +348,57 @@ class KeyFile(_Additive):
     """What the keys may use, by tier; with `defaultTier` they take the place of the configuration's."""
     default_tier: str = ""
     """The tier of keys that name none, and of clients without a key. Empty: the configuration says which and what."""
+
+
+class RegistryAccess(_Additive):
+    """An MLflow server and what it asks of those who fetch from it."""
+
+    tracking_uri: str
+    """Its address."""
+    workspace: str = ""
+    """MLflow's workspace; empty: the default one."""
+    username: str = ""
+    """For basic authentication."""
+    password: Annotated[str, Field(repr=False)] = ""
+    """For basic authentication."""
+    token: Annotated[str, Field(repr=False)] = ""
+    """A bearer token."""
+    ca: str = ""
+    """Certificate authority as PEM text; empty: those that Python trusts."""
+
+
+class PinnedAdapter(_Additive):
+    """A LoRA adapter as a version of a registered model; an alias never gets this far."""
+
+    name: Annotated[str, Field(pattern=ADAPTER_NAME)]
+    """Clients ask for it as `<model>:<name>`."""
+    connection: str = "default"
+    """The MLflow server, one of `connections`."""
+    model: str
+    """The registered model."""
+    version: str
+    """Its version, a number."""
+    sub_path: str = ""
+    """Folder inside the version's artifacts, where they hold several adapters."""
+
+
+class AdapterFile(_Additive):
+    """The adapters that a server has loaded beside its model. Changed while it serves, nothing restarts.
+
+    It lies in a Secret beside the keys, so that credentials may differ by server, and change as the list does.
+    """
+
+    connections: dict[str, RegistryAccess] = {}
+    """The servers that the adapters come from, by name. What is loaded stays when its server is not here any more."""
+    adapters: tuple[PinnedAdapter, ...] = ()
+    """In the order of the specification; over `engine.maxAdapters` the first are loaded."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "AdapterFile":
+        names = [adapter.name for adapter in self.adapters]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"the adapter {min(twice)!r} is named twice")
+        return self
 
 
 class FatalReport(_Section):

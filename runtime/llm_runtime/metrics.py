@@ -134,6 +134,8 @@ class Metrics:
         """Asked at each scrape; None while no model is loaded."""
         self.database_away: Callable[[], bool] | None = None
         """Asked at each scrape; None without a database."""
+        self.adapters: Callable[[], Iterable[tuple[str, str, bool]]] | None = None
+        """Name, version and whether it is loaded, asked at each scrape; None where no list of them is followed."""
         registry.register(_Live(self))
 
     def count_request(self, method: str, endpoint: str, status: int, seconds: float, *, api: bool) -> None:
@@ -172,6 +174,12 @@ class _Live(Collector):
         if metrics.database_away:
             text = "1 unless the database did not answer when it was asked last."
             yield GaugeMetricFamily("llm_database_up", text, value=float(not metrics.database_away()))
+        if metrics.adapters:
+            text = "1 for a LoRA adapter's version that answers, 0 for one that is wanted and does not yet."
+            family = GaugeMetricFamily("llm_adapter_loaded", text, labels=["adapter", "version"])
+            for name, version, is_loaded in metrics.adapters():
+                family.add_metric([name, version], float(is_loaded))
+            yield family
         if metrics.engine:
             figures = metrics.engine()
             yield from _engine_gauges(figures)

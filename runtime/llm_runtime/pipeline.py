@@ -79,12 +79,17 @@ class Pipeline:
         limiter: Limiter | None = None,
         cache: CompletionCache | None = None,
         idempotency: IdempotencyKeys | None = None,
+        identity: Callable[[str], str] = str,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Raises `errors.ConfigInvalid` for a filter's pattern. Cache and keys outlive a swap of the model."""
+        """Cache and keys outlive a swap of the model; `identity` tells versions of one adapter apart for them.
+
+        Raises `errors.ConfigInvalid` for a filter's pattern.
+        """
         self.config, self.engine, self.codec = config, engine, codec
         self.limiter, self.cache = NoLimits() if limiter is None else limiter, cache
         self.idempotency = idempotency or IdempotencyKeys()
+        self._identity = identity
         self._filters, self._model = Filters(config.server.filters), model_digest(config)
         self._books, self._metrics = Books(config, metrics, usage, clock), metrics
         metrics.cache_entries.set_function(lambda: cache.entries if cache else 0)
@@ -93,7 +98,8 @@ class Pipeline:
         """Admit a job. Whatever it can be refused for is raised here, before a byte is answered."""
         job = self._filters.prompts(self._validate(job))
         async with AsyncExitStack() as held:  # A refusal or a cancellation, wherever it comes, gives all of it back.
-            answer, turns = await self._recall(job, held)
+            weights = self._weights(job)
+            answer, turns = await self._recall(job, weights, held)
             if answer:
                 return await self._replay(job, answer, turns)
             await self._check_constraint(job)
@@ -103,6 +109,8 @@ class Pipeline:
             held.callback(admission.settle, 0)
             streams = await self._run(requests)
             held.pop_all()
+            if self._weights(job) != weights:  # The adapter was replaced while this request waited for its turn.
+                turns = _without_cache(job, turns)
         prompt_tokens = sum(map(len, prompts))
         self._metrics.prompt_tokens.labels(self.config.model.name).inc(prompt_tokens)
         return Generation(
@@ -128,21 +136,25 @@ class Pipeline:
             job = forget(job, 2)
         return job
 
-    async def _recall(self, job: Job, held: AsyncExitStack) -> tuple[Answer | None, list[Turn]]:
+    def _weights(self, job: Job) -> str:
+        """What answers, down to the adapter's version."""
+        return self._model + self._identity(job.adapter)
+
+    async def _recall(self, job: Job, weights: str, held: AsyncExitStack) -> tuple[Answer | None, list[Turn]]:
         """An answer that was given before; or the turns to make one, for those who wait for it or will ask again."""
         turns: list[Turn] = []
         cache = self.cache if job.deterministic else None
         if job.idempotency_key is None and cache is None:
             return None, turns
-        key = job_digest(self._model, job)
         if job.idempotency_key is not None:
-            found = self.idempotency.claim(job.caller.id, job.idempotency_key, key)
+            found = self.idempotency.claim(job.caller.id, job.idempotency_key, job_digest(self._model, job))
             if isinstance(found, Answer):
                 return found, turns
             turns.append(found)
             held.callback(found.drop)
         if cache is not None:
             timeout, model = self.config.server.request_timeout_seconds, self.config.model.name
+            key = job_digest(weights, job)
             found = await cache.find(key, tenant=job.caller.id, model=model, timeout_seconds=timeout)
             self._metrics.cache_lookups.labels("hit" if isinstance(found, Answer) else "miss").inc()
             if isinstance(found, Answer):
@@ -240,6 +252,14 @@ class Pipeline:
             await close(streams)
             raise
         return streams
+
+
+def _without_cache(job: Job, turns: Sequence[Turn]) -> list[Turn]:
+    """An answer of other weights than its key says is kept for whoever repeats this very request, and for no other."""
+    own = 0 if job.idempotency_key is None else 1
+    for turn in turns[own:]:
+        turn.drop()
+    return list(turns[:own])
 
 
 def _seed(seed: int | None, choice: int) -> int | None:

@@ -7,6 +7,7 @@ nothing else of each other.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from llm_runtime.contract import STANDARD_TIER, Tier
@@ -191,6 +192,17 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Load or replace a LoRA adapter while serving; requests that run with the old one keep it.
+
+        Raises `errors.Fatal`, and nothing has changed.
+        """
+        ...
+
+    async def drop_adapter(self, name: str) -> None:
+        """Refuse the adapter from now on, and return when its last request has ended and its memory is free."""
+        ...
 
 
 class TextCodec(Protocol):

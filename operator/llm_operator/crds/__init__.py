@@ -9,9 +9,10 @@ from pydantic import BaseModel
 from llm_operator.crds.access import AccessSpec
 from llm_operator.crds.apikey import ApiKeyRoot, ApiKeySpec
 from llm_operator.crds.common import API_VERSION, GROUP, VERSION, Condition
-from llm_operator.crds.llmdeployment import LLMDeploymentRoot, LLMDeploymentSpec
+from llm_operator.crds.llmdeployment import AdapterSpec, LLMDeploymentRoot, LLMDeploymentSpec, MlflowModel
 from llm_operator.crds.schema import structural
 from llm_operator.crds.status import (
+    AdapterStatus,
     ApiKeyStatus,
     CandidateStatus,
     HistoryEntry,
@@ -25,6 +26,8 @@ __all__ = [
     "GROUP",
     "VERSION",
     "AccessSpec",
+    "AdapterSpec",
+    "AdapterStatus",
     "ApiKeySpec",
     "ApiKeyStatus",
     "CandidateStatus",
@@ -32,6 +35,7 @@ __all__ = [
     "HistoryEntry",
     "LLMDeploymentSpec",
     "LLMDeploymentStatus",
+    "MlflowModel",
     "ModelStatus",
     "RevisionStatus",
     "definitions",

@@ -10,6 +10,9 @@ from llm_operator.crds.pod import PodSpec, Resources
 from llm_operator.crds.schema import Section, rules
 from llm_operator.crds.server import DatabaseSpec, ServerSpec
 
+MAX_ADAPTERS = 8
+"""Half of what an engine holds: each may be replaced while requests still run with its old version."""
+
 ONE_REFERENCE = (
     "[has(self.alias), has(self.version), has(self.stage)].filter(x, x).size() == 1",
     "write exactly one of alias (follows promotions), version (pinned) or stage (deprecated in MLflow)",
@@ -67,6 +70,15 @@ class ModelSpec(Section):
     """Put before every conversation that brings no system message of its own."""
     chat_template: Annotated[str, Field(max_length=65_536)] = ""
     """A Jinja template that takes the place of the tokenizer's own."""
+
+
+class AdapterSpec(Section):
+    """A LoRA adapter beside the model, loaded into the running pods."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Clients ask for it as `<LLMDeployment>:<name>`."""
+    mlflow: MlflowModel
+    """A version from the MLflow registry that holds an adapter in PEFT's format."""
 
 
 class EngineSpec(Section):
@@ -226,6 +238,17 @@ class LLMDeploymentSpec(Section):
 
     model: ModelSpec
     """What to serve."""
+    adapters: (
+        Annotated[
+            tuple[AdapterSpec, ...],
+            Field(
+                max_length=MAX_ADAPTERS,
+                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+            ),
+        ]
+        | None
+    ) = None
+    """LoRA adapters of the model. Added, moved or removed, they reach the running pods without new ones."""
     engine: EngineSpec = EngineSpec()
     """How to run the model."""
     server: ServerSpec = ServerSpec()

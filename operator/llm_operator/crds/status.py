@@ -31,6 +31,25 @@ class ModelStatus(Section):
     """When this version was first seen under the reference."""
 
 
+class AdapterStatus(Section):
+    """The version that an adapter's reference was last resolved to: what the pods are told to load."""
+
+    name: Short
+    """The adapter."""
+    model: Annotated[str, Field(max_length=256)]
+    """The registered model."""
+    version: Short
+    """Its version."""
+    alias: Annotated[str, Field(max_length=256)] | None = None
+    """The alias that named it."""
+    stage: Short | None = None
+    """The stage it was in."""
+    connection: Short = "default"
+    """The MLflow server it was found on."""
+    sub_path: Annotated[str, Field(max_length=1024)] | None = None
+    """The folder inside its artifacts."""
+
+
 class RevisionStatus(Section):
     """One revision: the resolved version together with everything that shapes its pods."""
 
@@ -81,6 +100,13 @@ class LLMDeploymentStatus(Section):
     """Ready (the summary), Reconciling, Stalled, and one for each part of the work."""
     model: ModelStatus | None = None
     """What the model reference stands for."""
+    adapters: Annotated[
+        tuple[AdapterStatus, ...],
+        Field(
+            max_length=8, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+        ),
+    ] = ()
+    """What the adapters' references stand for."""
     stable: RevisionStatus | None = None
     """The revision that serves."""
     candidate: CandidateStatus | None = None

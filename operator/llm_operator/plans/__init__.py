@@ -4,7 +4,18 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from llm_operator.crds import Condition, LLMDeploymentStatus, ModelStatus
-from llm_operator.plans import autoscale, conditions, keys, monitor, names, network, revision, rollout, workload
+from llm_operator.plans import (
+    adapters,
+    autoscale,
+    conditions,
+    keys,
+    monitor,
+    names,
+    network,
+    revision,
+    rollout,
+    workload,
+)
 from llm_operator.plans.reasons import Reason
 from llm_operator.state import Fault, Manifest, Observed, Occurrence, Plan
 
@@ -46,14 +57,20 @@ def after_apply(plan: Plan, observed: Observed, fault: Fault | None, now: dateti
         return plan.status
     verdict = conditions.with_fault(plan.status.conditions, observed.status.conditions, fault, now)
     return observed.status.model_copy(
-        update={"conditions": verdict, "observed_generation": observed.meta.generation, "model": plan.status.model}
+        update={
+            "conditions": verdict,
+            "observed_generation": observed.meta.generation,
+            "model": plan.status.model,
+            "adapters": plan.status.adapters,
+        }
     )
 
 
 def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Manifest, ...], str]:
     """Everything that should exist, in the order of need; and a running revision that can't be rebuilt."""
     meta, spec = observed.meta, observed.spec
-    found: list[Manifest] = [network.service_account(meta), keys.keys_secret(meta, spec.access, observed.keys)]
+    mounted = keys.keys_secret(meta, spec.access, observed.keys, adapters.adapter_file(observed))
+    found: list[Manifest] = [network.service_account(meta), mounted]
     if observed.connection and (secret := keys.registry_secret(meta, observed.connection)):
         found.append(secret)
     if decision.serving:
@@ -116,6 +133,7 @@ def _status(
         observed_generation=observed.meta.generation,
         conditions=conditions.deployment(picture, now),
         model=_model(observed, now),
+        adapters=adapters.pinned(observed),
         stable=decision.stable,
         candidate=decision.candidate,
         history=decision.history,
@@ -163,8 +181,22 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
         told += _change(before.get(kind), after[kind], good, kind)
     if after["UsagePersistent"].reason != Reason.NoDatabase:  # That is a choice.
         told += _change(before.get("UsagePersistent"), after["UsagePersistent"], "True", "UsagePersistent")
+    told += _moved_adapters(observed.status, status)
+    if "AdaptersReady" in after:
+        told += _change(before.get("AdaptersReady"), after["AdaptersReady"], "True", "AdaptersReady")
     told += _hindered(before.get("Progressing"), after["Progressing"])
     return tuple(dict.fromkeys(told))
+
+
+def _moved_adapters(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> list[Occurrence]:
+    known, found = {each.name: each for each in before.adapters}, list[Occurrence]()
+    for each in after.adapters:
+        old = known.get(each.name)
+        if old is None or (old.model, old.version) != (each.model, each.version):
+            was = f", was {old.model} version {old.version}" if old else ""
+            told = f"adapter {each.name} is {each.model} version {each.version}{was}"
+            found.append(Occurrence("Normal", "AdapterResolved", told))
+    return found
 
 
 def _hindered(before: Condition | None, after: Condition) -> list[Occurrence]:
@@ -185,8 +217,11 @@ def _change(before: Condition | None, after: Condition, good: str, kind: str) ->
 
 
 def _nudge(observed: Observed) -> tuple[tuple[str, str], ...]:
-    """Pods whose kubelet has not been told about the keys and tiers as they are now."""
-    digest = keys.digest(keys.key_file(observed.meta, observed.spec.access, observed.keys))
+    """Pods whose kubelet has not been told about the keys, tiers and adapters as they are now."""
+    mounted = keys.key_file(observed.meta, observed.spec.access, observed.keys)
+    if adapters.pinned(observed):
+        mounted += adapters.adapter_file(observed)
+    digest = keys.digest(mounted)
     return tuple(
         (pod["metadata"]["name"], digest)
         for children in observed.revisions.values()

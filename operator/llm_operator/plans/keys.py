@@ -58,14 +58,14 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def keys_secret(meta: Meta, access: AccessSpec, keys: tuple[HeldKey, ...]) -> Manifest:
-    """The key file as the pods mount it."""
+def keys_secret(meta: Meta, access: AccessSpec, keys: tuple[HeldKey, ...], adapters: str) -> Manifest:
+    """The key file as the pods mount it, and beside it the list of adapters: both change while the pods run."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": names.metadata(meta, names.keys_secret(meta)),
         "type": "Opaque",
-        "data": encode({contract.KEYS_FILE: key_file(meta, access, keys)}),
+        "data": encode({contract.KEYS_FILE: key_file(meta, access, keys), contract.ADAPTERS_FILE: adapters}),
     }
 
 

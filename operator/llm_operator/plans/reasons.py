@@ -17,6 +17,7 @@ class Reason(StrEnum):
     # All is well
     Serving = "Serving", "Ready, Available: all wanted pods of the wanted revision are ready behind the Service"
     Resolved = "Resolved", "ModelResolved: the reference stands for a version"
+    AdaptersResolved = "AdaptersResolved", "AdaptersReady: each adapter stands for a version, which the pods are told"
     Reachable = "Reachable", "RegistryReachable: the registry answered"
     Applied = "Applied", "Applied: all children are as planned"
     RolledOut = "RolledOut", "Progressing: nothing is under way"

@@ -10,6 +10,7 @@ from fastapi import Request
 from llm_runtime import errors, logs
 from llm_runtime.api.answers import own_error
 from llm_runtime.api.body import check_model
+from llm_runtime.api.services import services_of
 from llm_runtime.auth import check_adapter
 from llm_runtime.pipeline import IDEMPOTENCY_KEY, Choice, Generation, Job, Pipeline, text_of
 from llm_runtime.request import Caller
@@ -47,12 +48,16 @@ def job(request: Request, prefix: str = "", **fields: Any) -> Job:
 def adapter_of(request: Request, asked: str | None) -> str:
     """The adapter that a model's name asks for; no name is the model's own.
 
-    Raises `errors.NotFound`, and `errors.Forbidden` for one that the caller may not use.
+    Raises `errors.NotFound`, `errors.Forbidden` for one that the caller may not use, and `errors.ServiceUnavailable`
+    for one that is on its way.
     """
-    pipeline = pipeline_of(request)
-    served = pipeline.config.model.name
-    adapter = check_model(asked or served, served, pipeline.engine.adapters)
+    pipeline, expected = pipeline_of(request), services_of(request).adapters
+    served, present = pipeline.config.model.name, pipeline.engine.adapters
+    coming = [name for name in expected.names if name not in present] if expected else []
+    adapter = check_model(asked or served, served, (*present, *coming))
     check_adapter(caller_of(request), adapter)
+    if adapter in coming:
+        raise errors.ServiceUnavailable(f"The adapter {adapter} is not loaded yet; try again shortly.")
     return adapter
 
 

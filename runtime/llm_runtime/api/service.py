@@ -123,6 +123,7 @@ def _status(services: Services) -> dict[str, Any]:
         "queue": {"running": stats.running, "waiting": stats.waiting},
         "prefix_cache": {"prompt_tokens": stats.prompt_tokens, "cached_tokens": stats.cached_prompt_tokens},
         "completion_cache": asdict(services.cache.statistics()) if services.cache else None,
+        "adapters": services.adapters.report() if services.adapters else None,
         "database": _answers(services.database),
         "shared_limits": _answers(services.limiter),
         "uptime_seconds": round(services.uptime_seconds, 3),

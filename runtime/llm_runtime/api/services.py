@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from starlette.requests import HTTPConnection
 
 from llm_runtime import errors
+from llm_runtime.adapters import Adapters
 from llm_runtime.api.access import KEY_HINT, Management, offered
 from llm_runtime.auth import NO_ROLES, Keys, Tiers, authenticate
 from llm_runtime.cache.completions import CompletionCache
@@ -79,6 +80,7 @@ class Services:
         limiter: Limiter | None = None,
         cache: CompletionCache | None = None,
         sessions: Sessions | None = None,
+        adapters: Adapters | None = None,
         parts: Sequence[AbstractAsyncContextManager[Any]] = (),
     ) -> None:
         """`load` must not hold up the event loop: see `in_thread`. Without `keys` every caller is anonymous, without
@@ -92,10 +94,13 @@ class Services:
         """As at the start; `config` is that of the model that serves."""
         self.management, self.database, self.parts = management, database, parts
         self.limiter, self.cache, self.sessions = limiter, cache, sessions
+        self.adapters = adapters
+        """Those that come and go; None where only the configuration names some."""
         self._idempotency = IdempotencyKeys()
         source = keys or (management.keys if management else None)
         self.tiers = Tiers(config.tiers, config.default_tier, lambda: source.roles if source else NO_ROLES)
         self.metrics = metrics or Metrics()
+        self.metrics.adapters = adapters.gauges if adapters else None
         self.usage = LoggedUsage() if usage is None else usage
         self.state = State.IDLE if config.server.lazy_load else State.LOADING
         self.tracing: Tracing | None = None
@@ -208,6 +213,8 @@ class Services:
             if (loaded := self.loaded) is None:
                 return
             self.loaded = self._pipeline = self.metrics.engine = None
+            if self.adapters:
+                self.adapters.attach(None)
             if self.state is State.READY:
                 self.state = State.UNLOADED
             await loaded.engine.drain(self.config.server.drain_seconds)
@@ -248,7 +255,11 @@ class Services:
         if before in (State.IDLE, State.UNLOADED):
             self.state = State.LOADING
         try:
-            self._serve(config, await load())
+            loaded = await load()
+            if self.adapters:
+                self.adapters.attach(loaded.engine)
+                await self.adapters.settled()
+            self._serve(config, loaded)
         except BaseException:
             if self.state is State.LOADING:
                 self.state = before
@@ -262,6 +273,8 @@ class Services:
         if self.loaded is None or self.loaded.swap is None:
             raise errors.ServiceUnavailable("No model is loaded that could be replaced.")
         self._serve(config, await self.loaded.swap(config, folder))
+        if self.adapters:  # The old model's requests go on for seconds only: what is fetched now comes late.
+            self.adapters.attach(self.loaded.engine)
         log.info("Model %s has taken over", config.model.name)
 
     def _serve(self, config: RuntimeConfig, loaded: Loaded) -> None:
@@ -275,6 +288,7 @@ class Services:
             limiter=self.limiter,
             cache=self.cache,
             idempotency=self._idempotency,
+            identity=self.adapters.identity if self.adapters else str,
         )
         self.metrics.engine = loaded.engine.stats
 

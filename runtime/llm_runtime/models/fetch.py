@@ -85,12 +85,18 @@ class Fetcher:
         if not sizes:
             raise ModelNotFound(f"{name} has no artifacts at {location}; register a version that has")
         artifacts = Artifacts(sizes, lambda path: self._read(location, path, partial))
-        located = locate(artifacts, version.sub_path)
+        located = self._locate(artifacts, version.sub_path)
         self._download(location, located, artifacts, partial)
-        verify_weights(partial)
+        self._verify(partial)
         write_manifest(partial, f"{version.tracking_uri} models:/{version.name}/{version.version} {location}")
         sync_folder(partial)
         log.info("model fetched", extra={"model": name, "seconds": round(time.monotonic() - started, 1)})
+
+    def _locate(self, artifacts: Artifacts, sub_path: str) -> Located:
+        return locate(artifacts, sub_path)
+
+    def _verify(self, folder: Path) -> None:
+        verify_weights(folder)
 
     def _download(self, location: str, located: Located, artifacts: Artifacts, partial: Path) -> None:
         wanted = {name: artifacts.sizes[path] for name, path in located.files.items()}

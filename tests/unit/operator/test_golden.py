@@ -16,7 +16,7 @@ import yaml
 
 from llm_operator import plans
 from llm_operator.crds import ApiKeySpec, LLMDeploymentSpec, LLMDeploymentStatus
-from llm_operator.state import Connection, HeldKey, Meta, ModelVersion, Observed, Resolution
+from llm_operator.state import Connection, HeldKey, Meta, ModelVersion, Observed, Resolution, ResolvedAdapter
 
 GOLDEN = Path(__file__).parent / "golden"
 META = Meta("LLMDeployment", "default", "support-bot", "11111111-2222-3333-4444-555555555555", 1)
@@ -54,6 +54,11 @@ def observed(case: dict[str, Any]) -> Observed:
         keys=keys,
         image="example.com/llm-runtime:1",
         service_monitors=case.get("service_monitors", False),
+        adapters=tuple(
+            ResolvedAdapter(each, Resolution(ModelVersion(each.mlflow.name, each.mlflow.version or "7")))
+            for each in spec.adapters or ()
+        ),
+        connections={"default": Connection("default", "http://mlflow:5000", **secrets)},
     )
 
 

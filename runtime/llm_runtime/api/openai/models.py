@@ -39,4 +39,7 @@ def _model(services: Services, adapter: str = "") -> dict[str, Any]:
     base, created = services.config.model.name, int(time.time() - services.uptime_seconds)
     described = {"id": base, "object": "model", "created": created, "owned_by": "llm-operator"}
     # vLLM's server names the base model of an adapter so.
-    return {**described, "id": f"{base}:{adapter}", "parent": base} if adapter else described
+    if not adapter:
+        return described
+    version = services.adapters.version(adapter) if services.adapters else None
+    return {**described, "id": f"{base}:{adapter}", "parent": base, **({"version": version} if version else {})}

@@ -1,0 +1,66 @@
+"""Adapters on a real API server and a real MLflow, with the chart's rights: what reaches running pods, what is told."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from control_plane.operator_fixtures import Place, eventually
+
+pytestmark = pytest.mark.control_plane
+pytest_plugins = ["control_plane.operator_fixtures"]
+
+
+def versions(place: Place) -> dict[str, str]:
+    data = (place.get("Secret", "bot-keys") or {})["data"]
+    listed: list[dict[str, Any]] = json.loads(base64.b64decode(data["adapters.json"])).get("adapters", [])
+    return {adapter["name"]: adapter["version"] for adapter in listed}
+
+
+def pods(place: Place) -> dict[str, str]:
+    """The annotation that tells the kubelet to look again, by pod."""
+    return {
+        pod["metadata"]["uid"]: (pod["metadata"].get("annotations") or {}).get("llm-operator.dev/keys", "")
+        for pod in place.api.list("Pod", place.name)
+    }
+
+
+def test_adapters_come_move_and_go_in_the_pods_that_run(place: Place) -> None:
+    place.model()
+    place.deploy(replicas=2)
+    revision, before = place.ready()["stable"]["revision"], pods(place)
+    name = f"{place.name}-legal"
+    place.models.create(name)
+    place.deploy(replicas=2, adapters=[{"name": "legal", "mlflow": {"name": name, "alias": "champion"}}])
+    eventually(lambda: versions(place) == {"legal": "1"}, 5)
+    eventually(lambda: place.condition("AdaptersReady")["status"] == "True")
+    place.models.promote(name, 2)
+    eventually(lambda: versions(place) == {"legal": "2"}, 5)
+    eventually(lambda: [each["version"] for each in place.status()["adapters"]] == ["2"])
+    eventually(lambda: place.events("AdapterResolved"))
+    eventually(lambda: not set(pods(place).values()) & set(before.values()))
+    assert pods(place).keys() == before.keys()
+    place.deploy(replicas=2)
+    eventually(lambda: versions(place) == {}, 5)
+    assert place.ready()["stable"]["revision"] == revision
+    assert pods(place).keys() == before.keys()
+
+
+def test_an_alias_that_is_not_there_is_told_and_keeps_what_the_pods_have(place: Place) -> None:
+    place.model()
+    name = f"{place.name}-legal"
+    place.models.create(name)
+    place.deploy(adapters=[{"name": "legal", "mlflow": {"name": name, "alias": "champion"}}])
+    eventually(lambda: versions(place) == {"legal": "1"}, 5)
+    place.models.remove_alias(name)
+    told = eventually(lambda: c if (c := place.condition("AdaptersReady"))["status"] == "False" else None)
+    assert told["reason"] == "AliasNotFound"
+    assert "its version 1 stays in the pods" in told["message"]
+    assert versions(place) == {"legal": "1"}
+    assert place.ready()
+    place.models.promote(name, 2)
+    eventually(lambda: versions(place) == {"legal": "2"}, 5)
+    eventually(lambda: place.condition("AdaptersReady")["status"] == "True")

@@ -1,0 +1,204 @@
+"""spec.adapters: resolved like the model, delivered beside the keys, and never a reason for a new pod."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+from llm_operator.crds import LLMDeploymentSpec
+from llm_operator.plans.config import revision_id
+from llm_operator.poll import Poll
+from llm_operator.queue import Queue
+from llm_operator.reconcile import Done, Pace, reconcile
+from llm_operator.registry import AliasNotFound, CachedRegistry, RegistryUnreachable
+from llm_operator.settings import ConnectionSettings
+from llm_operator.state import Connection, Key, ModelVersion
+from llm_runtime.contract import AdapterFile
+from unit.operator.fakes import NAMESPACE, FakeRegistry, World
+
+PACE = Pace(verify_seconds=60, settle_seconds=5)
+BOT = Key("LLMDeployment", NAMESPACE, "bot")
+LEGAL = {"name": "legal", "mlflow": {"name": "law", "alias": "champion"}}
+FRENCH = {"name": "french", "mlflow": {"name": "fr", "version": "5", "subPath": "peft"}}
+
+
+class Elsewhere(FakeRegistry):
+    """A registry of which single models can have a fault."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aliases |= {"law": {"champion": "3"}, "fr": {}}
+        self.faults: dict[str, Exception] = {}
+
+    async def resolve(self, connection: Connection, reference: Any) -> ModelVersion:
+        if fault := self.faults.get(reference.name):
+            raise fault
+        return await super().resolve(connection, reference)
+
+
+class Following(World):
+    """A world with two more models, and a pod that has been told about everything so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registry: Elsewhere = Elsewhere()
+        self.restarted("example.com/runtime:1")
+
+    async def look(self) -> Done:
+        return await reconcile(BOT, self.outside, PACE)
+
+    def delivered(self) -> AdapterFile:
+        data = self.cluster.objects["Secret", NAMESPACE, "bot-keys"]["data"]["adapters.json"]
+        return AdapterFile.model_validate_json(base64.b64decode(data))
+
+    def versions(self) -> dict[str, str]:
+        return {adapter.name: adapter.version for adapter in self.delivered().adapters}
+
+    def templates(self) -> list[Any]:
+        return [
+            self.cluster.objects["Deployment", NAMESPACE, name]["spec"]["template"]
+            for name in self.cluster.named("Deployment")
+        ]
+
+    async def poll(self) -> list[str]:
+        woken: list[str] = []
+
+        class Noted(Queue[Key]):
+            def add(self, item: Key) -> None:
+                woken.append(item.name)
+
+        await Poll(self.cluster, CachedRegistry(self.registry, 30, 5), self.connections, Noted(), ()).look()
+        return woken
+
+
+async def test_adapters_are_resolved_and_delivered_with_what_it_takes_to_fetch_them() -> None:
+    world = Following()
+    await world.deploy(adapters=[LEGAL, FRENCH])
+    await world.look()
+    legal, french = world.delivered().adapters
+    assert (legal.name, legal.model, legal.version, legal.sub_path) == ("legal", "law", "3", "")
+    assert (french.name, french.model, french.version, french.sub_path) == ("french", "fr", "5", "peft")
+    assert world.delivered().connections["default"].tracking_uri == "http://mlflow:5000"
+    assert world.condition("AdaptersReady")["status"] == "True"
+    assert world.condition("AdaptersReady")["message"] == "legal is law version 3, french is fr version 5"
+    assert [(each["name"], each["version"]) for each in world.status()["adapters"]] == [("legal", "3"), ("french", "5")]
+    assert "AdapterResolved" in world.cluster.events()
+
+
+async def test_adapters_added_moved_and_removed_make_no_new_pods() -> None:
+    world = Following()
+    await world.deploy()
+    await world.look()
+    before = world.templates()
+    await world.deploy(adapters=[LEGAL, FRENCH])
+    await world.look()
+    world.registry.aliases["law"]["champion"] = "4"
+    await world.look()
+    assert world.versions() == {"legal": "4", "french": "5"}
+    await world.deploy(adapters=[LEGAL])
+    await world.look()
+    assert world.versions() == {"legal": "4"}
+    await world.deploy(adapters=[])
+    await world.look()
+    assert world.versions() == {}
+    assert world.templates() == before
+    kinds = [each["type"] for each in world.status()["conditions"]]
+    assert "AdaptersReady" not in kinds
+
+
+def test_adapters_are_no_part_of_the_revision() -> None:
+    specs = [
+        {"model": {"mlflow": {"name": "bot", "alias": "champion"}}, **more} for more in ({}, {"adapters": [LEGAL]})
+    ]
+    ids = {revision_id(LLMDeploymentSpec.model_validate(spec), ModelVersion("bot", "1")) for spec in specs}
+    assert len(ids) == 1
+
+
+async def test_pods_are_nudged_when_an_adapter_moves_and_not_otherwise() -> None:
+    world = Following()
+    await world.deploy(adapters=[LEGAL])
+    await world.look()
+    labels = {"llm-operator.dev/deployment": "bot"}
+    name = world.cluster.named("Deployment")[0]
+    labels["llm-operator.dev/revision"] = name.removeprefix("bot-")
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": NAMESPACE, "labels": labels}}
+    await world.cluster.create(pod)
+
+    def nudges() -> int:
+        return world.cluster.writes.count(("patch", "Pod", "p"))
+
+    await world.look()
+    await world.look()
+    assert nudges() == 1
+    world.registry.aliases["law"]["champion"] = "4"
+    await world.look()
+    assert nudges() == 2
+
+
+async def test_one_that_does_not_exist_is_told_and_holds_up_neither_the_model_nor_others() -> None:
+    world = Following()
+    await world.deploy(adapters=[{"name": "legal", "mlflow": {"name": "typo", "alias": "champion"}}, FRENCH])
+    await world.look()
+    said = world.condition("AdaptersReady")
+    assert (said["status"], said["reason"]) == ("False", "ModelNotFound")
+    assert said["message"].startswith("adapter legal is not resolved")
+    assert world.versions() == {"french": "5"}
+    assert world.condition("ModelResolved")["status"] == "True"
+    assert world.condition("Stalled")["status"] == "False"
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"), [(AliasNotFound("no alias"), "False"), (RegistryUnreachable("silence"), "Unknown")]
+)
+async def test_a_version_that_is_in_the_pods_stays_there(fault: Exception, status: str) -> None:
+    world = Following()
+    await world.deploy(adapters=[LEGAL])
+    await world.look()
+    world.registry.faults["law"] = fault
+    await world.look()
+    assert world.versions() == {"legal": "3"}
+    said = world.condition("AdaptersReady")
+    assert (said["status"], said["reason"]) == (status, type(fault).__name__)
+    assert "its version 3 stays in the pods" in said["message"]
+
+
+async def test_a_server_that_the_operator_does_not_know_any_more_takes_no_adapter_away() -> None:
+    world = Following()
+    world.connections.known["second"] = ConnectionSettings(tracking_uri="http://second:5000")
+    await world.deploy(adapters=[{"name": "legal", "mlflow": {**LEGAL["mlflow"], "connection": "second"}}])  # type: ignore[dict-item]
+    await world.look()
+    assert list(world.delivered().connections) == ["second"]
+    del world.connections.known["second"]
+    await world.look()
+    assert world.versions() == {"legal": "3"}
+    said = world.condition("AdaptersReady")
+    assert said["reason"] == "ConnectionUnknown"
+    assert "spec.adapters[legal].mlflow.connection" in said["message"]
+
+
+async def test_the_poll_wakes_for_a_moved_adapter_on_whichever_server() -> None:
+    world = Following()
+    world.connections.known["second"] = ConnectionSettings(tracking_uri="http://second:5000")
+    elsewhere = {"name": "poems", "mlflow": {"name": "poems", "alias": "champion", "connection": "second"}}
+    world.registry.aliases["poems"] = {"champion": "1"}
+    await world.deploy(adapters=[LEGAL, FRENCH, elsewhere])
+    await world.look()
+    assert await world.poll() == []
+    world.registry.aliases["law"]["champion"] = "4"
+    assert "bot" in await world.poll()
+    await world.look()
+    assert await world.poll() == []
+    world.registry.aliases["poems"]["champion"] = "2"
+    assert "bot" in await world.poll()
+
+
+async def test_settled_adapters_write_nothing() -> None:
+    world = Following()
+    await world.deploy(adapters=[LEGAL, FRENCH])
+    for _ in range(2):
+        await world.look()
+    world.cluster.writes.clear()
+    await world.look()
+    assert world.cluster.writes == []

@@ -1,0 +1,369 @@
+"""Adapters that come and go with a mounted file: the engine has what the file says, and whoever asks is answered."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from fakes import ScriptedEngine
+from harness import KEY, config, key_file, record
+from llm_runtime import errors
+from llm_runtime.adapters import AdapterList, Adapters
+from llm_runtime.adapters.keeper import FIRST_PAUSE_SECONDS
+from llm_runtime.api.services import Loaded, Services, State, in_thread
+from llm_runtime.app import create_app
+from llm_runtime.auth import KeyRing
+from llm_runtime.cache.completions import CompletionCache
+from llm_runtime.contract import PinnedAdapter, RegistryAccess
+
+SERVER = {"default": {"trackingUri": "http://mlflow", "password": "secret"}}
+
+
+def write(file: Path, *adapters: tuple[str, str], **more: Any) -> None:
+    """`adapters`: name and version. In one step, as the kubelet does it."""
+    entries = [{"name": name, "model": f"bot-{name}", "version": version} for name, version in adapters]
+    fresh = file.with_suffix(".new")
+    fresh.write_text(json.dumps({"connections": SERVER, "adapters": entries, **more}))
+    fresh.replace(file)
+
+
+def spoil(file: Path, text: str | None) -> None:
+    if text is None:
+        file.unlink()
+    else:
+        file.write_text(text)
+
+
+class Shelf:
+    """A registry without bytes: `name-version` is the folder's name."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.faults: dict[str, errors.Fatal] = {}
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def __call__(self, adapter: PinnedAdapter, access: RegistryAccess) -> Path:
+        what = f"{adapter.name}-{adapter.version}"
+        self.asked.append(what)
+        await self.gate.wait()
+        if fault := self.faults.get(what):
+            raise fault
+        return Path(what)
+
+
+class World:
+    """The keeper of one engine's adapters, with a clock that obeys."""
+
+    def __init__(self, file: Path, engine: ScriptedEngine | None = None, most: int = 4) -> None:
+        self.file, self.now, self.shelf = file, 0.0, Shelf()
+        self.engine = engine or ScriptedEngine()
+        self.adapters = Adapters(AdapterList(file), self.shelf, most, lambda: self.now, lambda: 0.5)
+        self.adapters.attach(self.engine)
+
+    async def look(self, seconds: float = 0.0) -> None:
+        self.now += seconds
+        self.adapters.look()
+        for _ in range(30):
+            await asyncio.sleep(0)
+
+    def states(self) -> list[tuple[str, str | None, str]]:
+        return [(entry["name"], entry["version"], entry["state"]) for entry in self.adapters.report()]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "adapters.json"
+
+
+async def test_the_engine_gets_what_the_file_says(file: Path) -> None:
+    write(file, ("legal", "1"))
+    world = World(file)
+    await world.look()
+    write(file, ("legal", "2"), ("french", "7"))
+    await world.look()
+    write(file, ("french", "7"))
+    await world.look()
+    assert world.engine.changes == ["load legal legal-1", "load legal legal-2", "load french french-7", "drop legal"]
+    assert world.states() == [("french", "7", "loaded")]
+    write(file)
+    await world.look()
+    assert (world.engine.adapters, world.states()) == ((), [])
+
+
+async def test_what_is_loaded_is_not_loaded_again(file: Path) -> None:
+    write(file, ("legal", "1"))
+    world = World(file)
+    for _ in range(3):
+        await world.look(60)
+    write(file, ("legal", "1"))
+    await world.look()
+    assert world.engine.changes == ["load legal legal-1"]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"adapters": [{"name": "legal"}]}', '{"adapters": 3}'])
+async def test_a_file_that_is_broken_or_gone_leaves_what_is_loaded(
+    file: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(file, ("legal", "1"))
+    world = World(file)
+    await world.look()
+    spoil(file, text)
+    await world.look()
+    spoil(file, None)
+    await world.look()
+    assert world.states() == [("legal", "1", "loaded")]
+    assert "the last good one stays in force" in caplog.text
+
+
+async def test_a_name_twice_is_no_good_file_and_the_log_holds_no_credentials(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(file, ("legal", "1"), ("legal", "2"))
+    assert AdapterList(file).wanted.adapters == ()
+    assert "'legal' is named twice" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_a_server_that_is_not_named_any_more_takes_nothing_away(file: Path) -> None:
+    write(file, ("legal", "1"))
+    world = World(file)
+    await world.look()
+    write(file, ("legal", "1"), ("french", "1"), connections={})
+    await world.look()
+    assert world.states() == [("legal", "1", "loaded"), ("french", None, "failed")]
+    assert "no connection 'default'" in world.adapters.report()[1]["message"]
+
+
+async def test_an_adapter_of_another_base_is_reported_and_the_old_version_keeps_answering(file: Path) -> None:
+    write(file, ("legal", "1"))
+    world = World(file)
+    await world.look()
+    write(file, ("legal", "bad"))
+    await world.look()
+    (entry,) = world.adapters.report()
+    assert (entry["version"], entry["wanted_version"], entry["state"]) == ("1", "bad", "failed")
+    assert (entry["reason"], "another base" in entry["message"]) == ("ModelUnsupported", True)
+    assert sorted(world.adapters.gauges()) == [("legal", "1", True), ("legal", "bad", False)]
+    assert world.engine.adapters == ("legal",)
+
+
+async def test_a_fault_is_tried_again_ever_more_rarely_and_does_not_hold_up_others(file: Path) -> None:
+    write(file, ("legal", "1"), ("french", "1"))
+    world = World(file)
+    world.shelf.faults["legal-1"] = errors.RegistryUnreachable("no answer")
+    await world.look()
+    assert world.states() == [("legal", None, "failed"), ("french", "1", "loaded")]
+    pause = FIRST_PAUSE_SECONDS
+    for attempts in (2, 3, 4):
+        await world.look(pause * 0.9)
+        assert world.shelf.asked.count("legal-1") == attempts - 1
+        await world.look(pause * 0.2)
+        assert world.shelf.asked.count("legal-1") == attempts
+        pause *= 2
+    world.shelf.faults.clear()
+    await world.look(pause)
+    assert world.states()[0] == ("legal", "1", "loaded")
+
+
+async def test_a_changed_list_is_tried_at_once(file: Path) -> None:
+    write(file, ("legal", "1"))
+    world = World(file)
+    world.shelf.faults["legal-1"] = errors.RegistryDenied("wrong password")
+    await world.look()
+    world.shelf.faults.clear()
+    write(file, ("legal", "1"), connections={"default": {"trackingUri": "http://mlflow", "password": "right"}})
+    await world.look()
+    assert world.states() == [("legal", "1", "loaded")]
+
+
+async def test_a_version_that_is_not_wanted_any_more_does_not_hold_up_the_next(file: Path) -> None:
+    write(file, ("legal", "1"))
+    world = World(file)
+    world.shelf.gate.clear()
+    await world.look()
+    write(file, ("legal", "2"))
+    await world.look()
+    world.shelf.gate.set()
+    await world.look()
+    assert world.engine.changes == ["load legal legal-2"]
+
+
+async def test_one_taken_from_the_list_while_it_loads_does_not_stay(file: Path) -> None:
+    write(file, ("legal", "1"))
+    world = World(file, ScriptedEngine(adapter_seconds=0.01))
+    await world.look()
+    write(file)
+    await world.look()
+    await asyncio.sleep(0.03)
+    await world.look()
+    assert world.engine.adapters == ()
+
+
+async def test_over_the_engines_limit_the_first_are_loaded_and_the_rest_say_why(file: Path) -> None:
+    write(file, *((name, "1") for name in "abc"))
+    world = World(file, most=2)
+    await world.look()
+    assert world.states() == [("a", "1", "loaded"), ("b", "1", "loaded"), ("c", None, "failed")]
+    assert "engine.maxAdapters" in world.adapters.report()[2]["message"]
+
+
+async def test_one_that_the_engine_had_to_let_go_comes_back(file: Path) -> None:
+    write(file, ("legal", "1"))
+    world = World(file)
+    await world.look()
+    world.engine.adapters = ()
+    await world.look()
+    assert world.engine.adapters == ("legal",)
+
+
+async def test_another_engine_gets_them_all(file: Path) -> None:
+    write(file, ("legal", "1"), ("french", "2"))
+    world = World(file)
+    await world.look()
+    world.engine = ScriptedEngine()
+    world.adapters.attach(world.engine)
+    assert world.adapters.version("legal") is None
+    await world.look()
+    assert world.engine.adapters == ("legal", "french")
+
+
+async def test_what_decides_answers_is_the_same_everywhere_and_no_ones_while_it_changes(file: Path) -> None:
+    write(file, ("legal", "1"))
+    here, there = World(file), World(file)
+    assert here.adapters.identity("legal") != here.adapters.identity("legal")
+    for world in (here, there):
+        await world.look()
+    first = here.adapters.identity("legal")
+    assert first == there.adapters.identity("legal")
+    write(file, ("legal", "2"))
+    await here.look()
+    assert here.adapters.identity("legal") not in (first, "")
+
+
+Serve = Callable[..., Any]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, file: Path) -> Serve:
+    """A whole application that follows `file`."""
+
+    @asynccontextmanager
+    async def start(
+        engine: ScriptedEngine, fetch: Callable[..., Awaitable[Path]], wait: bool = True, **key: Any
+    ) -> AsyncIterator[tuple[Services, httpx.AsyncClient]]:
+        keys = tmp_path / "keys.json"
+        keys.write_text(key_file(record(KEY, **key)))
+        settings = config()
+        adapters = Adapters(AdapterList(file), fetch, 4)
+        cache = CompletionCache(settings.server.completion_cache)
+        services = Services(
+            settings,
+            in_thread(lambda: Loaded(engine, engine.codec)),
+            KeyRing(keys),
+            adapters=adapters,
+            cache=cache,
+            parts=[adapters],
+        )
+        app = create_app(services)
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://test", headers={"X-API-Key": KEY}) as client,
+        ):
+            while wait and services.state is State.LOADING:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            yield services, client
+
+    return start
+
+
+def asking(adapter: str) -> dict[str, Any]:
+    return {"model": f"support-bot:{adapter}", "prompt": "a b", "temperature": 0}
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(2):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def test_a_server_is_ready_when_its_adapters_are(file: Path, serve: Serve) -> None:
+    write(file, ("legal", "3"))
+    shelf = Shelf()
+    shelf.gate.clear()
+    async with serve(ScriptedEngine(), shelf, wait=False) as (services, client):
+        await until(lambda: bool(shelf.asked))
+        assert (await client.get("/readyz")).status_code == 503
+        shelf.gate.set()
+        await until(lambda: services.state is State.READY)
+        assert (await client.post("/v1/completions", json=asking("legal"))).status_code == 200
+        listed = (await client.get("/v1/models")).json()["data"]
+        status = (await client.get("/status")).json()["adapters"]
+        metrics = (await client.get("/metrics")).text
+    assert [(model["id"], model.get("version")) for model in listed] == [
+        ("support-bot", None),
+        ("support-bot:legal", "3"),
+    ]
+    assert status == [{"name": "legal", "version": "3", "wanted_version": "3", "state": "loaded"}]
+    assert 'llm_adapter_loaded{adapter="legal",version="3"} 1.0' in metrics
+
+
+async def test_an_adapter_that_fails_keeps_no_server_from_being_ready(file: Path, serve: Serve) -> None:
+    write(file, ("legal", "bad"))
+    async with serve(ScriptedEngine(), Shelf()) as (_, client):
+        assert (await client.get("/readyz")).status_code == 200
+        refused = await client.post("/v1/completions", json=asking("legal"))
+        metrics = (await client.get("/metrics")).text
+        base = await client.post("/v1/completions", json={**asking("legal"), "model": "support-bot"})
+    assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
+    assert 'llm_adapter_loaded{adapter="legal",version="bad"} 0.0' in metrics
+    assert base.status_code == 200
+
+
+async def test_a_moved_version_answers_within_a_second_and_no_cached_answer_of_the_old_one(
+    file: Path, serve: Serve
+) -> None:
+    write(file, ("legal", "1"))
+    engine = ScriptedEngine()
+    async with serve(engine, Shelf()) as (services, client):
+        body = asking("legal")
+        for _ in range(2):
+            await client.post("/v1/completions", json=body)
+        assert len(engine.requests) == 1
+        write(file, ("legal", "2"))
+        await until(lambda: services.adapters.version("legal") == "2")
+        await client.post("/v1/completions", json=body)
+        assert len(engine.requests) == 2
+        write(file, ("legal", "1"))
+        await until(lambda: services.adapters.version("legal") == "1")
+        await client.post("/v1/completions", json=body)
+    assert len(engine.requests) == 2
+
+
+async def test_an_idempotency_key_outlives_a_moved_adapter(file: Path, serve: Serve) -> None:
+    write(file, ("legal", "1"))
+    engine = ScriptedEngine()
+    async with serve(engine, Shelf()) as (services, client):
+        headers = {"Idempotency-Key": "one"}
+        first = await client.post("/v1/completions", json=asking("legal"), headers=headers)
+        write(file, ("legal", "2"))
+        await until(lambda: services.adapters.version("legal") == "2")
+        second = await client.post("/v1/completions", json=asking("legal"), headers=headers)
+    assert (first.status_code, second.status_code, len(engine.requests)) == (200, 200, 1)
+
+
+async def test_a_key_for_other_adapters_is_refused_also_before_one_is_loaded(file: Path, serve: Serve) -> None:
+    write(file, ("legal", "bad"), ("french", "1"))
+    async with serve(ScriptedEngine(), Shelf(), adapters=("french",)) as (_, client):
+        answers = [
+            (await client.post("/v1/completions", json=asking(name))).status_code for name in ("legal", "french")
+        ]
+        listed = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
+    assert answers == [403, 200]
+    assert listed == ["support-bot", "support-bot:french"]
