@@ -1,10 +1,14 @@
 """Fetching from a real MLflow server, over its artifact proxy and its REST API."""
 
+import hashlib
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from llm_runtime.contract import MlflowVersion, ModelConfig
 from llm_runtime.errors import DiskFull, ModelCorrupt, ModelNotFound, RegistryUnreachable
 from llm_runtime.models import fetch as module
 from llm_runtime.models.fetch import fetch
+from llm_runtime.models.part import Part
 from llm_runtime.models.verify import is_whole
 from mlflow_fixtures import mlflow_server
 from unit.runtime.models.fakes import safetensors, write_model, write_tokenizer
@@ -132,3 +137,45 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing_behind(
     with pytest.raises(DiskFull, match=r"became full while downloading model.safetensors"):
         fetch(pinned(mlflow_server, tmp_path / "source"), small_disk)
     assert [path for path in small_disk.iterdir() if not path.name.startswith(".lock-")] == []
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from llm_runtime.contract import ModelConfig
+from llm_runtime.models.fetch import fetch
+fetch(ModelConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_download_goes_on_where_it_was(
+    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path / "source")
+    (tmp_path / "source/model.safetensors").write_bytes(safetensors({"a": 400 << 20}))
+    config = pinned(mlflow_server, tmp_path / "source")
+    models = tmp_path / "models"
+    command = [sys.executable, "-c", KILLED, config.model_dump_json(by_alias=True), str(models)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[2])})
+    while process.poll() is None and not list(models.glob(".partial-*/.mark-model.safetensors")):
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (models / "current").exists()
+
+    starts: list[int] = []
+    taken = Part.take
+
+    def take(part: Part, chunks: Iterable[bytes], start: int, etag: str) -> None:
+        if part.path.name == ".part-model.safetensors":
+            starts.append(start)
+        taken(part, chunks, start, etag)
+
+    monkeypatch.setattr(Part, "take", take)
+    folder = fetch(config, models)
+    assert len(starts) == 1
+    assert starts[0] >= 32 << 20
+    weights, manifest = folder / "model.safetensors", json.loads((folder / "manifest.json").read_text())
+    digest = hashlib.sha256((tmp_path / "source/model.safetensors").read_bytes()).hexdigest()
+    assert manifest["files"]["model.safetensors"]["sha256"] == digest
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == digest

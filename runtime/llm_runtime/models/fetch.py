@@ -1,11 +1,13 @@
 """Bring a pinned version to a verified local folder, once, however many ask at the same time.
 
 list → locate → room on the disk → download to `.partial-…` → verify → manifest → fsync → rename → link `current`.
-What has the final name is whole; everything else is removed.
+What has the final name is whole. A partial folder stays while the registry can't be reached or when the process is
+killed, and the next start goes on there; everything else is removed.
 """
 
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import random
@@ -22,7 +24,8 @@ from typing import TypeVar
 from llm_runtime.contract import ENV_MLFLOW_WORKSPACE, MODEL_FOLDER, MlflowVersion, ModelConfig
 from llm_runtime.errors import ConfigInvalid, DiskFull, Fatal, ModelCorrupt, ModelNotFound, RegistryUnreachable
 from llm_runtime.models.locate import Artifacts, Located, local_artifacts, locate
-from llm_runtime.models.progress import MIB, LogProgress, Progress, watched
+from llm_runtime.models.part import Part
+from llm_runtime.models.progress import MIB, LogProgress, Progress, bytes_in, watched
 from llm_runtime.models.registry import MlflowRegistry, Registry, fatal_of
 from llm_runtime.models.verify import is_whole, sync_folder, verify_weights, write_manifest
 
@@ -58,15 +61,13 @@ class Fetcher:
             return folder
         with disk_errors(f"preparing {self.models}"):
             self.models.mkdir(parents=True, exist_ok=True)
-            with lock(self.models / f".lock-{folder.name}"):
+            with lock(self.models / f".lock-{folder.name}") as locked:
                 if not is_whole(folder):  # Whoever had the lock before may have brought it.
-                    self._bring(version, folder)
+                    self._bring(version, folder, locked)
         return folder
 
-    def _bring(self, version: MlflowVersion, folder: Path) -> None:
-        for leftover in self.models.glob(f".partial-{folder.name}-*"):  # Of a process that was killed.
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".partial-{folder.name}-", dir=self.models))
+    def _bring(self, version: MlflowVersion, folder: Path, locked: bool) -> None:
+        partial = self._partial(folder.name, locked)
         try:
             self._fill(version, partial)
             partial.chmod(0o755)
@@ -74,8 +75,19 @@ class Fetcher:
                 shutil.rmtree(folder)
             partial.rename(folder)
             sync_folder_entry(self.models)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        except BaseException as error:
+            if not locked or (isinstance(error, Exception) and not isinstance(error, RegistryUnreachable)):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _partial(self, name: str, locked: bool) -> Path:
+        if not locked:  # Somebody else may be at the same version.
+            return Path(tempfile.mkdtemp(prefix=f".partial-{name}-", dir=self.models))
+        for leftover in self.models.glob(f".partial-{name}-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial = self.models / f".partial-{name}"
+        partial.mkdir(mode=0o700, exist_ok=True)
+        return partial
 
     def _fill(self, version: MlflowVersion, partial: Path) -> None:
         name = f"model {version.name} version {version.version}"
@@ -86,9 +98,9 @@ class Fetcher:
             raise ModelNotFound(f"{name} has no artifacts at {location}; register a version that has")
         artifacts = Artifacts(sizes, lambda path: self._read(location, path, partial))
         located = self._locate(artifacts, version.sub_path)
-        self._download(location, located, artifacts, partial)
+        digests = self._download(location, located, artifacts, partial)
         self._verify(partial)
-        write_manifest(partial, f"{version.tracking_uri} models:/{version.name}/{version.version} {location}")
+        write_manifest(partial, f"{version.tracking_uri} models:/{version.name}/{version.version} {location}", digests)
         sync_folder(partial)
         log.info("model fetched", extra={"model": name, "seconds": round(time.monotonic() - started, 1)})
 
@@ -98,40 +110,56 @@ class Fetcher:
     def _verify(self, folder: Path) -> None:
         verify_weights(folder)
 
-    def _download(self, location: str, located: Located, artifacts: Artifacts, partial: Path) -> None:
+    def _download(self, location: str, located: Located, artifacts: Artifacts, partial: Path) -> dict[str, str]:
+        """Bring all files; SHA-256 by name of those that came now."""
         wanted = {name: artifacts.sizes[path] for name, path in located.files.items()}
         total = sum(size or 0 for size in wanted.values())
-        check_room(partial, total)
+        plan = partial / ".plan"
+        go_on(plan, json.dumps([location, dict(located.files), wanted], sort_keys=True))
+        check_room(partial, max(0, total - bytes_in(partial)))
+        digests: dict[str, str] = {}
         with watched(partial, total, self.progress), ThreadPoolExecutor(PARALLEL_FILES) as pool:
-            jobs = [
-                pool.submit(self._download_file, location, path, partial / name, wanted[name])
+            jobs = {
+                name: pool.submit(self._download_file, location, path, partial, name, wanted[name])
                 for name, path in located.files.items()
-            ]
+            }
             try:
-                for job in jobs:
-                    job.result()
+                for name, job in jobs.items():
+                    if digest := job.result():
+                        digests[name] = digest
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+        for file in partial.glob(".*"):
+            file.unlink()
+        return digests
 
-    def _download_file(self, location: str, path: str, target: Path, size: int | None) -> None:
-        def attempt() -> None:
-            self.registry.download(location, path, target)
-            found = target.stat().st_size
+    def _download_file(self, location: str, path: str, partial: Path, name: str, size: int | None) -> str | None:
+        if (partial / name).is_file() and (partial / name).stat().st_size == size:
+            return None  # By a process before this one.
+
+        def attempt() -> str | None:
+            part = Part(partial, name)
+            self.registry.download(location, path, part)
+            found = part.path.stat().st_size
             # MLflow takes a body that ends early for the whole file.
             if size is not None and found != size:
+                if found > size:
+                    part.discard()
                 raise ShortFile(f"{path} has {found} bytes, its listing says {size}; upload it to the registry again")
-            target.chmod(0o644)
+            part.finish()
+            return part.sha256
 
-        self._patiently(f"downloading {path}", attempt)
+        return self._patiently(f"downloading {path}", attempt)
 
     def _read(self, location: str, path: str, partial: Path) -> bytes:
-        target = partial / f".read-{os.path.basename(path)}"  # noqa: PTH119 - a URL path, not a local one
-        self._patiently(f"reading {path}", lambda: self.registry.download(location, path, target))
+        part = Part(partial, f"read-{os.path.basename(path)}")  # noqa: PTH119 - a URL path, not a local one
+        part.discard()
         try:
-            return target.read_bytes()
+            self._patiently(f"reading {path}", lambda: self.registry.download(location, path, part))
+            return part.path.read_bytes()
         finally:
-            target.unlink()
+            part.discard()
 
     def _patiently(self, what: str, attempt: Callable[[], Result]) -> Result:
         """Try again after transient faults, with growing, jittered pauses. Raises a Fatal."""
@@ -203,6 +231,17 @@ def folder_name(version: MlflowVersion) -> str:
     return f"{readable}-{version.version}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
+def go_on(plan: Path, wanted: str) -> None:
+    """Empty the folder of the file `plan` unless it was begun with the same files in mind: their sizes count, too."""
+    folder = plan.parent
+    if plan.is_file() and plan.read_text(encoding="utf-8") == wanted:
+        log.info("going on with a download", extra={"folder": str(folder), "done_mib": bytes_in(folder) // MIB})
+        return
+    for file in folder.iterdir():
+        file.unlink()
+    plan.write_text(wanted, encoding="utf-8")
+
+
 def check_room(folder: Path, needed_bytes: int) -> None:
     """Raise DiskFull unless the file system of `folder` has room for `needed_bytes` and a little more."""
     free = shutil.disk_usage(folder).free
@@ -233,8 +272,12 @@ def sync_folder_entry(folder: Path) -> None:
 
 
 @contextmanager
-def lock(file: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes, also on other nodes of a shared volume; it goes with its holder."""
+def lock(file: Path) -> Iterator[bool]:
+    """Hold an exclusive lock between processes, also on other nodes of a shared volume; it goes with its holder.
+
+    False where the volume has no locks.
+    """
+    locked = True
     with file.open("w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -243,7 +286,8 @@ def lock(file: Path) -> Iterator[None]:
             fcntl.flock(held, fcntl.LOCK_EX)
         except OSError as error:  # Some network file systems have no locks; a double download is still correct.
             log.warning("the volume has no locks; downloading without", extra={"error": str(error)})
-        yield
+            locked = False
+        yield locked
 
 
 @contextmanager

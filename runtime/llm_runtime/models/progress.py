@@ -1,8 +1,9 @@
-"""How far a download or an upload is, told to whoever watches: a bar, or a log line at most every two seconds."""
+"""How far a download or an upload is, told to whoever watches: a bar, or a log line every few seconds."""
 
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,34 +14,53 @@ Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in total), from another thread, twice a second and once at the end."""
 
 MIB = 1 << 20
+LOG_SECONDS = 5.0
+WINDOW_SECONDS = 10.0
+"""Over which the rate is taken."""
 
 
 class LogProgress:
-    """A line at every tenth of the way, but none within two seconds of the last, and one every ten seconds anyway."""
+    """A line every five seconds and at the end: how much, how fast over the last ten seconds, how long still."""
 
-    def __init__(self, what: str = "model download") -> None:
-        self._what = what
-        self._logged_at, self._tenth = time.monotonic(), -1
+    def __init__(self, what: str = "model download", clock: Callable[[], float] = time.monotonic) -> None:
+        self._what, self._clock = what, clock
+        self._seen: deque[tuple[float, int]] = deque()
+        self._began: tuple[float, int] | None = None
+        self._logged_at, self._ended = clock(), False
 
     def __call__(self, done: int, total: int) -> None:
-        tenth, silent_seconds = 10 * done // max(total, 1), time.monotonic() - self._logged_at
-        if (
-            (tenth > self._tenth and silent_seconds >= 2)
-            or silent_seconds >= 10
-            or (done >= total and self._tenth < 10)
-        ):
-            self._logged_at, self._tenth = time.monotonic(), tenth
-            log.info(self._what, extra={"done_mib": done // MIB, "total_mib": total // MIB, "percent": 10 * tenth})
+        now = self._clock()
+        self._began = self._began or (now, done)
+        self._seen.append((now, done))
+        while now - self._seen[0][0] > WINDOW_SECONDS:
+            self._seen.popleft()
+        if done >= total and not self._ended:
+            self._ended = True
+            self._log(done, total, *self._began)
+        elif now - self._logged_at >= LOG_SECONDS and done < total:
+            self._log(done, total, *self._seen[0])
+
+    def _log(self, done: int, total: int, since: float, then: int) -> None:
+        now = self._logged_at = self._clock()
+        rate = (done - then) / max(now - since, 0.001)
+        line = {
+            "percent": 100 * done // max(total, 1),
+            "done_mib": done // MIB,
+            "total_mib": total // MIB,
+            "megabytes_per_second": round(rate / 1e6, 1),
+            "seconds_left": round((total - done) / rate) if rate > 0 else None,
+        }
+        log.info(self._what, extra=line)
 
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Progress]:
     """A bar on standard error, for a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
-    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Bar(what, *columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -52,8 +72,9 @@ def watched(folder: Path, total: int, progress: Progress) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
+        progress(min(bytes_in(folder), total), total)
         while not over.wait(0.5):
-            progress(min(_bytes_in(folder), total), total)
+            progress(min(bytes_in(folder), total), total)
 
     watcher = threading.Thread(target=watch, name="download-progress", daemon=True)
     watcher.start()
@@ -65,7 +86,8 @@ def watched(folder: Path, total: int, progress: Progress) -> Iterator[None]:
     progress(total, total)
 
 
-def _bytes_in(folder: Path) -> int:
+def bytes_in(folder: Path) -> int:
+    """Bytes of the files right in `folder`."""
     try:
         return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     except OSError:  # The folder is being renamed or removed.

@@ -1,19 +1,22 @@
 """All of the runtime's talk with MLflow: where a version's artifacts are, their list, their bytes.
 
-MLflow's client is used for its artifact stores (proxy, S3, GCS, Azure) and its authentication, through one file at a
-time: its own folder download checks nothing, and hides the errors of single files. No flavour is ever imported.
+MLflow's client is used for its artifact stores (S3, GCS, Azure) and its authentication, through one file at a time:
+its own folder download checks nothing, and hides the errors of single files. What the server itself serves comes
+through `stream`, which resumes. No flavour is ever imported.
 """
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
 from llm_runtime.contract import MlflowVersion
 from llm_runtime.errors import DiskFull, Fatal, ModelCorrupt, ModelNotFound, RegistryDenied, RegistryUnreachable
+from llm_runtime.models import stream
 from llm_runtime.models.locate import MAX_DEPTH
+from llm_runtime.models.part import Part
 
 MAX_FILES = 10_000
 
@@ -23,8 +26,6 @@ _CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # Ranged downloads hold a chunk per thread in memory; the default of 100 MiB costs 600 MB and more.
-    "MLFLOW_MULTIPART_DOWNLOAD_CHUNK_SIZE": str(16 << 20),
 }
 
 
@@ -39,8 +40,8 @@ class Registry(Protocol):
         """Bytes of every artifact by its relative path."""
         ...
 
-    def download(self, location: str, path: str, target: Path) -> None:
-        """Write one artifact to `target`."""
+    def download(self, location: str, path: str, part: Part) -> None:
+        """Write one artifact to `part`, from where that ends if possible."""
         ...
 
 
@@ -52,6 +53,7 @@ class MlflowRegistry:
             os.environ.setdefault(name, value)
         self._tracking_uri = tracking_uri
         self._repositories: dict[str, Any] = {}
+        self._lock = threading.Lock()
 
     def resolve(self, version: MlflowVersion) -> str:
         from mlflow import MlflowClient
@@ -81,15 +83,25 @@ class MlflowRegistry:
             )
         return files
 
-    def download(self, location: str, path: str, target: Path) -> None:
-        self._repository(location)._download_file(path, str(target))
+    def download(self, location: str, path: str, part: Part) -> None:
+        from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+
+        repository = self._repository(location)
+        while hasattr(repository, "repo"):  # Of runs:/ and models:/, around the repository that has the bytes.
+            repository = repository.repo
+        if isinstance(repository, HttpArtifactRepository):
+            stream.download(stream.of_mlflow(repository, path), part)
+        else:
+            part.discard()
+            repository._download_file(path, str(part.path))
 
     def _repository(self, location: str) -> Any:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        if location not in self._repositories:
-            self._repositories[location] = get_artifact_repository(location, tracking_uri=self._tracking_uri)
-        return self._repositories[location]
+        with self._lock:
+            if location not in self._repositories:
+                self._repositories[location] = get_artifact_repository(location, tracking_uri=self._tracking_uri)
+            return self._repositories[location]
 
     def _walk(self, repository: Any, folder: str | None, depth: int) -> Iterator[tuple[str, int | None]]:
         for count, entry in enumerate(repository.list_artifacts(folder)):

@@ -65,11 +65,16 @@ def safetensors_header(file: Path) -> dict[str, Any]:
     return tensors
 
 
-def write_manifest(folder: Path, source: str) -> None:
-    """Record size and SHA-256 of every file; its presence says that the folder is whole."""
+def write_manifest(folder: Path, source: str, known: Mapping[str, str] | None = None) -> None:
+    """Record size and SHA-256 of every file; its presence says that the folder is whole.
+
+    `known` has the digests by file name that were computed while the files came.
+    """
     names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST)
+    digests = dict(known or {})
+    unknown = [name for name in names if name not in digests]
     with ThreadPoolExecutor(max_workers=2) as pool:  # Hashing releases the interpreter lock.
-        digests = dict(zip(names, pool.map(lambda name: _sha256(folder / name), names), strict=True))
+        digests.update(zip(unknown, pool.map(lambda name: _sha256(folder / name), unknown), strict=True))
     files = {name: {"size": (folder / name).stat().st_size, "sha256": digests[name]} for name in names}
     content = json.dumps({"schema": 1, "source": source, "files": files}, indent=1)
     (folder / MANIFEST).write_text(content, encoding="utf-8")

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 from llm_runtime.contract import MlflowVersion
+from llm_runtime.models.part import Part
 
 VERSION = MlflowVersion(tracking_uri="http://mlflow", name="bot", version="3")
 
@@ -48,6 +49,7 @@ class FolderRegistry:
         self.folder = folder
         self.faults: list[Exception] = []
         self.cut_bytes = 0
+        self.refused: set[str] = set()
         self.downloads: list[str] = []
         self.extra: dict[str, int | None] = {}
         self._lock = threading.Lock()
@@ -59,11 +61,13 @@ class FolderRegistry:
         files = {p.relative_to(self.folder).as_posix(): p.stat().st_size for p in self.folder.rglob("*") if p.is_file()}
         return {**files, **self.extra}
 
-    def download(self, location: str, path: str, target: Path) -> None:
+    def download(self, location: str, path: str, part: Part) -> None:
         with self._lock:
             self.downloads.append(path)
             fault = self.faults.pop(0) if self.faults else None
+        if path in self.refused:
+            raise ConnectionResetError(path)
         content = (self.folder / path).read_bytes()
-        target.write_bytes(content[: len(content) - self.cut_bytes])
+        part.path.write_bytes(content[: len(content) - self.cut_bytes])
         if fault is not None:
             raise fault

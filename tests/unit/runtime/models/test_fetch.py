@@ -18,7 +18,6 @@ from llm_runtime.errors import (
     RegistryUnreachable,
 )
 from llm_runtime.models.fetch import Fetcher, fetch, folder_name, local_model, point_to
-from llm_runtime.models.progress import LogProgress
 from llm_runtime.models.verify import is_whole
 from unit.runtime.models.fakes import VERSION, FolderRegistry, write_model, write_tokenizer
 
@@ -97,7 +96,7 @@ def test_after_the_last_attempt_the_registry_counts_as_unreachable(
     registry.faults = [Answered(503) for _ in range(100)]
     with pytest.raises(RegistryUnreachable, match="downloading"):
         fetcher.fetch(VERSION)
-    assert left_over(fetcher) == []
+    assert left_over(fetcher) == [f".partial-{folder_name(VERSION)}"]
     assert sorted(set(pauses)) == [1.0, 2.0, 4.0, 8.0]
 
 
@@ -252,9 +251,25 @@ def test_an_unwritable_cache_is_told(tmp_path: Path, registry: FolderRegistry) -
         Fetcher(registry, tmp_path / "file/models").fetch(VERSION)
 
 
-def test_log_lines_of_progress_are_few(caplog: pytest.LogCaptureFixture) -> None:
-    progress = LogProgress()
-    with caplog.at_level("INFO"):
-        for done in range(101):
-            progress(done, 100)
-    assert len(caplog.records) == 1
+def test_the_next_start_goes_on_with_the_files_that_are_missing(fetcher: Fetcher, registry: FolderRegistry) -> None:
+    partial = fetcher.models / f".partial-{folder_name(VERSION)}"
+    registry.refused = {"model.safetensors"}
+    with pytest.raises(RegistryUnreachable):
+        fetcher.fetch(VERSION)
+    assert (partial / "tokenizer.json").is_file()
+    registry.refused.clear()
+    registry.downloads.clear()
+    folder = fetcher.fetch(VERSION)
+    assert is_whole(folder)
+    assert "tokenizer.json" not in registry.downloads
+    assert left_over(fetcher) == [folder.name]
+    assert not list(folder.glob(".*"))
+
+
+def test_a_changed_listing_begins_anew(fetcher: Fetcher, registry: FolderRegistry) -> None:
+    registry.refused = {"model.safetensors"}
+    with pytest.raises(RegistryUnreachable):
+        fetcher.fetch(VERSION)
+    (registry.folder / "tokenizer.json").write_text('{"other": 1}')
+    registry.refused.clear()
+    assert (fetcher.fetch(VERSION) / "tokenizer.json").read_text() == '{"other": 1}'
