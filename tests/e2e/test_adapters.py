@@ -1,0 +1,124 @@
+"""An adapter's alias moves: the new version answers in every pod, no request fails, and no pod starts anew."""
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from devstack.load import RequestLoop
+from devstack.registry import push, set_alias
+from e2e.world import MODEL, World
+from unit.runtime import lora_models
+
+pytestmark = pytest.mark.e2e
+
+NAME, ADAPTER = "advisor", "support-legal"
+POLL_SECONDS = 1
+"""The operator's, as the stack installs it: it notices after that at the latest."""
+DEPLOYMENT = f"""
+apiVersion: llm-operator.dev/v1alpha1
+kind: LLMDeployment
+metadata: {{name: {NAME}}}
+spec:
+  model: {{mlflow: {{name: {MODEL}, version: 1}}}}
+  engine: {{maxModelLength: 256, maxBatchSize: 32}}
+  server: {{completionCache: {{enabled: false}}}}
+  replicas: 2
+  resources: {{requests: {{cpu: 100m, memory: 256Mi}}}}
+  rollout: {{drainSeconds: 5, progressDeadlineSeconds: 120}}
+---
+apiVersion: llm-operator.dev/v1alpha1
+kind: ApiKey
+metadata: {{name: advisors}}
+spec: {{deployments: [{NAME}], adapters: [legal]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def client(world: World) -> Iterator[httpx.Client]:
+    world.kubectl("apply", "-f", "-", stdin=DEPLOYMENT)
+    world.kubectl("wait", f"llmd/{NAME}", "--for=condition=Ready", "--timeout=180s")
+    world.kubectl("wait", "llmkey/advisors", "--for=condition=Ready", "--timeout=60s")
+    headers = {"Authorization": f"Bearer {key(world)}"}
+    with httpx.Client(base_url=world.stack.service_url(NAME), headers=headers, timeout=60, trust_env=False) as session:
+        yield session
+    world.kubectl("delete", "llmd", NAME, "--timeout=60s")
+    world.kubectl("delete", "llmkey", "advisors")
+    world.until(lambda: NAME not in world.kubectl("get", "pods", "-o", "name"), "its pods gone")
+
+
+@pytest.fixture(scope="module")
+def versions(models: dict[str, Path], world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two versions of an adapter for the first model; the first is `champion`."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed, alias in enumerate(("champion", None)):
+        push(
+            world.stack.mlflow.uri,
+            ADAPTER,
+            lora_models.save_adapter(models["first"], folder / str(seed), seed),
+            alias=alias,
+        )
+    return ADAPTER
+
+
+def key(world: World) -> str:
+    return base64.b64decode(world.stack.get("secret", "advisors-llm-key")["data"]["api-key"]).decode()
+
+
+def pods(world: World) -> list[tuple[str, int]]:
+    """Each pod and how often it was started anew."""
+    selector = f"llm-operator.dev/deployment={NAME}"
+    listed = json.loads(world.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
+    return sorted(
+        (pod["metadata"]["uid"], sum(each["restartCount"] for each in pod["status"]["containerStatuses"]))
+        for pod in listed
+    )
+
+
+def answer(session: httpx.Client, model: str) -> httpx.Response:
+    # A connection of its own: the Service chooses a pod for each.
+    body = {"model": model, "prompt": "hello", "temperature": 0, "max_tokens": 12}
+    return session.post("/v1/completions", json=body, headers={"Connection": "close"})
+
+
+def test_a_moved_alias_answers_in_all_pods_and_nobody_notices(
+    client: httpx.Client, world: World, versions: str
+) -> None:
+    before, legal = pods(world), f"{NAME}:legal"
+    assert len(before) == 2
+    assert answer(client, legal).status_code == 404
+    adapters = [{"name": "legal", "mlflow": {"name": versions, "alias": "champion"}}]
+    world.kubectl("patch", "llmd", NAME, "--type=merge", "-p", json.dumps({"spec": {"adapters": adapters}}))
+    world.until(lambda: all(answer(client, legal).is_success for _ in range(8)), "the adapter in all pods", 30)
+    loop = RequestLoop(str(client.base_url).rstrip("/"), key(world), legal, "hello", clients=2, max_tokens=8).start()
+    try:
+        world.until(lambda: loop.tally.requests >= 8, "requests before the move")
+        (old,) = loop.tally.answers
+        moved = time.monotonic()
+        set_alias(world.stack.mlflow.uri, versions, "champion", "2")
+        world.until(lambda: len(loop.tally.answers) == 2, "the new version to answer", POLL_SECONDS + 5)
+        settled = time.monotonic()
+        while (now := time.monotonic()) - settled < 2:
+            last = loop.tally.answers[old]
+            time.sleep(0.1)
+            settled = settled if loop.tally.answers[old] == last else now
+    finally:
+        tally = loop.stop()
+    print(f"all pods answered {settled - moved:.1f} s after the alias moved; {tally.requests} requests, none failed")
+    assert tally.failures == []
+    assert settled - moved < POLL_SECONDS + 5
+    assert world.llmd(NAME)["status"]["adapters"][0]["version"] == "2"
+    assert pods(world) == before
+    assert world.condition("AdaptersReady", NAME)["status"] == "True"
+
+
+def test_a_removed_adapter_is_gone_and_the_pods_are_not(client: httpx.Client, world: World) -> None:
+    before = pods(world)
+    world.kubectl("patch", "llmd", NAME, "--type=merge", "-p", '{"spec": {"adapters": []}}')
+    world.until(lambda: all(answer(client, f"{NAME}:legal").status_code == 404 for _ in range(6)), "it to go", 20)
+    assert answer(client, NAME).is_success
+    assert pods(world) == before
