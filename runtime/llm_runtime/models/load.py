@@ -7,7 +7,6 @@ Transformers would log them and go on with random ones.
 import gc
 import logging
 import os
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelUnsupported, Ou
 from llm_runtime.models.agreement import difference, probe_tokens
 from llm_runtime.models.codec import SPECIAL_TOKENS, Codec, eos_token_ids, folder_template, read_json
 from llm_runtime.models.fit import Plan, check_fit, tensors_of
+from llm_runtime.models.peak import PeakMemory
 
 log = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()
@@ -57,7 +57,8 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
     device = _device(engine.device)
     dtype = _dtype(engine.dtype, device, settings)
     _check_fit(folder, settings, engine, device, dtype)
-    weights = _weights(folder, device, dtype, engine.quantization)
+    with PeakMemory() as peak:
+        weights = _weights(folder, device, dtype, engine.quantization)
     codec = _codec(folder, model.chat_template, weights)
     parameters = sum(parameter.numel() for parameter in weights.parameters())
     log.info(
@@ -66,7 +67,7 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
             "folder": str(folder), "architecture": type(weights).__name__, "parameters": parameters,
             "device": device, "dtype": str(dtype).removeprefix("torch."),
             "seconds": round(time.monotonic() - started, 1),
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "peak_bytes": peak.peak_bytes, "before_bytes": peak.before_bytes,
         },
     )  # fmt: skip
     max_positions = getattr(settings.get_text_config(), "max_position_embeddings", None)

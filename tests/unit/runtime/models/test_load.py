@@ -1,6 +1,7 @@
 """Loading real files with Transformers, and refusing what would be served wrongly."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,14 @@ def test_a_folder_becomes_model_and_codec(folder: Path) -> None:
     assert (loaded.device, loaded.dtype, loaded.max_positions) == ("cpu", "float32", 512)
     assert loaded.codec.eos_token_ids == {256, 259}
     assert loaded.codec.vocabulary_size == 260
+
+
+def test_the_log_says_how_long_it_took_and_what_memory(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        load(folder, CPU, MODEL)
+    said = next(record.__dict__ for record in caplog.records if record.message == "model loaded")
+    assert said["seconds"] >= 0
+    assert said["peak_bytes"] >= said["before_bytes"] > 0
 
 
 def test_the_codec_says_what_transformers_says(folder: Path) -> None:
