@@ -35,6 +35,7 @@ CONFIG_FLAG, KEYS_FLAG, ADAPTERS_FLAG, MODELS_FLAG = "--config", "--keys", "--ad
 
 LIVE_PATH, READY_PATH, METRICS_PATH = "/livez", "/readyz", "/metrics"
 
+ENV_MLFLOW_TRACKING_URI = "MLFLOW_TRACKING_URI"
 ENV_MLFLOW_USERNAME = "MLFLOW_TRACKING_USERNAME"
 ENV_MLFLOW_PASSWORD = "MLFLOW_TRACKING_PASSWORD"
 ENV_MLFLOW_TOKEN = "MLFLOW_TRACKING_TOKEN"
@@ -87,9 +88,15 @@ class ModelConfig(_Section):
     name: str
     """The model id that clients send: the LLMDeployment's name."""
     mlflow: MlflowVersion | None = None
-    """A version from MLflow; either this or `path`."""
+    """A version from MLflow; exactly one of this, `path` and `uri`."""
     path: str | None = None
     """A local folder instead of MLflow (stand-alone use)."""
+    uri: str | None = None
+    """`models:/name/3`, `models:/name@alias`, `models:/name/Stage`, `models:/m-…`, `runs:/…`, `mlflow-artifacts:/…`,
+    `hf://org/name@revision`, `file:///folder`, or `s3://`, `gs://`, `abfss://` where that client is installed.
+    What may move is resolved once, when the model is fetched (stand-alone use)."""
+    tracking_uri: str | None = None
+    """Address of the MLflow server for `uri`; none: MLFLOW_TRACKING_URI."""
     system_prompt: str = ""
     """Put before every conversation that brings no system message of its own."""
     chat_template: str = ""

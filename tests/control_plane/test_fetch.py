@@ -179,3 +179,35 @@ def test_a_killed_download_goes_on_where_it_was(
     digest = hashlib.sha256((tmp_path / "source/model.safetensors").read_bytes()).hexdigest()
     assert manifest["files"]["model.safetensors"]["sha256"] == digest
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == digest
+
+
+def test_every_uri_of_a_version_leads_to_its_files(mlflow_server: str, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    name = pinned(mlflow_server, write_model(tmp_path / "source")).name
+    client = MlflowClient(mlflow_server, mlflow_server)
+    client.set_registered_model_alias(name, "champion", "1")
+    client.transition_model_version_stage(name, "1", "Production")
+    run = client.get_model_version(name, "1").run_id
+    experiment = client.get_run(run).info.experiment_id
+    logged = client.create_logged_model(experiment, name="logged")
+    client.log_model_artifacts(logged.model_id, str(tmp_path / "source"))
+    client.finalize_logged_model(logged.model_id, "READY")
+
+    def folder(uri: str) -> Path:
+        return fetch(ModelConfig(name="x", uri=uri, tracking_uri=mlflow_server), tmp_path / "models")
+
+    numbered = {folder(f"models:/{name}{end}") for end in ("/1", "@champion", "/Production", "/latest")}
+    assert len(numbered) == 1
+    places = {
+        folder(f"runs:/{run}/model"),
+        folder(f"mlflow-artifacts:/{experiment}/{run}/artifacts/model"),
+        folder(f"models:/{logged.model_id}"),
+    }
+    assert len(places | numbered) == 4
+    for found in places | numbered:
+        assert is_whole(found)
+        assert (found / "model.safetensors").read_bytes() == (tmp_path / "source/model.safetensors").read_bytes()
+    for nobody in (f"models:/{name}@nobody", f"models:/{name}/Staging", "models:/nobody/latest"):
+        with pytest.raises(ModelNotFound):
+            folder(nobody)

@@ -192,7 +192,7 @@ async def _with_model(config: RuntimeConfig, body: LoadBody, services: Services)
         if body.model_name == known.model.name and not body.path and not body.model_version:
             return config.model_copy(update={"model": known.model, "adapters": known.adapters})
     folder = body.path or (body.model_name if await asyncio.to_thread(_is_folder, body.model_name) else None)
-    model = config.model.model_copy(update={"path": folder, "mlflow": None, "chat_template": ""})
+    model = config.model.model_copy(update={"path": folder, "mlflow": None, "uri": None, "chat_template": ""})
     if folder:
         name = body.model_name if body.path else PurePath(folder).name or folder
         model = model.model_copy(update={"name": name})

@@ -5,7 +5,6 @@ What has the final name is whole. A partial folder stays while the registry can'
 killed, and the next start goes on there; everything else is removed.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -15,26 +14,26 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import unquote, urlparse
 
-from llm_runtime.contract import ENV_MLFLOW_WORKSPACE, MODEL_FOLDER, MlflowVersion, ModelConfig
-from llm_runtime.errors import ConfigInvalid, DiskFull, Fatal, ModelCorrupt, ModelNotFound, RegistryUnreachable
+from llm_runtime.contract import ENV_MLFLOW_TRACKING_URI, ENV_MLFLOW_WORKSPACE, MODEL_FOLDER, MlflowVersion, ModelConfig
+from llm_runtime.errors import ConfigInvalid, Fatal, ModelCorrupt, ModelNotFound, RegistryUnreachable
+from llm_runtime.models.disk import check_room, disk_errors, lock, point_to, sync_folder_entry
 from llm_runtime.models.locate import Artifacts, Located, local_artifacts, locate
 from llm_runtime.models.part import Part
 from llm_runtime.models.progress import MIB, LogProgress, Progress, bytes_in, watched
 from llm_runtime.models.registry import MlflowRegistry, Registry, fatal_of
+from llm_runtime.models.sources import Pinned, find
 from llm_runtime.models.verify import is_whole, sync_folder, verify_weights, write_manifest
 
 log = logging.getLogger(__name__)
 
 PARALLEL_FILES = 4
 ATTEMPTS = 5
-SPARE_BYTES = 64 * MIB
-"""Room that must be left beside the model: for the manifest and the file system's own needs."""
 
 Result = TypeVar("Result")
 
@@ -53,7 +52,7 @@ class Fetcher:
         self.registry, self.models, self.progress = registry, models, progress or LogProgress()
         self.sleep, self.chance = sleep, chance
 
-    def fetch(self, version: MlflowVersion) -> Path:
+    def fetch(self, version: MlflowVersion | Pinned) -> Path:
         """The verified folder of `version`; without any request to the registry when it is there already."""
         folder = self.models / folder_name(version)
         if is_whole(folder):
@@ -66,7 +65,7 @@ class Fetcher:
                     self._bring(version, folder, locked)
         return folder
 
-    def _bring(self, version: MlflowVersion, folder: Path, locked: bool) -> None:
+    def _bring(self, version: MlflowVersion | Pinned, folder: Path, locked: bool) -> None:
         partial = self._partial(folder.name, locked)
         try:
             self._fill(version, partial)
@@ -89,18 +88,22 @@ class Fetcher:
         partial.mkdir(mode=0o700, exist_ok=True)
         return partial
 
-    def _fill(self, version: MlflowVersion, partial: Path) -> None:
-        name = f"model {version.name} version {version.version}"
+    def _fill(self, version: MlflowVersion | Pinned, partial: Path) -> None:
         started = time.monotonic()
-        location = self._patiently(f"resolving {name}", lambda: self.registry.resolve(version))
+        if isinstance(version, Pinned):
+            name, location, sub_path, source = f"model {version.location}", version.location, "", version.location
+        else:
+            name, sub_path = f"model {version.name} version {version.version}", version.sub_path
+            location = self._patiently(f"resolving {name}", lambda: self.registry.resolve(version))
+            source = f"{version.tracking_uri} models:/{version.name}/{version.version} {location}"
         sizes = self._patiently(f"listing {name}", lambda: self.registry.sizes(location))
         if not sizes:
             raise ModelNotFound(f"{name} has no artifacts at {location}; register a version that has")
         artifacts = Artifacts(sizes, lambda path: self._read(location, path, partial))
-        located = self._locate(artifacts, version.sub_path)
+        located = self._locate(artifacts, sub_path)
         digests = self._download(location, located, artifacts, partial)
         self._verify(partial)
-        write_manifest(partial, f"{version.tracking_uri} models:/{version.name}/{version.version} {location}", digests)
+        write_manifest(partial, source, digests)
         sync_folder(partial)
         log.info("model fetched", extra={"model": name, "seconds": round(time.monotonic() - started, 1)})
 
@@ -191,8 +194,13 @@ def fetch(config: ModelConfig, models: Path, progress: Progress | None = None) -
         folder = Fetcher(MlflowRegistry(config.mlflow.tracking_uri), models, progress).fetch(config.mlflow)
     elif config.path is not None:
         folder = local_model(Path(config.path), models)
+    elif config.uri is not None and config.uri.startswith("file://"):
+        folder = local_model(Path(unquote(urlparse(config.uri).path)), models)
+    elif config.uri is not None:
+        registry, found = find(config.uri, config.tracking_uri or os.environ.get(ENV_MLFLOW_TRACKING_URI, ""))
+        folder = Fetcher(registry, models, progress).fetch(found)
     else:
-        raise ConfigInvalid("the configuration names no model: set model.mlflow or model.path")
+        raise ConfigInvalid("the configuration names no model: set model.mlflow, model.path or model.uri")
     with disk_errors(f"linking {models / MODEL_FOLDER}"):
         models.mkdir(parents=True, exist_ok=True)
         point_to(models / MODEL_FOLDER, folder)
@@ -216,19 +224,18 @@ def local_model(path: Path, models: Path) -> Path:
     return overlay
 
 
-def folder_name(version: MlflowVersion) -> str:
+def folder_name(version: MlflowVersion | Pinned) -> str:
     """One folder for each version of each server: readable, and unambiguous through a digest."""
-    identity = "\n".join(
-        (
-            version.tracking_uri,
-            os.environ.get(ENV_MLFLOW_WORKSPACE, ""),
-            version.name,
-            version.version,
-            version.sub_path,
-        )
-    )
+    workspace = os.environ.get(ENV_MLFLOW_WORKSPACE, "")
+    if isinstance(version, Pinned):
+        identity: tuple[str, ...] = (version.server, workspace, version.location)
+    else:
+        identity = (version.tracking_uri, workspace, version.name, version.version, version.sub_path)
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", version.name)[:60].strip(".-") or "model"
-    return f"{readable}-{version.version}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    if isinstance(version, MlflowVersion):
+        readable = f"{readable}-{version.version}"
+    digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()
+    return f"{readable}-{digest[:12]}"
 
 
 def go_on(plan: Path, wanted: str) -> None:
@@ -240,66 +247,6 @@ def go_on(plan: Path, wanted: str) -> None:
     for file in folder.iterdir():
         file.unlink()
     plan.write_text(wanted, encoding="utf-8")
-
-
-def check_room(folder: Path, needed_bytes: int) -> None:
-    """Raise DiskFull unless the file system of `folder` has room for `needed_bytes` and a little more."""
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes + SPARE_BYTES:
-        raise DiskFull(
-            f"the model needs {needed_bytes / MIB:.0f} MiB and {SPARE_BYTES // MIB} to spare, but {folder.parent} has "
-            f"{free / MIB:.0f} MiB free; give the model cache more room"
-        )
-
-
-def point_to(link: Path, target: Path) -> None:
-    """Let `link` point to `target`, in one step; without a write when it does."""
-    wanted = os.path.relpath(target, link.parent) if target.is_relative_to(link.parent) else str(target.absolute())
-    if link.is_symlink() and str(link.readlink()) == wanted:
-        return
-    fresh = link.parent / f".{link.name}-{os.getpid()}-{random.getrandbits(32):08x}"
-    fresh.symlink_to(wanted)
-    fresh.replace(link)
-
-
-def sync_folder_entry(folder: Path) -> None:
-    """Force a rename in `folder` to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def lock(file: Path) -> Iterator[bool]:
-    """Hold an exclusive lock between processes, also on other nodes of a shared volume; it goes with its holder.
-
-    False where the volume has no locks.
-    """
-    locked = True
-    with file.open("w") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another download of this model", extra={"lock": str(file)})
-            fcntl.flock(held, fcntl.LOCK_EX)
-        except OSError as error:  # Some network file systems have no locks; a double download is still correct.
-            log.warning("the volume has no locks; downloading without", extra={"error": str(error)})
-            locked = False
-        yield locked
-
-
-@contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """Let an OSError of the block leave as a Fatal."""
-    try:
-        yield
-    except OSError as error:
-        fatal = fatal_of(error, what)
-        if isinstance(fatal, DiskFull):
-            raise fatal from error
-        raise ConfigInvalid(f"{what} failed: {error}; check the volume of the model cache") from error
 
 
 def _public(fatal: Fatal) -> Fatal:

@@ -74,6 +74,21 @@ class MlflowRegistry:
             raise ModelNotFound(f"MLflow knows nothing of {what}")
         return str(max(numbers))
 
+    def by_alias(self, name: str, alias: str) -> str:
+        """The version that `alias` names. Raises MLflow's own errors."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self._tracking_uri, self._tracking_uri)
+        return str(client.get_model_version_by_alias(name, alias).version)
+
+    def in_stage(self, name: str, stage: str) -> str | None:
+        """The newest version in `stage`; None when there is none. Raises MLflow's own errors."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self._tracking_uri, self._tracking_uri)
+        numbers = [int(found.version) for found in client.get_latest_versions(name, [stage])]
+        return str(max(numbers)) if numbers else None
+
     def sizes(self, location: str) -> dict[str, int | None]:
         files = dict(self._walk(self._repository(location), None, 0))
         if not files and urlparse(location).scheme in ("", "file"):
@@ -100,8 +115,16 @@ class MlflowRegistry:
 
         with self._lock:
             if location not in self._repositories:
-                self._repositories[location] = get_artifact_repository(location, tracking_uri=self._tracking_uri)
+                place = self._logged(location) if location.startswith("models:/m-") else location
+                self._repositories[location] = get_artifact_repository(place, tracking_uri=self._tracking_uri)
             return self._repositories[location]
+
+    def _logged(self, location: str) -> str:
+        # MLflow's repository for models:/ asks the process's default server, not the one it is given.
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self._tracking_uri, self._tracking_uri)
+        return str(client.get_logged_model(location.removeprefix("models:/")).artifact_location)
 
     def _walk(self, repository: Any, folder: str | None, depth: int) -> Iterator[tuple[str, int | None]]:
         for count, entry in enumerate(repository.list_artifacts(folder)):

@@ -99,6 +99,9 @@ def _storage(environment: Environment, configured: str) -> Storage:
     return Storage(_secret(environment.database_url) or configured, _secret(environment.key_pepper))
 
 
+SOURCES = ("mlflow", "path", "uri")
+
+
 class _Reading:
     """One attempt to make settings out of what was found; collects every fault before it gives up."""
 
@@ -174,19 +177,23 @@ class _Reading:
         if path:
             model["path"] = path
             model.pop("mlflow", None)
+            model.pop("uri", None)
         if name or path:
             model["name"] = name or model.get("name") or Path(str(path)).name
         registry = {"version": environment.model_version, "tracking_uri": environment.mlflow_tracking_uri}
         given = {key: value for key, value in registry.items() if value}
-        if given and not model.get("path") and model.get("name"):
+        if model.get("uri") and not environment.model_version:
+            if environment.mlflow_tracking_uri and not model.get("tracking_uri"):
+                model["tracking_uri"] = environment.mlflow_tracking_uri
+        elif given and not model.get("path") and model.get("name"):
             model["mlflow"] = {"name": model["name"], **(model.get("mlflow") or {}), **given}
 
     def _check_source(self) -> None:
         model = self._content["model"]
-        if not isinstance(model, dict) or bool(model.get("mlflow")) == bool(model.get("path")):
+        if not isinstance(model, dict) or sum(map(bool, map(model.get, SOURCES))) != 1:
             text = (
-                "needs exactly one of `mlflow` and `path`. Stand-alone, set MODEL_PATH, or MODEL_NAME, MODEL_VERSION "
-                "and MLFLOW_TRACKING_URI"
+                "needs exactly one of `mlflow`, `path` and `uri`. Stand-alone, set MODEL_PATH, or MODEL_NAME, "
+                "MODEL_VERSION and MLFLOW_TRACKING_URI"
             )
             self._fault(("model",), text)
 

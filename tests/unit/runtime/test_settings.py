@@ -202,7 +202,7 @@ def test_a_file_of_another_server_is_told_every_new_name(tmp_path: Path, text: s
     assert message.count("is now") == keys
     assert "change-me-in-env" not in message
     assert "unknown key" not in message
-    assert "exactly one of `mlflow` and `path`" in message
+    assert "exactly one of `mlflow`, `path` and `uri`" in message
 
 
 def test_tiers_come_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -255,3 +255,11 @@ def test_every_commented_line_of_the_example_is_the_default(tmp_path: Path) -> N
 def test_every_variable_is_in_the_example() -> None:
     text = (ROOT / ".env.example").read_text()
     assert {name.upper() for name in Environment.model_fields} <= set(re.findall(r"^(?:# )?([A-Z_]+)=", text, re.M))
+
+
+def test_a_uri_takes_its_server_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow")
+    model = load(file(tmp_path, "model: {name: bot, uri: 'models:/bot@champion'}")).config.model
+    assert (model.uri, model.tracking_uri, model.mlflow) == ("models:/bot@champion", "http://mlflow", None)
+    with pytest.raises(SettingsInvalid, match="exactly one of"):
+        load(file(tmp_path, "model: {name: bot, path: /x, uri: 'models:/bot@champion'}"))

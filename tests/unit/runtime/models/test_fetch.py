@@ -17,7 +17,8 @@ from llm_runtime.errors import (
     RegistryDenied,
     RegistryUnreachable,
 )
-from llm_runtime.models.fetch import Fetcher, fetch, folder_name, local_model, point_to
+from llm_runtime.models.disk import point_to
+from llm_runtime.models.fetch import Fetcher, fetch, folder_name, local_model
 from llm_runtime.models.verify import is_whole
 from unit.runtime.models.fakes import VERSION, FolderRegistry, write_model, write_tokenizer
 
@@ -181,6 +182,7 @@ def test_threads_that_ask_at_once_download_once(fetcher: Fetcher, registry: Fold
 RACER = """
 import sys; sys.path[:0] = [{runtime!r}, {tests!r}]
 from pathlib import Path
+from llm_runtime.models.disk import point_to
 from llm_runtime.models.fetch import Fetcher
 from unit.runtime.models.fakes import VERSION, FolderRegistry
 registry = FolderRegistry(Path({source!r}))
@@ -228,6 +230,7 @@ def test_a_local_folder_is_verified_and_linked(tmp_path: Path) -> None:
     source = write_model(tmp_path / "mine")
     assert fetch(ModelConfig(name="x", path=str(source)), tmp_path / "models") == source
     assert (tmp_path / "models/current").resolve() == source
+    assert fetch(ModelConfig(name="x", uri=source.as_uri()), tmp_path / "models") == source
     with pytest.raises(ModelNotFound):
         fetch(ModelConfig(name="x", path=str(tmp_path / "none")), tmp_path / "models")
 
@@ -241,7 +244,7 @@ def test_a_local_download_of_mlflow_is_brought_together_by_links(tmp_path: Path)
 
 
 def test_a_configuration_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigInvalid, match=r"model.mlflow or model.path"):
+    with pytest.raises(ConfigInvalid, match=r"model.mlflow, model.path or model.uri"):
         fetch(ModelConfig(name="x"), tmp_path)
 
 

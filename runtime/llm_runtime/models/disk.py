@@ -1,0 +1,79 @@
+"""The volume of the model cache: room, locks, links, and its errors in words."""
+
+import fcntl
+import logging
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llm_runtime.errors import ConfigInvalid, DiskFull
+from llm_runtime.models.progress import MIB
+from llm_runtime.models.registry import fatal_of
+
+log = logging.getLogger(__name__)
+
+SPARE_BYTES = 64 * MIB
+"""Room that must be left beside the model: for the manifest and the file system's own needs."""
+
+
+def check_room(folder: Path, needed_bytes: int) -> None:
+    """Raise DiskFull unless the file system of `folder` has room for `needed_bytes` and a little more."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes + SPARE_BYTES:
+        raise DiskFull(
+            f"the model needs {needed_bytes / MIB:.0f} MiB and {SPARE_BYTES // MIB} to spare, but {folder.parent} has "
+            f"{free / MIB:.0f} MiB free; give the model cache more room"
+        )
+
+
+def point_to(link: Path, target: Path) -> None:
+    """Let `link` point to `target`, in one step; without a write when it does."""
+    wanted = os.path.relpath(target, link.parent) if target.is_relative_to(link.parent) else str(target.absolute())
+    if link.is_symlink() and str(link.readlink()) == wanted:
+        return
+    fresh = link.parent / f".{link.name}-{os.getpid()}-{random.getrandbits(32):08x}"
+    fresh.symlink_to(wanted)
+    fresh.replace(link)
+
+
+def sync_folder_entry(folder: Path) -> None:
+    """Force a rename in `folder` to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def lock(file: Path) -> Iterator[bool]:
+    """Hold an exclusive lock between processes, also on other nodes of a shared volume; it goes with its holder.
+
+    False where the volume has no locks.
+    """
+    locked = True
+    with file.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another download of this model", extra={"lock": str(file)})
+            fcntl.flock(held, fcntl.LOCK_EX)
+        except OSError as error:  # Some network file systems have no locks; a double download is still correct.
+            log.warning("the volume has no locks; downloading without", extra={"error": str(error)})
+            locked = False
+        yield locked
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Let an OSError of the block leave as a Fatal."""
+    try:
+        yield
+    except OSError as error:
+        fatal = fatal_of(error, what)
+        if isinstance(fatal, DiskFull):
+            raise fatal from error
+        raise ConfigInvalid(f"{what} failed: {error}; check the volume of the model cache") from error

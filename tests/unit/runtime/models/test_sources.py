@@ -1,0 +1,115 @@
+"""What `model.uri` may say, and what it says back; the hub's API by a stand-in that serves a folder."""
+
+import json
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from llm_runtime.contract import MlflowVersion, ModelConfig
+from llm_runtime.errors import ConfigInvalid, ModelNotFound, RegistryDenied
+from llm_runtime.models.fetch import fetch
+from llm_runtime.models.sources import Pinned, find
+from llm_runtime.models.verify import is_whole
+from unit.runtime.models.fakes import write_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(ThreadingHTTPServer):
+    """One model, acme/bot, whose branch `main` is COMMIT; for those with the token `secret`."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.folder = folder
+        self.asked: list[str] = []
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self) -> None:
+        path, folder = self.path.partition("?")[0], self.server.folder
+        self.server.asked.append(path)
+        if self.headers["Authorization"] != "Bearer secret":
+            self.send_error(401)
+        elif path in (f"/api/models/acme/bot/revision/{name}" for name in ("main", COMMIT)):
+            files = [{"rfilename": file.name, "size": file.stat().st_size} for file in folder.iterdir()]
+            self._answer(json.dumps({"sha": COMMIT, "siblings": files}).encode())
+        elif path.startswith(f"/acme/bot/resolve/{COMMIT}/"):
+            self._answer((folder / path.rpartition("/")[2]).read_bytes())
+        else:
+            self.send_error(404)
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub(write_model(tmp_path / "hub", sharded=True)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("HF_TOKEN", "secret")
+        threading.Thread(target=partial(server.serve_forever, 0.01), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_model_of_the_hub_is_pinned_to_its_commit(hub: Hub, tmp_path: Path) -> None:
+    folder = fetch(ModelConfig(name="x", uri="hf://acme/bot@main"), tmp_path / "models")
+    assert is_whole(folder)
+    assert folder.name.startswith(f"bot-{COMMIT[:12]}-")
+    assert json.loads((folder / "manifest.json").read_text())["source"] == f"hf://acme/bot@{COMMIT}"
+    hub.asked.clear()
+    assert fetch(ModelConfig(name="x", uri="hf://acme/bot"), tmp_path / "models") == folder
+    assert hub.asked == ["/api/models/acme/bot/revision/main"]
+
+
+def test_the_hub_refuses_without_a_token_and_knows_no_others(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelNotFound, match=r"correct model.uri"):
+        fetch(ModelConfig(name="x", uri="hf://acme/other"), tmp_path)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(RegistryDenied, match="set HF_TOKEN"):
+        fetch(ModelConfig(name="x", uri="hf://acme/bot"), tmp_path)
+
+
+def test_what_names_a_version_or_a_place_needs_no_question() -> None:
+    server = "http://nowhere.invalid"
+    assert find("models:/bot/3", server)[1] == MlflowVersion(tracking_uri=server, name="bot", version="3")
+    for uri in ("models:/m-0123abcd", "runs:/0123/model", "mlflow-artifacts:/0/0123/artifacts/model"):
+        assert find(uri, server)[1] == Pinned(uri.rpartition("/")[2], uri, server)
+
+
+@pytest.mark.parametrize(
+    ("uri", "server", "words"),
+    [
+        ("models:/bot", "http://m", "is none of models:/name/3"),
+        ("models:/bot/3/more", "http://m", "is none of"),
+        ("ftp://host/model", "http://m", "is none of"),
+        ("bot", "http://m", "is none of"),
+        ("runs:/0123/model", "", "set model.trackingUri or MLFLOW_TRACKING_URI"),
+        ("hf://bot", "", "hf://org/name@revision"),
+        ("s3://bucket/model", "", "pip install boto3"),
+        ("gs://bucket/model", "", "pip install google-cloud-storage"),
+        ("abfss://container@account/model", "", "pip install azure-storage-file-datalake"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_with_the_way_out(
+    uri: str, server: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigInvalid, match=words):
+        find(uri, server)
