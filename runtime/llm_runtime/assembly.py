@@ -127,7 +127,8 @@ def _cache(config: RuntimeConfig, database: Database | None, parts: list[Part]) 
     wanted = config.server.completion_cache
     if not wanted.enabled:
         return None
-    if not wanted.database or database is None:
+    # What a `uri` stands for may be another version at the next start, whose answers are not those of this one.
+    if not wanted.database or database is None or config.model.uri:
         return CompletionCache(wanted)
     store = AnswerStore(database, wanted.ttl_seconds)
     parts.append(store)
