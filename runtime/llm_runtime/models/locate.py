@@ -31,6 +31,8 @@ _TOKENIZER = (
     *_VOCABULARY, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+MOST_READ_BYTES = 64 << 20
+"""What is read and parsed to find a model is small; a file that is not would be a way to exhaust this process."""
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -83,16 +85,18 @@ def locate(artifacts: Artifacts, sub_path: str = "") -> Located:
 def check_path(path: str) -> None:
     """Refuse a path that would leave the folder it is joined to: a registry must not write where it likes."""
     parts = path.split("/")
-    if not path or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts or "" in parts:
+    if not path or path.startswith("/") or "\\" in path or "\0" in path or {"", ".", ".."} & set(parts):
         raise ModelCorrupt(f"the artifact path {path!r} is not a plain relative path; nothing was downloaded")
 
 
 def _base(artifacts: Artifacts, sub_path: str) -> str:
     base = sub_path.strip("/")
-    if base:
-        check_path(base)
+    if {".", ".."} & set(base.split("/")) or "//" in base or "\\" in base:
+        raise ConfigInvalid(f"subPath {sub_path!r} is not a plain relative path; write it like folder/model")
     if base and not any(path.startswith(f"{base}/") for path in artifacts.sizes):
-        raise ModelNotFound(f"subPath {base!r} is not in the artifacts; folders there: {_listed(artifacts.folders())}")
+        raise ModelNotFound(
+            f"subPath {base!r} is not in the artifacts; folders there: {_listed(_all_folders(artifacts))}"
+        )
     return base
 
 
@@ -121,15 +125,15 @@ def _named_by_mlmodel(artifacts: Artifacts, base: str) -> str | None:
     path = _join(base, "MLmodel")
     if path not in artifacts.sizes:
         return None
-    flavor = _transformers_flavor(artifacts.read(path))
-    if folder := flavor.get("model_binary"):
-        check_path(str(folder))
-        return _join(base, str(folder))
-    if flavor.get("peft_adaptor"):
-        raise _adapter_only(_join(base, str(flavor["peft_adaptor"])))
-    if flavor.get("source_model_name"):
+    flavor = _transformers_flavor(_read(artifacts, path))
+    if folder := _text(flavor, "model_binary"):
+        check_path(folder)
+        return _join(base, folder)
+    if adapter := _text(flavor, "peft_adaptor"):
+        raise _adapter_only(_join(base, adapter))
+    if source := _text(flavor, "source_model_name"):
         raise ModelUnsupported(
-            f"the version holds no weights, only the name {flavor['source_model_name']!r} (save_pretrained=False); "
+            f"the version holds no weights, only the name {source!r} (save_pretrained=False); "
             "register it again with the weights"
         )
     return None
@@ -139,16 +143,34 @@ def _transformers_flavor(content: bytes) -> dict[str, Any]:
     try:
         mlmodel = yaml.safe_load(content)
         flavors = mlmodel.get("flavors") or {}
-    except (yaml.YAMLError, AttributeError) as error:
-        raise ModelCorrupt(f"the MLmodel file is not valid YAML: {error}") from error
-    if "transformers" in flavors:
-        return dict(flavors["transformers"] or {})
-    if set(flavors) - {"python_function"}:
+        names = set(flavors)
+        flavor = flavors.get("transformers") or {}
+    except (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError) as error:
+        raise ModelCorrupt(f"the MLmodel file is not valid YAML of MLflow: {_short(error)}") from error
+    if not isinstance(flavor, dict):
+        raise ModelCorrupt("the MLmodel file describes its transformers flavor by no fields; log the model again")
+    if "transformers" not in names and names - {"python_function"}:
         raise ModelUnsupported(
-            f"the version was logged as {_listed(sorted(flavors))}; this runtime serves mlflow.transformers models and "
-            "plain folders of Transformers"
+            f"the version was logged as {_listed(sorted(_short(name) for name in names))}; this runtime serves "
+            "mlflow.transformers models and plain folders of Transformers"
         )
-    return {}
+    return flavor
+
+
+def _text(flavor: Mapping[str, Any], field: str) -> str:
+    """A field that must be text. Aliases of YAML make a few lines into gigabytes, once they are written out."""
+    value = flavor.get(field) or ""
+    if not isinstance(value, str):
+        raise ModelCorrupt(f"the MLmodel file has no text in {field}; log the model again")
+    return value
+
+
+def _read(artifacts: Artifacts, path: str) -> bytes:
+    if (artifacts.sizes[path] or 0) > MOST_READ_BYTES:
+        raise ModelCorrupt(
+            f"{path} has {artifacts.sizes[path]} bytes, far more than such a file needs; upload it again"
+        )
+    return artifacts.read(path)
 
 
 def _is_model(artifacts: Artifacts, folder: str) -> bool:
@@ -200,7 +222,7 @@ def _tokenizer_folder(artifacts: Artifacts, folder: str, base: str) -> str:
 def _weights(artifacts: Artifacts, folder: str) -> dict[str, str]:
     names = artifacts.names(folder)
     if INDEX in names:
-        shards = index_shards(artifacts.read(_join(folder, INDEX)))
+        shards = index_shards(_read(artifacts, _join(folder, INDEX)))
         if missing := sorted(set(shards.values()) - names):
             raise ModelCorrupt(
                 f"{_join(folder, INDEX)} names shards that are not there: {_listed(missing)}; upload again"
@@ -221,8 +243,8 @@ def index_shards(content: bytes) -> dict[str, str]:
     try:
         shards = json.loads(content)["weight_map"]
         result = {str(tensor): str(file) for tensor, file in shards.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelCorrupt(f"{INDEX} is not an index of shards: {error!r}; upload it again") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelCorrupt(f"{INDEX} is not an index of shards: {_short(error)}; upload it again") from error
     if not result or any("/" in file or not file.endswith(".safetensors") for file in result.values()):
         raise ModelCorrupt(f"{INDEX} names files that are no shards beside it; upload it again")
     return result
@@ -239,6 +261,20 @@ def _depth_below(base: str, folder: str) -> int:
     if folder == base:
         return 0
     return folder.removeprefix(f"{base}/").count("/") + 1 if folder.startswith(f"{base}/") else MAX_DEPTH + 1
+
+
+def _all_folders(artifacts: Artifacts) -> list[str]:
+    """Folders with files in them, and those above."""
+    folders = {folder for folder in artifacts.folders() if folder}
+    for folder in list(folders):
+        while folder := posixpath.dirname(folder):
+            folders.add(folder)
+    return sorted(folders)
+
+
+def _short(what: object, most: int = 200) -> str:
+    text = f"{type(what).__name__}: {what}" if isinstance(what, Exception) else str(what)
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _listed(items: list[str], most: int = 8) -> str:
