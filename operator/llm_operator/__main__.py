@@ -20,6 +20,7 @@ from llm_operator import crds, logs, metrics, probes
 from llm_operator.cluster import KubernetesCluster
 from llm_operator.lease import Lease, LeaseLost
 from llm_operator.observe import Outside
+from llm_operator.pods import HttpPods
 from llm_operator.poll import Poll
 from llm_operator.queue import Queue
 from llm_operator.reconcile import Done, Pace, reconcile
@@ -65,7 +66,8 @@ async def _lead(
     settings: Settings, connections: Connections, cluster: KubernetesCluster, queue: Queue[Key], lease: Lease
 ) -> None:
     registry = CachedRegistry(MlflowRegistry(), keep_seconds=settings.poll_seconds, rest_seconds=REST_SECONDS)
-    outside = Outside(cluster, registry, connections, settings.runtime_image, lambda: datetime.now(UTC))
+    pods, image = HttpPods(), settings.runtime_image
+    outside = Outside(cluster, registry, pods, connections, image, lambda: datetime.now(UTC))
     pace = Pace(settings.verify_seconds, settings.settle_seconds)
     poll = Poll(cluster, registry, connections, queue, settings.watch_namespaces)
 
@@ -78,7 +80,10 @@ async def _lead(
         lease.keep(),
         watch(queue.add, settings.watch_namespaces),
     ]
-    await _first_to_end([asyncio.ensure_future(part) for part in parts])
+    try:
+        await _first_to_end([asyncio.ensure_future(part) for part in parts])
+    finally:
+        await pods.close()
 
 
 async def _first_to_end(tasks: list["asyncio.Future[Any]"]) -> None:

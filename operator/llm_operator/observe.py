@@ -19,11 +19,13 @@ from llm_operator.crds import (
     MlflowModel,
 )
 from llm_operator.plans import apikeys, faults, keys, names
+from llm_operator.pods import Pods
 from llm_operator.registry import Reference, Registry, RegistryFault, read_connection
 from llm_operator.settings import ConnectionSettings
 from llm_operator.state import (
     Connection,
     Fault,
+    Figures,
     HeldKey,
     Manifest,
     Meta,
@@ -49,6 +51,7 @@ class Outside:
 
     cluster: Cluster
     registry: Registry
+    pods: Pods
     connections: ConnectionSource
     image: str
     clock: Callable[[], datetime]
@@ -91,7 +94,9 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
     )
     children = [child for group in listed for child in group if names.owned(child, meta)]
     revisions = _revisions(children, pods)
-    mounts = await _mount_messages(outside.cluster, meta, pods)
+    mounts, figures = await asyncio.gather(
+        _mount_messages(outside.cluster, meta, pods), _figures(outside.pods, spec, status, pods)
+    )
     found = {
         name: fault
         for name, each in revisions.items()
@@ -113,7 +118,20 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         autoscaler=next((c for c in children if c["kind"] == "HorizontalPodAutoscaler"), None),
         adapters=adapters,
         connections=_connections(outside, adapters, status),
+        figures=figures,
     )
+
+
+async def _figures(
+    asked: Pods, spec: LLMDeploymentSpec, status: LLMDeploymentStatus, pods: list[Manifest]
+) -> dict[str, Figures]:
+    """What pods say of themselves, asked while something depends on it: a download, a roll-out, adapters."""
+    under_way = status.candidate is not None and status.candidate.outcome is None
+    interesting = [pod for pod in pods if faults.fetching(pod) or ((under_way or spec.adapters) and faults.ready(pod))]
+    found = await asyncio.gather(*(asked.figures(pod) for pod in interesting))
+    return {
+        pod["metadata"]["name"]: figures for pod, figures in zip(interesting, found, strict=True) if figures is not None
+    }
 
 
 async def _monitors(outside: Outside, meta: Meta, labels: str) -> list[Manifest] | None:

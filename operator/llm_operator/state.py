@@ -91,6 +91,33 @@ class ResolvedAdapter:
 
 
 @dataclass(frozen=True)
+class Download:
+    """How far a pod's download of the model is."""
+
+    done_bytes: float
+    total_bytes: float
+    bytes_per_second: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one pod says of itself. Counters count from the pod's start; histograms are cumulative, by upper bound."""
+
+    download: Download | None = None
+    """While the pod fetches its model."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Version by name, of the adapters that answer."""
+    requests: float = 0
+    """Answers of generation endpoints."""
+    errors: float = 0
+    """Those with a status of 500 or above."""
+    first_token: Mapping[float, float] = field(default_factory=dict)
+    """Count of times to the first token up to each bound, in seconds."""
+    inter_token: Mapping[float, float] = field(default_factory=dict)
+    """Count of times between two tokens up to each bound, in seconds."""
+
+
+@dataclass(frozen=True)
 class RevisionChildren:
     """What there is of one revision in the cluster."""
 
@@ -152,6 +179,8 @@ class Observed:
     """In the order of the specification."""
     connections: Mapping[str, Connection] = field(default_factory=dict)
     """Those that adapters come from, as far as the operator knows them."""
+    figures: Mapping[str, Figures] = field(default_factory=dict)
+    """By pod name: of the pods that were asked and answered."""
 
 
 @dataclass(frozen=True)

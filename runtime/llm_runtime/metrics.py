@@ -12,7 +12,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from llm_runtime.contract import METRIC_REQUESTS_RUNNING, METRIC_REQUESTS_WAITING, METRIC_TOKENS_PER_SECOND
+from llm_runtime.contract import (
+    METRIC_ADAPTER_LOADED,
+    METRIC_API_REQUESTS,
+    METRIC_FIRST_TOKEN,
+    METRIC_INTER_TOKEN,
+    METRIC_REQUESTS_RUNNING,
+    METRIC_REQUESTS_WAITING,
+    METRIC_TOKENS_PER_SECOND,
+)
 
 RATE_WINDOW_SECONDS = 10
 METHODS = frozenset({"GET", "POST", "OPTIONS", "HEAD", "PUT", "PATCH", "DELETE"})
@@ -93,7 +101,7 @@ class Metrics:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         registry = self.registry = CollectorRegistry()
         self.api_requests = Counter(
-            "api_requests_total", "Requests to generation endpoints.", ["endpoint", "status"], registry=registry
+            METRIC_API_REQUESTS, "Requests to generation endpoints.", ["endpoint", "status"], registry=registry
         )
         self.api_duration = Histogram(
             "api_request_duration_seconds", "Time to the end of a generation request's answer.", ["endpoint"],
@@ -115,10 +123,10 @@ class Metrics:
         )  # fmt: skip
         self.cache_entries = Gauge("llm_completion_cache_entries", "Answers in memory.", registry=registry)
         self.first_token = Histogram(
-            "llm_time_to_first_token_seconds", "From admission to the first token.",
+            METRIC_FIRST_TOKEN, "From admission to the first token.",
             buckets=FIRST_TOKEN_BUCKETS, registry=registry,
         )  # fmt: skip
-        self.inter_token = Tally("llm_inter_token_seconds", "Between two tokens of one sequence.", INTER_TOKEN_BUCKETS)
+        self.inter_token = Tally(METRIC_INTER_TOKEN, "Between two tokens of one sequence.", INTER_TOKEN_BUCKETS)
         registry.register(self.inter_token)
         self.usage_written = Counter("llm_usage_rows_written_total", "Usage rows stored.", registry=registry)
         self.usage_dropped = Counter("llm_usage_rows_dropped_total", "Usage rows lost.", registry=registry)
@@ -176,7 +184,7 @@ class _Live(Collector):
             yield GaugeMetricFamily("llm_database_up", text, value=float(not metrics.database_away()))
         if metrics.adapters:
             text = "1 for a LoRA adapter's version that answers, 0 for one that is wanted and does not yet."
-            family = GaugeMetricFamily("llm_adapter_loaded", text, labels=["adapter", "version"])
+            family = GaugeMetricFamily(METRIC_ADAPTER_LOADED, text, labels=["adapter", "version"])
             for name, version, is_loaded in metrics.adapters():
                 family.add_metric([name, version], float(is_loaded))
             yield family

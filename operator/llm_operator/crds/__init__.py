@@ -9,7 +9,8 @@ from pydantic import BaseModel
 from llm_operator.crds.access import AccessSpec
 from llm_operator.crds.apikey import ApiKeyRoot, ApiKeySpec
 from llm_operator.crds.common import API_VERSION, GROUP, VERSION, Condition
-from llm_operator.crds.llmdeployment import AdapterSpec, LLMDeploymentRoot, LLMDeploymentSpec, MlflowModel
+from llm_operator.crds.llmdeployment import LLMDeploymentRoot, LLMDeploymentSpec
+from llm_operator.crds.model import AdapterSpec, MlflowModel
 from llm_operator.crds.schema import structural
 from llm_operator.crds.status import (
     AdapterStatus,

@@ -28,7 +28,7 @@ _ORDER = {"CrashLoopBackOff": 1, "PodUnschedulable": 2}
 def of_pod(pod: Manifest, mount: str = "") -> Fault | None:
     """The fault of one pod, or None when it is ready, leaving or simply on its way."""
     status = pod.get("status", {})
-    if pod["metadata"].get("deletionTimestamp") or _condition(status, "Ready").get("status") == "True":
+    if pod["metadata"].get("deletionTimestamp") or ready(pod):
         return None
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
@@ -115,3 +115,15 @@ def waits_for_mounts(pod: Manifest) -> bool:
     containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     reasons = {(c.get("state", {}).get("waiting") or {}).get("reason") for c in containers}
     return status.get("phase", "Pending") == "Pending" and reasons <= {"ContainerCreating", "PodInitializing"}
+
+
+def fetching(pod: Manifest) -> bool:
+    """Whether the pod is downloading its model."""
+    containers = pod.get("status", {}).get("initContainerStatuses") or []
+    return any("running" in container.get("state", {}) for container in containers)
+
+
+def ready(pod: Manifest) -> bool:
+    """Whether the pod is ready and stays."""
+    status = pod.get("status", {})
+    return not pod["metadata"].get("deletionTimestamp") and _condition(status, "Ready").get("status") == "True"

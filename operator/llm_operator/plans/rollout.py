@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from llm_operator.crds import CandidateStatus, HistoryEntry, LLMDeploymentStatus, RevisionStatus
-from llm_operator.crds.llmdeployment import RolloutSpec
+from llm_operator.crds.rollout import RolloutSpec
 from llm_operator.state import Fault, Occurrence, RevisionChildren
 
 HISTORY_ENTRIES = 20

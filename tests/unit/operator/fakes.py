@@ -12,7 +12,7 @@ from llm_operator.cluster import Conflict, NotFound, Refused, Unavailable
 from llm_operator.observe import Outside
 from llm_operator.registry import ModelNotFound, ModelSummary, Reference, RegistryFault
 from llm_operator.settings import ConnectionSettings
-from llm_operator.state import Connection, Manifest, ModelVersion
+from llm_operator.state import Connection, Figures, Manifest, ModelVersion
 
 NAMESPACE = "team"
 URI = "http://mlflow:5000"
@@ -186,6 +186,16 @@ class FakeRegistry:
         return {name: ModelSummary(dict(aliases), {}) for name, aliases in self.aliases.items()}
 
 
+class FakePods:
+    """Figures by pod name; a pod that is not here does not answer."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Figures] = {}
+
+    async def figures(self, pod: Manifest) -> Figures | None:
+        return self.known.get(pod["metadata"]["name"])
+
+
 class FixedConnections:
     """One connection that never changes."""
 
@@ -200,13 +210,13 @@ class World:
     """Everything that a reconcile needs, and shortcuts for tests."""
 
     def __init__(self) -> None:
-        self.cluster, self.registry, self.clock = FakeCluster(), FakeRegistry(), Clock()
+        self.cluster, self.registry, self.pods, self.clock = FakeCluster(), FakeRegistry(), FakePods(), Clock()
         self.connections = FixedConnections()
         self.outside = self.restarted(IMAGE)
 
     def restarted(self, image: str) -> Outside:
         """A new operator process, perhaps a newer one."""
-        self.outside = Outside(self.cluster, self.registry, self.connections, image, self.clock)
+        self.outside = Outside(self.cluster, self.registry, self.pods, self.connections, image, self.clock)
         return self.outside
 
     async def deploy(self, name: str = "bot", **spec: Any) -> None:

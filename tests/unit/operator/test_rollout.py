@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llm_operator.crds import CandidateStatus, HistoryEntry, LLMDeploymentStatus, RevisionStatus
-from llm_operator.crds.llmdeployment import RolloutSpec
+from llm_operator.crds.rollout import RolloutSpec
 from llm_operator.plans.rollout import Decision, Situation, Wanted, advance, stamp
 from llm_operator.state import Fault, RevisionChildren
 
