@@ -12,6 +12,8 @@ import typer
 
 from llm_runtime import errors, logs, settings
 from llm_runtime.commands import db, keys, roles, usage
+from llm_runtime.commands.convert import convert
+from llm_runtime.commands.fit import fit
 from llm_runtime.commands.push import push
 from llm_runtime.contract import (
     ADAPTERS_FLAG,
@@ -43,6 +45,8 @@ cli.add_typer(roles.cli, name="roles")
 cli.add_typer(db.cli, name="db")
 cli.command()(usage.usage)
 cli.command()(push)
+cli.command()(fit)
+cli.command()(convert)
 
 Config = Annotated[Path | None, typer.Option(CONFIG_FLAG, help="Configuration, JSON or YAML. None: the environment.")]
 Keys = Annotated[

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from llm_runtime.contract import (
+    METRIC_ADAPTER_FAILED,
     METRIC_ADAPTER_LOADED,
     METRIC_API_REQUESTS,
     METRIC_FIRST_TOKEN,
@@ -144,6 +145,8 @@ class Metrics:
         """Asked at each scrape; None without a database."""
         self.adapters: Callable[[], Iterable[tuple[str, str, bool]]] | None = None
         """Name, version and whether it is loaded, asked at each scrape; None where no list of them is followed."""
+        self.failed_adapters: Callable[[], Iterable[tuple[str, str, str]]] | None = None
+        """Name, wanted version and reason, asked at each scrape."""
         registry.register(_Live(self))
 
     def count_request(self, method: str, endpoint: str, status: int, seconds: float, *, api: bool) -> None:
@@ -187,6 +190,12 @@ class _Live(Collector):
             family = GaugeMetricFamily(METRIC_ADAPTER_LOADED, text, labels=["adapter", "version"])
             for name, version, is_loaded in metrics.adapters():
                 family.add_metric([name, version], float(is_loaded))
+            yield family
+        if metrics.failed_adapters:
+            text = "1 for a version of a LoRA adapter that is wanted and could not be loaded."
+            family = GaugeMetricFamily(METRIC_ADAPTER_FAILED, text, labels=["adapter", "version", "reason"])
+            for labels in metrics.failed_adapters():
+                family.add_metric(labels, 1.0)
             yield family
         if metrics.engine:
             figures = metrics.engine()

@@ -159,6 +159,12 @@ class Adapters:
             if entry["version"] != entry["wanted_version"]:
                 yield entry["name"], entry["wanted_version"], False
 
+    def failures(self) -> Iterator[tuple[str, str, str]]:
+        """Name, wanted version and reason of each that could not be loaded; the version before may still answer."""
+        for entry in self.report():
+            if reason := entry.get("reason"):
+                yield entry["name"], entry["wanted_version"], reason
+
     async def _look_for_ever(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)

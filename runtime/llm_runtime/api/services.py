@@ -101,6 +101,7 @@ class Services:
         self.tiers = Tiers(config.tiers, config.default_tier, lambda: source.roles if source else NO_ROLES)
         self.metrics = metrics or Metrics()
         self.metrics.adapters = adapters.gauges if adapters else None
+        self.metrics.failed_adapters = adapters.failures if adapters else None
         self.usage = LoggedUsage() if usage is None else usage
         self.state = State.IDLE if config.server.lazy_load else State.LOADING
         self.tracing: Tracing | None = None

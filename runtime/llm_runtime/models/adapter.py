@@ -165,7 +165,10 @@ def _weights_file(folder: Path) -> Path:
     file = folder / WEIGHTS
     if not file.is_file():
         pickled = " (adapter_model.bin is a pickle, which is never loaded)" * (folder / "adapter_model.bin").exists()
-        raise ModelNotFound(f"{folder} holds no {WEIGHTS}{pickled}; save the adapter with safe_serialization=True")
+        raise ModelNotFound(
+            f"{folder} holds no {WEIGHTS}{pickled}; save the adapter with safe_serialization=True, or "
+            "write it as safetensors with `llm-runtime convert FOLDER NEW-FOLDER`"
+        )
     return file
 
 

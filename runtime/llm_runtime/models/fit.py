@@ -100,6 +100,11 @@ def check_fit(plan: Plan, free_bytes: int) -> Need:
     )
 
 
+def verdict(plan: Plan, free_bytes: int) -> tuple[str, ...]:
+    """What would fit instead; nothing when `plan` does."""
+    return () if _fits(plan, needed(plan), free_bytes) else tuple(ways_out(plan, free_bytes))
+
+
 def needed(plan: Plan, *, surely: bool = False) -> Need:
     """Bytes that `plan` takes with one sequence of full length.
 

@@ -34,9 +34,13 @@ class HubRegistry:
         return {str(file["rfilename"]): file.get("size") for file in files}
 
     def download(self, location: str, path: str, part: Part) -> None:
+        stream.download(self.getter(location, path), part)
+
+    def getter(self, location: str, path: str) -> stream.Get:
+        """How to get a file over HTTP."""
         repository, commit = _parsed(location)
         url = f"{self._endpoint}/{repository}/resolve/{commit}/{quote(path)}"
-        stream.download(lambda headers: self._get(url, headers, stream=True), part)
+        return lambda headers: self._get(url, headers, stream=True)
 
     def _info(self, repository: str, revision: str) -> Any:
         url = f"{self._endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"

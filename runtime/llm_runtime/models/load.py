@@ -58,7 +58,7 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
     dtype = _dtype(engine.dtype, device, settings)
     _check_fit(folder, settings, engine, device, dtype)
     with PeakMemory() as peak:
-        weights = _weights(folder, device, dtype, engine.quantization)
+        weights = _weights(folder, settings, device, dtype, engine.quantization)
     codec = _codec(folder, model.chat_template, weights)
     parameters = sum(parameter.numel() for parameter in weights.parameters())
     log.info(
@@ -175,17 +175,17 @@ def _check_fit(folder: Path, settings: Any, engine: EngineConfig, device: str, d
         check_room(folder, available_bytes())  # Weights are quantised in the host's memory.
 
 
-def _weights(folder: Path, device: str, dtype: Any, quantization: str) -> Any:
+def _weights(folder: Path, settings: Any, device: str, dtype: Any, quantization: str) -> Any:
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
+            folder, config=settings, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
             output_loading_info=True,
         )  # fmt: skip
-        model.eval().requires_grad_(False)
+        model.requires_grad_(False)
         _check_report(folder, report)
         if quantization == "int8":
             _to_int8(model)
-        return model.to(device)
+        return model if device == "cpu" else model.to(device)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise OutOfMemory(
             f"no memory for the weights in {folder} as {dtype}: {error}; raise the memory limit"

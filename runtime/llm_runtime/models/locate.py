@@ -18,6 +18,8 @@ from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelNotFound, Model
 MAX_DEPTH = 3
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 _CONFIGURATION = ("config.json", "generation_config.json", INDEX)
 _VOCABULARY = (
     "tokenizer.json",
@@ -80,6 +82,41 @@ def locate(artifacts: Artifacts, sub_path: str = "") -> Located:
     files |= {name: _join(tokenizer, name) for name in _TOKENIZER if name in artifacts.names(tokenizer)}
     files |= _weights(artifacts, folder)
     return Located(folder, files)
+
+
+def locate_pickles(artifacts: Artifacts) -> Located:
+    """The .bin files of the one folder that has some, and what belongs beside them. Raises ModelNotFound,
+
+    ModelCorrupt, or ConfigInvalid where several folders have some.
+    """
+    found = {folder: pickles for folder in artifacts.folders() if (pickles := _bins(artifacts, folder))}
+    if not found:
+        raise ModelNotFound(
+            f"no pytorch_model*.bin or adapter_model.bin; files there: {_listed(sorted(artifacts.sizes))}"
+        )
+    if len(found) > 1:
+        raise ConfigInvalid(f"several folders hold pickled weights: {_listed(list(found))}; name one of them")
+    [(folder, pickles)] = found.items()
+    names = artifacts.names(folder)
+    files = {name: _join(folder, name) for name in (*_CONFIGURATION, ADAPTER_CONFIG) if name in names - {INDEX}}
+    if ADAPTER_CONFIG not in files:
+        home = _tokenizer_folder(artifacts, folder, "")
+        files |= {name: _join(home, name) for name in _TOKENIZER if name in artifacts.names(home)}
+    return Located(folder, files | {name: _join(folder, name) for name in pickles})
+
+
+def _bins(artifacts: Artifacts, folder: str) -> list[str]:
+    names = artifacts.names(folder)
+    if ADAPTER_CONFIG in names:
+        return sorted(names & {"adapter_model.bin"})
+    if "config.json" not in names:
+        return []
+    if PICKLE_INDEX in names:
+        shards = set(index_shards(_read(artifacts, _join(folder, PICKLE_INDEX)), ".bin").values())
+        if missing := sorted(shards - names):
+            raise ModelCorrupt(f"{_join(folder, PICKLE_INDEX)} names shards that are not there: {_listed(missing)}")
+        return sorted(shards)
+    return sorted(names & {"pytorch_model.bin"})
 
 
 def check_path(path: str) -> None:
@@ -184,13 +221,13 @@ def _is_weights(name: str) -> bool:
 
 def _nothing_to_serve(artifacts: Artifacts, base: str) -> Exception:
     inside = [path for path in artifacts.sizes if not base or path.startswith(f"{base}/")]
-    if any(posixpath.basename(path) == "adapter_config.json" for path in inside):
+    if any(posixpath.basename(path) == ADAPTER_CONFIG for path in inside):
         return _adapter_only(base or ".")
     pickles = [path for path in inside if path.endswith(_PICKLES)]
     if pickles:
         return ModelUnsupported(
             f"the weights are pickles ({_listed(pickles)}), which may run code when opened and are never loaded; "
-            "save them with save_pretrained(…, safe_serialization=True) and register a new version"
+            "write them as safetensors with `llm-runtime convert FOLDER NEW-FOLDER` and register that"
         )
     if any(path.endswith(".gguf") for path in inside):
         return ModelUnsupported("the weights are GGUF; this runtime loads safetensors of Transformers")
@@ -238,14 +275,14 @@ def _weights(artifacts: Artifacts, folder: str) -> dict[str, str]:
     return {WEIGHTS: _join(folder, files[0])}
 
 
-def index_shards(content: bytes) -> dict[str, str]:
+def index_shards(content: bytes, ending: str = ".safetensors") -> dict[str, str]:
     """The file of each tensor, from an index of shards. Raises ModelCorrupt when it is none."""
     try:
         shards = json.loads(content)["weight_map"]
         result = {str(tensor): str(file) for tensor, file in shards.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelCorrupt(f"{INDEX} is not an index of shards: {_short(error)}; upload it again") from error
-    if not result or any("/" in file or not file.endswith(".safetensors") for file in result.values()):
+    if not result or any("/" in file or not file.endswith(ending) for file in result.values()):
         raise ModelCorrupt(f"{INDEX} names files that are no shards beside it; upload it again")
     return result
 

@@ -99,16 +99,25 @@ class MlflowRegistry:
         return files
 
     def download(self, location: str, path: str, part: Part) -> None:
+        if get := self.getter(location, path):
+            stream.download(get, part)
+        else:
+            part.discard()
+            self._holder(location)[0]._download_file(path, str(part.path))
+
+    def getter(self, location: str, path: str) -> stream.Get | None:
+        """How to get an artifact over HTTP; None where only MLflow's client for the store behind has it."""
+        repository, is_http = self._holder(location)
+        return stream.of_mlflow(repository, path) if is_http else None
+
+    def _holder(self, location: str) -> tuple[Any, bool]:
+        """The repository that has the bytes, and whether MLflow's server itself hands them out."""
         from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
         repository = self._repository(location)
-        while hasattr(repository, "repo"):  # Of runs:/ and models:/, around the repository that has the bytes.
+        while hasattr(repository, "repo"):  # Of runs:/ and models:/, around it.
             repository = repository.repo
-        if isinstance(repository, HttpArtifactRepository):
-            stream.download(stream.of_mlflow(repository, path), part)
-        else:
-            part.discard()
-            repository._download_file(path, str(part.path))
+        return repository, isinstance(repository, HttpArtifactRepository)
 
     def _repository(self, location: str) -> Any:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository

@@ -6,6 +6,7 @@ from the store behind it. A megabyte is in memory at a time.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -30,6 +31,21 @@ def download(get: Get, part: Part) -> None:
         response.raise_for_status()
         start = _start(response, part.safe_bytes)
         part.take(_chunks(response), start, response.headers.get("ETag", ""))
+    finally:
+        response.close()
+
+
+@contextmanager
+def beginning(get: Get, most_bytes: int) -> Iterator[Callable[[int], bytes]]:
+    """Read a file's first bytes, so many at a time, and hang up; where the server knows no ranges it sends no more.
+
+    Raises what the connection or the server has against it.
+    """
+    response = get({"Accept-Encoding": "identity", "Range": f"bytes=0-{most_bytes - 1}"})
+    try:
+        response.raise_for_status()
+        _start(response, 0)
+        yield response.raw.read
     finally:
         response.close()
 

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,17 @@ def safetensors_header(file: Path) -> dict[str, Any]:
 
     Raises ModelCorrupt unless the header is bounded and valid and the file is exactly as long as it says.
     """
-    size = file.stat().st_size
     with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise _corrupt(file, f"its header claims {length} bytes in a file of {size}")
-        header = stream.read(length)
+        return header_of(file.name, file.stat().st_size, stream.read)
+
+
+def header_of(file: str, size: int, read: Callable[[int], bytes]) -> dict[str, Any]:
+    """The same of a file of `size` bytes that `read` gives so many bytes of at a time, from its beginning."""
+    prefix = read(8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+    if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        raise _corrupt(file, f"its header claims {length} bytes in a file of {size}")
+    header = read(length)
     try:
         tensors: dict[str, Any] = json.loads(header)
         tensors.pop("__metadata__", None)
@@ -110,7 +114,7 @@ def _span(tensor: Any) -> tuple[int, int]:
     return begin, end
 
 
-def _check_spans(file: Path, spans: list[tuple[int, int]], data_bytes: int) -> None:
+def _check_spans(file: str, spans: list[tuple[int, int]], data_bytes: int) -> None:
     position = 0
     for begin, end in spans:
         if begin != position:
@@ -134,5 +138,5 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _corrupt(file: Path, what: str) -> ModelCorrupt:
-    return ModelCorrupt(f"{file.name} is not a whole safetensors file: {what}; upload it to the registry again")
+def _corrupt(file: str, what: str) -> ModelCorrupt:
+    return ModelCorrupt(f"{file} is not a whole safetensors file: {what}; upload it to the registry again")

@@ -19,11 +19,13 @@ def test_what_a_runtime_exposes_is_what_the_operator_reads():
     metrics.first_token.observe(0.03)
     metrics.inter_token.observe(0.02, 5)
     metrics.adapters = lambda: [("legal", "2", True), ("tone", "1", False)]
+    metrics.failed_adapters = lambda: [("tone", "1", "ModelCorrupt")]
 
     figures = read(metrics.render().decode())
 
     assert (figures.requests, figures.errors) == (2, 1)
     assert dict(figures.adapters) == {"legal": "2"}
+    assert dict(figures.adapter_failures) == {"tone": "ModelCorrupt"}
     assert figures.first_token[0.025] == 0
     assert figures.first_token[0.05] == figures.first_token[math.inf] == 1
     assert figures.inter_token[math.inf] == 5

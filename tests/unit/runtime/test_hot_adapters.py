@@ -323,6 +323,7 @@ async def test_an_adapter_that_fails_keeps_no_server_from_being_ready(file: Path
         base = await client.post("/v1/completions", json={**asking("legal"), "model": "support-bot"})
     assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
     assert 'llm_adapter_loaded{adapter="legal",version="bad"} 0.0' in metrics
+    assert 'llm_adapter_failed{adapter="legal",reason="ModelUnsupported",version="bad"} 1.0' in metrics
     assert base.status_code == 200
 
 

@@ -80,7 +80,7 @@ def test_one_weights_file_of_another_name_is_taken_under_the_usual_one(tmp_path:
 @pytest.mark.parametrize(
     ("files", "kind", "words"),
     [
-        (("config.json", "pytorch_model.bin", "tokenizer.json"), ModelUnsupported, "pickles.*safe_serialization=True"),
+        (("config.json", "pytorch_model.bin", "tokenizer.json"), ModelUnsupported, "pickles.*llm-runtime convert"),
         (("adapter_config.json", "adapter_model.safetensors"), ModelUnsupported, "adapter without its base.*merge"),
         (("model.gguf",), ModelUnsupported, "GGUF"),
         (("notes.txt",), ModelNotFound, "files there: notes.txt"),

@@ -1,0 +1,135 @@
+"""`llm-runtime fit`: whether a model will fit, from its configuration and headers alone, here or in another machine."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from llm_runtime import errors, settings
+from llm_runtime.contract import CONFIG_FLAG, ModelConfig, RuntimeConfig
+from llm_runtime.engine.memory import MIB, available_bytes
+
+if TYPE_CHECKING:
+    from llm_runtime.models.fit import Need, Plan
+
+Source = Annotated[str | None, typer.Argument(help="A folder, or a uri as in model.uri. None: the configured model.")]
+Config = Annotated[Path | None, typer.Option(CONFIG_FLAG, help="Configuration, JSON or YAML. None: the environment.")]
+Memory = Annotated[str, typer.Option(help="Memory to ask about, like 24Gi or 80G. Default: what is free here.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Over engine.device; auto: the GPU where there is one.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, sizes in bytes.")]
+
+UNITS = {
+    "": 1,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "Ki": 1 << 10,
+    "Mi": 1 << 20,
+    "Gi": 1 << 30,
+    "Ti": 1 << 40,
+}
+FIRST_GPU = ("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "--id=0")
+
+
+def fit(
+    source: Source = None, config: Config = None, memory: Memory = "", device: Device = None, as_json: Json = False
+) -> None:
+    """Say whether the model fits, and what would. Only config.json and headers are read. Status 0: fits, 1: does not,
+
+    2: that can't be said.
+    """
+    from llm_runtime.models.fit import needed, verdict
+    from llm_runtime.models.outline import outline
+
+    try:
+        asked = bytes_of(memory) if memory else None
+        wanted = _wanted(source, config)
+        where, free = _place(device or wanted.engine.device, asked)
+        found = outline(wanted.model)
+    except errors.Fatal as fatal:
+        typer.echo(f"fit: {fatal}", err=True)
+        raise typer.Exit(2) from fatal
+    plan = found.plan(wanted.engine, where)
+    need, refusal = needed(plan), verdict(plan, free)
+    if as_json:
+        typer.echo(json.dumps(_document(found.source, plan, need, free, refusal), indent=2))
+    else:
+        typer.echo(_table(found.source, plan, need, free, refusal))
+    raise typer.Exit(int(bool(refusal)))
+
+
+def bytes_of(quantity: str) -> int:
+    """`24Gi`, `80G` or a number of bytes, as Kubernetes writes it. Raises ConfigInvalid."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMGT]|[KMGT]i)?", quantity)
+    if found is None:
+        raise errors.ConfigInvalid(f"--memory {quantity!r} is not a size like 24Gi, 80G or a number of bytes")
+    return int(float(found[1]) * UNITS[found[2] or ""])
+
+
+def _wanted(source: str | None, config: Path | None) -> RuntimeConfig:
+    try:
+        loaded = settings.load(config).config if config or source is None else None
+    except settings.SettingsInvalid as error:
+        raise errors.ConfigInvalid(str(error)) from error
+    if source is None:
+        assert loaded
+        return loaded
+    is_uri = re.match(r"[a-z][a-z0-9+-]*:/", source) is not None
+    model = ModelConfig(name="model", uri=source) if is_uri else ModelConfig(name="model", path=source)
+    return loaded.model_copy(update={"model": model}) if loaded else RuntimeConfig(model=model)
+
+
+def _place(device: str, memory: int | None) -> tuple[str, int]:
+    """Where the model would compute, and how many bytes are free there."""
+    gpu = None if device == "cpu" else _free_on_gpu()
+    if device == "cuda" and gpu is None and memory is None:
+        raise errors.ConfigInvalid("there is no GPU here; say what the other machine has with --memory")
+    where = "cuda" if device == "cuda" or gpu is not None else "cpu"
+    free = gpu if where == "cuda" else available_bytes()
+    return where, memory if memory is not None else int(free or 0)
+
+
+def _free_on_gpu() -> int | None:
+    """Asked of the driver's own tool: this process knows no torch."""
+    if shutil.which(FIRST_GPU[0]) is None:
+        return None
+    answer = subprocess.run(FIRST_GPU, capture_output=True, text=True, timeout=20)
+    return int(answer.stdout.split()[0]) * MIB if answer.returncode == 0 and answer.stdout.strip() else None
+
+
+def _document(source: str, plan: "Plan", need: "Need", free: int, refusal: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "source": source,
+        "fits": not refusal,
+        "device": plan.device,
+        "dtype": plan.dtype,
+        "quantization": plan.engine.quantization,
+        "max_model_length": plan.length,
+        "needed_bytes": need.total,
+        "weights_bytes": need.weights,
+        "sequence_cache_bytes": need.cache,
+        "reserve_bytes": need.reserve,
+        "available_bytes": free,
+        "would_fit": list(refusal),
+    }
+
+
+def _table(source: str, plan: "Plan", need: "Need", free: int, refusal: tuple[str, ...]) -> str:
+    dtype = f"{plan.dtype}, int8" if plan.engine.quantization == "int8" else plan.dtype
+    rows = [
+        (need.weights, f"weights as {dtype}"),
+        (need.cache, f"keys and values of one sequence of {plan.length} tokens"),
+        (need.reserve, "reserve"),
+        (need.total, "needed"),
+        (free, "there, on the GPU" if plan.device == "cuda" else "there"),
+    ]
+    lines = [f"{source} on {plan.device}", *(f"{-(-size // MIB):>10,} MiB  {what}" for size, what in rows)]
+    lines += ["It does not fit. What would:", *(f"  {way}" for way in refusal)] if refusal else ["It fits."]
+    return "\n".join(lines)

@@ -1,0 +1,149 @@
+"""What decides how much memory a model takes, without its weights: config.json and the headers of its weight files.
+
+From a folder, or from a registry: there a megabyte or two is read of each file and the connection closed.
+"""
+
+import json
+import os
+import posixpath
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlparse
+
+from llm_runtime.contract import ENV_MLFLOW_TRACKING_URI, EngineConfig, MlflowVersion, ModelConfig
+from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelNotFound, ModelUnsupported
+from llm_runtime.models import stream
+from llm_runtime.models.fit import Plan, tensors_of
+from llm_runtime.models.locate import Artifacts, Located, local_artifacts, locate
+from llm_runtime.models.part import Part
+from llm_runtime.models.registry import MlflowRegistry, Registry, fatal_of
+from llm_runtime.models.sources import find
+from llm_runtime.models.verify import MAX_HEADER_BYTES, header_of
+
+CONFIG = "config.json"
+_INNER = ("text_config", "llm_config", "language_config", "decoder")
+"""Where configurations of models that also see or hear keep that of the language model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A model without its weights. `tensors` are the headers' entries by name, `settings` the language model's."""
+
+    source: str
+    settings: Mapping[str, Any]
+    tensors: Mapping[str, Any]
+
+    @property
+    def dtype(self) -> str:
+        """The checkpoint's own, as its configuration names it."""
+        return str(self.settings.get("dtype") or self.settings.get("torch_dtype") or "float32").removeprefix("torch.")
+
+    def plan(self, engine: EngineConfig, device: str) -> Plan:
+        """As `load` would go about it: `auto` is the checkpoint's own dtype on a GPU, float32 on a CPU."""
+        own = self.dtype if device == "cuda" else "float32"
+        return Plan(self.tensors, self.settings, engine, own if engine.dtype == "auto" else engine.dtype, device)
+
+
+class Source(Registry, Protocol):
+    """A registry that hands files out over HTTP."""
+
+    def getter(self, location: str, path: str) -> stream.Get | None:
+        """How to get an artifact; None where only a client of the store behind has it."""
+        ...
+
+
+def outline(model: ModelConfig) -> Outline:
+    """Of the configured model. Raises errors.Fatal subclasses, ConfigInvalid where the files would be needed."""
+    if model.mlflow is not None:
+        return _of_registry(MlflowRegistry(model.mlflow.tracking_uri), model.mlflow)
+    if model.path is not None:
+        return of_folder(Path(model.path))
+    if model.uri is None:
+        raise ConfigInvalid("no model is named: give a folder or a uri, or set model.mlflow, model.path or model.uri")
+    if model.uri.startswith("file://"):
+        return of_folder(Path(unquote(urlparse(model.uri).path)))
+    registry, found = find(model.uri, model.tracking_uri or os.environ.get(ENV_MLFLOW_TRACKING_URI, ""))
+    if isinstance(found, MlflowVersion):
+        return _of_registry(registry, found)
+    return of_registry(registry, found.location)
+
+
+def of_folder(folder: Path) -> Outline:
+    """Of a local folder in any layout that is served."""
+    if not folder.is_dir():
+        raise ModelNotFound(f"{folder} is not a folder")
+    home = folder / locate(local_artifacts(folder)).folder
+    return Outline(str(home), settings_of((home / CONFIG).read_bytes()), tensors_of(home))
+
+
+def of_registry(registry: Any, location: str, sub_path: str = "") -> Outline:
+    """Of the artifacts at `location`."""
+    try:
+        sizes = registry.sizes(location)
+    except Exception as error:
+        raise fatal_of(error, f"listing {location}") from error
+    with tempfile.TemporaryDirectory() as scratch:
+        artifacts = Artifacts(sizes, lambda path: _small(registry, location, path, Path(scratch)))
+        located = locate(artifacts, sub_path)
+        settings = settings_of(artifacts.read(located.files[CONFIG]))
+    return Outline(location, settings, _headers(registry, location, located, sizes))
+
+
+def settings_of(content: bytes) -> dict[str, Any]:
+    """The language model's settings in a config.json. Raises ModelCorrupt, and ModelUnsupported as `load` does."""
+    try:
+        whole = json.loads(content)
+        inner: dict[str, Any] = next((whole[name] for name in _INNER if isinstance(whole.get(name), dict)), {})
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ModelCorrupt(f"{CONFIG} is no JSON object: {type(error).__name__}; upload it again") from error
+    if whole.get("is_encoder_decoder"):
+        raise ModelUnsupported("the model is an encoder-decoder model; this runtime serves decoder-only ones")
+    if whole.get("quantization_config"):
+        raise ModelUnsupported("the model is stored quantised; save it in bfloat16 or float32 safetensors")
+    return {**whole, **inner}
+
+
+def _of_registry(registry: Registry, version: MlflowVersion) -> Outline:
+    try:
+        location = registry.resolve(version)
+    except Exception as error:
+        raise fatal_of(error, f"resolving model {version.name} version {version.version}") from error
+    return of_registry(registry, location, version.sub_path)
+
+
+def _small(registry: Registry, location: str, path: str, scratch: Path) -> bytes:
+    """A file that is needed whole: MLmodel, config.json, the index of shards."""
+    part = Part(scratch, posixpath.basename(path))
+    part.discard()
+    try:
+        registry.download(location, path, part)
+        return part.path.read_bytes()
+    except Exception as error:
+        raise fatal_of(error, f"reading {path}") from error
+
+
+def _headers(
+    registry: Source, location: str, located: Located, sizes: Mapping[str, int | None]
+) -> dict[str, dict[str, Any]]:
+    tensors: dict[str, dict[str, Any]] = {}
+    for name, path in located.files.items():
+        if name.endswith(".safetensors"):
+            tensors |= _header(registry, location, path, sizes[path])
+    return tensors
+
+
+def _header(registry: Source, location: str, path: str, size: int | None) -> dict[str, Any]:
+    get = registry.getter(location, path)
+    if get is None or size is None:
+        raise ConfigInvalid(
+            f"the store at {location} hands out whole files only; fetch the model (`llm-runtime fetch`) and name its "
+            "folder instead"
+        )
+    try:
+        with stream.beginning(get, MAX_HEADER_BYTES + 8) as read:
+            return header_of(path, size, read)
+    except Exception as error:
+        raise fatal_of(error, f"reading the header of {path}") from error
