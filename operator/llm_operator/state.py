@@ -119,6 +119,14 @@ class Figures:
     """Count of times between two tokens up to each bound, in seconds."""
 
 
+def pod_ready(pod: Manifest) -> bool:
+    """Whether the pod is ready and stays: its own word, and it is neither leaving nor at its end."""
+    status = pod.get("status") or {}
+    if pod["metadata"].get("deletionTimestamp") or status.get("phase") in ("Succeeded", "Failed"):
+        return False
+    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or [])
+
+
 @dataclass(frozen=True)
 class RevisionChildren:
     """What there is of one revision in the cluster."""
@@ -130,10 +138,15 @@ class RevisionChildren:
 
     @property
     def ready(self) -> int:
-        """Ready pods of the Deployment; 0 while its status is older than its specification."""
+        """Ready pods: as many as both the pods themselves and the Deployment say.
+
+        A Deployment's count outlives pods until its controller looks again, and is nothing while it is older than the
+        specification; a pod's own word outlives a Deployment that has given it up.
+        """
         status = (self.deployment or {}).get("status", {})
         generation = (self.deployment or {}).get("metadata", {}).get("generation")
-        return int(status.get("readyReplicas") or 0) if status.get("observedGeneration") == generation else 0
+        counted = int(status.get("readyReplicas") or 0) if status.get("observedGeneration") == generation else 0
+        return min(counted, sum(pod_ready(pod) for pod in self.pods))
 
     @property
     def wanted(self) -> int:

@@ -25,6 +25,7 @@ from llm_operator.crds.status import (
 __all__ = [
     "API_VERSION",
     "GROUP",
+    "UNSEEN",
     "VERSION",
     "AccessSpec",
     "AdapterSpec",
@@ -57,6 +58,15 @@ def _ready(field: str) -> str:
 _AGE = _column("Age", ".metadata.creationTimestamp", "date")
 
 
+def _unseen(kind: str, status: str) -> Json:
+    message, moment = "no operator has looked at it yet", "1970-01-01T00:00:00Z"
+    return {"type": kind, "status": status, "reason": "Pending", "message": message, "lastTransitionTime": moment}
+
+
+UNSEEN: Json = {"conditions": [_unseen("Ready", "Unknown"), _unseen("Reconciling", "True")]}
+"""The status until the operator writes one: kstatus takes a resource without conditions for finished."""
+
+
 def _definition(
     kind: str, plural: str, short: list[str], root: type[BaseModel], status: type[BaseModel], **extra: Any
 ) -> Json:
@@ -65,7 +75,7 @@ def _definition(
         "apiVersion": {"type": "string"},
         "kind": {"type": "string"},
         "metadata": {"type": "object"},
-        "status": structural(status),
+        "status": structural(status) | {"default": UNSEEN},
     }
     version = {"name": VERSION, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}, **extra}
     return {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from llm_operator.crds import Condition
-from llm_operator.plans import adapters
+from llm_operator.plans import adapters, names
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import Decision, stamp
 from llm_operator.state import Fault, Manifest, Observed
@@ -217,7 +217,9 @@ def _available(picture: Picture) -> Verdict:
     fault = picture.serving_fault
     if fault is not None:
         return "False", fault.reason, fault.message
-    return "False", Reason.NoReadyPods, "no pod behind the Service is ready"
+    meta = picture.observed.meta
+    look = f"kubectl -n {meta.namespace} get pods -l {names.DEPLOYMENT_LABEL}={meta.name}"
+    return "False", Reason.NoReadyPods, f"no pod behind the Service is ready ({look})"
 
 
 def _resolved(picture: Picture) -> Verdict:

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterable
 
-from llm_operator.state import Fault, Manifest
+from llm_operator.plans import names
+from llm_operator.state import Fault, Manifest, pod_ready
 from llm_runtime.contract import report_from_termination_message
 
 RETRYABLE_REPORTS = frozenset({"RegistryUnreachable", "DiskFull"})
@@ -22,7 +23,8 @@ def worst(pods: Iterable[Manifest], deployment: Manifest | None, mounts: dict[st
     return found[0] if found else _refused(deployment)
 
 
-_ORDER = {"CrashLoopBackOff": 1, "PodUnschedulable": 2}
+_ORDER = {"CrashLoopBackOff": 1, "PodUnschedulable": 2, "PodEvicted": 3}
+"""The later, the less it says: an evicted pod stays in the list long after another has taken its place."""
 
 
 def of_pod(pod: Manifest, mount: str = "") -> Fault | None:
@@ -30,6 +32,10 @@ def of_pod(pod: Manifest, mount: str = "") -> Fault | None:
     status = pod.get("status", {})
     if pod["metadata"].get("deletionTimestamp") or ready(pod):
         return None
+    if status.get("phase") == "Failed" and status.get("reason"):
+        return _evicted(pod)
+    if _lost(pod):
+        return _on_a_lost_node(pod)
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
         return _unschedulable(pod, scheduled.get("message", ""))
@@ -38,9 +44,7 @@ def of_pod(pod: Manifest, mount: str = "") -> Fault | None:
         if fault := _of_container(pod, container):
             return fault
     if mount:
-        return Fault(
-            "MountFailed", f"pod {_name(pod)} can't mount a volume: {mount} (kubectl describe pod {_name(pod)})"
-        )
+        return Fault("MountFailed", f"pod {_name(pod)} can't mount a volume: {mount} ({_describe(pod)})")
     return None
 
 
@@ -55,7 +59,11 @@ def _of_container(pod: Manifest, container: Manifest) -> Fault | None:
             "runtimeImage in the operator's configuration and spec.pod.imagePullSecrets",
         )
     if reason in _CREATE:
-        return Fault("ContainerConfigError", f"{what} can't be created: {message or reason}")
+        return Fault(
+            "ContainerConfigError",
+            f"{what} can't be created: {message or reason}; make what is missing, or correct spec.pod.env "
+            f"({_describe(pod)})",
+        )
     ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated") or {}
     if ended and ended.get("exitCode"):
         return _of_exit(pod, container, ended, reason)
@@ -66,12 +74,12 @@ def _of_exit(pod: Manifest, container: Manifest, ended: Manifest, waiting: str) 
     report = report_from_termination_message(ended.get("message") or "")
     if report is not None:
         return Fault(report.reason, report.message, terminal=report.reason not in RETRYABLE_REPORTS)
-    logs = f"kubectl logs {_name(pod)} -c {container['name']} --previous"
+    logs = f"{_kubectl(pod)} logs {_name(pod)} -c {container['name']} --previous"
     if ended.get("reason") == "OOMKilled":
         return Fault(
             "OutOfMemory",
             f"container {container['name']} of pod {_name(pod)} was killed for its memory: raise "
-            "spec.resources.limits.memory",
+            f"spec.resources.limits.memory ({logs})",
             terminal=container.get("restartCount", 0) >= 3,
         )
     if waiting == "CrashLoopBackOff":
@@ -89,14 +97,48 @@ def _unschedulable(pod: Manifest, message: str) -> Fault:
     scarce = sorted(set(re.findall(r"Insufficient ([\w./-]*\w)", message)))
     what = f"not enough {', '.join(scarce)}: " if scarce else ""
     hint = "; free some, add a node, or write rollout.strategy: Recreate" if scarce else ""
-    return Fault("PodUnschedulable", f"pod {_name(pod)} finds no node: {what}{message}{hint}")
+    return Fault("PodUnschedulable", f"pod {_name(pod)} finds no node: {what}{message}{hint} ({_describe(pod)})")
+
+
+def _evicted(pod: Manifest) -> Fault:
+    """The kubelet has ended the pod for the node's sake: memory, disk, a shutdown, no room on arrival."""
+    reason, message = pod["status"]["reason"], pod["status"].get("message") or ""
+    return Fault(
+        "PodEvicted",
+        f"pod {_name(pod)} was ended by its node {_node(pod)}: {reason}: {message or 'no further word'}; another is "
+        f"made; requests close to what the pod uses keep it (spec.resources.requests; {_describe(pod)})",
+    )
+
+
+def _lost(pod: Manifest) -> bool:
+    """Whether the node's kubelet has fallen silent.
+
+    Then the control plane takes Ready from the pod and touches nothing else; a kubelet always changes both.
+    """
+    status, gated = pod.get("status") or {}, (pod.get("spec") or {}).get("readinessGates")
+    containers = _condition(status, "ContainersReady").get("status")
+    unready = _condition(status, "Ready").get("status") in ("False", "Unknown")
+    return status.get("reason") == "NodeLost" or (unready and containers == "True" and not gated)
+
+
+def _on_a_lost_node(pod: Manifest) -> Fault:
+    return Fault(
+        "NodeLost",
+        f"node {_node(pod)} of pod {_name(pod)} does not answer; the pod is replaced when the node is given up, 5 "
+        f"minutes by default, or at once by kubectl delete node {_node(pod)} (kubectl describe node {_node(pod)})",
+    )
 
 
 def _refused(deployment: Manifest | None) -> Fault | None:
     failure = _condition((deployment or {}).get("status", {}), "ReplicaFailure")
     if failure.get("status") != "True" or deployment is None:
         return None
-    return Fault("PodsRefused", f"pods of {deployment['metadata']['name']} are refused: {failure.get('message', '')}")
+    name = deployment["metadata"]["name"]
+    return Fault(
+        "PodsRefused",
+        f"pods of {name} are refused: {failure.get('message', '')} ({_kubectl(deployment)} describe replicaset -l "
+        f"{names.REVISION_LABEL}={(deployment['metadata'].get('labels') or {}).get(names.REVISION_LABEL, '')})",
+    )
 
 
 def _condition(status: Manifest, kind: str) -> Manifest:
@@ -105,6 +147,19 @@ def _condition(status: Manifest, kind: str) -> Manifest:
 
 def _name(pod: Manifest) -> str:
     return str(pod["metadata"]["name"])
+
+
+def _node(pod: Manifest) -> str:
+    return str((pod.get("spec") or {}).get("nodeName") or "?")
+
+
+def _kubectl(manifest: Manifest) -> str:
+    namespace = manifest["metadata"].get("namespace")
+    return f"kubectl -n {namespace}" if namespace else "kubectl"
+
+
+def _describe(pod: Manifest) -> str:
+    return f"{_kubectl(pod)} describe pod {_name(pod)}"
 
 
 def waits_for_mounts(pod: Manifest) -> bool:
@@ -123,7 +178,4 @@ def fetching(pod: Manifest) -> bool:
     return any("running" in container.get("state", {}) for container in containers)
 
 
-def ready(pod: Manifest) -> bool:
-    """Whether the pod is ready and stays."""
-    status = pod.get("status", {})
-    return not pod["metadata"].get("deletionTimestamp") and _condition(status, "Ready").get("status") == "True"
+ready = pod_ready

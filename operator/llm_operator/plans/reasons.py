@@ -25,6 +25,7 @@ class Reason(StrEnum):
     NoFault = "NoFault", "Stalled is False: nothing is stuck"
     ScalingActive = "ScalingActive", "AutoscalingActive: the autoscaler computes replicas"
     # On the way
+    Pending = "Pending", "no operator has looked at it yet; the API server says so"
     Resolving = "Resolving", "the registry has not been asked yet"
     RollingOut = "RollingOut", "a candidate is under way; the message counts its ready pods"
     Scaling = "Scaling", "pods of the serving revision come or go"
@@ -50,6 +51,8 @@ class Reason(StrEnum):
     )
     CrashLoopBackOff = "CrashLoopBackOff", "a container ends again and again without saying why"
     MountFailed = "MountFailed", "a volume can't be mounted"
+    PodEvicted = "PodEvicted", "a node has ended the pod: short of memory or disk, shutting down, no room on arrival"
+    NodeLost = "NodeLost", "the node of a pod does not answer"
     PodsRefused = "PodsRefused", "the API server refuses the pods: quota, Pod Security, an admission webhook"
     ProgressDeadlineExceeded = "ProgressDeadlineExceeded", "a revision was not ready within its deadline"
     # A pod's own report (llm_runtime.errors.Fatal)

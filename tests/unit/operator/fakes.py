@@ -136,6 +136,18 @@ class FakeCluster:
         """The Deployment controller and the kubelet: as many pods as wanted, ready unless told otherwise."""
         deployment = self.objects["Deployment", NAMESPACE, name]
         wanted = deployment["spec"]["replicas"]
+        for key in [k for k in self.objects if k[0] == "Pod" and k[2].startswith(f"{name}-played-")]:
+            del self.objects[key]
+        for number in range(wanted):
+            state = "True" if ready is None or number < ready else "False"
+            pod = f"{name}-played-{number}"
+            self.objects["Pod", NAMESPACE, pod] = {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": pod, "namespace": NAMESPACE, "labels": deployment["metadata"]["labels"]}
+                | {"uid": f"uid-{self._next()}", "resourceVersion": self._next()},
+                "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": state}]},
+            }
         deployment["status"] = {
             "observedGeneration": deployment["metadata"]["generation"],
             "replicas": wanted,

@@ -35,7 +35,9 @@ def pods(revision: str, ready: int, wanted: int = 2) -> RevisionChildren:
         "metadata": {"name": f"bot-{revision}", "namespace": "team", "uid": "c"},
         "data": {"config.json": "{}", "template.json": '{"spec": {"containers": [{"image": "i"}]}}'},
     }
-    return RevisionChildren(revision, deployment, config)
+    said = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+    played = tuple({"metadata": {"name": f"p{n}"}, "status": said} for n in range(ready))
+    return RevisionChildren(revision, deployment, config, played)
 
 
 @dataclass(frozen=True)
@@ -146,3 +148,27 @@ def test_a_second_look_twenty_minutes_later_moves_no_transition(case: Case) -> N
     second = plans.deployment(again, settle_seconds=5, now=later).status.conditions
     moments = {c.type: c.last_transition_time for c in first.conditions}
     assert {c.type: c.last_transition_time for c in second} == moments
+
+
+def test_pods_that_died_are_not_counted_although_the_deployment_still_counts_them() -> None:
+    """readyReplicas outlives the pods until the Deployment's controller looks again."""
+    stale = replace(pods(OLD, 2), pods=())
+    told = plans.deployment(observed(Case({}, children=(stale,))), settle_seconds=5, now=NOW).status
+    verdicts = {c.type: c.status for c in told.conditions}
+    assert (verdicts["Ready"], verdicts["Available"], told.ready_replicas) == ("Unknown", "False", 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metadata": {"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"}},
+        {"status": {"phase": "Failed", "conditions": [{"type": "Ready", "status": "True"}]}},
+        {"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "Unknown"}]}},
+    ],
+    ids=["leaving", "ended", "its node is silent"],
+)
+def test_a_pod_counts_by_its_own_word(change: dict[str, object]) -> None:
+    whole = pods(OLD, 2)
+    children = replace(whole, pods=(whole.pods[0], {**whole.pods[1], **change}))
+    told = plans.deployment(observed(Case({}, children=(children,))), settle_seconds=5, now=NOW).status
+    assert (told.ready_replicas, {c.type: c.status for c in told.conditions}["Ready"]) == (1, "Unknown")

@@ -264,6 +264,9 @@ async def test_recreate_waits_for_the_last_old_pod() -> None:
     new = world.status()["candidate"]["revision"]
     assert world.cluster.objects["Deployment", NAMESPACE, f"bot-{old}"]["spec"]["replicas"] == 0
     assert world.cluster.objects["Deployment", NAMESPACE, f"bot-{new}"]["spec"]["replicas"] == 0
+    world.cluster.play(f"bot-{old}")
+    await look(world)
+    assert world.cluster.objects["Deployment", NAMESPACE, f"bot-{new}"]["spec"]["replicas"] == 0
     del world.cluster.objects["Pod", NAMESPACE, f"bot-{old}-x"]
     await look(world)
     assert world.cluster.objects["Deployment", NAMESPACE, f"bot-{new}"]["spec"]["replicas"] == 1

@@ -22,7 +22,11 @@ def children(revision: str, wanted: int, ready: int, pods: int = 0) -> RevisionC
         "spec": {"replicas": wanted},
         "status": {"observedGeneration": 1, "readyReplicas": ready},
     }
-    return RevisionChildren(revision, deployment, {}, tuple({"n": n} for n in range(pods)))
+    return RevisionChildren(revision, deployment, {}, tuple(pod(n < ready) for n in range(max(ready, pods))))
+
+
+def pod(ready: bool) -> dict[str, Any]:
+    return {"metadata": {"name": "p"}, "status": {"conditions": [{"type": "Ready", "status": str(ready)}]}}
 
 
 def situation(**changes: Any) -> Situation:
