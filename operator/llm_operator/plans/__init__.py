@@ -201,7 +201,7 @@ def _moved_adapters(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> 
 
 def _hindered(before: Condition | None, after: Condition) -> list[Occurrence]:
     """A candidate whose pods have a fault that may still pass: worth an Event before the deadline decides."""
-    under_way = after.status == "True" and after.reason not in (Reason.RollingOut, Reason.RolledOut)
+    under_way = after.status == "True" and after.reason not in (Reason.RollingOut, Reason.Downloading, Reason.RolledOut)
     if under_way and (before is None or before.reason != after.reason):
         return [Occurrence("Warning", after.reason, after.message)]
     return []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from llm_operator.crds import Condition
-from llm_operator.plans import adapters, names
+from llm_operator.plans import adapters, downloads, names
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import Decision, stamp
 from llm_operator.state import Fault, Manifest, Observed
@@ -33,6 +33,13 @@ class Picture:
     def ready(self) -> int:
         children = self.observed.revisions.get(self.decision.serving or "")
         return children.ready if children else 0
+
+    @property
+    def download(self) -> str:
+        """How far the pods that are to come have got with the model's files; empty: they download nothing."""
+        candidate = self.decision.candidate if self.decision.rolling_out else None
+        children = self.observed.revisions.get(candidate.revision if candidate else self.decision.serving or "")
+        return downloads.progress(children.pods, self.observed.figures, self.replicas) if children else ""
 
     @property
     def serving_fault(self) -> Fault | None:
@@ -174,7 +181,9 @@ def _hindrance(picture: Picture) -> str:
     """Why the candidate is not there yet: its pods' fault, if there is one, and else that it takes its time."""
     candidate = picture.decision.candidate
     fault = picture.observed.faults.get(candidate.revision) if candidate else None
-    return fault.reason if fault else Reason.RollingOut
+    if fault:
+        return fault.reason
+    return Reason.Downloading if picture.download else Reason.RollingOut
 
 
 def _under_way(picture: Picture) -> str:
@@ -183,7 +192,14 @@ def _under_way(picture: Picture) -> str:
     children = picture.observed.revisions.get(candidate.revision)
     fault = picture.observed.faults.get(candidate.revision)
     counted = f"{children.ready if children else 0} of {picture.replicas} pods of version {candidate.version} are ready"
-    return "; ".join(part for part in (counted, _keeps(picture), fault.message if fault else "") if part)
+    parts = (counted, picture.download, _keeps(picture), fault.message if fault else "")
+    return "; ".join(part for part in parts if part)
+
+
+def _scaling(picture: Picture) -> tuple[str, str]:
+    """Reason and message while pods of the serving revision come."""
+    counted, download = f"{picture.ready} of {picture.replicas} pods are ready", picture.download
+    return (Reason.Downloading, f"{counted}; {download}") if download else (Reason.Scaling, counted)
 
 
 def _pods_ready(picture: Picture) -> Verdict:
@@ -193,21 +209,21 @@ def _pods_ready(picture: Picture) -> Verdict:
     fault = picture.serving_fault
     if fault is not None:
         return "False", fault.reason, f"{ready} of {wanted} pods are ready: {fault.message}"
-    return "Unknown", Reason.Scaling, f"{ready} of {wanted} pods are ready"
+    return "Unknown", *_scaling(picture)
 
 
 def _reconciling(picture: Picture, stalled: Fault | None) -> Verdict:
     if stalled is not None or picture.observed.spec.suspend:
         return "False", Reason.Settled, "nothing is under way"
     if picture.decision.rolling_out:
-        return "True", Reason.RollingOut, _under_way(picture)
+        return "True", Reason.Downloading if picture.download else Reason.RollingOut, _under_way(picture)
     fault = picture.applied or (
         picture.observed.resolution.fault if picture.observed.resolution.model is None else None
     )
     if fault is not None and fault.reason != Reason.ServiceMonitorMissing:
         return "True", Reason.Retrying, fault.message
     if picture.ready < picture.replicas:
-        return "True", Reason.Scaling, f"{picture.ready} of {picture.replicas} pods are ready"
+        return "True", *_scaling(picture)
     return "False", Reason.Settled, "nothing is under way"
 
 

@@ -175,7 +175,8 @@ def waits_for_mounts(pod: Manifest) -> bool:
 def fetching(pod: Manifest) -> bool:
     """Whether the pod is downloading its model."""
     containers = pod.get("status", {}).get("initContainerStatuses") or []
-    return any("running" in container.get("state", {}) for container in containers)
+    # Others may run as long as the pod: sidecars that a mesh puts in.
+    return any(c["name"] == names.FETCH_CONTAINER and "running" in c.get("state", {}) for c in containers)
 
 
 ready = pod_ready

@@ -7,6 +7,8 @@ DEPLOYMENT_LABEL = f"{GROUP}/deployment"
 REVISION_LABEL = f"{GROUP}/revision"
 KEYS_ANNOTATION = f"{GROUP}/keys"
 MANAGED_BY = "llm-operator"
+FETCH_CONTAINER = "fetch"
+"""The init container that brings the model."""
 MANAGED_SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY}"
 
 

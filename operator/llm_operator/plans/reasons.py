@@ -28,6 +28,7 @@ class Reason(StrEnum):
     Pending = "Pending", "no operator has looked at it yet; the API server says so"
     Resolving = "Resolving", "the registry has not been asked yet"
     RollingOut = "RollingOut", "a candidate is under way; the message counts its ready pods"
+    Downloading = "Downloading", "pods bring the model's files; the message says how far the slowest is"
     Scaling = "Scaling", "pods of the serving revision come or go"
     Retrying = "Retrying", "a passing fault; it is tried again by itself"
     # By wish

@@ -121,7 +121,7 @@ def _container(name: str, image: str, command: tuple[str, ...], *flags: str) -> 
 
 
 def _fetch(image: str, meta: Meta) -> Manifest:
-    return _container("fetch", image, contract.FETCH_COMMAND) | {
+    return _container(names.FETCH_CONTAINER, image, contract.FETCH_COMMAND) | {
         "env": [_home(), *(_credential(meta, name) for name in _CREDENTIALS)],
         "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}},
         "volumeMounts": [

@@ -15,6 +15,8 @@ from llm_operator.reconcile.status import report, stamp, tell
 from llm_operator.state import Fault, HeldKey, Key, Manifest, Meta, Observed, Occurrence, Plan
 
 MOUNT_LOOK_SECONDS = 5.0
+DOWNLOAD_LOOK_SECONDS = 5.0
+"""How often the status tells how far a download is."""
 
 
 async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
@@ -169,8 +171,11 @@ def _next_look(observed: Observed, plan: Plan, fault: Fault | None, pace: Pace) 
         looks.append(pace.verify_seconds)
     if observed.database_missing:
         looks.append(pace.verify_seconds)
-    if any(faults.waits_for_mounts(pod) for each in observed.revisions.values() for pod in each.pods):
+    pods = [pod for each in observed.revisions.values() for pod in each.pods]
+    if any(faults.waits_for_mounts(pod) for pod in pods):
         looks.append(MOUNT_LOOK_SECONDS)
+    if any(faults.fetching(pod) for pod in pods):
+        looks.append(DOWNLOAD_LOOK_SECONDS)
     return min(looks, default=None)
 
 
