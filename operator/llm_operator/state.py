@@ -208,6 +208,19 @@ class Occurrence:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """How a roll-out ended, for the registry that the version came from."""
+
+    model: str
+    """The registered model."""
+    version: str
+    outcome: str
+    """Promoted or Failed."""
+    message: str
+    revision: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """What should be: objects to apply, objects to delete, the status, what to tell, when to look again."""
 
@@ -218,6 +231,8 @@ class Plan:
     nudge: tuple[tuple[str, str], ...] = ()
     """Pods (name, digest) whose kubelet should read the key Secret again at once."""
     requeue_seconds: float | None = None
+    verdict: Verdict | None = None
+    """Set by the plan in which a roll-out ends. A plan that could not be applied comes again."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
             replicas=replicas,
             settle_seconds=settle_seconds,
             now=now,
+            model=_model_name(observed),
         )
     )
     objects, lost = _objects(observed, decision)
@@ -48,6 +49,7 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
         occurrences=(*decision.occurrences, *_tell(observed, status)),
         nudge=_nudge(observed),
         requeue_seconds=decision.requeue_seconds,
+        verdict=decision.verdict,
     )
 
 
@@ -144,6 +146,11 @@ def _status(
         else f"{names.DEPLOYMENT_LABEL}={observed.meta.name}",
         url=network.url(observed.meta, observed.spec),
     )
+
+
+def _model_name(observed: Observed) -> str:
+    known = observed.resolution.model or observed.status.model
+    return known.name if known else ""
 
 
 def _model(observed: Observed, now: datetime) -> ModelStatus | None:

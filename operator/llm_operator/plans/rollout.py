@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from llm_operator.crds import CandidateStatus, HistoryEntry, LLMDeploymentStatus, RevisionStatus
 from llm_operator.crds.rollout import RolloutSpec
-from llm_operator.state import Fault, Occurrence, RevisionChildren
+from llm_operator.state import Fault, Occurrence, RevisionChildren, Verdict
 
 HISTORY_ENTRIES = 20
 _NOTHING = RevisionChildren("", None, None)
@@ -34,6 +34,8 @@ class Situation:
     """Pods wanted; 0 while suspended."""
     settle_seconds: float
     now: datetime
+    model: str = ""
+    """The registered model that the candidate's version is of."""
 
     def children(self, revision: str) -> RevisionChildren:
         return self.revisions.get(revision, _NOTHING)
@@ -56,6 +58,8 @@ class Decision:
     """The revision that the Service selects."""
     occurrences: tuple[Occurrence, ...] = ()
     requeue_seconds: float | None = None
+    verdict: Verdict | None = None
+    """How the roll-out ended, when it ends now."""
 
     @property
     def rolling_out(self) -> bool:
@@ -164,7 +168,15 @@ def _promote(situation: Situation, decision: Decision, candidate: CandidateStatu
     told = Occurrence(
         "Normal", "RolledOut", f"revision {stable.revision} serves model version {stable.version}{before}"
     )
-    return replace(decision, stable=stable, candidate=None, history=history, occurrences=(*decision.occurrences, told))
+    verdict = Verdict(situation.model, stable.version, "Promoted", told.message, stable.revision)
+    return replace(
+        decision,
+        stable=stable,
+        candidate=None,
+        history=history,
+        occurrences=(*decision.occurrences, told),
+        verdict=verdict,
+    )
 
 
 def _fail(situation: Situation, decision: Decision, candidate: CandidateStatus, fault: Fault) -> Decision:
@@ -181,6 +193,7 @@ def _fail(situation: Situation, decision: Decision, candidate: CandidateStatus, 
         candidate=failed,
         history=(entry, *decision.history),
         occurrences=(*decision.occurrences, told),
+        verdict=Verdict(situation.model, candidate.version, "Failed", entry.message or "", candidate.revision),
     )
 
 

@@ -68,6 +68,18 @@ def test_history_tells_who_was_superseded() -> None:
     assert decision.replicas == {"old": 2, "new": 2}
 
 
+def test_the_plan_that_ends_a_rollout_says_how_it_ended() -> None:
+    ready = {"old": children("old", 2, 2), "new": children("new", 2, 2)}
+    promoted = advance(situation(model="bot", revisions=ready)).verdict
+    assert promoted is not None
+    assert (promoted.model, promoted.version, promoted.outcome, promoted.revision) == ("bot", "2", "Promoted", "new")
+    faults = {"new": Fault("ModelCorrupt", "short", terminal=True)}
+    lost = advance(situation(model="bot", faults=faults)).verdict
+    assert lost is not None
+    assert (lost.outcome, lost.message) == ("Failed", "ModelCorrupt: short")
+    assert advance(situation()).verdict is None
+
+
 def test_a_first_candidate_serves_as_its_pods_get_ready_and_keeps_trying_after_a_failure() -> None:
     first = LLMDeploymentStatus(candidate=NEW)
     faults = {"new": Fault("ModelCorrupt", "short", terminal=True)}
