@@ -77,6 +77,11 @@ def read(text: str) -> Figures:
             for sample in samples.get(contract.METRIC_ADAPTER_LOADED, ())
             if sample.value
         },
+        adapter_failures={
+            sample.labels["adapter"]: sample.labels["reason"]
+            for sample in samples.get(contract.METRIC_ADAPTER_FAILED, ())
+            if sample.value
+        },
         requests=sum(sample.value for sample in requests),
         errors=sum(s.value for s in requests if s.labels.get("status", "").startswith(SERVER_ERROR)),
         first_token=_histogram(samples.get(contract.METRIC_FIRST_TOKEN, ())),

@@ -107,6 +107,8 @@ class Figures:
     """While the pod fetches its model."""
     adapters: Mapping[str, str] = field(default_factory=dict)
     """Version by name, of the adapters that answer."""
+    adapter_failures: Mapping[str, str] = field(default_factory=dict)
+    """Reason by name, of the adapters whose wanted version could not be loaded."""
     requests: float = 0
     """Answers of generation endpoints."""
     errors: float = 0

@@ -55,6 +55,8 @@ METRIC_FIRST_TOKEN = "llm_time_to_first_token_seconds"
 METRIC_INTER_TOKEN = "llm_inter_token_seconds"
 METRIC_ADAPTER_LOADED = "llm_adapter_loaded"
 """By adapter and version: 1 where it answers."""
+METRIC_ADAPTER_FAILED = "llm_adapter_failed"
+"""By adapter, version and reason: 1 for a wanted version that could not be loaded."""
 METRIC_DOWNLOADED_BYTES = "llm_download_bytes"
 METRIC_DOWNLOAD_SIZE_BYTES = "llm_download_size_bytes"
 METRIC_DOWNLOAD_RATE = "llm_download_bytes_per_second"
@@ -409,6 +411,8 @@ class AdapterFile(_Additive):
     """The servers that the adapters come from, by name. What is loaded stays when its server is not here any more."""
     adapters: tuple[PinnedAdapter, ...] = ()
     """In the order of the specification; over `engine.maxAdapters` the first are loaded."""
+    default_adapter: str = ""
+    """Answers requests for the bare model name; empty: the model itself."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "AdapterFile":
