@@ -7,11 +7,14 @@ from collections import defaultdict
 
 from llm_operator.cluster import ApiError, Cluster
 from llm_operator.observe import ConnectionSource
+from llm_operator.plans.reasons import Reason
 from llm_operator.queue import Queue
 from llm_operator.registry import CachedRegistry, ModelSummary, RegistryFault, read_connection
 from llm_operator.state import Key, Manifest
 
 log = logging.getLogger(__name__)
+
+ADAPTERS_RESOLVED = frozenset({Reason.AdaptersLoaded, Reason.AdapterLoading, Reason.NoReadyPods})
 
 
 class Poll:
@@ -74,7 +77,8 @@ def moved(resource: Manifest, connection: str, found: dict[str, ModelSummary]) -
     doubtful = _status(resource, "RegistryReachable") == "False" or _status(resource, "ModelResolved") != "True"
     if _server(asked) == connection and (doubtful or _differs(asked, status.get("model") or {}, found)):
         names.append(asked["name"])
-    doubtful = _status(resource, "AdaptersReady") != "True"
+    # Whether pods have loaded them is not for the registry to say.
+    doubtful = _reason(resource, "AdaptersReady") not in ADAPTERS_RESOLVED
     known = {each["name"]: each for each in status.get("adapters") or []}
     for adapter in _adapters(resource):
         asked = adapter["mlflow"]

@@ -411,6 +411,8 @@ class AdapterFile(_Additive):
     """The servers that the adapters come from, by name. What is loaded stays when its server is not here any more."""
     adapters: tuple[PinnedAdapter, ...] = ()
     """In the order of the specification; over `engine.maxAdapters` the first are loaded."""
+    default_adapter: str = ""
+    """Answers requests for the bare model name; empty: the model itself."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "AdapterFile":

@@ -71,6 +71,7 @@ def test_the_smallest_resources_are_accepted_and_only_scalars_are_defaulted(api:
         ("spec.adapters", [{"name": "a"}], "spec.adapters[0].mlflow: Required value"),
         ("spec.adapters", [{"name": f"a{n}", "mlflow": {"name": "m", "alias": "c"}} for n in range(9)],
          "must have at most 8 items"),
+        ("spec.defaultAdapter", "legal", "defaultAdapter must be the name of one of adapters"),
         ("spec.engine.dtype", "fp16", 'supported values: "auto", "float32"'),
         ("spec.engine.maxModelLength", 0, "should be greater than or equal to 16"),
         ("spec.server.maxRequestBytes", "1 MB", "spec.server.maxRequestBytes"),
@@ -134,6 +135,14 @@ def test_tiers_are_accepted_and_get_scalar_defaults_only(api: Api) -> None:
     }
     key = edited(edited(KEY, "spec.tier", "gold"), "spec.limits", {"tokensPerMonth": 5})
     assert create(api, key)["spec"]["limits"] == {"tokensPerMonth": 5}
+
+
+def test_a_default_adapter_is_one_of_the_adapters(api: Api) -> None:
+    adapters = [{"name": name, "mlflow": {"name": name, "alias": "c"}} for name in ("legal", "french")]
+    both = edited(edited(GOOD, "spec.adapters", adapters), "spec.defaultAdapter", "french")
+    assert create(api, both)["spec"]["defaultAdapter"] == "french"
+    with pytest.raises(Refusal, match="must be the name of one of adapters"):
+        create(api, edited(both, "spec.defaultAdapter", "german"))
 
 
 def test_a_version_may_be_written_with_and_without_quotes(api: Api) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from control_plane.operator_fixtures import Place, eventually
+from control_plane.pod_metrics import pod_metrics
 
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
@@ -28,25 +29,39 @@ def pods(place: Place) -> dict[str, str]:
     }
 
 
+def answering(place: Place, pods: int, version: str) -> bool:
+    (adapter,) = place.status()["adapters"]
+    told = place.condition("AdaptersReady")["status"] == "True"
+    return told and (adapter["readyReplicas"], adapter["version"]) == (pods, version)
+
+
 def test_adapters_come_move_and_go_in_the_pods_that_run(place: Place) -> None:
     place.model()
-    place.deploy(replicas=2)
-    revision, before = place.ready()["stable"]["revision"], pods(place)
     name = f"{place.name}-legal"
     place.models.create(name)
-    place.deploy(replicas=2, adapters=[{"name": "legal", "mlflow": {"name": name, "alias": "champion"}}])
-    eventually(lambda: versions(place) == {"legal": "1"}, 5)
-    eventually(lambda: place.condition("AdaptersReady")["status"] == "True")
-    place.models.promote(name, 2)
-    eventually(lambda: versions(place) == {"legal": "2"}, 5)
-    eventually(lambda: [each["version"] for each in place.status()["adapters"]] == ["2"])
-    eventually(lambda: place.events("AdapterResolved"))
-    eventually(lambda: not set(pods(place).values()) & set(before.values()))
-    assert pods(place).keys() == before.keys()
-    place.deploy(replicas=2)
-    eventually(lambda: versions(place) == {}, 5)
-    assert place.ready()["stable"]["revision"] == revision
-    assert pods(place).keys() == before.keys()
+    with pod_metrics("127.0.7.64") as pod:  # Both pods are there.
+        place.kubelet.fate[place.name, "1"] = pod.ready
+        place.deploy(replicas=2)
+        revision, before = place.ready()["stable"]["revision"], pods(place)
+        place.deploy(replicas=2, adapters=[{"name": "legal", "mlflow": {"name": name, "alias": "champion"}}])
+        eventually(lambda: versions(place) == {"legal": "1"}, 5)
+        late = eventually(lambda: c if (c := place.condition("AdaptersReady"))["reason"] == "AdapterLoading" else None)
+        assert "version 1 answers in 0 of 2 ready pods" in late["message"]
+        pod.loaded(legal="1")
+        eventually(lambda: answering(place, 2, "1"), 5)
+        place.models.promote(name, 2)
+        eventually(lambda: versions(place) == {"legal": "2"}, 5)
+        eventually(lambda: place.condition("AdaptersReady")["reason"] == "AdapterLoading", 5)
+        pod.loaded(legal="2")
+        eventually(lambda: answering(place, 2, "2"), 5)
+        assert place.events("AdapterResolved")
+        assert place.events("AdaptersLoaded")
+        assert not set(pods(place).values()) & set(before.values())
+        assert pods(place).keys() == before.keys()
+        place.deploy(replicas=2)
+        eventually(lambda: versions(place) == {}, 5)
+        assert place.ready()["stable"]["revision"] == revision
+        assert pods(place).keys() == before.keys()
 
 
 def test_an_alias_that_is_not_there_is_told_and_keeps_what_the_pods_have(place: Place) -> None:
@@ -63,4 +78,5 @@ def test_an_alias_that_is_not_there_is_told_and_keeps_what_the_pods_have(place: 
     assert place.ready()
     place.models.promote(name, 2)
     eventually(lambda: versions(place) == {"legal": "2"}, 5)
-    eventually(lambda: place.condition("AdaptersReady")["status"] == "True")
+    silent = eventually(lambda: c if (c := place.condition("AdaptersReady"))["reason"] == "AdapterLoading" else None)
+    assert "the operator can't read the metrics of bot-" in silent["message"]

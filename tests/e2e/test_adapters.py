@@ -113,7 +113,8 @@ def test_a_moved_alias_answers_in_all_pods_and_nobody_notices(
     assert settled - moved < POLL_SECONDS + 5
     assert world.llmd(NAME)["status"]["adapters"][0]["version"] == "2"
     assert pods(world) == before
-    assert world.condition("AdaptersReady", NAME)["status"] == "True"
+    world.until(lambda: world.condition("AdaptersReady", NAME)["status"] == "True", "the operator to see it", 10)
+    assert world.llmd(NAME)["status"]["adapters"][0]["readyReplicas"] == 2
 
 
 def test_a_removed_adapter_is_gone_and_the_pods_are_not(client: httpx.Client, world: World) -> None:

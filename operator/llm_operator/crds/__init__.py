@@ -123,6 +123,7 @@ def definitions() -> dict[str, Json]:
             _column("Pods", ".status.readyReplicas", "integer"),
             _column("Desired", ".spec.replicas", "integer"),
             _column("URL", ".status.url"),
+            _column("Adapters", ".status.conditions[?(@.type=='AdaptersReady')].status", priority=1),
             _column("Message", _ready("message"), priority=1),
             _AGE,
         ],

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field
 
 from llm_operator.crds.access import AccessSpec
 from llm_operator.crds.common import AnnotationMap, LabelMap, ObjectName, Quantity
-from llm_operator.crds.model import MAX_ADAPTERS, AdapterSpec, ModelSpec
+from llm_operator.crds.model import DEFAULT_ADAPTER_EXISTS, MAX_ADAPTERS, AdapterName, AdapterSpec, ModelSpec
 from llm_operator.crds.pod import PodSpec, Resources
 from llm_operator.crds.rollout import RolloutSpec
 from llm_operator.crds.schema import Section, rules
@@ -155,6 +155,7 @@ class ServiceSpec(Section):
 class LLMDeploymentSpec(Section):
     """What to serve and how."""
 
+    model_config = ConfigDict(json_schema_extra=rules(DEFAULT_ADAPTER_EXISTS))
     model: ModelSpec
     """What to serve."""
     adapters: (
@@ -168,6 +169,8 @@ class LLMDeploymentSpec(Section):
         | None
     ) = None
     """LoRA adapters of the model. Added, moved or removed, they reach the running pods without new ones."""
+    default_adapter: AdapterName | None = None
+    """The adapter that answers for the bare name, in the place of the model alone. Changed without new pods."""
     engine: EngineSpec = EngineSpec()
     """How to run the model."""
     server: ServerSpec = ServerSpec()

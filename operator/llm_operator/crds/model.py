@@ -10,6 +10,11 @@ from llm_operator.crds.schema import Section, rules
 MAX_ADAPTERS = 8
 """Half of what an engine holds: each may be replaced while requests still run with its old version."""
 
+AdapterName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+DEFAULT_ADAPTER_EXISTS = (
+    "!has(self.defaultAdapter) || (has(self.adapters) && self.adapters.exists(a, a.name == self.defaultAdapter))",
+    "defaultAdapter must be the name of one of adapters",
+)
 ONE_REFERENCE = (
     "[has(self.alias), has(self.version), has(self.stage)].filter(x, x).size() == 1",
     "write exactly one of alias (follows promotions), version (pinned) or stage (deprecated in MLflow)",
@@ -72,7 +77,7 @@ class ModelSpec(Section):
 class AdapterSpec(Section):
     """A LoRA adapter beside the model, loaded into the running pods."""
 
-    name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: AdapterName
     """Clients ask for it as `<LLMDeployment>:<name>`."""
     mlflow: MlflowModel
     """A version from the MLflow registry that holds an adapter in PEFT's format."""

@@ -48,6 +48,10 @@ class AdapterStatus(Section):
     """The MLflow server it was found on."""
     sub_path: Annotated[str, Field(max_length=1024)] | None = None
     """The folder inside its artifacts."""
+    ready_replicas: int | None = Field(default=None, json_schema_extra={"format": "int32"})
+    """Ready pods in which this version answers."""
+    resolved_at: Time | None = None
+    """When this version was first seen under the reference."""
 
 
 class RevisionStatus(Section):

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from llm_operator.crds import Condition, LLMDeploymentStatus, ModelStatus
 from llm_operator.plans import (
+    adapter_status,
     adapters,
     autoscale,
     conditions,
@@ -42,14 +43,20 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
     objects, lost = _objects(observed, decision)
     fault = _fault(observed, lost)
     status = _status(observed, decision, conditions.Picture(observed, decision, replicas, fault), now)
+    asked = (decision.requeue_seconds, adapter_status.look_again(observed, status, now))
+    looks = [seconds for seconds in asked if seconds is not None]
     return Plan(
         objects=objects,
         delete=prune(observed, objects, decision),
         status=status,
         occurrences=(*decision.occurrences, *_tell(observed, status)),
         nudge=_nudge(observed),
+<<<<<<< HEAD
         requeue_seconds=decision.requeue_seconds,
         verdict=decision.verdict,
+=======
+        requeue_seconds=min(looks, default=None),
+>>>>>>> oper
     )
 
 
@@ -135,7 +142,7 @@ def _status(
         observed_generation=observed.meta.generation,
         conditions=conditions.deployment(picture, now),
         model=_model(observed, now),
-        adapters=adapters.pinned(observed),
+        adapters=adapter_status.status(observed, now),
         stable=decision.stable,
         candidate=decision.candidate,
         history=decision.history,
@@ -188,22 +195,9 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
         told += _change(before.get(kind), after[kind], good, kind)
     if after["UsagePersistent"].reason != Reason.NoDatabase:  # That is a choice.
         told += _change(before.get("UsagePersistent"), after["UsagePersistent"], "True", "UsagePersistent")
-    told += _moved_adapters(observed.status, status)
-    if "AdaptersReady" in after:
-        told += _change(before.get("AdaptersReady"), after["AdaptersReady"], "True", "AdaptersReady")
+    told += adapter_status.events(observed.status, status)
     told += _hindered(before.get("Progressing"), after["Progressing"])
     return tuple(dict.fromkeys(told))
-
-
-def _moved_adapters(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> list[Occurrence]:
-    known, found = {each.name: each for each in before.adapters}, list[Occurrence]()
-    for each in after.adapters:
-        old = known.get(each.name)
-        if old is None or (old.model, old.version) != (each.model, each.version):
-            was = f", was {old.model} version {old.version}" if old else ""
-            told = f"adapter {each.name} is {each.model} version {each.version}{was}"
-            found.append(Occurrence("Normal", "AdapterResolved", told))
-    return found
 
 
 def _hindered(before: Condition | None, after: Condition) -> list[Occurrence]:

@@ -45,6 +45,7 @@ def adapter_file(observed: Observed) -> str:
             )
             for each in wanted
         ),
+        default_adapter=observed.spec.default_adapter or "",
     )
     return file.model_dump_json(by_alias=True, exclude_defaults=True)
 

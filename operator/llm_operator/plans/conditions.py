@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from llm_operator.crds import Condition
+<<<<<<< HEAD
 from llm_operator.plans import adapters, downloads, names
+=======
+from llm_operator.plans import adapter_status, downloads
+>>>>>>> oper
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import Decision, stamp
 from llm_operator.state import Fault, Manifest, Observed
@@ -65,7 +69,7 @@ def deployment(picture: Picture, now: datetime) -> tuple[Condition, ...]:
     if picture.observed.spec.autoscaling is not None:
         verdicts["AutoscalingActive"] = _autoscaling(picture.observed.autoscaler)
     if picture.observed.adapters:
-        verdicts["AdaptersReady"] = _adapters(picture.observed)
+        verdicts["AdaptersReady"] = adapter_status.verdict(picture.observed)
     return settle(verdicts, picture.observed.status.conditions, picture.observed.meta.generation, now)
 
 
@@ -287,14 +291,6 @@ def _usage(picture: Picture) -> Verdict:
         return "False", Reason.NoDatabase, said
     where = f"under {database.secret_ref.key} in Secret {database.secret_ref.name}"
     return "True", Reason.DatabaseConfigured, f"usage goes to the database whose address is {where}"
-
-
-def _adapters(observed: Observed) -> Verdict:
-    """Never a part of Ready: the model and the other adapters answer all the same."""
-    if found := adapters.fault(observed):
-        return ("False" if found.terminal else "Unknown"), found.reason, found.message
-    said = ", ".join(f"{each.name} is {each.model} version {each.version}" for each in adapters.pinned(observed))
-    return "True", Reason.AdaptersResolved, said
 
 
 def _autoscaling(autoscaler: Manifest | None) -> Verdict:

@@ -17,7 +17,7 @@ class Reason(StrEnum):
     # All is well
     Serving = "Serving", "Ready, Available: all wanted pods of the wanted revision are ready behind the Service"
     Resolved = "Resolved", "ModelResolved: the reference stands for a version"
-    AdaptersResolved = "AdaptersResolved", "AdaptersReady: each adapter stands for a version, which the pods are told"
+    AdaptersLoaded = "AdaptersLoaded", "AdaptersReady: each adapter's version answers in every ready pod"
     Reachable = "Reachable", "RegistryReachable: the registry answered"
     Applied = "Applied", "Applied: all children are as planned"
     RolledOut = "RolledOut", "Progressing: nothing is under way"
@@ -29,6 +29,7 @@ class Reason(StrEnum):
     Resolving = "Resolving", "the registry has not been asked yet"
     RollingOut = "RollingOut", "a candidate is under way; the message counts its ready pods"
     Downloading = "Downloading", "pods bring the model's files; the message says how far the slowest is"
+    AdapterLoading = "AdapterLoading", "AdaptersReady: ready pods have still to load a version; the message names them"
     Scaling = "Scaling", "pods of the serving revision come or go"
     Retrying = "Retrying", "a passing fault; it is tried again by itself"
     # By wish
@@ -65,6 +66,7 @@ class Reason(StrEnum):
     )
     DiskFull = "DiskFull", "not enough room for the model; the message says how much is needed and free"
     OutOfMemory = "OutOfMemory", "not enough memory for weights and cache, or killed for it"
+    AdapterFailed = "AdapterFailed", "AdaptersReady is False: a pod can't load an adapter, for a reason not listed here"
     # Children
     NameTaken = "NameTaken", "an object that is not ours has a child's name"
     ApplyFailed = "ApplyFailed", "the API server refused a child"

@@ -14,7 +14,7 @@ from llm_operator.queue import Queue
 from llm_operator.reconcile import Done, Pace, reconcile
 from llm_operator.registry import AliasNotFound, CachedRegistry, RegistryUnreachable
 from llm_operator.settings import ConnectionSettings
-from llm_operator.state import Connection, Key, ModelVersion
+from llm_operator.state import Connection, Figures, Key, ModelVersion
 from llm_runtime.contract import AdapterFile
 from unit.operator.fakes import NAMESPACE, FakeRegistry, World
 
@@ -62,6 +62,18 @@ class Following(World):
             for name in self.cluster.named("Deployment")
         ]
 
+    def pod(self, name: str = "p", loaded: dict[str, str] | None = None, **failed: str) -> None:
+        """A ready pod of the candidate or the stable revision, in which these versions answer."""
+        status = self.status()
+        revision = (status.get("candidate") or status["stable"])["revision"]
+        labels = {"llm-operator.dev/deployment": "bot", "llm-operator.dev/revision": revision}
+        meta = {"name": name, "namespace": NAMESPACE, "labels": labels}
+        ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "status": ready}
+        self.cluster._store("kubelet", ("Pod", NAMESPACE, name), pod)
+        if loaded is not None:
+            self.pods.known[name] = Figures(adapters=loaded, adapter_failures=failed)
+
     async def poll(self) -> list[str]:
         woken: list[str] = []
 
@@ -81,6 +93,9 @@ async def test_adapters_are_resolved_and_delivered_with_what_it_takes_to_fetch_t
     assert (legal.name, legal.model, legal.version, legal.sub_path) == ("legal", "law", "3", "")
     assert (french.name, french.model, french.version, french.sub_path) == ("french", "fr", "5", "peft")
     assert world.delivered().connections["default"].tracking_uri == "http://mlflow:5000"
+    assert world.condition("AdaptersReady")["reason"] == "NoReadyPods"
+    world.pod(loaded={"legal": "3", "french": "5"})
+    await world.look()
     assert world.condition("AdaptersReady")["status"] == "True"
     assert world.condition("AdaptersReady")["message"] == "legal is law version 3, french is fr version 5"
     assert [(each["name"], each["version"]) for each in world.status()["adapters"]] == [("legal", "3"), ("french", "5")]
@@ -194,11 +209,110 @@ async def test_the_poll_wakes_for_a_moved_adapter_on_whichever_server() -> None:
     assert "bot" in await world.poll()
 
 
-async def test_settled_adapters_write_nothing() -> None:
+async def test_settled_adapters_write_nothing_and_are_not_asked_for() -> None:
     world = Following()
     await world.deploy(adapters=[LEGAL, FRENCH])
+    await world.look()
+    world.pod(loaded={"legal": "3", "french": "5"})
     for _ in range(2):
         await world.look()
     world.cluster.writes.clear()
-    await world.look()
+    assert (await world.look()).after_seconds != 2
     assert world.cluster.writes == []
+
+
+def replicas(world: Following) -> list[int]:
+    return [each["readyReplicas"] for each in world.status()["adapters"]]
+
+
+async def test_ready_means_that_the_version_answers_in_every_ready_pod() -> None:
+    world = Following()
+    await world.deploy(replicas=3, adapters=[LEGAL])
+    await world.look()
+    for name, version in (("p", "3"), ("q", "3"), ("r", "2")):
+        world.pod(name, {"legal": version})
+    done = await world.look()
+    said = world.condition("AdaptersReady")
+    assert (said["status"], said["reason"]) == ("Unknown", "AdapterLoading")
+    assert said["message"] == "adapter legal: law version 3 answers in 2 of 3 ready pods, not yet in r"
+    assert replicas(world) == [2]
+    assert done.after_seconds == 2
+    world.pod("r", {"legal": "3"})
+    await world.look()
+    assert world.condition("AdaptersReady")["reason"] == "AdaptersLoaded"
+    assert replicas(world) == [3]
+    assert "AdaptersLoaded" in world.cluster.events()
+    assert "AdapterLoading" not in world.cluster.events()
+
+
+async def test_a_moved_version_is_awaited_anew() -> None:
+    world = Following()
+    await world.deploy(adapters=[LEGAL])
+    await world.look()
+    world.pod(loaded={"legal": "3"})
+    await world.look()
+    before = world.status()["adapters"][0]["resolvedAt"]
+    world.clock.pass_seconds(3600)
+    world.registry.aliases["law"]["champion"] = "4"
+    assert (await world.look()).after_seconds == 2
+    said = world.condition("AdaptersReady")["message"]
+    assert said == "adapter legal: law version 4 answers in 0 of 1 ready pods, not yet in p"
+    assert world.status()["adapters"][0]["resolvedAt"] > before
+    world.pod(loaded={"legal": "4"})
+    await world.look()
+    assert world.condition("AdaptersReady")["status"] == "True"
+
+
+async def test_a_pod_that_says_nothing_is_named_and_asked_ever_more_rarely() -> None:
+    world = Following()
+    await world.deploy(adapters=[LEGAL])
+    await world.look()
+    world.pod("mute")
+    looks = []
+    for _ in range(3):
+        looks.append((await world.look()).after_seconds)
+        world.clock.pass_seconds(300)
+    assert looks == [2, 30, 60]
+    said = world.condition("AdaptersReady")
+    assert (said["status"], said["reason"]) == ("Unknown", "AdapterLoading")
+    assert said["message"].endswith("answers in 0 of 1 ready pods, the operator can't read the metrics of mute")
+
+
+@pytest.mark.parametrize(("told", "reason"), [("ModelCorrupt", "ModelCorrupt"), ("BrandNew", "AdapterFailed")])
+async def test_a_failure_that_pods_report_is_told_with_their_names(told: str, reason: str) -> None:
+    world = Following()
+    await world.deploy(replicas=5, adapters=[LEGAL, FRENCH])
+    await world.look()
+    for name in "pqrst":
+        world.pod(name, {"legal": "2", "french": "5"}, legal=told)
+    await world.look()
+    said = world.condition("AdaptersReady")
+    assert (said["status"], said["reason"]) == ("False", reason)
+    assert f"law version 3 can't be loaded in p, q, r and 2 more: {told}; " in said["message"]
+    assert "kubectl logs p" in said["message"]
+    assert said["message"].endswith("version 2 goes on answering there")
+    assert replicas(world) == [0, 5]
+    assert reason in world.cluster.events()
+    assert world.condition("Stalled")["status"] == "False"
+
+
+async def test_the_poll_leaves_the_registry_alone_while_pods_load() -> None:
+    world = Following()
+    await world.deploy(adapters=[LEGAL])
+    await world.look()
+    world.pod(loaded={})
+    await world.look()
+    assert world.condition("AdaptersReady")["reason"] == "AdapterLoading"
+    assert await world.poll() == []
+
+
+async def test_the_default_adapter_travels_with_the_list_and_makes_no_new_pods() -> None:
+    world = Following()
+    await world.deploy(adapters=[LEGAL, FRENCH])
+    await world.look()
+    before = world.templates()
+    assert world.delivered().default_adapter == ""
+    await world.deploy(adapters=[LEGAL, FRENCH], defaultAdapter="french")
+    await world.look()
+    assert world.delivered().default_adapter == "french"
+    assert world.templates() == before
