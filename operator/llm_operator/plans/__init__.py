@@ -51,12 +51,8 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
         status=status,
         occurrences=(*decision.occurrences, *_tell(observed, status)),
         nudge=_nudge(observed),
-<<<<<<< HEAD
-        requeue_seconds=decision.requeue_seconds,
-        verdict=decision.verdict,
-=======
         requeue_seconds=min(looks, default=None),
->>>>>>> oper
+        verdict=decision.verdict,
     )
 
 

@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from llm_operator.crds import Condition
-<<<<<<< HEAD
-from llm_operator.plans import adapters, downloads, names
-=======
-from llm_operator.plans import adapter_status, downloads
->>>>>>> oper
+from llm_operator.plans import adapter_status, downloads, names
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import Decision, stamp
 from llm_operator.state import Fault, Manifest, Observed
