@@ -75,6 +75,7 @@ class ScriptedEngine:
     """How to end after the script instead of by `stop`: cancelled or error."""
     codec: FakeCodec = field(default_factory=FakeCodec)
     alive: bool = True
+    quiet_seconds: float = 0.0
     gpu_memory_bytes: int | None = None
     requests: list[GenerationRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -101,7 +102,15 @@ class ScriptedEngine:
         return stream
 
     def stats(self) -> EngineStats:
-        return EngineStats(len(self.running), 0, 0.25, 7, self.alive, gpu_memory_bytes=self.gpu_memory_bytes)
+        return EngineStats(
+            len(self.running),
+            0,
+            0.25,
+            7,
+            self.alive,
+            gpu_memory_bytes=self.gpu_memory_bytes,
+            quiet_seconds=self.quiet_seconds,
+        )
 
     async def drain(self, timeout_seconds: float) -> None:
         self.draining = True

@@ -143,6 +143,8 @@ class EngineStats:
     """GPU memory that the engine holds; None on a CPU."""
     kind: Literal["batched", "sequential"] = "batched"
     """Sequential: the slow path, one sequence after another within a step."""
+    quiet_seconds: float = 0.0
+    """For how long nothing has come of the requests that are open: no token, no part of a prompt. 0 without any."""
 
 
 class TokenStream(Protocol):

@@ -19,6 +19,7 @@ from starlette.requests import HTTPConnection
 from llm_runtime import errors
 from llm_runtime.adapters import Adapters
 from llm_runtime.api.access import KEY_HINT, Management, offered
+from llm_runtime.api.selfcheck import SelfCheck
 from llm_runtime.auth import NO_ROLES, Keys, Tiers, authenticate
 from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.cache.idempotency import IdempotencyKeys
@@ -38,6 +39,9 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 KEY_POLL_SECONDS = 1.0
+QUIET_SECONDS = 60.0
+"""An engine that has requests and brings nothing for so long is not ready; after `engine.client.STALL_SECONDS` it is
+dead. Long enough for a prompt that the slow path reads in one piece."""
 
 
 class State(StrEnum):
@@ -115,6 +119,7 @@ class Services:
         """Held by whoever brings a model in or takes it away."""
         self._first_load: asyncio.Task[None] | None = None
         self._started_at = time.monotonic()
+        self._self_check = SelfCheck(lambda: self.loaded if self.state is State.READY else None)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -158,7 +163,15 @@ class Services:
                 return "The server is shutting down."
             case State.FAILED:
                 return f"The model could not be loaded: {self.failure.reason if self.failure else 'unknown'}."
-        return None if self.alive else "The engine has stopped."
+        return self._standing_still()
+
+    def _standing_still(self) -> str | None:
+        if not self.alive:
+            return "The engine has stopped."
+        quiet = self.loaded.engine.stats().quiet_seconds if self.loaded else 0.0
+        if quiet > QUIET_SECONDS:
+            return f"The engine has brought nothing for {quiet:.0f} s although requests are open."
+        return self._self_check.fault
 
     @property
     def uptime_seconds(self) -> float:
@@ -172,7 +185,7 @@ class Services:
 
     def start(self) -> None:
         """Begin to load, unless the first request shall, and to watch the keys."""
-        self._tasks = [asyncio.create_task(self._watch_keys())]
+        self._tasks = [asyncio.create_task(self._watch_keys()), asyncio.create_task(self._self_check.run())]
         if self.state is State.LOADING:
             self._begin_load()
         if self.management and self.keys and not self.keys.records():

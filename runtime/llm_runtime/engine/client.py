@@ -132,8 +132,13 @@ class EngineLink:
     @property
     def alive(self) -> bool:
         """False when it has gone, or has requests and stands still."""
-        stalled = bool(self._mailboxes) and time.monotonic() - self._heard_at > self._stall_seconds
+        stalled = self._quiet_seconds > self._stall_seconds
         return not self._lost and not stalled and self._channel is not None and self._channel.alive()
+
+    @property
+    def _quiet_seconds(self) -> float:
+        """Every step is reported, also one that only reads prompts."""
+        return time.monotonic() - self._heard_at if self._mailboxes else 0.0
 
     def stats(self) -> EngineStats:
         figures, open_ = self._figures, len(self._mailboxes)
@@ -148,6 +153,7 @@ class EngineLink:
             figures.prompt_tokens,
             figures.cached_prompt_tokens,
             figures.gpu_memory_bytes,
+            quiet_seconds=self._quiet_seconds,
         )
 
     async def drain(self, timeout_seconds: float) -> None:
