@@ -18,7 +18,9 @@ from llm_runtime.errors import (
     RegistryUnreachable,
 )
 from llm_runtime.models.disk import point_to
-from llm_runtime.models.fetch import Fetcher, fetch, folder_name, local_model
+from llm_runtime.models.fetch import Fetcher, fetch
+from llm_runtime.models.local import local_model
+from llm_runtime.models.sources import folder_name
 from llm_runtime.models.verify import is_whole
 from unit.runtime.models.fakes import VERSION, FolderRegistry, write_model, write_tokenizer
 
