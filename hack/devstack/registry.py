@@ -7,7 +7,7 @@ MLFLOW_TRACKING_URI.
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,9 +15,14 @@ from devstack.processes import Child, answers, free_port, wait_until
 
 
 class MlflowServer:
-    """An MLflow tracking server and registry with an SQL store and proxied artifacts."""
+    """An MLflow tracking server and registry with an SQL store and proxied artifacts.
 
-    def __init__(self, folder: Path, port: int = 0) -> None:
+    These lie in the folder, or at `artifacts`, `s3://…`, for which `env` has the store's address and keys.
+    """
+
+    def __init__(
+        self, folder: Path, port: int = 0, artifacts: str | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
         port = port or free_port()
         self.uri = f"http://127.0.0.1:{port}"
         self.folder = folder
@@ -25,9 +30,10 @@ class MlflowServer:
             *(sys.executable, "-m", "mlflow", "server"),
             *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
             *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
-            *("--artifacts-destination", str(folder / "artifacts")),
+            *("--artifacts-destination", artifacts or str(folder / "artifacts")),
         ]
         self.child: Child | None = None
+        self._env = env or {}
 
     def start(self) -> None:
         """Start, or start again with the same store and address; returns when it answers."""
@@ -39,7 +45,7 @@ class MlflowServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         # The server's own telemetry and its job queue would only cost start-up time here.
         env = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        self.child = Child("MLflow server", self.command, self.folder / "server.log", env=env)
+        self.child = Child("MLflow server", self.command, self.folder / "server.log", env={**env, **self._env})
 
     def wait(self) -> None:
         """Return once a launched server answers; raises `StartFailed`."""
@@ -52,9 +58,11 @@ class MlflowServer:
 
 
 @contextmanager
-def mlflow_server(folder: Path) -> Iterator[MlflowServer]:
+def mlflow_server(
+    folder: Path, artifacts: str | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[MlflowServer]:
     """A running server that is stopped at the end of the block."""
-    server = MlflowServer(folder)
+    server = MlflowServer(folder, artifacts=artifacts, env=env)
     server.start()
     try:
         yield server

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,6 +57,10 @@ Adapters = Annotated[
 ]
 Models = Annotated[Path, typer.Option(MODELS_FLAG, help="Folder that holds fetched models.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on; over API_HOST.")]
+Metrics = Annotated[
+    bool | None,
+    typer.Option("--metrics/--no-metrics", help="Answer /metrics meanwhile. Not said: unless on a terminal."),
+]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; over API_PORT.")]
 
 
@@ -79,10 +83,19 @@ def serve(
 
 
 @cli.command()
-def fetch(config: Config = None, models: Models = Path("models")) -> None:
+def fetch(
+    config: Config = None,
+    models: Models = Path("models"),
+    host: Host = None,
+    port: Port = None,
+    metrics: Metrics = None,
+) -> None:
     """Bring the model into the models folder, verified, and leave a link to it for `serve`."""
     with _fatal_is_last_line():
-        _fetch(_settings(config).config, models)
+        loaded = _settings(config)
+        wanted = not sys.stderr.isatty() if metrics is None else metrics
+        address = (host or loaded.host, loaded.port if port is None else port) if wanted else None
+        _fetch(loaded.config, models, address)
 
 
 def main() -> None:
@@ -130,10 +143,12 @@ def _serve(
 def _models(models: Path) -> "ModelSource":
     from llm_runtime.api.services import in_thread
     from llm_runtime.assembly import ModelSource
+    from llm_runtime.models.versions import Holder
 
+    hold = Holder()
     return ModelSource(
-        find=lambda config: in_thread(lambda: _folder(config, models))(),
-        fetch=lambda config: in_thread(lambda: _fetch(config, models))(),
+        find=lambda config: in_thread(lambda: hold(_folder(config, models)))(),
+        fetch=lambda config: in_thread(lambda: hold(_fetch(config, models)))(),
         start=_start,
         fetch_adapter=lambda adapter, access: in_thread(lambda: _fetch_adapter(adapter, access, models))(),
     )
@@ -162,7 +177,7 @@ def _loaded(engine: "EngineClient") -> "Loaded":
 
 def _folder(config: RuntimeConfig, models: Path) -> Path:
     """Where the model lies. In a pod `fetch` has run before, and the folder may be read-only; alone, fetch it now."""
-    from llm_runtime.models.fetch import folder_name
+    from llm_runtime.models.sources import folder_name
 
     # Resolved at once: on a shared volume another deployment's `fetch` may turn the link at any moment.
     current, version = (models / MODEL_FOLDER).resolve(), config.model.mlflow
@@ -172,14 +187,19 @@ def _folder(config: RuntimeConfig, models: Path) -> Path:
     return _fetch(config, models)
 
 
-def _fetch(config: RuntimeConfig, models: Path) -> Path:
+def _fetch(config: RuntimeConfig, models: Path, address: tuple[str, int] | None = None) -> Path:
+    """Fetch the model; with an `address`, its progress can be asked for there."""
     from llm_runtime.models.fetch import fetch as fetch_model
-    from llm_runtime.models.progress import progress_bar
+    from llm_runtime.models.figures import DownloadFigures, both, exposed
+    from llm_runtime.models.progress import LogProgress, progress_bar
 
-    if not sys.stderr.isatty():
-        return fetch_model(config.model, models)
-    with progress_bar("model") as progress:
-        return fetch_model(config.model, models, progress)
+    with ExitStack() as stack:
+        progress = stack.enter_context(progress_bar("model")) if sys.stderr.isatty() else LogProgress()
+        if address:
+            figures = DownloadFigures()
+            stack.enter_context(exposed(figures, *address))
+            progress = both(progress, figures)
+        return fetch_model(config.model, models, progress, config.model_cache_bytes)
 
 
 @contextmanager

@@ -109,6 +109,8 @@ class ModelConfig(_Section):
     What may move is resolved once, when the model is fetched (stand-alone use)."""
     tracking_uri: str | None = None
     """Address of the MLflow server for `uri`; none: MLFLOW_TRACKING_URI."""
+    sub_path: str | None = None
+    """Folder inside what `uri` or `path` names, where it holds several candidates."""
     system_prompt: str = ""
     """Put before every conversation that brings no system message of its own."""
     chat_template: str = ""
@@ -293,6 +295,9 @@ class RuntimeConfig(_Section):
     """The tier of keys that name none, and of clients without a key, each by its address."""
     database: DatabaseConfig = DatabaseConfig()
     """What is kept."""
+    model_cache_bytes: Annotated[int, Field(ge=1)] | None = None
+    """How much all fetched versions may take together. For a new one, those not used for longest are removed, never one
+    in use. None: all are kept."""
 
     @model_validator(mode="after")
     def _default_tier_exists(self) -> "RuntimeConfig":

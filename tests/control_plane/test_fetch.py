@@ -18,6 +18,7 @@ from devstack.registry import push
 from llm_runtime.contract import MlflowVersion, ModelConfig
 from llm_runtime.errors import DiskFull, ModelCorrupt, ModelNotFound, RegistryUnreachable
 from llm_runtime.models import fetch as module
+from llm_runtime.models import retry
 from llm_runtime.models.fetch import fetch
 from llm_runtime.models.part import Part
 from llm_runtime.models.verify import is_whole
@@ -35,7 +36,7 @@ def pinned(tracking_uri: str, source: Path, **more: str) -> ModelConfig:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    monkeypatch.setattr(retry, "ATTEMPTS", 2)
 
 
 def test_a_raw_folder_arrives_whole_and_is_linked(mlflow_server: str, tmp_path: Path) -> None:

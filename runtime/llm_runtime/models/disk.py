@@ -19,14 +19,24 @@ SPARE_BYTES = 64 * MIB
 """Room that must be left beside the model: for the manifest and the file system's own needs."""
 
 
-def check_room(folder: Path, needed_bytes: int) -> None:
-    """Raise DiskFull unless the file system of `folder` has room for `needed_bytes` and a little more."""
+def check_room(folder: Path, needed_bytes: int, removable_bytes: int = 0) -> None:
+    """Raise DiskFull unless the file system of `folder` has room for `needed_bytes` and a little more,
+
+    once `removable_bytes` of versions that nobody uses are gone.
+    """
+    if has_room(folder, needed_bytes - removable_bytes):
+        return
     free = shutil.disk_usage(folder).free
-    if free < needed_bytes + SPARE_BYTES:
-        raise DiskFull(
-            f"the model needs {needed_bytes / MIB:.0f} MiB and {SPARE_BYTES // MIB} to spare, but {folder.parent} has "
-            f"{free / MIB:.0f} MiB free; give the model cache more room"
-        )
+    unused = f" and {removable_bytes / MIB:.0f} MiB of versions not in use" if removable_bytes else ""
+    raise DiskFull(
+        f"the model needs {needed_bytes / MIB:.0f} MiB and {SPARE_BYTES // MIB} to spare, but {folder} has "
+        f"{free / MIB:.0f} MiB free{unused}; give the model cache more room"
+    )
+
+
+def has_room(folder: Path, needed_bytes: int) -> bool:
+    """Whether the file system of `folder` has room for `needed_bytes` and a little more."""
+    return shutil.disk_usage(folder).free >= needed_bytes + SPARE_BYTES
 
 
 def point_to(link: Path, target: Path) -> None:

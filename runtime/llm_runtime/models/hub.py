@@ -1,4 +1,5 @@
-"""Models of the Hugging Face Hub, or of a mirror in HF_ENDPOINT: a commit, its files, their bytes. Token: HF_TOKEN."""
+"""Models of the Hugging Face Hub, or of a mirror in HF_ENDPOINT: a commit, its files, their bytes. Token: HF_TOKEN or
+HUGGINGFACE_TOKEN."""
 
 import os
 import re
@@ -6,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from llm_runtime.contract import MlflowVersion
 from llm_runtime.errors import ConfigInvalid, ModelNotFound, RegistryDenied, RegistryUnreachable
 from llm_runtime.models import stream
 from llm_runtime.models.part import Part
@@ -14,33 +14,34 @@ from llm_runtime.models.part import Part
 HUB = "https://huggingface.co"
 
 
-class HubRegistry:
-    """`models.registry.Registry` for locations `hf://org/name@commit`."""
+class Hub:
+    """`models.registry.Files` for locations `hf://org/name@commit`."""
 
     def __init__(self) -> None:
         self._endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
-        self._token = os.environ.get("HF_TOKEN", "")
+        self._token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGINGFACE_TOKEN", "")
 
-    def commit(self, uri: str) -> tuple[str, str]:
-        """Repository and commit of `hf://org/name[@revision]`; without a revision its main branch. Raises a Fatal."""
-        repository, revision = _parsed(uri)
-        return repository, str(self._info(repository, revision)["sha"])
+    @staticmethod
+    def repository(uri: str) -> str:
+        """`org/name` of `hf://org/name[@revision]`. Raises ConfigInvalid."""
+        return _parsed(uri)[0]
 
-    def resolve(self, version: MlflowVersion) -> str:
-        raise NotImplementedError("the hub has no registered versions")
+    def commit(self, uri: str) -> str:
+        """The commit that `uri` stands for now; without a revision its main branch's. Raises a Fatal."""
+        return str(self._info(*_parsed(uri))["sha"])
 
     def sizes(self, location: str) -> dict[str, int | None]:
         files = self._info(*_parsed(location))["siblings"]
         return {str(file["rfilename"]): file.get("size") for file in files}
 
     def download(self, location: str, path: str, part: Part) -> None:
-        stream.download(self.getter(location, path), part)
+        stream.download(self.source(location, path), part)
 
-    def getter(self, location: str, path: str) -> stream.Get:
-        """How to get a file over HTTP."""
+    def source(self, location: str, path: str, size: int | None = None) -> stream.Source:
+        """Where a file comes from."""
         repository, commit = _parsed(location)
         url = f"{self._endpoint}/{repository}/resolve/{commit}/{quote(path)}"
-        return lambda headers: self._get(url, headers, stream=True)
+        return stream.Source(lambda headers: self._get(url, headers, stream=True), in_pieces=True)
 
     def _info(self, repository: str, revision: str) -> Any:
         url = f"{self._endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"

@@ -7,7 +7,7 @@ import json
 import os
 import posixpath
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,8 +19,8 @@ from llm_runtime.models import stream
 from llm_runtime.models.fit import Plan, tensors_of
 from llm_runtime.models.locate import Artifacts, Located, local_artifacts, locate
 from llm_runtime.models.part import Part
-from llm_runtime.models.registry import MlflowRegistry, Registry, fatal_of
-from llm_runtime.models.sources import find
+from llm_runtime.models.registry import Files, MlflowRegistry, Registry, fatal_of
+from llm_runtime.models.sources import Reference, files_of, find
 from llm_runtime.models.verify import MAX_HEADER_BYTES, header_of
 
 CONFIG = "config.json"
@@ -47,11 +47,11 @@ class Outline:
         return Plan(self.tensors, self.settings, engine, own if engine.dtype == "auto" else engine.dtype, device)
 
 
-class Source(Registry, Protocol):
-    """A registry that hands files out over HTTP."""
+class HttpFiles(Files, Protocol):
+    """Files that come over HTTP."""
 
-    def getter(self, location: str, path: str) -> stream.Get | None:
-        """How to get an artifact; None where only a client of the store behind has it."""
+    def source(self, location: str, path: str, size: int | None = None) -> stream.Source | None:
+        """Where a file comes from; None where only a client of the store behind has it."""
         ...
 
 
@@ -65,10 +65,20 @@ def outline(model: ModelConfig) -> Outline:
         raise ConfigInvalid("no model is named: give a folder or a uri, or set model.mlflow, model.path or model.uri")
     if model.uri.startswith("file://"):
         return of_folder(Path(unquote(urlparse(model.uri).path)))
-    registry, found = find(model.uri, model.tracking_uri or os.environ.get(ENV_MLFLOW_TRACKING_URI, ""))
+    server = model.tracking_uri or os.environ.get(ENV_MLFLOW_TRACKING_URI, "")
+    reference = Reference(model.uri, server, model.sub_path or "")
+    files, found = files_of(reference), find(reference, _once)
     if isinstance(found, MlflowVersion):
-        return _of_registry(registry, found)
-    return of_registry(registry, found.location)
+        return _of_registry(MlflowRegistry(server), found)
+    return of_files(files, found.location, found.sub_path)
+
+
+def _once(what: str, attempt: Callable[[], str]) -> str:
+    """A person waits: ask once."""
+    try:
+        return attempt()
+    except Exception as error:
+        raise fatal_of(error, what) from error
 
 
 def of_folder(folder: Path) -> Outline:
@@ -79,7 +89,7 @@ def of_folder(folder: Path) -> Outline:
     return Outline(str(home), settings_of((home / CONFIG).read_bytes()), tensors_of(home))
 
 
-def of_registry(registry: Any, location: str, sub_path: str = "") -> Outline:
+def of_files(registry: Any, location: str, sub_path: str = "") -> Outline:
     """Of the artifacts at `location`."""
     try:
         sizes = registry.sizes(location)
@@ -111,10 +121,10 @@ def _of_registry(registry: Registry, version: MlflowVersion) -> Outline:
         location = registry.resolve(version)
     except Exception as error:
         raise fatal_of(error, f"resolving model {version.name} version {version.version}") from error
-    return of_registry(registry, location, version.sub_path)
+    return of_files(registry, location, version.sub_path)
 
 
-def _small(registry: Registry, location: str, path: str, scratch: Path) -> bytes:
+def _small(registry: Files, location: str, path: str, scratch: Path) -> bytes:
     """A file that is needed whole: MLmodel, config.json, the index of shards."""
     part = Part(scratch, posixpath.basename(path))
     part.discard()
@@ -126,7 +136,7 @@ def _small(registry: Registry, location: str, path: str, scratch: Path) -> bytes
 
 
 def _headers(
-    registry: Source, location: str, located: Located, sizes: Mapping[str, int | None]
+    registry: HttpFiles, location: str, located: Located, sizes: Mapping[str, int | None]
 ) -> dict[str, dict[str, Any]]:
     tensors: dict[str, dict[str, Any]] = {}
     for name, path in located.files.items():
@@ -135,15 +145,15 @@ def _headers(
     return tensors
 
 
-def _header(registry: Source, location: str, path: str, size: int | None) -> dict[str, Any]:
-    get = registry.getter(location, path)
-    if get is None or size is None:
+def _header(registry: HttpFiles, location: str, path: str, size: int | None) -> dict[str, Any]:
+    source = registry.source(location, path, size)
+    if source is None or size is None:
         raise ConfigInvalid(
             f"the store at {location} hands out whole files only; fetch the model (`llm-runtime fetch`) and name its "
             "folder instead"
         )
     try:
-        with stream.beginning(get, MAX_HEADER_BYTES + 8) as read:
+        with stream.beginning(source.get, MAX_HEADER_BYTES + 8) as read:
             return header_of(path, size, read)
     except Exception as error:
         raise fatal_of(error, f"reading the header of {path}") from error

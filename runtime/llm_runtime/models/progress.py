@@ -19,30 +19,42 @@ WINDOW_SECONDS = 10.0
 """Over which the rate is taken."""
 
 
+class Rate:
+    """Bytes per second over the last ten seconds, asked with the bytes done."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def __call__(self, done: int) -> float:
+        now = self._clock()
+        self._seen.append((now, done))
+        while now - self._seen[0][0] > WINDOW_SECONDS:
+            self._seen.popleft()
+        since, then = self._seen[0]
+        return (done - then) / max(now - since, 0.001)
+
+
 class LogProgress:
     """A line every five seconds and at the end: how much, how fast over the last ten seconds, how long still."""
 
     def __init__(self, what: str = "model download", clock: Callable[[], float] = time.monotonic) -> None:
-        self._what, self._clock = what, clock
-        self._seen: deque[tuple[float, int]] = deque()
+        self._what, self._clock, self._rate = what, clock, Rate(clock)
         self._began: tuple[float, int] | None = None
         self._logged_at, self._ended = clock(), False
 
     def __call__(self, done: int, total: int) -> None:
         now = self._clock()
-        self._began = self._began or (now, done)
-        self._seen.append((now, done))
-        while now - self._seen[0][0] > WINDOW_SECONDS:
-            self._seen.popleft()
+        since, then = self._began = self._began or (now, done)
+        rate = self._rate(done)
         if done >= total and not self._ended:
             self._ended = True
-            self._log(done, total, *self._began)
+            self._log(done, total, (done - then) / max(now - since, 0.001))
         elif now - self._logged_at >= LOG_SECONDS and done < total:
-            self._log(done, total, *self._seen[0])
+            self._log(done, total, rate)
 
-    def _log(self, done: int, total: int, since: float, then: int) -> None:
-        now = self._logged_at = self._clock()
-        rate = (done - then) / max(now - since, 0.001)
+    def _log(self, done: int, total: int, rate: float) -> None:
+        self._logged_at = self._clock()
         line = {
             "percent": 100 * done // max(total, 1),
             "done_mib": done // MIB,
@@ -87,8 +99,9 @@ def watched(folder: Path, total: int, progress: Progress) -> Iterator[None]:
 
 
 def bytes_in(folder: Path) -> int:
-    """Bytes of the files right in `folder`."""
+    """Bytes of the files right in `folder`, without the holes where pieces are still to come."""
     try:
-        return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        there = [file.stat() for file in folder.iterdir() if file.is_file()]
+        return sum(min(found.st_size, found.st_blocks * 512) for found in there)
     except OSError:  # The folder is being renamed or removed.
         return 0

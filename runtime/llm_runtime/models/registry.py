@@ -1,22 +1,25 @@
 """All of the runtime's talk with MLflow: where a version's artifacts are, their list, their bytes.
 
 MLflow's client is used for its artifact stores (S3, GCS, Azure) and its authentication, through one file at a time:
-its own folder download checks nothing, and hides the errors of single files. What the server itself serves comes
-through `stream`, which resumes. No flavour is ever imported.
+its own folder download checks nothing, and hides the errors of single files. What the server itself serves, and what a
+store's client signs addresses of, comes through `stream`, which resumes. No flavour is ever imported.
 """
 
 import errno
 import os
+import posixpath
+import re
 import threading
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlparse
 
 from llm_runtime.contract import MlflowVersion
 from llm_runtime.errors import DiskFull, Fatal, ModelCorrupt, ModelNotFound, RegistryDenied, RegistryUnreachable
-from llm_runtime.models import stream
+from llm_runtime.models import addresses
 from llm_runtime.models.locate import MAX_DEPTH
 from llm_runtime.models.part import Part
+from llm_runtime.models.stream import Source, download
 
 MAX_FILES = 10_000
 
@@ -29,12 +32,8 @@ _CLIENT_SETTINGS = {
 }
 
 
-class Registry(Protocol):
-    """What `fetch` needs of a registry; a test's stand-in has these three methods too."""
-
-    def resolve(self, version: MlflowVersion) -> str:
-        """Where the version's artifacts are."""
-        ...
+class Files(Protocol):
+    """Where files lie by location: the hub, or a registry. A test's stand-in has these methods too."""
 
     def sizes(self, location: str) -> dict[str, int | None]:
         """Bytes of every artifact by its relative path."""
@@ -42,6 +41,15 @@ class Registry(Protocol):
 
     def download(self, location: str, path: str, part: Part) -> None:
         """Write one artifact to `part`, from where that ends if possible."""
+        ...
+
+
+@runtime_checkable
+class Registry(Files, Protocol):
+    """One that has versions of models, too."""
+
+    def resolve(self, version: MlflowVersion) -> str:
+        """Where the version's artifacts are."""
         ...
 
 
@@ -99,41 +107,64 @@ class MlflowRegistry:
         return files
 
     def download(self, location: str, path: str, part: Part) -> None:
-        if get := self.getter(location, path):
-            stream.download(get, part)
+        if source := self.source(location, path, part.size):
+            download(source, part)
         else:
             part.discard()
-            self._holder(location)[0]._download_file(path, str(part.path))
+            self._repository(location)._download_file(path, str(part.path))
 
-    def getter(self, location: str, path: str) -> stream.Get | None:
-        """How to get an artifact over HTTP; None where only MLflow's client for the store behind has it."""
-        repository, is_http = self._holder(location)
-        return stream.of_mlflow(repository, path) if is_http else None
-
-    def _holder(self, location: str) -> tuple[Any, bool]:
-        """The repository that has the bytes, and whether MLflow's server itself hands them out."""
+    def source(self, location: str, path: str, size: int | None = None) -> Source | None:
+        """Where an artifact comes from over HTTP; None where only MLflow's client for the store behind can get it."""
+        from mlflow.store.artifact.artifact_repo import MultipartDownloadMixin
         from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
         repository = self._repository(location)
-        while hasattr(repository, "repo"):  # Of runs:/ and models:/, around it.
-            repository = repository.repo
-        return repository, isinstance(repository, HttpArtifactRepository)
+        if isinstance(repository, HttpArtifactRepository):
+            return addresses.of_mlflow(repository, path, size)
+        return addresses.of_store(repository, path) if isinstance(repository, MultipartDownloadMixin) else None
 
     def _repository(self, location: str) -> Any:
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
         with self._lock:
             if location not in self._repositories:
-                place = self._logged(location) if location.startswith("models:/m-") else location
-                self._repositories[location] = get_artifact_repository(place, tracking_uri=self._tracking_uri)
+                self._repositories[location] = self._found(location)
             return self._repositories[location]
 
-    def _logged(self, location: str) -> str:
+    def _found(self, location: str) -> Any:
+        if location.startswith("models:/m-"):
+            return self._repository_at(self._logged(location.removeprefix("models:/")))
+        repository = self._repository_at(location)
+        if location.startswith("runs:/") and not repository.list_artifacts():
+            return self._logged_by_run(location) or repository
+        return repository
+
+    def _repository_at(self, location: str) -> Any:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        repository = get_artifact_repository(location, tracking_uri=self._tracking_uri)
+        while hasattr(repository, "repo"):  # Of runs:/ and models:/, around the repository that has the bytes.
+            repository = repository.repo
+        return repository
+
+    def _logged(self, model_id: str) -> str:
         # MLflow's repository for models:/ asks the process's default server, not the one it is given.
         from mlflow import MlflowClient
 
         client = MlflowClient(self._tracking_uri, self._tracking_uri)
-        return str(client.get_logged_model(location.removeprefix("models:/")).artifact_location)
+        return str(client.get_logged_model(model_id).artifact_location)
+
+    def _logged_by_run(self, location: str) -> Any:
+        """What runs:/<run>/<name> is since MLflow 3: no artifact of the run, but a model that it has logged."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self._tracking_uri, self._tracking_uri)
+        run, _, path = location.removeprefix("runs:/").partition("/")
+        name, _, inside = path.partition("/")
+        if not re.fullmatch(r"[^'\"]+", name):
+            return None
+        experiment = client.get_run(run).info.experiment_id
+        logged = client.search_logged_models([experiment], filter_string=f"name = '{name}'")
+        places = [str(model.artifact_location) for model in logged if model.source_run_id == run]
+        return self._repository_at(posixpath.join(places[0], inside).rstrip("/")) if places else None
 
     def _walk(self, repository: Any, folder: str | None, depth: int) -> Iterator[tuple[str, int | None]]:
         for count, entry in enumerate(repository.list_artifacts(folder)):

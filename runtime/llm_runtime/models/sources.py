@@ -3,17 +3,20 @@
 An alias, a stage or a branch is resolved here, once: what comes out names a version, a run, a commit or a folder.
 """
 
+import hashlib
 import importlib.util
 import logging
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlparse
 
-from llm_runtime.contract import MlflowVersion
+from llm_runtime.contract import ENV_MLFLOW_WORKSPACE, MlflowVersion
 from llm_runtime.errors import ConfigInvalid, ModelNotFound
-from llm_runtime.models.hub import HubRegistry
-from llm_runtime.models.registry import MlflowRegistry, Registry, fatal_of
+from llm_runtime.models.hub import Hub
+from llm_runtime.models.registry import Files, MlflowRegistry, fatal_of
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +26,8 @@ FORMS = (
 )
 CLIENTS = {"s3": "boto3", "gs": "google.cloud.storage", "abfss": "azure.storage.filedatalake"}
 """What MLflow's client needs for a store that it asks directly."""
-PACKAGES = {"s3": "boto3", "gs": "google-cloud-storage", "abfss": "azure-storage-file-datalake azure-identity"}
+EXTRAS = {"s3": "s3", "gs": "gcs", "abfss": "azure"}
+"""Of this package, that bring it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,38 +39,60 @@ class Pinned:
     location: str
     server: str = ""
     """The MLflow server that is asked for them, if any."""
+    sub_path: str = ""
+    """Folder among them, where they hold several candidates."""
 
 
-def find(uri: str, tracking_uri: str) -> tuple[Registry, MlflowVersion | Pinned]:
-    """What `uri` stands for now. Raises a Fatal; asks the registry only when `uri` names something that may move."""
-    scheme = urlparse(uri).scheme
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """`model.uri`, and what it needs to be understood."""
+
+    uri: str
+    tracking_uri: str = ""
+    """The MLflow server for those that need one."""
+    sub_path: str = ""
+    """`model.subPath`."""
+
+
+def files_of(reference: Reference) -> Files:
+    """Who has the files of `reference`. Raises ConfigInvalid when `uri` is not understood; asks nobody."""
+    uri, scheme = reference.uri, urlparse(reference.uri).scheme
     if scheme == "hf":
-        hub = HubRegistry()
-        repository, commit = hub.commit(uri)
-        log.info("model resolved", extra={"uri": uri, "commit": commit})
-        return hub, Pinned(f"{repository.rpartition('/')[2]}-{commit[:12]}", f"hf://{repository}@{commit}")
+        return Hub()
     if scheme in CLIENTS:
         _need_client(scheme)
-        return MlflowRegistry(tracking_uri), Pinned(_last(uri), uri)
-    if scheme not in ("models", "runs", "mlflow-artifacts"):
+    elif scheme not in ("models", "runs", "mlflow-artifacts"):
         raise ConfigInvalid(f"model.uri {uri!r} is none of {FORMS}")
-    if not tracking_uri:
+    elif not reference.tracking_uri:
         raise ConfigInvalid(f"model.uri {uri!r} needs an MLflow server: set model.trackingUri or MLFLOW_TRACKING_URI")
-    registry = MlflowRegistry(tracking_uri)
+    return MlflowRegistry(reference.tracking_uri)
+
+
+def find(reference: Reference, patience: Callable[[str, Callable[[], str]], str]) -> MlflowVersion | Pinned:
+    """What `reference` stands for now; only for something that may move the registry is asked, with `patience`.
+
+    Raises a Fatal.
+    """
+    uri, server, sub_path = reference.uri, reference.tracking_uri, reference.sub_path
+    scheme = urlparse(uri).scheme
+    if scheme == "hf":
+        repository = Hub.repository(uri)
+        commit = patience(f"resolving {uri}", lambda: Hub().commit(uri))
+        log.info("model resolved", extra={"uri": uri, "commit": commit})
+        name = f"{repository.rpartition('/')[2]}-{commit[:12]}"
+        return Pinned(name, f"hf://{repository}@{commit}", sub_path=sub_path)
+    if scheme in CLIENTS:
+        return Pinned(_last(uri), uri, sub_path=sub_path)
     if scheme != "models" or re.fullmatch(r"models:/m-[0-9a-f]+", uri):
-        return registry, Pinned(_last(uri), uri, tracking_uri)
-    return registry, _registered(uri, tracking_uri)
-
-
-def _registered(uri: str, tracking_uri: str) -> MlflowVersion:
+        return Pinned(_last(uri), uri, server, sub_path)
     found = re.fullmatch(r"models:/+(?P<name>[^/@]+)(?:/(?P<version>\d+)|/(?P<stage>[^/@]+)|@(?P<alias>[^/@]+))", uri)
     if found is None:
         raise ConfigInvalid(f"model.uri {uri!r} is none of {FORMS}")
     name, version = found["name"], found["version"]
     if version is None:
-        version = _resolved(tracking_uri, name, found["stage"], found["alias"])
+        version = patience(f"resolving {uri}", lambda: _resolved(server, name, found["stage"], found["alias"]))
         log.info("model resolved", extra={"uri": uri, "model": name, "version": version})
-    return MlflowVersion(tracking_uri=tracking_uri, name=name, version=version)
+    return MlflowVersion(tracking_uri=server, name=name, version=version, sub_path=sub_path)
 
 
 def _resolved(tracking_uri: str, name: str, stage: str | None, alias: str | None) -> str:
@@ -90,10 +116,25 @@ def _need_client(scheme: str) -> None:
         there = None
     if there is None:
         raise ConfigInvalid(
-            f"{scheme}:// needs a client that is not installed: pip install {PACKAGES[scheme]}, or register the model "
-            "in MLflow, whose server then hands it out"
+            f"{scheme}:// needs a client that is not installed: pip install 'llm-operator[{EXTRAS[scheme]}]', or "
+            "register the model in MLflow, whose server then hands it out"
         )
 
 
 def _last(uri: str) -> str:
     return uri.rstrip("/").rpartition("/")[2]
+
+
+def folder_name(version: MlflowVersion | Pinned) -> str:
+    """One folder for each version of each server: readable, and unambiguous through a digest."""
+    workspace = os.environ.get(ENV_MLFLOW_WORKSPACE, "")
+    if isinstance(version, Pinned):
+        # What has no subPath keeps the name it had before there was one.
+        identity: tuple[str, ...] = (version.server, workspace, version.location, *filter(None, [version.sub_path]))
+    else:
+        identity = (version.tracking_uri, workspace, version.name, version.version, version.sub_path)
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", version.name)[:60].strip(".-") or "model"
+    if isinstance(version, MlflowVersion):
+        readable = f"{readable}-{version.version}"
+    digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()
+    return f"{readable}-{digest[:12]}"

@@ -1,17 +1,19 @@
 """One artifact over HTTP into its part, from where the last attempt ended when the server answers ranges.
 
-Everything that MLflow serves by itself comes this way: through its proxy, or, where it gives out presigned addresses,
-from the store behind it. A megabyte is in memory at a time.
+Everything that MLflow serves by itself comes this way: through its proxy, or from the store behind it where the server
+or the store's client signs addresses of it. From a store a large file comes in pieces over several connections. A
+megabyte for each connection is in memory at a time.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 from llm_runtime.errors import RegistryUnreachable
-from llm_runtime.models.part import READ_BYTES, Part
+from llm_runtime.models.part import PIECE_BYTES, READ_BYTES, Part
 
 TIMEOUT_SECONDS = (30, 600)
 """To connect, and between two bytes: a proxy reads the whole object from its store before it sends the first one."""
@@ -20,17 +22,31 @@ Get = Callable[[Mapping[str, str]], Any]
 """Sends a GET with these headers and returns requests' response, not yet read."""
 
 
-def download(get: Get, part: Part) -> None:
-    """Fill `part` from `get`. Raises what the connection, the server or the disk has against it."""
-    response = get(_headers(part))
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a file comes from."""
+
+    get: Get
+    in_pieces: bool = False
+    """Whether asking for many ranges is cheap: not at a proxy that reads the whole object from its store for each."""
+
+
+def download(source: Source, part: Part) -> None:
+    """Fill `part` from `source`. Raises what the connection, the server or the disk has against it."""
+    in_pieces = source.in_pieces and part.is_worth_pieces
+    end = min(part.safe_bytes + PIECE_BYTES, part.size or 0) if in_pieces else None
+    response = source.get(_headers(part, end))
     if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and part.safe_bytes:
         response.close()
         part.discard()
-        response = get(_headers(part))
+        response = source.get(_headers(part, end := None))
     try:
         response.raise_for_status()
-        start = _start(response, part.safe_bytes)
-        part.take(_chunks(response), start, response.headers.get("ETag", ""))
+        start, etag = _start(response, part.safe_bytes), response.headers.get("ETag", "")
+        if end is None or response.status_code != HTTPStatus.PARTIAL_CONTENT:
+            part.take(_chunks(response), start, etag)
+        else:
+            part.take_pieces(_chunks(response), lambda first, past: _piece(source, etag, first, past), etag)
     finally:
         response.close()
 
@@ -50,43 +66,22 @@ def beginning(get: Get, most_bytes: int) -> Iterator[Callable[[int], bytes]]:
         response.close()
 
 
-def of_mlflow(repository: Any, path: str) -> Get:
-    """How to get an artifact of MLflow's HTTP repository: presigned where its server offers that, else by the proxy."""
-    from mlflow.environment_variables import MLFLOW_S3_IGNORE_TLS
-    from mlflow.utils.rest_utils import http_request
-    from requests import get as http_get
-
-    def get(headers: Mapping[str, str]) -> Any:
-        if signed := _presigned(repository, path):
-            together = {**dict(signed.headers or {}), **headers}
-            verify = not MLFLOW_S3_IGNORE_TLS.get()
-            return http_get(signed.url, headers=together, stream=True, timeout=TIMEOUT_SECONDS, verify=verify)
-        credentials = repository._host_creds
-        more = {"extra_headers": dict(headers), "timeout": TIMEOUT_SECONDS, "raise_on_status": False}
-        return http_request(credentials, f"/{path}", "GET", stream=True, **more)
-
-    return get
-
-
-def _presigned(repository: Any, path: str) -> Any:
-    from requests import HTTPError
-
-    offered = getattr(repository, "_is_multipart_download_enabled", None)
-    if offered is None or not offered():
-        return None
+def _piece(source: Source, etag: str, begin: int, end: int) -> Iterator[bytes]:
+    response = source.get({"Accept-Encoding": "identity", "Range": f"bytes={begin}-{end - 1}"})
     try:
-        return repository._get_presigned_download_url(path)
-    except HTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        if status not in (HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.NOT_FOUND):
-            raise
-        return None
+        response.raise_for_status()
+        if response.status_code != HTTPStatus.PARTIAL_CONTENT or response.headers.get("ETag", "") != etag:
+            raise RegistryUnreachable("the file has changed in the store while it was downloaded")
+        _start(response, begin)
+        yield from _chunks(response)
+    finally:
+        response.close()
 
 
-def _headers(part: Part) -> dict[str, str]:
+def _headers(part: Part, end: int | None) -> dict[str, str]:
     headers = {"Accept-Encoding": "identity"}  # Bytes of a compressed answer could not be counted.
-    if part.safe_bytes:
-        headers["Range"] = f"bytes={part.safe_bytes}-"
+    if part.safe_bytes or end:
+        headers["Range"] = f"bytes={part.safe_bytes}-{end - 1 if end else ''}"
         if part.etag and not part.etag.startswith("W/"):
             headers["If-Range"] = part.etag
     return headers

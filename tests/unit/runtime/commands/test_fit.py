@@ -4,7 +4,7 @@ import http.server
 import json
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from llm_runtime.__main__ import cli
 from llm_runtime.commands.fit import bytes_of
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt
 from llm_runtime.models import outline, stream
-from llm_runtime.models.outline import of_registry
+from llm_runtime.models.outline import of_files
 from unit.runtime.models.fakes import FolderRegistry, write_tokenizer
 
 SETTINGS = {
@@ -109,12 +109,13 @@ class Over(FolderRegistry):
         super().__init__(folder)
         self.address = address
 
-    def getter(self, location: str, path: str) -> stream.Get | None:
+    def source(self, location: str, path: str, size: int | None = None) -> stream.Source | None:
         import requests
 
-        if not self.address:
-            return None
-        return lambda headers: requests.get(f"{self.address}/{path}", headers=dict(headers), stream=True, timeout=5)
+        def get(headers: Mapping[str, str]) -> Any:
+            return requests.get(f"{self.address}/{path}", headers=dict(headers), stream=True, timeout=5)
+
+        return stream.Source(get) if self.address else None
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def address(folder: Path) -> Iterator[str]:
 
 def test_of_a_registry_only_the_small_pieces_are_fetched(folder: Path, address: str) -> None:
     registry = Over(folder, address)
-    found = of_registry(registry, "somewhere")
+    found = of_files(registry, "somewhere")
     assert found.tensors.keys() == {"layer.1.weight", "layer.2.weight"}
     assert found.settings["hidden_size"] == 64
     assert not [path for path in registry.downloads if path.endswith(".safetensors")]
@@ -138,14 +139,14 @@ def test_of_a_registry_only_the_small_pieces_are_fetched(folder: Path, address: 
 
 def test_a_store_that_hands_out_whole_files_only_is_named(folder: Path) -> None:
     with pytest.raises(ConfigInvalid, match=r"whole files only; fetch the model"):
-        of_registry(Over(folder, ""), "s3://bucket/model")
+        of_files(Over(folder, ""), "s3://bucket/model")
 
 
 def test_a_short_file_in_the_registry_is_corrupt_before_it_is_fetched(folder: Path, address: str) -> None:
     registry = Over(folder, address)
     registry.extra = {"model-00001-of-00002.safetensors": 100}
     with pytest.raises(ModelCorrupt, match=r"model-00001-of-00002"):
-        of_registry(registry, "somewhere")
+        of_files(registry, "somewhere")
 
 
 def test_settings_of_a_model_that_also_sees_are_those_of_its_language_model() -> None:

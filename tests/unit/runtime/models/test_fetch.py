@@ -18,7 +18,9 @@ from llm_runtime.errors import (
     RegistryUnreachable,
 )
 from llm_runtime.models.disk import point_to
-from llm_runtime.models.fetch import Fetcher, fetch, folder_name, local_model
+from llm_runtime.models.fetch import Fetcher, fetch
+from llm_runtime.models.local import local_model
+from llm_runtime.models.sources import folder_name
 from llm_runtime.models.verify import is_whole
 from unit.runtime.models.fakes import VERSION, FolderRegistry, write_model, write_tokenizer
 
@@ -276,3 +278,18 @@ def test_a_changed_listing_begins_anew(fetcher: Fetcher, registry: FolderRegistr
     (registry.folder / "tokenizer.json").write_text('{"other": 1}')
     registry.refused.clear()
     assert (fetcher.fetch(VERSION) / "tokenizer.json").read_text() == '{"other": 1}'
+
+
+@pytest.mark.parametrize("phase", ["write_manifest", "sync_folder", "sync_folder_entry"])
+def test_a_disk_that_is_full_at_the_end_leaves_no_half_version(
+    fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"llm_runtime.models.fetch.{phase}", full)
+        with pytest.raises(DiskFull):
+            fetcher.fetch(VERSION)
+    assert [name for name in left_over(fetcher) if not is_whole(fetcher.models / name)] == []
+    assert is_whole(fetcher.fetch(VERSION))

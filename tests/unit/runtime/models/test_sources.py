@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 
 from llm_runtime.contract import MlflowVersion, ModelConfig
-from llm_runtime.errors import ConfigInvalid, ModelNotFound, RegistryDenied
+from llm_runtime.errors import ConfigInvalid, ModelNotFound, RegistryDenied, RegistryUnreachable
 from llm_runtime.models.fetch import fetch
-from llm_runtime.models.sources import Pinned, find
+from llm_runtime.models.retry import Patience
+from llm_runtime.models.sources import Pinned, Reference, find
 from llm_runtime.models.verify import is_whole
 from unit.runtime.models.fakes import write_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class Hub(ThreadingHTTPServer):
+class Server(ThreadingHTTPServer):
     """One model, acme/bot, whose branch `main` is COMMIT; for those with the token `secret`."""
 
     daemon_threads = True
@@ -31,7 +32,7 @@ class Hub(ThreadingHTTPServer):
 
 
 class Answer(BaseHTTPRequestHandler):
-    server: Hub
+    server: Server
 
     def do_GET(self) -> None:
         path, folder = self.path.partition("?")[0], self.server.folder
@@ -57,8 +58,8 @@ class Answer(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub(write_model(tmp_path / "hub", sharded=True)) as server:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with Server(write_model(tmp_path / "hub", sharded=True)) as server:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("HF_TOKEN", "secret")
         threading.Thread(target=partial(server.serve_forever, 0.01), daemon=True).start()
@@ -66,7 +67,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         server.shutdown()
 
 
-def test_a_model_of_the_hub_is_pinned_to_its_commit(hub: Hub, tmp_path: Path) -> None:
+def test_a_model_of_the_hub_is_pinned_to_its_commit(hub: Server, tmp_path: Path) -> None:
     folder = fetch(ModelConfig(name="x", uri="hf://acme/bot@main"), tmp_path / "models")
     assert is_whole(folder)
     assert folder.name.startswith(f"bot-{COMMIT[:12]}-")
@@ -77,20 +78,24 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit(hub: Hub, tmp_path: Path) ->
 
 
 def test_the_hub_refuses_without_a_token_and_knows_no_others(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ModelNotFound, match=r"correct model.uri"):
         fetch(ModelConfig(name="x", uri="hf://acme/other"), tmp_path)
     monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.delenv("HUGGINGFACE_TOKEN", raising=False)
     with pytest.raises(RegistryDenied, match="set HF_TOKEN"):
         fetch(ModelConfig(name="x", uri="hf://acme/bot"), tmp_path)
+    monkeypatch.setenv("HUGGINGFACE_TOKEN", "secret")
+    assert is_whole(fetch(ModelConfig(name="x", uri="hf://acme/bot"), tmp_path))
 
 
 def test_what_names_a_version_or_a_place_needs_no_question() -> None:
     server = "http://nowhere.invalid"
-    assert find("models:/bot/3", server)[1] == MlflowVersion(tracking_uri=server, name="bot", version="3")
+    version = MlflowVersion(tracking_uri=server, name="bot", version="3", sub_path="a")
+    assert find(Reference("models:/bot/3", server, "a"), Patience()) == version
     for uri in ("models:/m-0123abcd", "runs:/0123/model", "mlflow-artifacts:/0/0123/artifacts/model"):
-        assert find(uri, server)[1] == Pinned(uri.rpartition("/")[2], uri, server)
+        assert find(Reference(uri, server, "a"), Patience()) == Pinned(uri.rpartition("/")[2], uri, server, "a")
 
 
 @pytest.mark.parametrize(
@@ -102,14 +107,42 @@ def test_what_names_a_version_or_a_place_needs_no_question() -> None:
         ("bot", "http://m", "is none of"),
         ("runs:/0123/model", "", "set model.trackingUri or MLFLOW_TRACKING_URI"),
         ("hf://bot", "", "hf://org/name@revision"),
-        ("s3://bucket/model", "", "pip install boto3"),
-        ("gs://bucket/model", "", "pip install google-cloud-storage"),
-        ("abfss://container@account/model", "", "pip install azure-storage-file-datalake"),
+        ("s3://bucket/model", "", r"pip install 'llm-operator\[s3\]'"),
+        ("gs://bucket/model", "", r"pip install 'llm-operator\[gcs\]'"),
+        ("abfss://container@account/model", "", r"pip install 'llm-operator\[azure\]'"),
     ],
 )
 def test_what_cannot_be_had_is_refused_with_the_way_out(
-    uri: str, server: str, words: str, monkeypatch: pytest.MonkeyPatch
+    uri: str, server: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigInvalid, match=words):
-        find(uri, server)
+        fetch(ModelConfig(name="x", uri=uri, tracking_uri=server), tmp_path)
+
+
+def test_a_hub_that_is_away_is_asked_again_and_then_what_it_said_last_is_served(
+    hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("llm_runtime.models.fetch.Patience", lambda *_: Patience(pauses.append, lambda: 0.5))
+    config = ModelConfig(name="x", uri="hf://acme/bot@main")
+    folder = fetch(config, tmp_path / "models")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert fetch(config, tmp_path / "models") == folder
+    assert pauses == [1.0, 2.0, 4.0, 8.0]
+    assert "serving what the uri stood for" in caplog.text
+    with pytest.raises(RegistryUnreachable):
+        fetch(ModelConfig(name="x", uri="hf://acme/bot@other"), tmp_path / "models")
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(RegistryUnreachable):
+        fetch(config, tmp_path / "models")
+
+
+def test_the_sub_path_chooses_in_a_folder_and_not_in_a_version_that_has_its_own(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_model(tmp_path / "source" / name)
+    config = ModelConfig(name="x", uri=(tmp_path / "source").as_uri(), sub_path="b")
+    assert fetch(config, tmp_path / "models") == tmp_path / "source/b"
+    version = MlflowVersion(tracking_uri="http://m", name="bot", version="3")
+    with pytest.raises(ConfigInvalid, match=r"model\.mlflow\.subPath"):
+        fetch(ModelConfig(name="x", mlflow=version, sub_path="b"), tmp_path / "models")

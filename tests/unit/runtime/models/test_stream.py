@@ -12,9 +12,10 @@ import requests
 
 from llm_runtime.errors import RegistryUnreachable
 from llm_runtime.models import part as part_module
+from llm_runtime.models import stream as stream_module
 from llm_runtime.models.part import Part
 from llm_runtime.models.registry import fatal_of
-from llm_runtime.models.stream import download
+from llm_runtime.models.stream import Source, download
 
 CONTENT = bytes(range(256)) * 40_000
 Fetch = Callable[[Part], None]
@@ -29,6 +30,7 @@ class Store(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.asked: list[str | None] = []
+        self.etags: dict[int, str] = {}
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -37,20 +39,20 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         store, asked = self.server, self.headers["Range"]
         store.asked.append(asked)
-        start = 0
-        if store.ranges and asked and self.headers["If-Range"] == store.etag:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        start, end = 0, len(store.content)
+        if store.ranges and asked and self.headers["If-Range"] in (None, store.etag):
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(int(last) + 1, end) if last else end
         if start >= len(store.content):
             self.send_error(416)
             return
-        body = store.content[start:]
-        self.send_response(206 if start else 200)
+        body = store.content[start:end]
+        self.send_response(206 if (start, end) != (0, len(store.content)) else 200)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", store.etag)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(store.content) - 1}/{len(store.content)}")
+        self.send_header("ETag", store.etags.get(start, store.etag))
+        self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(store.content)}")
         self.end_headers()
-        self.wfile.write(body[: store.cut_at - start] if store.cut_at else body)
+        self.wfile.write(body[: max(0, store.cut_at - start)] if store.cut_at else body)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -69,7 +71,9 @@ def fetch(store: Store) -> Fetch:
     url = f"http://127.0.0.1:{store.server_port}"
     session = requests.Session()
     session.trust_env = False
-    return lambda part: download(lambda headers: session.get(url, headers=dict(headers), stream=True, timeout=5), part)
+    return lambda part: download(
+        Source(lambda headers: session.get(url, headers=dict(headers), stream=True, timeout=5)), part
+    )
 
 
 def interrupted(fetch: Fetch, store: Store, folder: Path, at: int) -> Part:
@@ -139,3 +143,54 @@ def test_what_was_not_forced_to_the_disk_does_not_count(
     assert part.safe_bytes == 0
     fetch(part)
     check(part, tmp_path)
+
+
+@pytest.fixture
+def in_pieces(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Part]:
+    """Downloads CONTENT over four connections, in pieces of a megabyte."""
+    for module in (part_module, stream_module):
+        monkeypatch.setattr(module, "PIECE_BYTES", 1 << 20)
+    session = requests.Session()
+    session.trust_env = False
+    url = f"http://127.0.0.1:{store.server_port}"
+    source = Source(lambda headers: session.get(url, headers=dict(headers), stream=True, timeout=5), in_pieces=True)
+
+    def run() -> Part:
+        part = Part(tmp_path, "weights", len(CONTENT), connections=4)
+        download(source, part)
+        return part
+
+    return run
+
+
+def test_a_large_file_of_a_store_comes_in_pieces(in_pieces: Callable[[], Part], store: Store, tmp_path: Path) -> None:
+    check(in_pieces(), tmp_path)
+    assert len(store.asked) == 10
+    assert store.asked[0] == f"bytes=0-{(1 << 20) - 1}"
+
+
+def test_pieces_that_broke_off_go_on_behind_the_last_in_order(
+    in_pieces: Callable[[], Part], store: Store, tmp_path: Path
+) -> None:
+    store.cut_at = 5_000_000
+    with pytest.raises(Exception, match="IncompleteRead"):
+        in_pieces()
+    store.cut_at = 0
+    assert Part(tmp_path, "weights").safe_bytes == 4 << 20
+    store.asked.clear()
+    check(in_pieces(), tmp_path)
+    assert store.asked[0] == f"bytes={4 << 20}-{(5 << 20) - 1}"
+
+
+def test_a_store_without_ranges_sends_the_whole_file(
+    in_pieces: Callable[[], Part], store: Store, tmp_path: Path
+) -> None:
+    store.ranges = False
+    check(in_pieces(), tmp_path)
+    assert len(store.asked) == 1
+
+
+def test_a_file_that_changes_between_its_pieces_is_not_mixed(in_pieces: Callable[[], Part], store: Store) -> None:
+    store.etags = {3 << 20: '"two"'}
+    with pytest.raises(RegistryUnreachable, match="has changed in the store"):
+        in_pieces()

@@ -1,0 +1,78 @@
+"""How to get an artifact's bytes over HTTP: from MLflow's proxy, or at an address that was signed for a while."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from llm_runtime.models.part import PIECE_BYTES
+from llm_runtime.models.stream import TIMEOUT_SECONDS, Source
+
+FRESH_SECONDS = 60.0
+"""An address is signed anew after so long: MLflow's are good for 300 seconds unless told otherwise."""
+
+Sign = Callable[[], Any]
+"""An address with headers, MLflow's `PresignedDownloadUrlResponse`; None where nobody signs any."""
+
+
+def of_mlflow(repository: Any, path: str, size: int | None) -> Source:
+    """An artifact of MLflow's HTTP repository: presigned where its server offers that, else by the proxy."""
+    from mlflow.utils.rest_utils import http_request
+
+    # Small files are there sooner than an address for them.
+    if (size is None or size >= PIECE_BYTES) and (signed := _offered(repository, path)):
+        return signed
+
+    def get(headers: Mapping[str, str]) -> Any:
+        more = {"extra_headers": dict(headers), "timeout": TIMEOUT_SECONDS, "raise_on_status": False}
+        return http_request(repository._host_creds, f"/{path}", "GET", stream=True, **more)
+
+    return Source(get)
+
+
+def of_store(repository: Any, path: str) -> Source:
+    """An artifact of a store that is asked directly, at addresses that its client signs here."""
+    return _signed(lambda: repository.get_download_presigned_url(path), repository.get_download_presigned_url(path))
+
+
+def _offered(repository: Any, path: str) -> Source | None:
+    from requests import HTTPError
+
+    offered = getattr(repository, "_is_multipart_download_enabled", None)
+    if offered is None or not offered():
+        return None
+
+    def sign() -> Any:
+        return repository._get_presigned_download_url(path)
+
+    try:
+        return _signed(sign, sign())
+    except HTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        if status not in (HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.NOT_FOUND):
+            raise
+        return None
+
+
+def _signed(sign: Sign, first: Any) -> Source:
+    from mlflow.environment_variables import MLFLOW_S3_IGNORE_TLS
+    from requests import Session
+
+    session, lock = Session(), threading.Lock()  # One for all pieces of the file: they share connections.
+    session.verify = not MLFLOW_S3_IGNORE_TLS.get()
+    held, since = first, time.monotonic()
+
+    def fresh() -> Any:
+        nonlocal held, since
+        with lock:
+            if time.monotonic() - since > FRESH_SECONDS:
+                held, since = sign(), time.monotonic()
+            return held
+
+    def get(headers: Mapping[str, str]) -> Any:
+        address = fresh()
+        together = {**dict(address.headers or {}), **headers}
+        return session.get(address.url, headers=together, stream=True, timeout=TIMEOUT_SECONDS)
+
+    return Source(get, in_pieces=True)

@@ -1,0 +1,26 @@
+"""A model in a folder of somebody's own: verified, and brought together by links where its parts lie apart."""
+
+import hashlib
+from pathlib import Path
+
+from llm_runtime.errors import ModelNotFound
+from llm_runtime.models.disk import disk_errors, point_to
+from llm_runtime.models.locate import local_artifacts, locate
+from llm_runtime.models.verify import verify_weights
+
+
+def local_model(path: Path, models: Path, sub_path: str = "") -> Path:
+    """Verify a local folder; a model and a tokenizer that lie apart are brought together by links under `models`."""
+    if not path.is_dir():
+        raise ModelNotFound(f"model.path {path} is not a folder")
+    located = locate(local_artifacts(path), sub_path)
+    home = path / located.folder
+    verify_weights(home)
+    if all((home / name).is_file() for name in located.files):
+        return home
+    with disk_errors(f"linking the files of {path}"):
+        overlay = models / f"local-{hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:12]}"
+        overlay.mkdir(parents=True, exist_ok=True)
+        for name, source in located.files.items():
+            point_to(overlay / name, (path / source).resolve())
+    return overlay

@@ -1,0 +1,41 @@
+"""What a `model.uri` stood for when the registry was last asked: served again while it can't be."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from llm_runtime.contract import ENV_MLFLOW_WORKSPACE, MlflowVersion
+from llm_runtime.models.sources import Pinned, Reference
+
+
+class Pins:
+    """A small file in the models folder for each reference that may move."""
+
+    def __init__(self, models: Path) -> None:
+        self._models = models
+
+    def remember(self, reference: Reference, version: MlflowVersion | Pinned) -> None:
+        """Note what `reference` stands for. Raises OSError."""
+        kind = "version" if isinstance(version, MlflowVersion) else "place"
+        what = version.model_dump() if isinstance(version, MlflowVersion) else asdict(version)
+        content = json.dumps({"uri": reference.uri, kind: what})
+        file = self._file(reference)
+        if file.is_file() and file.read_text(encoding="utf-8") == content:  # The volume may be read-only.
+            return
+        fresh = file.with_name(f"{file.name}.{os.getpid()}")
+        fresh.write_text(content, encoding="utf-8")
+        fresh.replace(file)
+
+    def last(self, reference: Reference) -> MlflowVersion | Pinned | None:
+        """What was noted last; None for nothing that can be read."""
+        try:
+            found = json.loads(self._file(reference).read_text(encoding="utf-8"))
+            return MlflowVersion(**found["version"]) if "version" in found else Pinned(**found["place"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _file(self, reference: Reference) -> Path:
+        who = (reference.uri, reference.tracking_uri, reference.sub_path, os.environ.get(ENV_MLFLOW_WORKSPACE, ""))
+        return self._models / f".pin-{hashlib.sha256(json.dumps(who).encode()).hexdigest()[:16]}"
