@@ -7,7 +7,7 @@ MLFLOW_TRACKING_URI.
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from devstack.processes import Child, answers, free_port, wait_until
 class MlflowServer:
     """An MLflow tracking server and registry with an SQL store and proxied artifacts."""
 
-    def __init__(self, folder: Path, port: int = 0) -> None:
+    def __init__(self, folder: Path, port: int = 0, env: Mapping[str, str] | None = None) -> None:
         port = port or free_port()
+        self.env = env or {}
         self.uri = f"http://127.0.0.1:{port}"
         self.folder = folder
         self.command = [
@@ -39,7 +40,7 @@ class MlflowServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         # The server's own telemetry and its job queue would only cost start-up time here.
         env = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        self.child = Child("MLflow server", self.command, self.folder / "server.log", env=env)
+        self.child = Child("MLflow server", self.command, self.folder / "server.log", env={**env, **self.env})
 
     def wait(self) -> None:
         """Return once a launched server answers; raises `StartFailed`."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from llm_operator import crds, logs, metrics, probes
+from llm_operator import crds, logs, metrics, probes, webhooks
 from llm_operator.cluster import KubernetesCluster
 from llm_operator.lease import Lease, LeaseLost
 from llm_operator.observe import Outside
@@ -52,24 +52,36 @@ async def _serve(settings: Settings, connections: Connections) -> None:
         queue.oldest, lambda: time.monotonic() - cluster.last_answer, lease.age, settings.lease.duration_seconds
     )
     # API_HOST, as in the runtime: where pods share one machine, each listens on its own address.
-    server = await probes.serve(health, os.environ.get("API_HOST"), settings.port, lambda: _refresh(queue))
+    host = os.environ.get("API_HOST")
+    receiver = webhooks.Receiver(connections)
+    servers = [await probes.serve(health, host, settings.port, lambda: _refresh(queue))]
+    if settings.webhook_port:
+        servers.append(await webhooks.serve(receiver, host, settings.webhook_port))
     try:
         await lease.acquire()
-        await _lead(settings, connections, cluster, queue, lease)
+        await _lead(settings, connections, cluster, queue, lease, receiver)
     finally:
+        receiver.wake = None
         await lease.release()
-        await server.cleanup()
+        for server in servers:
+            await server.cleanup()
         await cluster.close()
 
 
 async def _lead(
-    settings: Settings, connections: Connections, cluster: KubernetesCluster, queue: Queue[Key], lease: Lease
+    settings: Settings,
+    connections: Connections,
+    cluster: KubernetesCluster,
+    queue: Queue[Key],
+    lease: Lease,
+    receiver: webhooks.Receiver,
 ) -> None:
     registry = CachedRegistry(MlflowRegistry(), keep_seconds=settings.poll_seconds, rest_seconds=REST_SECONDS)
     pods, image = HttpPods(), settings.runtime_image
     outside = Outside(cluster, registry, pods, connections, image, lambda: datetime.now(UTC))
     pace = Pace(settings.verify_seconds, settings.settle_seconds)
     poll = Poll(cluster, registry, connections, queue, settings.watch_namespaces)
+    receiver.wake = poll.wake
 
     async def handle(key: Key) -> Done:
         return await reconcile(key, outside, pace)

@@ -31,6 +31,7 @@ class Meta:
     generation: int
     labels: dict[str, str] = field(default_factory=dict)
     deleting: bool = False
+    annotations: dict[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -181,6 +182,10 @@ class Observed:
     """Those that adapters come from, as far as the operator knows them."""
     figures: Mapping[str, Figures] = field(default_factory=dict)
     """By pod name: of the pods that were asked and answered."""
+    verdict_refusal: str = ""
+    """Why the registry takes no verdicts."""
+    available: ModelVersion | None = None
+    """What the reference stands for, where that waits for somebody's word and `resolution` is what was before."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +195,18 @@ class Occurrence:
     type: str
     reason: str
     message: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How the roll-out of a model version ended."""
+
+    model: str
+    version: str
+    outcome: str
+    """Promoted, Failed."""
+    message: str
+    revision: str
 
 
 @dataclass(frozen=True)
