@@ -7,7 +7,7 @@ MLFLOW_TRACKING_URI.
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from devstack.processes import Child, answers, free_port, wait_until
 class MlflowServer:
     """An MLflow tracking server and registry with an SQL store and proxied artifacts."""
 
-    def __init__(self, folder: Path, port: int = 0, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, port: int = 0, env: Mapping[str, str] | None = None, options: Sequence[str] = ()
+    ) -> None:
         port = port or free_port()
         self.env = env or {}
         self.uri = f"http://127.0.0.1:{port}"
@@ -27,6 +29,7 @@ class MlflowServer:
             *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
             *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
             *("--artifacts-destination", str(folder / "artifacts")),
+            *options,
         ]
         self.child: Child | None = None
 

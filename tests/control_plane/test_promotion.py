@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,6 @@ from typing import Any
 
 import httpx
 import pytest
-from cryptography.fernet import Fernet
 
 from control_plane.operator_fixtures import Api, Models, Operator, Place, PlayedKubelet, eventually, settings
 from devstack.processes import free_port
@@ -42,7 +42,7 @@ def sending(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
     env = {
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
-        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": base64.urlsafe_b64encode(os.urandom(32)).decode(),
         "MLFLOW_WEBHOOK_CACHE_TTL": "1",
     }
     server = MlflowServer(tmp_path_factory.mktemp("sending"), env=env)
