@@ -47,13 +47,14 @@ async def _serve(settings: Settings, connections: Connections) -> None:
     """Probes → lease → workers, poll and watches."""
     cluster = await KubernetesCluster.connect()
     queue: Queue[Key] = Queue()
-    lease = Lease(cluster, settings.lease, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
+    # API_HOST, as in the runtime: where pods share one machine, each listens on its own address.
+    host = os.environ.get("API_HOST")
+    identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+    lease = Lease(cluster, settings.lease, identity, address=_webhook_address(settings, host))
     health = probes.Health(
         queue.oldest, lambda: time.monotonic() - cluster.last_answer, lease.age, settings.lease.duration_seconds
     )
-    # API_HOST, as in the runtime: where pods share one machine, each listens on its own address.
-    host = os.environ.get("API_HOST")
-    receiver = webhooks.Receiver(connections)
+    receiver = webhooks.Receiver(connections, leader=lambda: lease.leader_address)
     servers = [await probes.serve(health, host, settings.port, lambda: _refresh(queue))]
     if settings.webhook_port:
         servers.append(await webhooks.serve(receiver, host, settings.webhook_port))
@@ -66,6 +67,14 @@ async def _serve(settings: Settings, connections: Connections) -> None:
         for server in servers:
             await server.cleanup()
         await cluster.close()
+
+
+def _webhook_address(settings: Settings, host: str | None) -> str:
+    """Where stand-bys find this process when it leads; empty when nobody told it."""
+    own = os.environ.get("POD_IP") or host
+    if not own or not settings.webhook_port:
+        return ""
+    return f"http://{f'[{own}]' if ':' in own else own}:{settings.webhook_port}"
 
 
 async def _lead(

@@ -1,7 +1,7 @@
 """MLflow's registry webhooks. A delivery only wakes the poll: of what it says, nothing but the model's name is used.
 
-Every replica listens, the one that leads works. A stand-by answers 503, which MLflow retries; what is lost all the same
-is found by the next round of the poll.
+Every replica listens, the one that leads works: a stand-by hands what it believes on to it, or answers 503, which
+MLflow retries. What is lost all the same is found by the next round of the poll.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
-from aiohttp import web
+from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 from llm_operator import metrics
 from llm_operator.observe import ConnectionSource
@@ -21,6 +21,8 @@ from llm_operator.registry import webhook_secrets
 
 PATH = "/webhooks/mlflow/{connection}"
 ID, TIMESTAMP, SIGNATURE = "X-MLflow-Delivery-Id", "X-MLflow-Timestamp", "X-MLflow-Signature"
+HANDED_ON = "X-LLM-Operator-Handed-On"
+HAND_ON_SECONDS = 2.0
 BODY_BYTES = 1 << 20
 BODY_SECONDS = 10.0
 WINDOW_SECONDS = 300.0
@@ -31,8 +33,13 @@ IDS_KEPT = 10_000
 class Receiver:
     """Checks deliveries. `wake(connection, model)` is set while this process leads."""
 
-    def __init__(self, connections: ConnectionSource, clock: Callable[[], float] = time.time) -> None:
-        self._connections, self._clock = connections, clock
+    def __init__(
+        self,
+        connections: ConnectionSource,
+        clock: Callable[[], float] = time.time,
+        leader: Callable[[], str] = lambda: "",
+    ) -> None:
+        self._connections, self._clock, self._leader = connections, clock, leader
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         self.wake: Callable[[str, str | None], None] | None = None
 
@@ -51,10 +58,27 @@ class Receiver:
         if why := refusal(secrets, request.headers, body, self._clock()):
             return _answer(name, 401, why)
         if self.wake is None:
-            return _answer(name, 503, "another replica of the operator leads: send it again")
+            status = 503 if HANDED_ON in request.headers else await self._hand_on(request, body)
+            return _answer(
+                name, status, "another replica of the operator leads: send it again" if status == 503 else ""
+            )
         if not self._repeated(name, request.headers[ID]):
             self.wake(name, _model(body))
         return _answer(name, 202, "")
+
+    async def _hand_on(self, request: web.Request, body: bytes) -> int:
+        """The status with which the leader takes what this stand-by believes; 503 when it can't be reached."""
+        if not self._leader():
+            return 503
+        headers = {name: request.headers[name] for name in (ID, TIMESTAMP, SIGNATURE)} | {HANDED_ON: "yes"}
+        try:
+            async with (
+                ClientSession(timeout=ClientTimeout(HAND_ON_SECONDS)) as session,
+                session.post(self._leader() + request.path, data=body, headers=headers) as answer,
+            ):
+                return 202 if answer.status == 202 else 503
+        except (ClientError, TimeoutError, ValueError):
+            return 503
 
     def _repeated(self, connection: str, delivery: str) -> bool:
         """Whether this delivery was taken before: MLflow repeats one with the same id when the answer was lost."""

@@ -122,6 +122,26 @@ async def test_a_stand_by_asks_to_send_it_again_and_then_takes_the_same_delivery
     assert sender.woken == [("default", "bot")]
 
 
+async def test_a_stand_by_hands_a_delivery_on_to_the_leader(sender: Sender, tmp_path: Path) -> None:
+    leader = sender.uri
+    runner = await webhooks.serve(webhooks.Receiver(Known(tmp_path), lambda: NOW, lambda: leader), "127.0.0.1", 0)
+    sender.uri = "http://{}:{}".format(*runner.addresses[0][:2])
+    assert (await sender.post())[0] == 202
+    assert sender.woken == [("default", "bot")]
+    assert (await sender.post(secret="guessed"))[0] == 401
+    sender.receiver.wake = None
+    assert (await sender.post(delivery="d-2"))[0] == 503
+    leader = "http://127.0.0.1:9"
+    assert (await sender.post(delivery="d-3"))[0] == 503
+    await runner.cleanup()
+
+
+async def test_two_stand_bys_that_take_each_other_for_the_leader_do_not_go_round(sender: Sender) -> None:
+    sender.receiver.wake = None
+    sender.receiver._leader = lambda: sender.uri
+    assert (await sender.post())[0] == 503
+
+
 async def test_only_so_many_deliveries_are_remembered(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhooks, "IDS_KEPT", 3)
     for number in range(9):
