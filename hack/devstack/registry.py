@@ -7,7 +7,7 @@ MLFLOW_TRACKING_URI.
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,13 +17,20 @@ from devstack.processes import Child, answers, free_port, wait_until
 class MlflowServer:
     """An MLflow tracking server and registry with an SQL store and proxied artifacts.
 
-    These lie in the folder, or at `artifacts`, `s3://…`, for which `env` has the store's address and keys.
+    These lie in the folder, or at `artifacts`, `s3://…`, for which `env` has the store's address and keys. `options` go
+    to `mlflow server`.
     """
 
     def __init__(
-        self, folder: Path, port: int = 0, artifacts: str | None = None, env: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        port: int = 0,
+        artifacts: str | None = None,
+        env: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         port = port or free_port()
+        self.env = env or {}
         self.uri = f"http://127.0.0.1:{port}"
         self.folder = folder
         self.command = [
@@ -31,9 +38,9 @@ class MlflowServer:
             *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
             *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
             *("--artifacts-destination", artifacts or str(folder / "artifacts")),
+            *options,
         ]
         self.child: Child | None = None
-        self._env = env or {}
 
     def start(self) -> None:
         """Start, or start again with the same store and address; returns when it answers."""
@@ -45,7 +52,7 @@ class MlflowServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         # The server's own telemetry and its job queue would only cost start-up time here.
         env = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        self.child = Child("MLflow server", self.command, self.folder / "server.log", env={**env, **self._env})
+        self.child = Child("MLflow server", self.command, self.folder / "server.log", env={**env, **self.env})
 
     def wait(self) -> None:
         """Return once a launched server answers; raises `StartFailed`."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from llm_operator import crds, logs, metrics, probes
+from llm_operator import crds, logs, metrics, probes, webhooks
 from llm_operator.cluster import KubernetesCluster
 from llm_operator.lease import Lease, LeaseLost
 from llm_operator.observe import Outside
@@ -47,29 +47,50 @@ async def _serve(settings: Settings, connections: Connections) -> None:
     """Probes → lease → workers, poll and watches."""
     cluster = await KubernetesCluster.connect()
     queue: Queue[Key] = Queue()
-    lease = Lease(cluster, settings.lease, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
+    # API_HOST, as in the runtime: where pods share one machine, each listens on its own address.
+    host = os.environ.get("API_HOST")
+    identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+    lease = Lease(cluster, settings.lease, identity, address=_webhook_address(settings, host))
     health = probes.Health(
         queue.oldest, lambda: time.monotonic() - cluster.last_answer, lease.age, settings.lease.duration_seconds
     )
-    # API_HOST, as in the runtime: where pods share one machine, each listens on its own address.
-    server = await probes.serve(health, os.environ.get("API_HOST"), settings.port, lambda: _refresh(queue))
+    receiver = webhooks.Receiver(connections, leader=lambda: lease.leader_address)
+    servers = [await probes.serve(health, host, settings.port, lambda: _refresh(queue))]
+    if settings.webhook_port:
+        servers.append(await webhooks.serve(receiver, host, settings.webhook_port))
     try:
         await lease.acquire()
-        await _lead(settings, connections, cluster, queue, lease)
+        await _lead(settings, connections, cluster, queue, lease, receiver)
     finally:
+        receiver.wake = None
         await lease.release()
-        await server.cleanup()
+        for server in servers:
+            await server.cleanup()
         await cluster.close()
 
 
+def _webhook_address(settings: Settings, host: str | None) -> str:
+    """Where stand-bys find this process when it leads; empty when nobody told it."""
+    own = os.environ.get("POD_IP") or host
+    if not own or not settings.webhook_port:
+        return ""
+    return f"http://{f'[{own}]' if ':' in own else own}:{settings.webhook_port}"
+
+
 async def _lead(
-    settings: Settings, connections: Connections, cluster: KubernetesCluster, queue: Queue[Key], lease: Lease
+    settings: Settings,
+    connections: Connections,
+    cluster: KubernetesCluster,
+    queue: Queue[Key],
+    lease: Lease,
+    receiver: webhooks.Receiver,
 ) -> None:
     registry = CachedRegistry(MlflowRegistry(), keep_seconds=settings.poll_seconds, rest_seconds=REST_SECONDS)
     pods, image = HttpPods(), settings.runtime_image
     outside = Outside(cluster, registry, pods, connections, image, lambda: datetime.now(UTC))
     pace = Pace(settings.verify_seconds, settings.settle_seconds)
     poll = Poll(cluster, registry, connections, queue, settings.watch_namespaces)
+    receiver.wake = poll.wake
 
     async def handle(key: Key) -> Done:
         return await reconcile(key, outside, pace)

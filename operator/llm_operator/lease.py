@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 
 from llm_operator import metrics
 from llm_operator.cluster import ApiError, Cluster
+from llm_operator.crds import GROUP
 from llm_operator.settings import LeaseSettings
 from llm_operator.state import Manifest
 
 log = logging.getLogger(__name__)
+ADDRESS_ANNOTATION = f"{GROUP}/webhooks"
 
 
 class LeaseLost(Exception):
@@ -23,10 +25,18 @@ class Lease:
     by our own clock."""
 
     def __init__(
-        self, cluster: Cluster, settings: LeaseSettings, identity: str, clock: Callable[[], float] = time.monotonic
+        self,
+        cluster: Cluster,
+        settings: LeaseSettings,
+        identity: str,
+        clock: Callable[[], float] = time.monotonic,
+        address: str = "",
     ) -> None:
         self._cluster, self._settings, self._identity, self._clock = cluster, settings, identity, clock
+        self._address = address
         self._seen: tuple[str, float] = ("", 0.0)
+        self.leader_address = ""
+        """Where the other that holds the lease takes webhooks, as far as a stand-by knows."""
         self.renewed_at: float | None = None
         """When it was last ours, by the clock; None for a stand-by."""
 
@@ -77,6 +87,7 @@ class Lease:
         if live is None:
             await self._cluster.create(self._manifest())
         elif not self._may_take(live):
+            self.leader_address = (live["metadata"].get("annotations") or {}).get(ADDRESS_ANNOTATION, "")
             return False
         else:
             await self._write(live, self._claim(live))
@@ -109,16 +120,24 @@ class Lease:
 
     async def _write(self, live: Manifest, spec: Manifest) -> None:
         # The resourceVersion makes it conditional: of two candidates one gets a Conflict.
-        change = {"metadata": {"resourceVersion": live["metadata"]["resourceVersion"]}, "spec": spec}
+        meta = {"resourceVersion": live["metadata"]["resourceVersion"], "annotations": self._annotations()}
+        change = {"metadata": meta, "spec": spec}
         await self._cluster.patch("Lease", self._settings.namespace, self._settings.name, change)
 
     def _manifest(self) -> Manifest:
         return {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
-            "metadata": {"name": self._settings.name, "namespace": self._settings.namespace},
+            "metadata": {
+                "name": self._settings.name,
+                "namespace": self._settings.namespace,
+                "annotations": self._annotations(),
+            },
             "spec": self._claim(None),
         }
+
+    def _annotations(self) -> dict[str, str]:
+        return {ADDRESS_ANNOTATION: self._address}
 
 
 def _now() -> str:

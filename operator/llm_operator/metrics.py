@@ -14,4 +14,5 @@ QUEUE_OLDEST = Gauge("llm_operator_queue_oldest_seconds", "Age of the key that h
 RETRIES = Counter("llm_operator_retries_total", "Keys put back after an error.", ["kind"])
 WRITES = Counter("llm_operator_writes_total", "Requests to the API server that may change something.", ["verb", "kind"])
 REGISTRY_CALLS = Counter("llm_operator_registry_requests_total", "Requests to MLflow.", ["connection", "result"])
+WEBHOOKS = Counter("llm_operator_webhooks_total", "Deliveries of MLflow, by HTTP status.", ["connection", "status"])
 LEADER = Gauge("llm_operator_leader", "1 while this process holds the lease.")

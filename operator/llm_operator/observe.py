@@ -18,7 +18,7 @@ from llm_operator.crds import (
     LLMDeploymentStatus,
     MlflowModel,
 )
-from llm_operator.plans import apikeys, faults, keys, names
+from llm_operator.plans import apikeys, faults, keys, names, verdicts
 from llm_operator.pods import Pods
 from llm_operator.registry import Reference, Registry, RegistryFault, read_connection
 from llm_operator.settings import ConnectionSettings
@@ -27,6 +27,7 @@ from llm_operator.state import (
     Fault,
     Figures,
     HeldKey,
+    Key,
     Manifest,
     Meta,
     ModelVersion,
@@ -59,6 +60,8 @@ class Outside:
     """Digests already derived, by (deployment uid, ApiKey uid, key id): saves one read per key and reconcile."""
     secrets: dict[tuple[str, str], str] = field(default_factory=dict)
     """resourceVersion of each Secret as last written, by (namespace, name): Secrets are not watched."""
+    ledgers: dict[Key, verdicts.Ledger] = field(default_factory=dict)
+    """By LLMDeployment: the verdicts that the registry was told."""
 
 
 DIGESTS_KEPT = 200_000
@@ -75,6 +78,7 @@ def meta_of(resource: Manifest) -> Meta:
         generation=meta.get("generation", 0),
         labels=meta.get("labels") or {},
         deleting="deletionTimestamp" in meta,
+        annotations=meta.get("annotations") or {},
     )
 
 
@@ -119,6 +123,7 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         adapters=adapters,
         connections=_connections(outside, adapters, status),
         figures=figures,
+        verdict_refusal=ledger.refusal if (ledger := outside.ledgers.get(meta.key)) else "",
     )
 
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections import defaultdict
+from contextlib import suppress
 
 from llm_operator.cluster import ApiError, Cluster
 from llm_operator.observe import ConnectionSource
@@ -13,6 +14,8 @@ from llm_operator.registry import CachedRegistry, ModelSummary, RegistryFault, r
 from llm_operator.state import Key, Manifest
 
 log = logging.getLogger(__name__)
+LOOK_SECONDS = 1.0
+"""Between two looks at one server that webhooks ask for."""
 
 ADAPTERS_RESOLVED = frozenset({Reason.AdaptersLoaded, Reason.AdapterLoading, Reason.NoReadyPods})
 
@@ -31,6 +34,29 @@ class Poll:
         self._cluster, self._registry, self._connections = cluster, registry, connections
         self._queue, self._namespaces = queue, namespaces or ("",)
 
+        self._rung: set[str] = set()
+        self._attended: dict[str, asyncio.Task[None]] = {}
+
+    def wake(self, connection: str, model: str | None) -> None:
+        """Look at this server at once, at most one look a second: a webhook says that `model` has changed."""
+        if model is not None:
+            with suppress(RegistryFault):
+                self._registry.forget(read_connection(connection, self._connections.current()), model)
+        self._rung.add(connection)
+        if connection not in self._attended:
+            self._attended[connection] = asyncio.create_task(self._attend(connection))
+
+    async def _attend(self, connection: str) -> None:
+        try:
+            while connection in self._rung:
+                self._rung.discard(connection)
+                await self.look(connection)
+                await asyncio.sleep(LOOK_SECONDS)
+        except ApiError as error:
+            log.warning("a webhook of %s is left to the next poll: %s", connection, error)
+        finally:
+            del self._attended[connection]
+
     async def run(self, interval_seconds: float) -> None:
         """Look for ever, with jitter so that several operators do not ask in step."""
         while True:
@@ -40,14 +66,17 @@ class Poll:
             except ApiError as error:
                 log.warning("polling is late: %s", error)
 
-    async def look(self) -> None:
-        """One round over all connections that some LLMDeployment uses."""
+    async def look(self, only: str | None = None) -> None:
+        """One round over all connections that some LLMDeployment uses, or over one of them."""
         by_connection: dict[str, list[Manifest]] = defaultdict(list)
         for namespace in self._namespaces:
             for resource in await self._cluster.list("LLMDeployment", namespace):
                 for connection in {_server(asked) for asked in _asked(resource)}:
                     by_connection[connection].append(resource)
-        await asyncio.gather(*(self._look_at(name, resources) for name, resources in by_connection.items()))
+        chosen = (
+            by_connection if only is None else {name: by_connection[name] for name in {only} & by_connection.keys()}
+        )
+        await asyncio.gather(*(self._look_at(name, resources) for name, resources in chosen.items()))
 
     async def _look_at(self, name: str, resources: list[Manifest]) -> None:
         try:
@@ -91,10 +120,12 @@ def _differs(asked: Manifest, known: Manifest, found: dict[str, ModelSummary]) -
     model = found.get(asked["name"])
     if model is None:
         return True
+    # With updatePolicy Manual the status knows what waits beside what is used.
+    version = (known.get("available") or known).get("version")
     if asked.get("alias"):
-        return model.aliases.get(asked["alias"]) != known.get("version")
+        return model.aliases.get(asked["alias"]) != version
     if asked.get("stage"):
-        return model.stages.get(asked["stage"]) != known.get("version")
+        return model.stages.get(asked["stage"]) != version
     return False
 
 

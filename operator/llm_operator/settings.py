@@ -29,7 +29,9 @@ class ConnectionSettings(_Section):
     ca_file: Path | None = None
     """Certificate authority of the server, PEM; a file that is not there counts as none."""
     credentials_folder: Path | None = None
-    """Files username and password, or token: a mounted Secret, read at every use so that it may rotate."""
+    """Files username and password, or token, and webhookSecret: a mounted Secret, read at every use: it may rotate."""
+    write_verdicts: bool = True
+    """Tell the registry by tags on the model version how each roll-out ended; the user needs the right to edit it."""
 
 
 class LeaseSettings(_Section):
@@ -70,6 +72,8 @@ class Settings(_Section):
     """From which level on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Probes and metrics."""
+    webhook_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """MLflow's webhooks (docs/promotion.md); 0: none are received."""
     lease: LeaseSettings = LeaseSettings()
     """Leader election."""
     connections: dict[str, ConnectionSettings] = Field(default_factory=dict)

@@ -31,6 +31,7 @@ class Meta:
     generation: int
     labels: dict[str, str] = field(default_factory=dict)
     deleting: bool = False
+    annotations: dict[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -196,6 +197,10 @@ class Observed:
     """Those that adapters come from, as far as the operator knows them."""
     figures: Mapping[str, Figures] = field(default_factory=dict)
     """By pod name: of the pods that were asked and answered."""
+    verdict_refusal: str = ""
+    """Why the registry takes no verdicts."""
+    available: ModelVersion | None = None
+    """What the reference stands for, where that waits for somebody's word and `resolution` is what was before."""
 
 
 @dataclass(frozen=True)

@@ -362,8 +362,14 @@ def _kubeconfig(api: Api, token: str) -> Json:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
-    """A real MLflow server."""
-    server = MlflowServer(tmp_path_factory.mktemp("models"))
+    """A real MLflow server that may send webhooks to loopback."""
+    env = {
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": base64.urlsafe_b64encode(os.urandom(32)).decode(),
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",
+    }
+    server = MlflowServer(tmp_path_factory.mktemp("models"), env=env)
     server.start()
     yield Models(server)
     server.stop()

@@ -72,6 +72,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 runtimeImage: {{ include "llm-operator.image" (dict "image" .Values.runtime.image "version" .Chart.AppVersion) | quote }}
 pollSeconds: {{ .Values.pollSeconds }}
 logFormat: {{ .Values.logFormat }}
+webhookPort: 8090
 watchNamespaces: {{ .Values.watchNamespaces | toJson }}
 lease:
   name: {{ include "llm-operator.name" . }}
@@ -81,6 +82,7 @@ connections:
   {{ $name }}:
     trackingUri: {{ $connection.trackingUri | quote }}
     workspace: {{ $connection.workspace | default "" | quote }}
+    writeVerdicts: {{ ternary $connection.writeVerdicts true (hasKey $connection "writeVerdicts") }}
     {{- if $connection.credentialsSecret }}
     credentialsFolder: /etc/llm-operator/connections/{{ $name }}
     caFile: /etc/llm-operator/connections/{{ $name }}/ca.crt

@@ -10,11 +10,12 @@ from llm_operator.crds.access import AccessSpec
 from llm_operator.crds.apikey import ApiKeyRoot, ApiKeySpec
 from llm_operator.crds.common import API_VERSION, GROUP, VERSION, Condition
 from llm_operator.crds.llmdeployment import LLMDeploymentRoot, LLMDeploymentSpec
-from llm_operator.crds.model import AdapterSpec, MlflowModel
+from llm_operator.crds.model import AdapterSpec, MlflowModel, ServedModel
 from llm_operator.crds.schema import structural
 from llm_operator.crds.status import (
     AdapterStatus,
     ApiKeyStatus,
+    AvailableVersion,
     CandidateStatus,
     HistoryEntry,
     LLMDeploymentStatus,
@@ -32,6 +33,7 @@ __all__ = [
     "AdapterStatus",
     "ApiKeySpec",
     "ApiKeyStatus",
+    "AvailableVersion",
     "CandidateStatus",
     "Condition",
     "HistoryEntry",
@@ -40,6 +42,7 @@ __all__ = [
     "MlflowModel",
     "ModelStatus",
     "RevisionStatus",
+    "ServedModel",
     "definitions",
     "write",
 ]

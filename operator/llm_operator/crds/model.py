@@ -63,10 +63,27 @@ class MlflowModel(Section):
     """Folder inside the version's artifacts, where they hold several models."""
 
 
+class ServedModel(MlflowModel):
+    """The registered model that an LLMDeployment serves, and who decides on a roll-out."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ONE_REFERENCE,
+            (
+                "self.updatePolicy == 'Auto' || !has(self.version)",
+                "updatePolicy Manual goes with alias or stage: a pinned version moves only when you change it",
+            ),
+        )
+    )
+    update_policy: Literal["Auto", "Manual"] = "Auto"
+    """Auto: a moved alias starts a roll-out. Manual: it is told, and waits for the annotation
+    llm-operator.dev/approve-version with the version's number."""
+
+
 class ModelSpec(Section):
     """What to serve."""
 
-    mlflow: MlflowModel
+    mlflow: ServedModel
     """A version from the MLflow registry."""
     system_prompt: Annotated[str, Field(max_length=32_768)] = ""
     """Put before every conversation that brings no system message of its own."""

@@ -10,6 +10,15 @@ from llm_operator.crds.schema import Section
 Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
 
 
+class AvailableVersion(Section):
+    """A version that waits for somebody's word."""
+
+    version: Short
+    """Its number."""
+    since: Time | None = None
+    """When it was first seen under the reference."""
+
+
 class ModelStatus(Section):
     """The version that the reference in the specification was last resolved to."""
 
@@ -29,6 +38,8 @@ class ModelStatus(Section):
     """The run that made it."""
     resolved_at: Time | None = None
     """When this version was first seen under the reference."""
+    available: AvailableVersion | None = None
+    """What the reference stands for now, while updatePolicy Manual keeps it from being rolled out."""
 
 
 class AdapterStatus(Section):

@@ -7,6 +7,7 @@ from llm_operator.crds import Condition, LLMDeploymentStatus, ModelStatus
 from llm_operator.plans import (
     adapter_status,
     adapters,
+    approval,
     autoscale,
     conditions,
     keys,
@@ -26,6 +27,7 @@ CHILD_KINDS = ("Deployment", "ConfigMap", "Service", "ServiceAccount", "Horizont
 
 def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> Plan:
     """The plan for one LLMDeployment."""
+    observed = approval.held(observed)
     replicas = 0 if observed.spec.suspend else observed.spec.replicas
     decision = rollout.advance(
         rollout.Situation(
@@ -168,9 +170,11 @@ def _model(observed: Observed, now: datetime) -> ModelStatus | None:
         connection=reference.connection,
         source=model.source[:2048] or None,
         run_id=model.run_id or None,
+        available=approval.available(observed, rollout.stamp(now)),
     )
-    same = before is not None and found == before.model_copy(update={"resolved_at": None})
-    return before if same else found.model_copy(update={"resolved_at": rollout.stamp(now)})
+    loose = {"resolved_at": None, "available": found.available}
+    same = before is not None and found == before.model_copy(update=loose)
+    return found.model_copy(update={"resolved_at": before.resolved_at if before and same else rollout.stamp(now)})
 
 
 def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, ...]:
@@ -192,8 +196,16 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
     if after["UsagePersistent"].reason != Reason.NoDatabase:  # That is a choice.
         told += _change(before.get("UsagePersistent"), after["UsagePersistent"], "True", "UsagePersistent")
     told += adapter_status.events(observed.status, status)
+    if "UpdateAvailable" in after:
+        told += _waiting(before.get("UpdateAvailable"), after["UpdateAvailable"])
     told += _hindered(before.get("Progressing"), after["Progressing"])
     return tuple(dict.fromkeys(told))
+
+
+def _waiting(before: Condition | None, after: Condition) -> list[Occurrence]:
+    """A version that waits for somebody's word."""
+    new = after.status == "True" and (before is None or before.message != after.message)
+    return [Occurrence("Normal", "UpdateAvailable", after.message)] if new else []
 
 
 def _hindered(before: Condition | None, after: Condition) -> list[Occurrence]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from llm_operator.crds import Condition
-from llm_operator.plans import adapter_status, downloads, names
+from llm_operator.plans import adapter_status, approval, downloads, names
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import Decision, stamp
 from llm_operator.state import Fault, Manifest, Observed
@@ -64,6 +64,8 @@ def deployment(picture: Picture, now: datetime) -> tuple[Condition, ...]:
     }
     if picture.observed.spec.autoscaling is not None:
         verdicts["AutoscalingActive"] = _autoscaling(picture.observed.autoscaler)
+    if picture.observed.spec.model.mlflow.update_policy == "Manual":
+        verdicts["UpdateAvailable"] = _update(picture.observed)
     if picture.observed.adapters:
         verdicts["AdaptersReady"] = adapter_status.verdict(picture.observed)
     return settle(verdicts, picture.observed.status.conditions, picture.observed.meta.generation, now)
@@ -247,12 +249,28 @@ def _resolved(picture: Picture) -> Verdict:
     return ("False" if fault.terminal else "Unknown"), fault.reason, fault.message
 
 
+def _update(observed: Observed) -> Verdict:
+    """With updatePolicy Manual only. While the registry is silent, what waited still waits."""
+    if observed.available is not None:
+        return "True", Reason.ApprovalNeeded, approval.told(observed)
+    if observed.resolution.last_known:
+        before = next((c for c in observed.status.conditions if c.type == "UpdateAvailable"), None)
+        if before is not None:
+            return before.status, before.reason, before.message
+    return "False", Reason.UpToDate, "the reference stands for the version in use"
+
+
 def _reachable(picture: Picture) -> Verdict:
     fault = picture.observed.resolution.fault
     if fault is not None and fault.reason in REGISTRY:
         return "False", fault.reason, fault.message
     where = picture.observed.connection
-    return "True", Reason.Reachable, f"MLflow at {where.tracking_uri} answers" if where else "MLflow answers"
+    refusal = f"; {picture.observed.verdict_refusal}" if picture.observed.verdict_refusal else ""
+    return (
+        "True",
+        Reason.Reachable,
+        (f"MLflow at {where.tracking_uri} answers" if where else "MLflow answers") + refusal,
+    )
 
 
 def _applied(picture: Picture) -> Verdict:

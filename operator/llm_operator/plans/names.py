@@ -5,6 +5,7 @@ from llm_operator.state import Manifest, Meta
 
 DEPLOYMENT_LABEL = f"{GROUP}/deployment"
 REVISION_LABEL = f"{GROUP}/revision"
+APPROVE_ANNOTATION = f"{GROUP}/approve-version"
 KEYS_ANNOTATION = f"{GROUP}/keys"
 MANAGED_BY = "llm-operator"
 FETCH_CONTAINER = "fetch"

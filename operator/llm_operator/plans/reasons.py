@@ -35,6 +35,12 @@ class Reason(StrEnum):
     # By wish
     Suspended = "Suspended", "spec.suspend is true: no pods run"
     ScaledToZero = "ScaledToZero", "replicas is 0"
+    # updatePolicy Manual
+    ApprovalNeeded = (
+        "ApprovalNeeded",
+        "UpdateAvailable: the reference moved; the message has the command that follows it",
+    )
+    UpToDate = "UpToDate", "UpdateAvailable is False: the reference stands for the version in use"
     # The registry
     ModelNotFound = "ModelNotFound", "no registered model of that name; or, from a pod, its files are not there"
     AliasNotFound = "AliasNotFound", "the model has no such alias"

@@ -1,7 +1,7 @@
 """key → the world as its resource says. Each reconcile reads, plans, writes; it may stop and be repeated anywhere."""
 
 from llm_operator.observe import Outside
-from llm_operator.reconcile import apikey, llmdeployment
+from llm_operator.reconcile import apikey, llmdeployment, verdict
 from llm_operator.reconcile.result import Done, Pace, Retry
 from llm_operator.state import Key
 
@@ -14,4 +14,6 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
         return await apikey.reconcile(key, outside, pace)
     if key.kind == "SecretCheck":
         return await llmdeployment.check_secrets(key, outside, pace)
+    if key.kind == verdict.KIND:
+        return await verdict.reconcile(key, outside)
     return await llmdeployment.reconcile(key, outside, pace)

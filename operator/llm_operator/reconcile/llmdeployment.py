@@ -10,6 +10,7 @@ from llm_operator.crds import LLMDeploymentStatus
 from llm_operator.observe import Outside
 from llm_operator.plans import apikeys, conditions, faults, names
 from llm_operator.plans.reasons import Reason
+from llm_operator.reconcile import verdict
 from llm_operator.reconcile.result import Done, Pace, Retry
 from llm_operator.reconcile.status import report, stamp, tell
 from llm_operator.state import Fault, HeldKey, Key, Manifest, Meta, Observed, Occurrence, Plan
@@ -23,6 +24,7 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     """Bring one LLMDeployment's children to what its specification, as resolved, asks for."""
     resource = await outside.cluster.get(key.kind, key.namespace, key.name)
     if resource is None:
+        outside.ledgers.pop(key, None)
         return Done(wake=await _all_keys(outside.cluster, key.namespace), gone=True)
     if "deletionTimestamp" in resource["metadata"]:
         # Garbage collection follows the owner references; creating anew here would never end.
@@ -39,7 +41,8 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     if fault is not None and not fault.terminal:
         raise Retry(fault.message)
     check = (Key("SecretCheck", key.namespace, key.name), pace.verify_seconds)
-    return Done(_next_look(observed, plan, fault, pace), _late_keys(observed), later=(check,))
+    wake = (*_late_keys(observed), *(verdict.due(outside, observed, plan.status) if fault is None else ()))
+    return Done(_next_look(observed, plan, fault, pace), wake, later=(check,))
 
 
 async def check_secrets(key: Key, outside: Outside, pace: Pace) -> Done:

@@ -92,6 +92,20 @@ def test_manifests_install_is_the_chart_with_default_values(chart: Chart) -> Non
     assert {key(each): each for each in rest} == rendered
 
 
+def test_webhooks_reach_a_port_of_their_own_only_when_asked_for(chart: Chart) -> None:
+    secret = {"connections": {"default": {"trackingUri": "http://a", "credentialsSecret": "c", "writeVerdicts": False}}}
+    assert not [each for each in chart.objects() if each["metadata"]["name"] == "llm-operator-webhooks"]
+    objects = chart.objects(webhooks={"service": {"enabled": True}}, **secret)
+    service = next(each for each in objects if each["metadata"]["name"] == "llm-operator-webhooks")
+    deployment = next(each for each in objects if each["kind"] == "Deployment")["spec"]["template"]["spec"]
+    config = next(each for each in objects if each["kind"] == "ConfigMap")["data"]["config.yaml"]
+    ports = {port["name"]: port["containerPort"] for port in deployment["containers"][0]["ports"]}
+    assert ports[service["spec"]["ports"][0]["targetPort"]] == yaml.safe_load(config)["webhookPort"]
+    assert yaml.safe_load(config)["connections"]["default"]["writeVerdicts"] is False
+    (source,) = next(v for v in deployment["volumes"] if v["name"] == "connections")["projected"]["sources"]
+    assert {"key": "webhookSecret", "path": "default/webhookSecret"} in source["secret"]["items"]
+
+
 def test_no_rule_has_a_wildcard_and_nobody_may_list_secrets(chart: Chart) -> None:
     for values in ({}, {"watchNamespaces": ["team-a"]}):
         roles = [each for each in chart.objects(**values) if each["kind"] in ("Role", "ClusterRole")]

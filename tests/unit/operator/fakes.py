@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -181,7 +182,10 @@ class FakeRegistry:
     def __init__(self) -> None:
         self.aliases: dict[str, dict[str, str]] = {"bot": {"champion": "1"}}
         self.fault: RegistryFault | None = None
-        self.asked = 0
+        self.asked = self.summaries = self.tag_reads = self.tag_writes = 0
+        self.tagged: dict[tuple[str, str], dict[str, str]] = {}
+        self.tag_fault: RegistryFault | None = None
+        """For those who write only."""
 
     async def resolve(self, connection: Connection, reference: Reference) -> ModelVersion:
         self.asked += 1
@@ -192,7 +196,20 @@ class FakeRegistry:
         version = reference.version or self.aliases[reference.name][reference.alias or ""]
         return ModelVersion(reference.name, version, f"s3://{reference.name}/{version}", "run")
 
+    async def tags(self, connection: Connection, name: str, version: str) -> dict[str, str]:
+        self.tag_reads += 1
+        if self.fault is not None:
+            raise self.fault
+        return dict(self.tagged.get((name, version), {}))
+
+    async def tag(self, connection: Connection, name: str, version: str, tags: Mapping[str, str]) -> None:
+        if self.fault or self.tag_fault:
+            raise self.fault or self.tag_fault  # type: ignore[misc]
+        self.tag_writes += 1
+        self.tagged.setdefault((name, version), {}).update(tags)
+
     async def summary(self, connection: Connection) -> dict[str, ModelSummary]:
+        self.summaries += 1
         if self.fault is not None:
             raise self.fault
         return {name: ModelSummary(dict(aliases), {}) for name, aliases in self.aliases.items()}

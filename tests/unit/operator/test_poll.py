@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
+
+from llm_operator import poll as polling
 from llm_operator.poll import Poll
 from llm_operator.queue import Queue
 from llm_operator.reconcile import Pace, reconcile
@@ -67,4 +72,50 @@ async def test_a_model_that_was_not_there_is_looked_for_again() -> None:
     await reconcile(Key("LLMDeployment", NAMESPACE, "bot"), world.outside, Pace(60, 5))
     poll, queue = await polled(world)
     await poll.look()
+    assert queue.added == ["bot"]
+
+
+async def rung(poll: Poll, *deliveries: tuple[str, str | None]) -> None:
+    """Webhooks come in, and what they set off comes to its end."""
+    for connection, model in deliveries:
+        poll.wake(connection, model)
+    await asyncio.gather(*poll._attended.values())
+
+
+async def test_a_webhook_has_its_server_looked_at_at_once_and_many_together_twice_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(polling, "LOOK_SECONDS", 0.02)
+    world = World()
+    poll, queue = await polled(world, "bot", "other")
+    world.registry.aliases["other"]["champion"] = "2"
+    looked = world.registry.summaries
+    await rung(poll, *[("default", "other")] * 50)
+    assert set(queue.added) == {"other"}
+    assert world.registry.summaries - looked == 1
+    poll.wake("default", None)
+    await asyncio.sleep(0)
+    await rung(poll, ("default", None), ("default", "other"))
+    assert world.registry.summaries - looked <= 3
+
+
+async def test_a_webhook_of_a_server_that_nobody_uses_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polling, "LOOK_SECONDS", 0.02)
+    world = World()
+    poll, queue = await polled(world, "bot")
+    await rung(poll, ("elsewhere", "bot"))
+    assert (queue.added, world.registry.summaries) == ([], 0)
+
+
+async def test_a_webhook_while_the_api_server_is_away_is_left_to_the_next_poll(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(polling, "LOOK_SECONDS", 0.02)
+    world = World()
+    poll, queue = await polled(world, "bot")
+    world.registry.aliases["bot"]["champion"] = "2"
+    world.cluster.down = True
+    await rung(poll, ("default", "bot"))
+    world.cluster.down = False
+    await rung(poll, ("default", "bot"))
     assert queue.added == ["bot"]

@@ -120,6 +120,15 @@ async def test_a_dead_server_is_left_alone_for_a_while() -> None:
     assert inner.asked == 2
 
 
+async def test_who_may_not_write_tags_may_still_ask() -> None:
+    inner = FakeRegistry()
+    inner.tag_fault = registry.RegistryDenied("403")
+    cached = CachedRegistry(inner, 30, 5, Ticks())
+    with pytest.raises(registry.RegistryDenied):
+        await cached.tag(SERVER, "bot", "1", {"a": "b"})
+    assert (await cached.resolve(SERVER, ALIAS)).version == "1"
+
+
 def test_an_unknown_connection_names_the_known_ones() -> None:
     with pytest.raises(registry.ConnectionUnknown, match="it has: default"):
         read_connection("other", {"default": ConnectionSettings(tracking_uri="http://a")})

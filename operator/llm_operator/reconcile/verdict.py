@@ -1,0 +1,77 @@
+"""Telling the registry how roll-outs ended: beside the roll-outs, under a key of its own, so that none waits for it."""
+
+import logging
+
+from llm_operator.crds import LLMDeploymentStatus
+from llm_operator.observe import Outside
+from llm_operator.plans import verdicts
+from llm_operator.plans.verdicts import Ended, Ledger
+from llm_operator.reconcile.result import Done, Retry
+from llm_operator.reconcile.status import stamp, tell
+from llm_operator.registry import RegistryDenied, RegistryFault, read_connection
+from llm_operator.state import Connection, Key, Observed, Occurrence
+
+log = logging.getLogger(__name__)
+KIND = "Verdict"
+
+
+def due(outside: Outside, observed: Observed, status: LLMDeploymentStatus) -> tuple[Key, ...]:
+    """The key under which the registry is told what this status says, if there is anything new in it."""
+    meta, mlflow = observed.meta, observed.spec.model.mlflow
+    settings = outside.connections.current().get(mlflow.connection)
+    if observed.connection is None or settings is None or not settings.write_verdicts:
+        outside.ledgers.pop(meta.key, None)
+        return ()
+    ledger = outside.ledgers.get(meta.key)
+    if ledger is None or (ledger.meta.uid, ledger.connection) != (meta.uid, mlflow.connection):
+        ledger = outside.ledgers[meta.key] = Ledger(meta, mlflow.connection)
+    ledger.note(verdicts.ended(observed, status))
+    return (Key(KIND, meta.namespace, meta.name),) if ledger.due() else ()
+
+
+async def reconcile(key: Key, outside: Outside) -> Done:
+    """Write the verdicts that are due. Raises Retry while the registry does not answer."""
+    owner = Key("LLMDeployment", key.namespace, key.name)
+    ledger = outside.ledgers.get(owner)
+    if ledger is None:
+        return Done(gone=True)
+    refusal = ledger.refusal
+    for each in ledger.due():
+        try:
+            connection = read_connection(ledger.connection, outside.connections.current())
+            await _record(outside, connection, ledger, each)
+            ledger.refusal = ""
+        except RegistryDenied as fault:
+            ledger.refusal = _refused(ledger, each, fault)
+        except RegistryFault as fault:
+            if fault.about_server or not fault.terminal:
+                raise Retry(f"the verdict on {_name(each)} is not written yet: {fault}") from fault
+            log.warning("the verdict on %s is not written: %s", _name(each), fault)
+        ledger.told.add(each)
+        ledger.fresh = False
+    if ledger.refusal == refusal:
+        return Done(gone=True)
+    if ledger.refusal:
+        occurrence = Occurrence("Warning", "VerdictRefused", ledger.refusal)
+        await tell(outside.cluster, ledger.meta, (occurrence,), stamp(outside.clock()))
+    return Done(wake=(owner,), gone=True)
+
+
+async def _record(outside: Outside, connection: Connection, ledger: Ledger, ended: Ended) -> None:
+    model, version = ended.verdict.model, ended.verdict.version
+    wanted = verdicts.tags(ledger.meta, ended)
+    if ledger.fresh and verdicts.same(wanted, (await outside.registry.tags(connection, model, version)).items()):
+        return
+    await outside.registry.tag(connection, model, version, wanted)
+    log.info("%s: %s is told to connection %s", _name(ended), ended.verdict.outcome, connection.name)
+
+
+def _refused(ledger: Ledger, ended: Ended, fault: RegistryDenied) -> str:
+    return (
+        f"the verdict {ended.verdict.outcome} on {_name(ended)} is not written: {fault}, give that user the right to "
+        f"edit the model, or set writeVerdicts: false for connection {ledger.connection!r}; the next verdict is tried"
+    )
+
+
+def _name(ended: Ended) -> str:
+    return f"{ended.verdict.model} version {ended.verdict.version}"

@@ -1,0 +1,34 @@
+"""All MLflow I/O: what a model reference stands for, and what a roll-out tells about a version."""
+
+from llm_operator.registry.cached import CachedRegistry
+from llm_operator.registry.connections import read_connection, webhook_secrets
+from llm_operator.registry.faults import (
+    AliasNotFound,
+    ConnectionUnknown,
+    HostNotAllowed,
+    ModelNotFound,
+    RegistryDenied,
+    RegistryFault,
+    RegistryUnreachable,
+    VersionNotFound,
+)
+from llm_operator.registry.mlflow import MlflowRegistry
+from llm_operator.registry.nouns import ModelSummary, Reference, Registry
+
+__all__ = [
+    "AliasNotFound",
+    "CachedRegistry",
+    "ConnectionUnknown",
+    "HostNotAllowed",
+    "MlflowRegistry",
+    "ModelNotFound",
+    "ModelSummary",
+    "Reference",
+    "Registry",
+    "RegistryDenied",
+    "RegistryFault",
+    "RegistryUnreachable",
+    "VersionNotFound",
+    "read_connection",
+    "webhook_secrets",
+]

@@ -1,0 +1,106 @@
+"""What can go wrong with a question to MLflow, and what its answers mean.
+
+RegistryFault
+├── ModelNotFound       404: no registered model of this name
+├── AliasNotFound       400 INVALID_PARAMETER_VALUE: MLflow's answer to an unknown alias
+├── VersionNotFound     404 on a version, or no version in the stage
+├── RegistryDenied      401, 403
+├── HostNotAllowed      403 in plain text: MLflow's own Host header check
+├── ConnectionUnknown   no such connection in the operator's configuration
+└── RegistryUnreachable everything else: refused, timeout, 5xx, an answer that makes no sense
+"""
+
+from typing import ClassVar
+from urllib.parse import urlsplit
+
+import httpx
+
+from llm_operator.registry.nouns import Reference
+from llm_operator.state import Connection, Fault
+
+
+class RegistryFault(Exception):
+    """The registry gave no version. `terminal`: asking again will not help."""
+
+    terminal: ClassVar[bool] = True
+    about_server: ClassVar[bool] = False
+    """Whether every question to this server would fail like this."""
+
+    @property
+    def fault(self) -> Fault:
+        return Fault(type(self).__name__, str(self), self.terminal)
+
+
+class ModelNotFound(RegistryFault):
+    """No registered model of this name."""
+
+
+class AliasNotFound(RegistryFault):
+    """The model has no such alias."""
+
+
+class VersionNotFound(RegistryFault):
+    """The model has no such version."""
+
+
+class RegistryDenied(RegistryFault):
+    """The server refused the operator's credentials."""
+
+    about_server = True
+
+
+class HostNotAllowed(RegistryFault):
+    """The server refuses the Host header."""
+
+    about_server = True
+
+
+class ConnectionUnknown(RegistryFault):
+    """The operator's configuration has no such connection."""
+
+
+class RegistryUnreachable(RegistryFault):
+    """No sensible answer."""
+
+    terminal, about_server = False, True
+
+
+def explain(answer: httpx.Response, connection: Connection, reference: Reference | None) -> RegistryFault:
+    """The fault that an answer other than 200 stands for."""
+    uri, status = connection.tracking_uri, answer.status_code
+    try:
+        body = answer.json()
+    except ValueError:
+        body = {}
+    code, said = (body.get("error_code", ""), body.get("message", "")) if isinstance(body, dict) else ("", "")
+    if status == 403 and "host header" in answer.text.lower():
+        host = urlsplit(uri).netloc
+        return HostNotAllowed(
+            f"MLflow at {uri} refuses the Host header {host!r}: start it with --allowed-hosts '{host}' "
+            "(MLFLOW_SERVER_ALLOWED_HOSTS)"
+        )
+    if status in (401, 403):
+        return RegistryDenied(
+            f"MLflow at {uri} answered {status} to the operator: check username and password (or token) in the Secret "
+            f"behind connection {connection.name!r}"
+        )
+    if reference is None or status >= 500 or code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        return RegistryUnreachable(f"MLflow at {uri} answered {status}: {said or answer.text[:200]}")
+    return _not_found(reference, uri, said)
+
+
+def _not_found(reference: Reference, uri: str, said: str) -> RegistryFault:
+    if "registered model with name" in said.lower() and "alias" not in said.lower():
+        return ModelNotFound(
+            f"MLflow at {uri} has no registered model {reference.name!r}: register it, or correct "
+            f"{reference.field}.name"
+        )
+    if reference.alias and "alias" in said.lower():
+        return AliasNotFound(
+            f"model {reference.name!r} on {uri} has no alias {reference.alias!r}: set it "
+            f"(MlflowClient().set_registered_model_alias({reference.name!r}, {reference.alias!r}, VERSION)), "
+            f"or correct {reference.field}.alias"
+        )
+    return VersionNotFound(
+        f"MLflow at {uri} has no {reference}: correct {reference.field} (MLflow said: {said or 'nothing'})"
+    )

@@ -1,0 +1,125 @@
+"""MLflow as the registry: plain REST, MLflow 2.9 to 3.18."""
+
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from llm_operator import metrics
+from llm_operator.registry.faults import RegistryUnreachable, VersionNotFound, explain
+from llm_operator.registry.nouns import ModelSummary, Reference
+from llm_operator.state import Connection, ModelVersion
+
+API = "/api/2.0/mlflow"
+
+
+class MlflowRegistry:
+    """MLflow's REST API. One HTTP client per connection, made anew when its address or CA changes."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport | None = None, timeout_seconds: float = 10.0) -> None:
+        self._transport, self._timeout = transport, timeout_seconds
+        self._clients: dict[tuple[str, str], httpx.AsyncClient] = {}
+
+    async def resolve(self, connection: Connection, reference: Reference) -> ModelVersion:
+        if reference.alias:
+            query = {"name": reference.name, "alias": reference.alias}
+            found = (await self._call(connection, reference, "GET", "registered-models/alias", query))["model_version"]
+        elif reference.stage:
+            found = await self._newest_in_stage(connection, reference)
+        else:
+            found = await self._version(connection, reference, str(reference.version))
+        query = {"name": reference.name, "version": str(found["version"])}
+        where = await self._call(connection, reference, "GET", "model-versions/get-download-uri", query)
+        return ModelVersion(
+            reference.name, str(found["version"]), str(where.get("artifact_uri", "")), str(found.get("run_id") or "")
+        )
+
+    async def _version(self, connection: Connection, reference: Reference, version: str) -> dict[str, Any]:
+        query = {"name": reference.name, "version": version}
+        answer = await self._call(connection, reference, "GET", "model-versions/get", query)
+        return dict(answer["model_version"])
+
+    async def _newest_in_stage(self, connection: Connection, reference: Reference) -> dict[str, Any]:
+        body = {"name": reference.name, "stages": [reference.stage]}
+        answer = await self._call(connection, reference, "POST", "registered-models/get-latest-versions", body)
+        versions = answer.get("model_versions", [])
+        if not versions:
+            raise VersionNotFound(
+                f"no version of {reference.name} is in stage {reference.stage} on {connection.tracking_uri}: move one "
+                "there, or prefer an alias (stages are deprecated in MLflow)"
+            )
+        return max(versions, key=lambda version: int(version["version"]))
+
+    async def summary(self, connection: Connection) -> dict[str, ModelSummary]:
+        found: dict[str, ModelSummary] = {}
+        token = ""
+        while True:
+            query = {"max_results": "1000"} | ({"page_token": token} if token else {})
+            answer = await self._call(connection, None, "GET", "registered-models/search", query)
+            for model in answer.get("registered_models", []):
+                found[model["name"]] = _summary(model)
+            token = answer.get("next_page_token") or ""
+            if not token:
+                return found
+
+    async def tags(self, connection: Connection, name: str, version: str) -> dict[str, str]:
+        found = await self._version(connection, Reference(name, version=version), version)
+        return {tag["key"]: tag.get("value", "") for tag in found.get("tags") or []}
+
+    async def tag(self, connection: Connection, name: str, version: str, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            body = {"name": name, "version": version, "key": key, "value": value}
+            await self._call(connection, Reference(name, version=version), "POST", "model-versions/set-tag", body)
+
+    async def _call(
+        self, connection: Connection, reference: Reference | None, method: str, path: str, query: dict[str, Any]
+    ) -> dict[str, Any]:
+        try:
+            answer = await self._request(connection, method, path, query)
+        except (httpx.HTTPError, ssl.SSLError, OSError) as error:
+            metrics.REGISTRY_CALLS.labels(connection.name, "unreachable").inc()
+            raise RegistryUnreachable(
+                f"MLflow at {connection.tracking_uri} does not answer ({type(error).__name__}: {error}); what serves "
+                f"keeps serving, asking again by itself: curl {connection.tracking_uri}/health"
+            ) from error
+        metrics.REGISTRY_CALLS.labels(connection.name, str(answer.status_code)).inc()
+        if answer.status_code != 200:
+            raise explain(answer, connection, reference)
+        try:
+            return dict(answer.json())
+        except ValueError as error:
+            raise RegistryUnreachable(
+                f"{connection.tracking_uri} answered something that is not MLflow's JSON: is the tracking URI right? "
+                f"It began with {answer.text[:60]!r}"
+            ) from error
+
+    async def _request(self, connection: Connection, method: str, path: str, query: dict[str, Any]) -> httpx.Response:
+        headers = {"X-MLFLOW-WORKSPACE": connection.workspace} if connection.workspace else {}
+        if connection.token:
+            headers["Authorization"] = f"Bearer {connection.token}"
+        auth = httpx.BasicAuth(connection.username, connection.password) if connection.username else None
+        return await self._client(connection).request(
+            method,
+            f"{connection.tracking_uri}{API}/{path}",
+            params=query if method == "GET" else None,
+            json=query if method != "GET" else None,
+            headers=headers,
+            auth=auth,
+        )
+
+    def _client(self, connection: Connection) -> httpx.AsyncClient:
+        identity = (connection.tracking_uri, connection.ca)
+        if identity not in self._clients:
+            verify: ssl.SSLContext | bool = ssl.create_default_context(cadata=connection.ca) if connection.ca else True
+            self._clients[identity] = httpx.AsyncClient(
+                transport=self._transport, timeout=self._timeout, verify=verify, trust_env=False
+            )
+        return self._clients[identity]
+
+
+def _summary(model: dict[str, Any]) -> ModelSummary:
+    stages: dict[str, str] = {}
+    for version in model.get("latest_versions") or []:
+        stages[version.get("current_stage", "None")] = str(version["version"])
+    return ModelSummary({a["alias"]: str(a["version"]) for a in model.get("aliases") or []}, stages)

@@ -1,0 +1,46 @@
+"""What the registry is asked about, and the port through which it is asked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from llm_operator.state import Connection, ModelVersion
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the specification asks for: exactly one of alias, version, stage."""
+
+    name: str
+    alias: str | None = None
+    version: str | None = None
+    stage: str | None = None
+    field: str = field(default="spec.model.mlflow", compare=False)
+    """Where it is written, for messages."""
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.alias}" if self.alias else f"{self.name}/{self.version or self.stage}"
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """The moving parts of one registered model: alias → version and stage → newest version."""
+
+    aliases: dict[str, str]
+    stages: dict[str, str]
+
+
+class Registry(Protocol):
+    """What the operator asks MLflow."""
+
+    async def resolve(self, connection: Connection, reference: Reference) -> ModelVersion:
+        """The version that the reference stands for now. Raises RegistryFault."""
+
+    async def summary(self, connection: Connection) -> dict[str, ModelSummary]:
+        """All registered models of one server, by name. Raises RegistryFault."""
+
+    async def tags(self, connection: Connection, name: str, version: str) -> dict[str, str]:
+        """The tags of a model version. Raises RegistryFault."""
+
+    async def tag(self, connection: Connection, name: str, version: str, tags: Mapping[str, str]) -> None:
+        """Set tags on a model version, in their order. Raises RegistryFault."""

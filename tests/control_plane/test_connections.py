@@ -1,0 +1,113 @@
+"""The registry port against real MLflow servers: with users and passwords, and with workspaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from devstack.registry import MlflowServer
+from llm_operator.registry import AliasNotFound, MlflowRegistry, ModelNotFound, Reference, RegistryDenied
+from llm_operator.state import Connection
+
+pytestmark = [pytest.mark.control_plane, pytest.mark.timeout(120)]
+ADMIN = ("admin", "an administrator of MLflow")
+READER = ("reader", "one who may only look")
+BOT = Reference("bot", alias="champion")
+
+
+def ask(uri: str, path: str, auth: tuple[str, str] | None = None, workspace: str = "", **body: Any) -> None:
+    """POST as an administrator does."""
+    headers = {"X-MLFLOW-WORKSPACE": workspace} if workspace else {}
+    url = f"{uri}/api/{path}"
+    answer = httpx.post(url, json=body, auth=auth, headers=headers, timeout=20, trust_env=False)
+    assert answer.is_success, answer.text
+
+
+def register(uri: str, source: str, auth: tuple[str, str] | None = None, workspace: str = "") -> None:
+    """Model `bot` with one version, the champion."""
+    ask(uri, "2.0/mlflow/registered-models/create", auth, workspace, name="bot")
+    ask(uri, "2.0/mlflow/model-versions/create", auth, workspace, name="bot", source=source)
+    ask(uri, "2.0/mlflow/registered-models/alias", auth, workspace, name="bot", alias="champion", version="1")
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that wants a name and a password."""
+    folder = tmp_path_factory.mktemp("guarded")
+    settings = folder / "auth.ini"
+    settings.write_text(
+        "[mlflow]\ndefault_permission = READ\n"
+        f"database_uri = sqlite:///{folder / 'users.db'}\nadmin_username = {ADMIN[0]}\nadmin_password = {ADMIN[1]}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    env = {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the tests"}
+    server = MlflowServer(folder, env=env, options=("--app-name", "basic-auth"))
+    server.start()
+    register(server.uri, "s3://models/bot", ADMIN)
+    ask(server.uri, "2.0/mlflow/users/create", ADMIN, username=READER[0], password=READER[1])
+    yield server.uri
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server with workspaces; the model is in one of them."""
+    server = MlflowServer(tmp_path_factory.mktemp("shared"), options=("--enable-workspaces",))
+    server.start()
+    ask(server.uri, "3.0/mlflow/workspaces", name="team-a")
+    register(server.uri, "s3://models/team-a/bot", workspace="team-a")
+    yield server.uri
+    server.stop()
+
+
+@pytest.fixture
+def registry() -> MlflowRegistry:
+    return MlflowRegistry()
+
+
+def as_user(uri: str, user: tuple[str, str]) -> Connection:
+    return Connection("default", uri, username=user[0], password=user[1])
+
+
+async def test_a_name_and_a_password_open_a_guarded_server(guarded: str, registry: MlflowRegistry) -> None:
+    connection = as_user(guarded, ADMIN)
+    assert (await registry.resolve(connection, BOT)).version == "1"
+    assert (await registry.summary(connection))["bot"].aliases == {"champion": "1"}
+    with pytest.raises(AliasNotFound):
+        await registry.resolve(connection, replace(BOT, alias="challenger"))
+
+
+@pytest.mark.parametrize("user", [("admin", "guessed"), ("nobody", "x"), ("", "")])
+async def test_a_wrong_password_is_denied(guarded: str, registry: MlflowRegistry, user: tuple[str, str]) -> None:
+    with pytest.raises(RegistryDenied, match="password"):
+        await registry.resolve(as_user(guarded, user), BOT)
+
+
+async def test_who_may_only_read_resolves_and_writes_no_tags(guarded: str, registry: MlflowRegistry) -> None:
+    connection = as_user(guarded, READER)
+    assert (await registry.resolve(connection, BOT)).version == "1"
+    with pytest.raises(RegistryDenied):
+        await registry.tag(connection, "bot", "1", {"llm-operator.team.bot.verdict": "Promoted"})
+    assert await registry.tags(connection, "bot", "1") == {}
+
+
+async def test_tags_are_written_by_who_may_edit(guarded: str, registry: MlflowRegistry) -> None:
+    connection, key = as_user(guarded, ADMIN), f"llm-operator.{'n' * 63}.{'d' * 40}.verdict"
+    await registry.tag(connection, "bot", "1", {key: "Failed"})
+    await registry.tag(connection, "bot", "1", {key: "Promoted"})
+    assert (await registry.tags(connection, "bot", "1"))[key] == "Promoted"
+
+
+async def test_a_workspace_goes_along_with_every_question(shared: str, registry: MlflowRegistry) -> None:
+    mine, other = Connection("default", shared, workspace="team-a"), Connection("default", shared)
+    assert (await registry.resolve(mine, BOT)).version == "1"
+    assert "bot" in await registry.summary(mine)
+    await registry.tag(mine, "bot", "1", {"llm-operator.team.bot.verdict": "Promoted"})
+    assert await registry.tags(mine, "bot", "1")
+    assert "bot" not in await registry.summary(other)
+    with pytest.raises(ModelNotFound):
+        await registry.resolve(other, BOT)
