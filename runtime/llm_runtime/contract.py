@@ -283,6 +283,9 @@ class RuntimeConfig(_Section):
 
     model: ModelConfig
     adapters: tuple[AdapterConfig, ...] = ()
+    default_adapter: str | None = None
+    """The adapter that answers for the bare name of the model; `<model>:base` then is the model itself.
+    None: the bare name is the model."""
     engine: EngineConfig = EngineConfig()
     server: ServerConfig = ServerConfig()
     authentication: Literal["Required", "Disabled"] = "Required"
@@ -411,6 +414,8 @@ class AdapterFile(_Additive):
     """The servers that the adapters come from, by name. What is loaded stays when its server is not here any more."""
     adapters: tuple[PinnedAdapter, ...] = ()
     """In the order of the specification; over `engine.maxAdapters` the first are loaded."""
+    default_adapter: str = ""
+    """The one that answers for the bare name of the model, over the configuration's; empty: as configured there."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "AdapterFile":

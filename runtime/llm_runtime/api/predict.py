@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from llm_runtime.api.answering import collect, job, pipeline_of, start
+from llm_runtime.api.answering import adapter_of, collect, job, pipeline_of, start
 from llm_runtime.api.body import Body, MaxTokens, Stops, Temperature, Text, TopP, sampling
 from llm_runtime.api.documents import OWN_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
@@ -76,6 +76,7 @@ async def _predict(request: Request, prompts: list[str], options: PredictOptions
         request,
         job(
             request,
+            adapter=adapter_of(request, None),
             prompts=tuple(prompts),
             prompt_field=field,
             sampling=sampling(

@@ -112,6 +112,7 @@ def _status(services: Services) -> dict[str, Any]:
         "model_loaded": True,
         "model_name": services.config.model.name,
         "device": device,
+        "load": {"seconds": round(stats.load_seconds, 3), "peak_bytes": stats.load_peak_bytes},
         "engine": {
             "kind": stats.kind,
             "alive": stats.alive,

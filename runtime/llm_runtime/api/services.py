@@ -161,6 +161,11 @@ class Services:
         return None if self.alive else "The engine has stopped."
 
     @property
+    def default_adapter(self) -> str:
+        """The adapter that answers for the bare name of the model; "" for none."""
+        return (self.adapters.default if self.adapters else "") or self.config.default_adapter or ""
+
+    @property
     def uptime_seconds(self) -> float:
         return time.monotonic() - self._started_at
 

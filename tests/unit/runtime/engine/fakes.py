@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Several
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from llm_runtime.engine.adapters import AdapterTable
 from llm_runtime.engine.blocks import BlockPool
@@ -27,6 +27,7 @@ class CharacterVocabulary:
     vocabulary_size = 2000
     eos_token_ids = frozenset({EOS})
     chat_template = ""
+    sampling_defaults: ClassVar[dict[str, float]] = {}
 
     def encode(self, text: str) -> list[int]:
         return list(map(ord, text))
