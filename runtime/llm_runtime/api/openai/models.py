@@ -10,7 +10,6 @@ from llm_runtime.api.documents import OPENAI_ERRORS
 from llm_runtime.api.guard import SECURITY, KeyedRoute
 from llm_runtime.api.services import Services, State, services_of
 from llm_runtime.auth import check_adapter, may_use
-from llm_runtime.pipeline import model_version
 
 router = APIRouter(route_class=KeyedRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS)
 
@@ -51,7 +50,7 @@ def _bare(services: Services) -> dict[str, Any]:
 def _model(services: Services, adapter: str = "") -> dict[str, Any]:
     base, created = services.config.model.name, int(time.time() - services.uptime_seconds)
     described = {"id": base, "object": "model", "created": created, "owned_by": "llm-operator"}
-    version = model_version(services.config)
+    version = services.version
     if adapter:
         version = services.adapters.version(adapter) or "" if services.adapters else ""
         # vLLM's server names the base model of an adapter so.
