@@ -6,8 +6,9 @@ takes that long: something to cut, and to wait for.
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from llm_runtime import __main__ as runtime
@@ -80,6 +81,7 @@ class MockCodec:
     vocabulary_size = 50_000
     eos_token_ids = frozenset({0})
     chat_template = ""
+    sampling_defaults: Mapping[str, float] = MappingProxyType({})
 
     def encode(self, text: str) -> list[int]:
         return [len(word) for word in text.split()]

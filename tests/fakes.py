@@ -33,6 +33,7 @@ class FakeCodec:
 
     def __init__(self, chat_template: str = "") -> None:
         self.chat_template = chat_template
+        self.sampling_defaults: dict[str, float] = {}
         self.tools: list[Sequence[dict[str, Any]]] = []
         self.words: dict[int, str] = {}
         self.chats: list[list[Message]] = []

@@ -163,16 +163,17 @@ def _fetch_adapter(adapter: PinnedAdapter, access: RegistryAccess, models: Path)
 async def _start(config: RuntimeConfig, folder: Path) -> "Loaded":
     from llm_runtime.engine.process import start_engine
 
-    return _loaded(await start_engine(config, folder))
+    return _loaded(await start_engine(config, folder), folder)
 
 
-def _loaded(engine: "EngineClient") -> "Loaded":
+def _loaded(engine: "EngineClient", folder: Path) -> "Loaded":
     from llm_runtime.api.services import Loaded
+    from llm_runtime.models.origin import origin
 
     async def swap(config: RuntimeConfig, folder: Path) -> Loaded:
-        return _loaded(await engine.swap(config, folder))
+        return _loaded(await engine.swap(config, folder), folder)
 
-    return Loaded(engine, engine.codec, on_gpu=engine.device != "cpu", swap=swap)
+    return Loaded(engine, engine.codec, on_gpu=engine.device != "cpu", swap=swap, origin=origin(folder))
 
 
 def _folder(config: RuntimeConfig, models: Path) -> Path:

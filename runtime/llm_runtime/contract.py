@@ -285,6 +285,9 @@ class RuntimeConfig(_Section):
 
     model: ModelConfig
     adapters: tuple[AdapterConfig, ...] = ()
+    default_adapter: str | None = None
+    """The adapter that answers for the bare name of the model; `<model>:base` then is the model itself.
+    None: the bare name is the model."""
     engine: EngineConfig = EngineConfig()
     server: ServerConfig = ServerConfig()
     authentication: Literal["Required", "Disabled"] = "Required"
@@ -417,7 +420,7 @@ class AdapterFile(_Additive):
     adapters: tuple[PinnedAdapter, ...] = ()
     """In the order of the specification; over `engine.maxAdapters` the first are loaded."""
     default_adapter: str = ""
-    """Answers requests for the bare model name; empty: the model itself."""
+    """The one that answers for the bare name of the model, over the configuration's; empty: as configured there."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "AdapterFile":

@@ -50,6 +50,10 @@ class EngineFigures(Protocol):
     def cached_prompt_tokens(self) -> int: ...
     @property
     def gpu_memory_bytes(self) -> int | None: ...
+    @property
+    def load_seconds(self) -> float: ...
+    @property
+    def load_peak_bytes(self) -> int: ...
 
 
 class Rate:
@@ -209,6 +213,12 @@ def _engine_gauges(figures: EngineFigures) -> Iterable[GaugeMetricFamily]:
         (METRIC_REQUESTS_WAITING, "Sequences that wait for a place in the batch.", figures.waiting),
         ("llm_kv_cache_usage_ratio", "Part of the key-value cache in use, 0 to 1.", figures.kv_cache_usage_ratio),
         ("llm_batch_size", "Sequences in the last step; 0 while nothing runs.", figures.batch_size),
+        ("llm_model_load_seconds", "From the first file to the end of the first generation.", figures.load_seconds),
+        (
+            "llm_model_load_peak_bytes",
+            "Memory that loading took at once, without mapped files.",
+            figures.load_peak_bytes,
+        ),
     ):
         yield GaugeMetricFamily(name, text, value=float(value))
     if figures.gpu_memory_bytes is not None:

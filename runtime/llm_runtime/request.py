@@ -4,7 +4,7 @@ Every dialect of the API translates into a `GenerationRequest`; the engine answe
 nothing else of each other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -145,6 +145,10 @@ class EngineStats:
     """Sequential: the slow path, one sequence after another within a step."""
     quiet_seconds: float = 0.0
     """For how long nothing has come of the requests that are open: no token, no part of a prompt. 0 without any."""
+    load_seconds: float = 0.0
+    """From the first file to the end of the first generation."""
+    load_peak_bytes: int = 0
+    """Memory that loading took at once, mapped files not counted."""
 
 
 class TokenStream(Protocol):
@@ -214,6 +218,8 @@ class TextCodec(Protocol):
     eos_token_ids: frozenset[int]
     chat_template: str
     """Its text; "" for a model that has none."""
+    sampling_defaults: Mapping[str, float]
+    """Fields of `Sampling` as the model's makers recommend them, for requests that leave them out."""
 
     def encode(self, text: str) -> list[int]: ...
 

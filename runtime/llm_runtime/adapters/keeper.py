@@ -126,6 +126,11 @@ class Adapters:
         """All that are wanted, be they loaded or not."""
         return tuple(adapter.name for adapter in self._list.wanted.adapters)
 
+    @property
+    def default(self) -> str:
+        """The one that the list lets answer for the bare name of the model; "" when it says nothing of it."""
+        return self._list.wanted.default_adapter
+
     def version(self, name: str) -> str | None:
         """The version that answers for `name`."""
         place = self._places.get(name)

@@ -51,12 +51,12 @@ def adapter_of(request: Request, asked: str | None) -> str:
     Raises `errors.NotFound`, `errors.Forbidden` for one that the caller may not use, and `errors.ServiceUnavailable`
     for one that is on its way.
     """
-    pipeline, expected = pipeline_of(request), services_of(request).adapters
-    served, present = pipeline.config.model.name, pipeline.engine.adapters
-    coming = [name for name in expected.names if name not in present] if expected else []
-    adapter = check_model(asked or served, served, (*present, *coming))
+    pipeline, services = pipeline_of(request), services_of(request)
+    served, present, default = pipeline.config.model.name, pipeline.engine.adapters, services.default_adapter
+    coming = [name for name in services.adapters.names if name not in present] if services.adapters else []
+    adapter = check_model(asked or served, served, (*present, *coming), default)
     check_adapter(caller_of(request), adapter)
-    if adapter in coming:
+    if adapter and adapter not in present:
         raise errors.ServiceUnavailable(f"The adapter {adapter} is not loaded yet; try again shortly.")
     return adapter
 

@@ -9,6 +9,8 @@ from pydantic_core import PydanticCustomError
 from llm_runtime import errors
 from llm_runtime.request import Sampling
 
+BASE = "base"
+"""`<model>:base`: the model itself, whatever adapter answers for its bare name."""
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256
 
@@ -82,13 +84,18 @@ def conflict(field: str, text: str) -> PydanticCustomError:
     return PydanticCustomError("conflict", "{text}", {"field": field, "text": text})
 
 
-def check_model(asked: str, served: str, adapters: Sequence[str] = ()) -> str:
-    """The adapter that `asked` names, "" for the model itself. Raises `errors.NotFound` for anything else."""
+def check_model(asked: str, served: str, adapters: Sequence[str] = (), default: str = "") -> str:
+    """The adapter that `asked` names, "" for the model itself. Raises `errors.NotFound` for anything else.
+
+    With a `default` adapter the bare name is that one's, and `<served>:base` the model, unless an adapter is called so.
+    """
     if asked == served:
-        return ""
+        return default
     adapter = asked.removeprefix(f"{served}:")
     if adapter != asked and adapter in adapters:
         return adapter
+    if adapter != asked and adapter == BASE:
+        return ""
     known = ", ".join(repr(name) for name in (served, *(f"{served}:{adapter}" for adapter in adapters)))
     message = f"There is no model {asked[:100]!r} here; this endpoint serves {known}."
     raise errors.NotFound(message, param="model", code="model_not_found")

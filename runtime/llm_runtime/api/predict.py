@@ -7,11 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from llm_runtime.api.answering import collect, job, pipeline_of, start
+from llm_runtime.api.answering import adapter_of, collect, job, pipeline_of, start
 from llm_runtime.api.body import Body, MaxTokens, Stops, Temperature, Text, TopP, sampling
 from llm_runtime.api.documents import OWN_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
-from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, model_version
+from llm_runtime.api.services import services_of
+from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED
 
 router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["predict"], responses=OWN_ERRORS)
 
@@ -76,6 +77,7 @@ async def _predict(request: Request, prompts: list[str], options: PredictOptions
         request,
         job(
             request,
+            adapter=adapter_of(request, None),
             prompts=tuple(prompts),
             prompt_field=field,
             sampling=sampling(
@@ -95,7 +97,7 @@ async def _predict(request: Request, prompts: list[str], options: PredictOptions
             tokens_generated=choice.tokens,
             processing_time=time.perf_counter() - began,
             model_name=config.model.name,
-            model_version=model_version(config),
+            model_version=services_of(request).version,
             timestamp=datetime.now(UTC),
         )
         for prompt, choice in zip(prompts, choices, strict=True)

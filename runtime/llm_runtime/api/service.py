@@ -14,7 +14,6 @@ from llm_runtime.api.services import Services, State, services_of
 from llm_runtime.contract import LIVE_PATH, METRICS_PATH, READY_PATH
 from llm_runtime.db.database import Database
 from llm_runtime.limits import Limiter
-from llm_runtime.pipeline import model_version
 
 router = APIRouter(tags=["service"])
 
@@ -67,13 +66,14 @@ async def info(request: Request) -> dict[str, Any]:
     """Which model of which registered version is served. Addresses and paths stay inside."""
     services = services_of(request)
     model, engine = services.config.model, services.loaded.engine if services.loaded else None
-    version = model.mlflow
+    version, found = model.mlflow, services.loaded.origin if services.loaded else None
+    resolved = found.source if found and model.uri else "local"
     return {
-        "name": version.name if version else model.name,
-        "version": model_version(services.config),
-        "source": f"models:/{version.name}/{version.version}" if version else "local",
+        "name": version.name if version else found.name if found and model.uri else model.name,
+        "version": services.version,
+        "source": f"models:/{version.name}/{version.version}" if version else resolved,
         "model_name": model.name,
-        "model_version": model_version(services.config),
+        "model_version": services.version,
         "adapters": list(engine.adapters) if engine else [],
         "max_model_length": engine.max_model_length if engine else None,
         "model_loaded": engine is not None,
@@ -112,6 +112,7 @@ def _status(services: Services) -> dict[str, Any]:
         "model_loaded": True,
         "model_name": services.config.model.name,
         "device": device,
+        "load": {"seconds": round(stats.load_seconds, 3), "peak_bytes": stats.load_peak_bytes},
         "engine": {
             "kind": stats.kind,
             "alive": stats.alive,

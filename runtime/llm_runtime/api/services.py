@@ -28,7 +28,8 @@ from llm_runtime.db.database import Database
 from llm_runtime.filters import Filters
 from llm_runtime.limits import Limiter
 from llm_runtime.metrics import Metrics
-from llm_runtime.pipeline import Pipeline
+from llm_runtime.models.origin import Origin
+from llm_runtime.pipeline import Pipeline, model_version
 from llm_runtime.request import Caller, Engine, TextCodec
 from llm_runtime.sessions import Sessions
 from llm_runtime.tracing import Tracing
@@ -66,6 +67,8 @@ class Loaded:
     on_gpu: bool = False
     swap: Callable[[RuntimeConfig, Path], Awaitable["Loaded"]] | None = None
     """Load another model in this one's place, while it serves; None where the engine can't."""
+    origin: Origin | None = None
+    """What its folder holds; None where nobody knows."""
 
 
 class Services:
@@ -172,6 +175,17 @@ class Services:
         if quiet > QUIET_SECONDS:
             return f"The engine has brought nothing for {quiet:.0f} s although requests are open."
         return self._self_check.fault
+
+    @property
+    def version(self) -> str:
+        """The registered version, commit or run that is served, also where a `uri` named it by an alias; else ""."""
+        found = self.loaded.origin if self.loaded else None
+        return model_version(self.config) or (found.version if found else "")
+
+    @property
+    def default_adapter(self) -> str:
+        """The adapter that answers for the bare name of the model; "" for none."""
+        return (self.adapters.default if self.adapters else "") or self.config.default_adapter or ""
 
     @property
     def uptime_seconds(self) -> float:

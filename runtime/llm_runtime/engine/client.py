@@ -214,7 +214,9 @@ class EngineClient:
         self.model, self.limits, self.codec, self.device = ready.model, ready.limits, ready.codec, ready.device
         self.adapters: tuple[str, ...] = ready.adapters
         """Names that a request may use."""
-        self._kind = ready.kind
+        self._own: dict[str, Any] = {
+            "kind": ready.kind, "load_seconds": ready.load_seconds, "load_peak_bytes": ready.load_peak_bytes,
+        }  # fmt: skip
         self.outstanding = 0
         """Requests that have not had their final event."""
         self._retired = False
@@ -236,7 +238,7 @@ class EngineClient:
         return self._link.submit(self, request)
 
     def stats(self) -> EngineStats:
-        return replace(self._link.stats(), kind=self._kind)
+        return replace(self._link.stats(), **self._own)
 
     async def drain(self, timeout_seconds: float) -> None:
         """Admit nothing more and wait; what still runs after the time-out is cancelled and gets its final event."""

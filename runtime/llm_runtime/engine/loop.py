@@ -65,6 +65,8 @@ class Model:
     adapters: AdapterTable
     device: str = "cpu"
     kind: Literal["batched", "sequential"] = "batched"
+    load_seconds: float = 0.0
+    load_peak_bytes: int = 0
     memory_bytes: Callable[[], int] | None = None
     """Of the device; None on a CPU."""
     free: Callable[[], object] = gc.collect
@@ -157,7 +159,10 @@ class StepLoop:
         number, scheduler = self._models_seen, model.scheduler
         self._models[number] = _Served(model, CarefulRunner(model.runner))
         capacity = scheduler.max_batch_size + scheduler.max_queue_length
-        return Ready(call, number, model.limits, capacity, model.codec, model.device, model.kind, model.adapters.names)
+        return Ready(
+            call, number, model.limits, capacity, model.codec, model.device, model.kind, model.adapters.names,
+            model.load_seconds, model.load_peak_bytes,
+        )  # fmt: skip
 
     def run(self) -> None:
         """Until `Close`, or until the device is found broken. Every request has then had its final event."""

@@ -87,6 +87,8 @@ class Ready:
     device: str
     kind: Literal["batched", "sequential"]
     adapters: tuple[str, ...]
+    load_seconds: float = 0.0
+    load_peak_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

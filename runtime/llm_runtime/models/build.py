@@ -1,6 +1,7 @@
 """From a configuration and a verified folder to a model that has answered once. Slow: call it in a thread."""
 
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from llm_runtime.engine.scheduler import Scheduler
 from llm_runtime.errors import ConfigInvalid
 from llm_runtime.models.agreement import check_agreement, probe_tokens
 from llm_runtime.models.codec import Codec
+from llm_runtime.models.warm import warm_up
 
 if TYPE_CHECKING:
     from llm_runtime.engine.cache import CacheShape
@@ -43,9 +45,15 @@ def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
     from llm_runtime.models.load import free_memory, load, used_device_bytes
     from llm_runtime.models.runners import choose_runner
 
+    started = time.monotonic()
     loaded = load(model_folder, config.engine, config.model)
     length = _model_length(config.engine, loaded)
     chosen = choose_runner(loaded, config.engine, length, _batched)
+    probe = probe_tokens(loaded.codec.vocabulary_size, length)
+    # A scheduler of its own: the counters of the one that serves are its requests'.
+    trial = _scheduler(config.engine, chosen.pool, loaded.device)
+    tokens, seconds = warm_up(trial, chosen.runner, loaded.codec, probe, length), time.monotonic() - started
+    log.info("the model is warm", extra={"tokens": tokens, "seconds": round(seconds, 1)})
     return Model(
         scheduler=_scheduler(config.engine, chosen.pool, loaded.device),
         runner=chosen.runner,
@@ -54,6 +62,8 @@ def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
         device=loaded.device,
         adapters=_adapters(config, chosen.runner),
         kind=chosen.kind,
+        load_seconds=seconds,
+        load_peak_bytes=loaded.peak_bytes,
         memory_bytes=None if loaded.device == "cpu" else used_device_bytes,
         free=free_memory,
     )

@@ -1,7 +1,8 @@
 """Between text and tokens. Needs `tokenizers` and Jinja but no torch, so that tests of the API can use it."""
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,20 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from llm_runtime.engine.constraint import GrammarMatcher, Grammars
+from llm_runtime.engine.limits import MAX_REPETITION_PENALTY
 from llm_runtime.errors import InvalidRequest, ModelUnsupported
 from llm_runtime.request import Constraint, Message
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Names under which chat templates may use a tokenizer's special tokens."""
+
+
+_SAMPLING = {
+    "temperature": (0.0, 2.0), "top_p": (0.0, 1.0), "top_k": (0, 1_000_000), "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, MAX_REPETITION_PENALTY),
+}  # fmt: skip
+
+log = logging.getLogger(__name__)
 
 
 class Codec:
@@ -30,8 +40,10 @@ class Codec:
         eos_token_ids: frozenset[int],
         chat_template: str = "",
         special_tokens: dict[str, str] | None = None,
+        sampling_defaults: Mapping[str, float] | None = None,
     ) -> None:
         self.vocabulary_size, self.eos_token_ids = vocabulary_size, eos_token_ids
+        self.sampling_defaults: Mapping[str, float] = sampling_defaults or {}
         self._tokenizer = tokenizer
         self._special_tokens = special_tokens or {}
         self.chat_template = chat_template
@@ -41,7 +53,7 @@ class Codec:
     def __reduce__(self) -> tuple[Any, ...]:
         # A compiled template can't be pickled; its text can.
         parts = (self._tokenizer, self.vocabulary_size, self.eos_token_ids, self.chat_template, self._special_tokens)
-        return Codec, parts
+        return Codec, (*parts, self.sampling_defaults)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of plain text, with the special tokens that the tokenizer itself puts around it."""
@@ -137,6 +149,23 @@ def eos_token_ids(settings: dict[str, Any]) -> set[int]:
     if ids is None:
         return set()
     return {int(i) for i in ids} if isinstance(ids, list) else {int(ids)}
+
+
+def sampling_defaults(generation: dict[str, Any]) -> dict[str, float]:
+    """What a generation_config.json recommends for requests that do not say: only fields that a request may have, and
+
+    only values that it may have. `do_sample` is left out, as in vLLM's server: a client that wants greedy asks for it.
+    """
+    found = {}
+    for name, (least, most) in _SAMPLING.items():
+        value = generation.get(name)
+        if value is None or isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if least <= value <= most and (name != "top_k" or isinstance(value, int)):
+            found[name] = value
+        else:
+            log.warning("generation_config.json has a value that no request may have", extra={name: value})
+    return found
 
 
 def folder_template(folder: Path, tokenizer_settings: dict[str, Any]) -> str:

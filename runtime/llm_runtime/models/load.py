@@ -24,7 +24,14 @@ from llm_runtime.engine.int8 import quantize_int8
 from llm_runtime.engine.memory import available_bytes, check_room
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelUnsupported, OutOfMemory
 from llm_runtime.models.agreement import difference, probe_tokens
-from llm_runtime.models.codec import SPECIAL_TOKENS, Codec, eos_token_ids, folder_template, read_json
+from llm_runtime.models.codec import (
+    SPECIAL_TOKENS,
+    Codec,
+    eos_token_ids,
+    folder_template,
+    read_json,
+    sampling_defaults,
+)
 from llm_runtime.models.fit import Plan, check_fit, tensors_of
 from llm_runtime.models.peak import PeakMemory
 
@@ -47,6 +54,8 @@ class Loaded:
     dtype: str
     max_positions: int | None
     parameters: int
+    peak_bytes: int = 0
+    """Memory of this process that loading took at once, mapped files not counted."""
 
 
 def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
@@ -71,7 +80,10 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
         },
     )  # fmt: skip
     max_positions = getattr(settings.get_text_config(), "max_position_embeddings", None)
-    return Loaded(weights, codec, device, str(dtype).removeprefix("torch."), max_positions, parameters)
+    return Loaded(
+        weights, codec, device, str(dtype).removeprefix("torch."), max_positions, parameters,
+        peak.peak_bytes - peak.before_bytes,
+    )  # fmt: skip
 
 
 def refuse_unsupported(settings: Any) -> None:
@@ -251,4 +263,5 @@ def _codec(folder: Path, chat_template: str, model: Any) -> Codec:
     # Padding and truncation stored in a tokenizer.json would silently change prompts.
     backend.no_padding()
     backend.no_truncation()
-    return Codec(backend, model.get_input_embeddings().num_embeddings, frozenset(ids), template, special)
+    defaults = sampling_defaults(read_json(folder / "generation_config.json"))
+    return Codec(backend, model.get_input_embeddings().num_embeddings, frozenset(ids), template, special, defaults)

@@ -307,7 +307,7 @@ async def test_a_server_is_ready_when_its_adapters_are(file: Path, serve: Serve)
         status = (await client.get("/status")).json()["adapters"]
         metrics = (await client.get("/metrics")).text
     assert [(model["id"], model.get("version")) for model in listed] == [
-        ("support-bot", None),
+        ("support-bot", services.config.model.mlflow.version),
         ("support-bot:legal", "3"),
     ]
     assert status == [{"name": "legal", "version": "3", "wanted_version": "3", "state": "loaded"}]
@@ -368,3 +368,76 @@ async def test_a_key_for_other_adapters_is_refused_also_before_one_is_loaded(fil
         listed = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
     assert answers == [403, 200]
     assert listed == ["support-bot", "support-bot:french"]
+
+
+FAULTS: list[errors.Fatal] = [
+    errors.ModelUnsupported("the adapter is not one of this base model: it adapts h.0.attn"),
+    errors.ModelUnsupported("the adapter has rank 128; engine.maxAdapterRank is 64"),
+    errors.ModelCorrupt("adapter_model.safetensors is not a whole safetensors file"),
+    errors.RegistryDenied("MLflow refused model bot-legal version 2 (HTTP 403)"),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=["another base", "rank over the limit", "corrupt file", "denied"])
+async def test_a_version_that_fails_is_told_everywhere_but_to_clients_and_the_one_before_answers(
+    file: Path, serve: Serve, fault: errors.Fatal, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(file, ("legal", "1"))
+    shelf = Shelf()
+    shelf.faults["legal-2"] = fault
+    async with serve(ScriptedEngine(), shelf) as (services, client):
+        write(file, ("legal", "2"))
+        await until(lambda: services.adapters.report()[0]["state"] == "failed")
+        answer = await client.post("/v1/completions", json=asking("legal"))
+        [told] = (await client.get("/status")).json()["adapters"]
+        metrics, listed = (await client.get("/metrics")).text, (await client.get("/v1/models")).text
+    assert answer.status_code == 200
+    assert (told["version"], told["reason"], told["message"]) == ("1", fault.reason, str(fault))
+    assert f'llm_adapter_failed{{adapter="legal",reason="{fault.reason}",version="2"}} 1.0' in metrics
+    assert 'llm_adapter_loaded{adapter="legal",version="1"} 1.0' in metrics
+    assert any(str(fault) in record.getMessage() for record in caplog.records)
+    assert str(fault) not in listed
+
+
+async def test_the_default_adapter_answers_for_the_bare_name_and_base_is_the_model(file: Path, serve: Serve) -> None:
+    write(file, ("legal", "3"), defaultAdapter="legal")
+    engine = ScriptedEngine()
+    async with serve(engine, Shelf()) as (services, client):
+        for model, adapter in (("support-bot", "legal"), ("support-bot:base", ""), ("support-bot:legal", "legal")):
+            answer = await client.post("/v1/completions", json={**asking(""), "model": model, "prompt": model})
+            assert answer.status_code == 200
+            assert engine.requests[-1].adapter == adapter
+            assert answer.json()["model"] == ("support-bot:legal" if adapter else "support-bot")
+        await client.post("/predict", json={"prompt": "a b"})
+        assert engine.requests[-1].adapter == "legal"
+        listed = {model["id"]: model for model in (await client.get("/v1/models")).json()["data"]}
+        one = (await client.get("/v1/models/support-bot")).json()
+        version = services.config.model.mlflow.version
+        write(file, ("legal", "3"))
+        await until(lambda: not services.default_adapter)
+        await client.post("/v1/completions", json={**asking(""), "model": "support-bot", "prompt": "c d"})
+        assert engine.requests[-1].adapter == ""
+    assert {name: model["version"] for name, model in listed.items()} == {
+        "support-bot": "3", "support-bot:base": version, "support-bot:legal": "3",
+    }  # fmt: skip
+    assert (one["adapter"], one["parent"]) == ("legal", "support-bot")
+
+
+async def test_a_default_adapter_that_is_not_there_is_no_reason_to_answer_without_it(file: Path, serve: Serve) -> None:
+    write(file, ("legal", "bad"), defaultAdapter="legal")
+    async with serve(ScriptedEngine(), Shelf()) as (_, client):
+        bare = await client.post("/v1/completions", json={**asking(""), "model": "support-bot"})
+        base = await client.post("/v1/completions", json={**asking(""), "model": "support-bot:base"})
+    assert (bare.status_code, base.status_code) == (503, 200)
+
+
+async def test_a_key_for_other_adapters_may_not_use_the_default_one_but_the_base(file: Path, serve: Serve) -> None:
+    write(file, ("legal", "1"), ("sales", "1"), defaultAdapter="legal")
+    async with serve(ScriptedEngine(), Shelf(), adapters=["sales"]) as (_, client):
+        answers = {
+            name: (await client.post("/v1/completions", json={**asking(""), "model": name})).status_code
+            for name in ("support-bot", "support-bot:legal", "support-bot:sales", "support-bot:base")
+        }
+        listed = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
+    assert list(answers.values()) == [403, 403, 200, 200]
+    assert listed == ["support-bot:base", "support-bot:sales"]

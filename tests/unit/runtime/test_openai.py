@@ -149,6 +149,15 @@ async def test_unasked_max_tokens_is_the_room_for_chat_and_sixteen_for_text(api:
     assert [request.sampling.max_tokens for request in api.engine.requests] == [64 - 3, 16]
 
 
+async def test_what_a_request_leaves_out_is_as_the_models_makers_recommend(api: Harness) -> None:
+    api.engine.codec.sampling_defaults = {"temperature": 0.6, "top_k": 20}
+    await api.complete(temperature=1.0)
+    await api.chat(temperature=None, top_k=5)
+    asked, left_out = (request.sampling for request in api.engine.requests[-2:])
+    assert (asked.temperature, asked.top_k, asked.top_p) == (1.0, 20, 1.0)
+    assert (left_out.temperature, left_out.top_k, left_out.top_p) == (0.6, 5, 1.0)
+
+
 async def test_top_p_zero_is_greedy(api: Harness) -> None:
     await api.chat(top_p=0)
     sampling = api.engine.requests[0].sampling

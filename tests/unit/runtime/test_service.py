@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from llm_runtime import errors
 from llm_runtime.api.services import Loaded
 from llm_runtime.contract import FatalReport, MlflowVersion, ModelConfig, RuntimeConfig
 from llm_runtime.metrics import Rate
+from llm_runtime.models.origin import origin
 
 PROBES = ("/livez", "/readyz", "/health")
 
@@ -165,6 +167,28 @@ async def test_a_gpu_shows_its_memory(run: Any) -> None:
     async with run(engine, load=lambda: Loaded(engine, engine.codec, on_gpu=True)) as api:
         assert sample(await scrape(api), "gpu_memory_usage_bytes") == 123
         assert (await api.client.get("/health")).json()["gpu_status"] == "available"
+
+
+@pytest.mark.parametrize(
+    ("uri", "recorded", "version", "source"),
+    [
+        ("models:/bot@champion", "http://secret:5000 models:/bot/7 mlflow-artifacts:/x", "7", "models:/bot/7"),
+        ("hf://org/bot@main", "hf://org/bot@0a1b2c", "0a1b2c", "hf://org/bot@0a1b2c"),
+        ("runs:/abc123/model", "runs:/abc123/model", "abc123", "runs:/abc123/model"),
+        ("s3://bucket/model", "s3://bucket/model", "", "local"),
+    ],
+)
+async def test_a_model_by_uri_says_which_version_it_really_is(
+    api: Harness, tmp_path: Path, uri: str, recorded: str, version: str, source: str
+) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"source": recorded}))
+    services = api.services
+    model = services.config.model.model_copy(update={"mlflow": None, "uri": uri})
+    services.config = services.config.model_copy(update={"model": model})
+    services.loaded = replace(services.loaded, origin=origin(tmp_path))
+    said = (await api.client.get("/info")).json()
+    assert (said["version"], said["source"]) == (version, source)
+    assert "secret" not in str(said)
 
 
 async def test_labels_do_not_grow_with_what_clients_send(api: Harness) -> None:

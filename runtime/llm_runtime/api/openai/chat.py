@@ -86,6 +86,7 @@ class ChatBody(OpenAIBody, ToolFields):
                 max_tokens=self.max_completion_tokens or self.max_tokens or NOT_ASKED,
                 logprobs=(self.top_logprobs or 0) if self.logprobs else None,
                 constraint=constraint,
+                defaults=pipeline_of(request).codec.sampling_defaults,
             ),
             constraint_field="tools" if offer else self.constraint_field,
             adapter=adapter,

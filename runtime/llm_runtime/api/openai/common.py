@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring as quoted
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -161,15 +161,18 @@ class OpenAIBody(Body):
         asked = self.structured_outputs or self.response_format
         return asked.constraint() if asked else None
 
-    def sampling(self, max_tokens: int, logprobs: int | None, constraint: Constraint | None) -> Sampling:
-        """The fields that both endpoints have, with what each calls in its own way."""
+    def sampling(
+        self, max_tokens: int, logprobs: int | None, constraint: Constraint | None, defaults: Mapping[str, float]
+    ) -> Sampling:
+        """The fields that both endpoints have, with what each calls in its own way. `defaults` are the model's."""
+        left_out = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
+        temperature, top_p = left_out.pop("temperature", self.temperature), left_out.pop("top_p", self.top_p)
+        filters = {"top_k": self.top_k, "min_p": self.min_p, "repetition_penalty": self.repetition_penalty, **left_out}
         return sampling(
             max_tokens=max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
+            temperature=temperature,
+            top_p=top_p,
+            **filters,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             logit_bias=tuple((int(token_id), bias) for token_id, bias in self.logit_bias.items()),

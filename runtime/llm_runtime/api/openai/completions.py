@@ -79,7 +79,12 @@ class CompletionBody(OpenAIBody):
             request,
             "cmpl",
             prompts=tuple(self.prompt),
-            sampling=self.sampling(self.max_tokens or NOT_ASKED, self.logprobs, self.constraint()),
+            sampling=self.sampling(
+                self.max_tokens or NOT_ASKED,
+                self.logprobs,
+                self.constraint(),
+                pipeline_of(request).codec.sampling_defaults,
+            ),
             constraint_field=self.constraint_field,
             adapter=adapter,
             default_max_tokens=DEFAULT_MAX_TOKENS,

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from llm_runtime.api.body import check_model
+from llm_runtime.api.body import BASE, check_model
 from llm_runtime.api.documents import OPENAI_ERRORS
 from llm_runtime.api.guard import SECURITY, KeyedRoute
 from llm_runtime.api.services import Services, State, services_of
@@ -18,28 +18,43 @@ router = APIRouter(route_class=KeyedRoute, dependencies=SECURITY, tags=["OpenAI"
 async def list_models(request: Request) -> dict[str, Any]:
     """What the caller may use: the model, and of its adapters those that the key is for."""
     services, caller = services_of(request), request.state.caller
-    served = ["", *_adapters(services)] if services.state is not State.UNLOADED else []
-    return {"object": "list", "data": [_model(services, name) for name in served if may_use(caller, name)]}
+    if services.state is State.UNLOADED:
+        return {"object": "list", "data": []}
+    named = [_model(services, name) for name in _adapters(services) if may_use(caller, name)]
+    bare = [_bare(services)] if may_use(caller, services.default_adapter) else []
+    base = [_model(services)] if services.default_adapter else []
+    return {"object": "list", "data": [*bare, *base, *named]}
 
 
 @router.get("/v1/models/{model_id:path}", summary="Describe a model")
 async def get_model(request: Request, model_id: str) -> dict[str, Any]:
     """One model."""
     services = services_of(request)
-    adapter = check_model(model_id, services.config.model.name, _adapters(services))
+    served = services.config.model.name
+    adapter = check_model(model_id, served, _adapters(services), services.default_adapter)
     check_adapter(request.state.caller, adapter)
-    return _model(services, adapter)
+    return _bare(services) if model_id == served else _model(services, adapter)
 
 
 def _adapters(services: Services) -> tuple[str, ...]:
     return services.loaded.engine.adapters if services.loaded else ()
 
 
+def _bare(services: Services) -> dict[str, Any]:
+    """What answers for the model's own name: the model, or the default adapter."""
+    if not (default := services.default_adapter):
+        return _model(services)
+    return {**_model(services, default), "id": services.config.model.name, "adapter": default}
+
+
 def _model(services: Services, adapter: str = "") -> dict[str, Any]:
     base, created = services.config.model.name, int(time.time() - services.uptime_seconds)
     described = {"id": base, "object": "model", "created": created, "owned_by": "llm-operator"}
-    # vLLM's server names the base model of an adapter so.
-    if not adapter:
-        return described
-    version = services.adapters.version(adapter) if services.adapters else None
-    return {**described, "id": f"{base}:{adapter}", "parent": base, **({"version": version} if version else {})}
+    version = services.version
+    if adapter:
+        version = services.adapters.version(adapter) or "" if services.adapters else ""
+        # vLLM's server names the base model of an adapter so.
+        described |= {"id": f"{base}:{adapter}", "parent": base}
+    elif services.default_adapter:
+        described["id"] = f"{base}:{BASE}"
+    return {**described, **({"version": version} if version else {})}

@@ -1,9 +1,10 @@
 """An engine without torch: a vocabulary of characters and a runner that follows a script."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Several
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from llm_runtime.engine.adapters import AdapterTable
@@ -27,6 +28,7 @@ class CharacterVocabulary:
     vocabulary_size = 2000
     eos_token_ids = frozenset({EOS})
     chat_template = ""
+    sampling_defaults: Mapping[str, float] = MappingProxyType({})
 
     def encode(self, text: str) -> list[int]:
         return list(map(ord, text))

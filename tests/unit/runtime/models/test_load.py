@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def test_remote_code_is_never_run(folder: Path) -> None:
         auto_map={"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.M"},
     )
     (folder / "code.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(ModelUnsupported):
+    with pytest.raises(ModelUnsupported, match="needs code of its own \\(auto_map\\), which this runtime never runs"):
         load(folder, CPU, MODEL)
 
 
@@ -114,3 +115,39 @@ def test_the_model_bounds_the_length_and_memory_the_cache(folder: Path, monkeypa
     monkeypatch.setattr(runners, "available_bytes", lambda: sequence_bytes)
     with pytest.raises(OutOfMemory):
         build.build_engine(RuntimeConfig(model=MODEL, engine=settings), folder)
+
+
+def test_generation_config_recommends_and_what_no_request_may_have_is_left_out(folder: Path) -> None:
+    change(folder / "generation_config.json", temperature=0.6, top_p=0.9, top_k=20, min_p=7, do_sample=False)
+    codec = load(folder, CPU, MODEL).codec
+    assert codec.sampling_defaults == {"temperature": 0.6, "top_p": 0.9, "top_k": 20}
+    assert pickle.loads(pickle.dumps(codec)).sampling_defaults == codec.sampling_defaults
+
+
+def test_a_model_has_generated_before_it_is_ready_and_says_what_loading_took(folder: Path) -> None:
+    engine, _ = build.build_engine(RuntimeConfig(model=MODEL, engine=CPU), folder)
+    try:
+        stats = engine.stats()
+        assert stats.load_seconds > 0
+        assert stats.load_peak_bytes >= 0
+        assert (stats.steps, stats.prompt_tokens) == (0, 0)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "words"),
+    [
+        (MemoryError("none left"), OutOfMemory, "no memory for its first generation"),
+        (RuntimeError("no kernel"), ModelUnsupported, "its first generation failed: RuntimeError"),
+    ],
+)
+def test_a_model_whose_first_generation_fails_is_not_served(
+    folder: Path, fault: Exception, kind: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr("llm_runtime.engine.runner.TransformersRunner.forward", broken)
+    with pytest.raises(kind, match=words):
+        build.build_model(RuntimeConfig(model=MODEL, engine=CPU), folder)
