@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from kubernetes.aio import client, config
 
 from control_plane.operator_fixtures import NODE, Json, Operator, Place, eventually
 from control_plane.watching import recorded
 from devstack.cluster import Cluster
+from llm_operator.cluster import Conflict, KubernetesCluster
 
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
@@ -191,3 +194,19 @@ def test_a_name_used_again_gets_nothing_of_its_predecessor(place: Place) -> None
     status = place.ready(version="2")
     assert not status["history"]
     eventually(lambda: not before & {pod["metadata"]["uid"] for pod in place.api.list("Pod", place.name)})
+
+
+async def test_the_status_of_a_deleted_resource_never_reaches_its_successor(place: Place, account: Path) -> None:
+    """A reconcile that began before the deletion ends after it."""
+    place.model()
+    place.deploy()
+    place.ready()
+    configuration = client.Configuration()
+    await config.load_kube_config(str(account), client_configuration=configuration)
+    cluster = KubernetesCluster(client.ApiClient(configuration))
+    told = {"kind": "LLMDeployment", "status": {"observedGeneration": 99}}
+    meta = {"name": "bot", "namespace": place.name, "uid": "11111111-2222-3333-4444-555555555555"}
+    with pytest.raises(Conflict):
+        await cluster.apply_status({**told, "metadata": meta})
+    assert place.ready()["observedGeneration"] == 1
+    await cluster.close()
