@@ -125,6 +125,8 @@ class PlayedKubelet:
         self.api = api
         self.fate: dict[tuple[str, str], Json] = {}
         """Container status by (namespace, model version) instead of getting ready; {} means: stay pending."""
+        self._size: dict[str, str | None] = {"cpu": "1000", "memory": "1000Gi", "pods": "10000"}
+        self._versions: dict[tuple[str, str], str] = {}
         self._stop = threading.Event()
         self._heartbeat = 0.0
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -138,6 +140,11 @@ class PlayedKubelet:
         }
         self.api.call("PATCH", f"/api/v1/nodes/{NODE}", node, "application/apply-patch+yaml", fieldManager="test")
         self._thread.start()
+
+    def resize(self, resource: str, amount: str | None) -> None:
+        """Have the node offer so much of a resource, or none of it, from the next look on."""
+        self._size[resource] = amount
+        self._heartbeat = 0.0
 
     def stop(self) -> None:
         self._stop.set()
@@ -159,8 +166,7 @@ class PlayedKubelet:
         self._heartbeat = time.monotonic()
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         ready = {"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": now}
-        size = {"cpu": "1000", "memory": "1000Gi", "pods": "10000"}
-        status = {"status": {"conditions": [ready], "capacity": size, "allocatable": size}}
+        status = {"status": {"conditions": [ready], "capacity": self._size, "allocatable": self._size}}
         self.api.call("PATCH", f"/api/v1/nodes/{NODE}/status", status, "application/merge-patch+json")
         self.api.call("PATCH", f"/api/v1/nodes/{NODE}", {"spec": {"taints": [
             {"key": "played", "value": "yes", "effect": "NoSchedule"}]}}, "application/merge-patch+json")  # fmt: skip
@@ -191,9 +197,11 @@ class PlayedKubelet:
 
     def _version(self, pod: Json) -> str:
         volume = next(v for v in pod["spec"]["volumes"] if v["name"] == "config")
-        path = path_of("ConfigMap", pod["metadata"]["namespace"], volume["configMap"]["name"])
-        config = json.loads(self.api.call("GET", path)["data"]["config.json"])
-        return str(config["model"]["mlflow"]["version"])
+        key = pod["metadata"]["namespace"], volume["configMap"]["name"]
+        if key not in self._versions:  # It is immutable.
+            config = json.loads(self.api.call("GET", path_of("ConfigMap", *key))["data"]["config.json"])
+            self._versions[key] = str(config["model"]["mlflow"]["version"])
+        return self._versions[key]
 
 
 class Operator:

@@ -2,45 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import httpx
 import pytest
 
-from control_plane.operator_fixtures import Api, Json, Operator, Place, eventually
+from control_plane.operator_fixtures import Json, Operator, Place, eventually
 from control_plane.test_rollout import fatal
+from control_plane.watching import recorded
 from devstack.judges import Verdict, judge
-from llm_operator.cluster import path_of
 
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
-
-
-@contextmanager
-def recorded(api: Api, namespace: str) -> Iterator[list[Json]]:
-    """Every state of the namespace's LLMDeployments that the API server tells from now on."""
-    found: list[Json] = []
-    stop = threading.Event()
-    path = path_of("LLMDeployment", namespace)
-
-    def follow() -> None:
-        try:
-            with api.client.stream("GET", path, params={"watch": "1"}, timeout=httpx.Timeout(20, read=90)) as answer:
-                for line in answer.iter_lines():
-                    found.append(json.loads(line)["object"])
-                    if stop.is_set():
-                        return
-        except httpx.HTTPError:
-            return
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    yield found
-    stop.set()
 
 
 def read_by_hand(resource: Json) -> tuple[str, str]:
@@ -73,7 +45,7 @@ def changes(objects: list[Json], verdicts: list[Verdict]) -> list[str]:
 
 def test_watchers_read_the_life_of_a_rollout_as_we_mean_it(place: Place, operator: Operator) -> None:
     model = place.model(versions=3)
-    with recorded(place.api, place.name) as life:
+    with recorded(place.api, "LLMDeployment", place.name) as life:
         operator.process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]  # Stopped: nobody looks for now.
         try:
             place.deploy(replicas=2)

@@ -1,0 +1,104 @@
+"""What may happen to an LLMDeployment, and how each of these ends, whoever dies on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from control_plane.operator_fixtures import Json, Place
+from control_plane.test_rollout import fatal
+
+STRATEGIES = ("BlueGreen", "Recreate")
+GOOD, CORRUPT, STUCK = 2, 3, 4
+"""Versions beside the first; what becomes of their pods is in `prepare`."""
+VERSIONS = 4
+
+
+def prepare(place: Place) -> None:
+    """One model, in which each roll-out has an alias of its own; and what becomes of which version's pods."""
+    place.model(VERSIONS, alias=None)
+    place.kubelet.fate[place.name, str(CORRUPT)] = fatal()
+    place.kubelet.fate[place.name, str(STUCK)] = {}
+
+
+@dataclass
+class Rollout:
+    """One LLMDeployment to which something happens."""
+
+    place: Place
+    name: str
+    strategy: str
+    scenario: Scenario
+    spec: dict[str, Any] = field(default_factory=lambda: {"replicas": 2})
+
+    def begin(self) -> None:
+        self.promote(1)
+        self.change()
+
+    def change(self, **spec: Any) -> None:
+        self.spec |= spec
+        rollout = {"strategy": self.strategy, "drainSeconds": 1}
+        self.place.deploy(self.name, mlflow=self._followed(), rollout=rollout, **self.spec)
+
+    def promote(self, version: int) -> None:
+        self.place.models.promote(self._followed()["name"], version, self.name)
+
+    def _followed(self) -> dict[str, str]:
+        return {"name": f"{self.place.name}-model", "alias": self.name}
+
+    def over(self) -> Json | None:
+        """The resource, once it is as it should be in the end."""
+        resource = self.place.get("LLMDeployment", self.name) or {}
+        status, wanted = resource["status"], self.scenario
+        conditions = {c["type"]: c for c in status["conditions"]}
+        assert status["observedGeneration"] == resource["metadata"]["generation"]
+        assert status["stable"]["version"] == wanted.version, status["stable"]
+        assert conditions["Available"]["status"] == "True", conditions["Available"]
+        assert status["readyReplicas"] == self.spec["replicas"]
+        if wanted.failed:
+            assert status["candidate"]["outcome"] == "Failed", status["candidate"]
+            assert conditions["Stalled"]["status"] == "True"
+        else:
+            assert "candidate" not in status, status["candidate"]
+            assert conditions["Ready"]["status"] == "True", conditions["Ready"]
+        return resource
+
+    @property
+    def turns(self) -> set[int]:
+        """How often the Service may turn to another revision: once, to what has proved itself. Recreate turns first."""
+        if self.strategy == "Recreate" and self.scenario.detour:
+            return {1, 2}
+        if self.scenario.failed:
+            return {2} if self.strategy == "Recreate" else {0}
+        return {1}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What happens, and the version that serves in the end."""
+
+    happens: Callable[[Rollout], None]
+    version: str
+    failed: bool = False
+    detour: bool = False
+    """Another version may have been tried before."""
+
+
+def _replaced(rollout: Rollout) -> None:
+    rollout.promote(STUCK)
+    rollout.promote(GOOD)
+
+
+def _grown(rollout: Rollout) -> None:
+    rollout.promote(GOOD)
+    rollout.change(replicas=3)
+
+
+SCENARIOS = {
+    "a promotion": Scenario(lambda rollout: rollout.promote(GOOD), "2"),
+    "a corrupt version": Scenario(lambda rollout: rollout.promote(CORRUPT), "1", failed=True),
+    "a changed specification": Scenario(lambda rollout: rollout.change(engine={"maxModelLength": 1024}), "1"),
+    "a promotion after one that hangs": Scenario(_replaced, "2", detour=True),
+    "a promotion and more pods": Scenario(_grown, "2"),
+}

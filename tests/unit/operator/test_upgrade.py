@@ -1,0 +1,69 @@
+"""An upgrade changes no pod: what earlier operators rendered (hack/record) is what this one goes on with.
+
+tests/control_plane/test_upgrade.py does the same on a real API server, with pods.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llm_operator import plans
+from llm_operator.crds import LLMDeploymentStatus
+from llm_operator.plans import names
+from llm_operator.state import Manifest, Observed, RevisionChildren
+from unit.operator.test_golden import META, observed
+
+RECORDED = sorted((Path(__file__).resolve().parents[2] / "upgrade").glob("*/*.yaml"))
+LATER = datetime(2026, 6, 1, tzinfo=UTC)
+
+
+def upgraded(case: dict[str, Any]) -> Observed:
+    """What a new operator sees where an old one has applied its objects: all ready, and a newer runtime image set."""
+    found = [copy.deepcopy(o) for o in case["out"]["objects"] if o["kind"] != "Secret"]
+    for child in found:
+        child["metadata"] |= {"uid": "u", "ownerReferences": [{"uid": META.uid, "controller": True}], "generation": 1}
+    status = LLMDeploymentStatus.model_validate(case["out"]["status"])
+    assert status.candidate is not None
+    revision = status.candidate.revision
+    deployment = _of("Deployment", found)
+    wanted = deployment["spec"]["replicas"]
+    deployment["status"] = {"observedGeneration": 1, "readyReplicas": wanted, "replicas": wanted}
+    said = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+    pods = tuple({"metadata": {"name": f"p{n}"}, "status": said} for n in range(wanted))
+    children = RevisionChildren(revision, deployment, _of("ConfigMap", found), pods)
+    return replace(
+        observed(case["in"]),
+        status=status,
+        revisions={revision: children},
+        children=tuple(found),
+        image="example.com/llm-runtime:next",
+    )
+
+
+def _of(kind: str, objects: list[Manifest]) -> Manifest:
+    return next(each for each in objects if each["kind"] == kind)
+
+
+@pytest.mark.parametrize("file", RECORDED, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_a_newer_operator_keeps_the_revision_and_the_template_of_an_older_one(file: Path) -> None:
+    world = upgraded(yaml.safe_load(file.read_text()))
+    plan = plans.deployment(world, settle_seconds=5, now=LATER)
+    before = _of("Deployment", list(world.children))
+    after = [o for o in plan.objects if o["kind"] == "Deployment"]
+    assert [o["metadata"]["name"] for o in after] == [before["metadata"]["name"]], "a new revision was begun"
+    assert after[0]["spec"]["template"] == before["spec"]["template"]
+    assert after[0]["spec"]["selector"] == before["spec"]["selector"]
+    assert not [o for o in plan.delete if o["kind"] in ("Deployment", "ConfigMap")]
+    selector = _of("Service", list(plan.objects))["spec"]["selector"]
+    assert selector[names.REVISION_LABEL] == before["metadata"]["labels"][names.REVISION_LABEL]
+
+
+def test_there_is_something_recorded() -> None:
+    assert len(RECORDED) >= 10
