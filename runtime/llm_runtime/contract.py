@@ -42,6 +42,8 @@ ENV_MLFLOW_TOKEN = "MLFLOW_TRACKING_TOKEN"
 ENV_MLFLOW_WORKSPACE = "MLFLOW_WORKSPACE"
 ENV_MLFLOW_CA_FILE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
 
+ENV_MODEL_PATH = "MODEL_PATH"
+"""A local folder, in the place of whatever model the configuration names."""
 ENV_DATABASE_URL = "DATABASE_URL"
 ENV_REDIS_URL = "REDIS_URL"
 ENV_KEY_PEPPER = "KEY_PEPPER"
@@ -293,6 +295,9 @@ class RuntimeConfig(_Section):
     """The tier of keys that name none, and of clients without a key, each by its address."""
     database: DatabaseConfig = DatabaseConfig()
     """What is kept."""
+    model_cache_bytes: Annotated[int, Field(ge=1)] | None = None
+    """How much all fetched versions may take together. For a new one, those not used for longest are removed, never one
+    in use. None: all are kept."""
 
     @model_validator(mode="after")
     def _default_tier_exists(self) -> "RuntimeConfig":

@@ -57,7 +57,7 @@ def deployment(picture: Picture, now: datetime) -> tuple[Condition, ...]:
         else ("False", Reason.NoFault, "nothing is stuck"),
         "Available": _available(picture),
         "ModelResolved": _resolved(picture),
-        "RegistryReachable": _reachable(picture),
+        **({"RegistryReachable": _reachable(picture)} if picture.observed.spec.model.mlflow else {}),
         "Applied": _applied(picture),
         "Progressing": _progressing(picture),
         "UsagePersistent": _usage(picture),

@@ -22,8 +22,13 @@ class HubRegistry:
         self._token = os.environ.get("HF_TOKEN", "")
 
     def commit(self, uri: str) -> tuple[str, str]:
-        """Repository and commit of `hf://org/name[@revision]`; without a revision its main branch. Raises a Fatal."""
+        """Repository and commit of `hf://org/name[@revision]`; without a revision its main branch. Raises a Fatal.
+
+        A whole commit is not asked for: a serving container may have no token, and needs none.
+        """
         repository, revision = _parsed(uri)
+        if re.fullmatch("[0-9a-f]{40}", revision):
+            return repository, revision
         return repository, str(self._info(repository, revision)["sha"])
 
     def resolve(self, version: MlflowVersion) -> str:
