@@ -417,7 +417,7 @@ class AdapterFile(_Additive):
     adapters: tuple[PinnedAdapter, ...] = ()
     """In the order of the specification; over `engine.maxAdapters` the first are loaded."""
     default_adapter: str = ""
-    """Answers requests for the bare model name; empty: the model itself."""
+    """The one that answers for the bare name of the model, over the configuration's; empty: as configured there."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "AdapterFile":

@@ -180,7 +180,7 @@ class LLMDeploymentSpec(Section):
     ) = None
     """LoRA adapters of the model. Added, moved or removed, they reach the running pods without new ones."""
     default_adapter: AdapterName | None = None
-    """The adapter that answers for the bare name, in the place of the model alone. Changed without new pods."""
+    """The adapter that answers for the bare name; `<name>:base` then is the model alone. Changed without new pods."""
     engine: EngineSpec = EngineSpec()
     """How to run the model."""
     server: ServerSpec = ServerSpec()
