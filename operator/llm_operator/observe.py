@@ -17,8 +17,9 @@ from llm_operator.crds import (
     LLMDeploymentSpec,
     LLMDeploymentStatus,
     MlflowModel,
+    ModelStatus,
 )
-from llm_operator.plans import apikeys, faults, keys, names, verdicts
+from llm_operator.plans import apikeys, faults, keys, names, source, verdicts
 from llm_operator.pods import Pods
 from llm_operator.registry import Reference, Registry, RegistryFault, read_connection
 from llm_operator.settings import ConnectionSettings
@@ -189,14 +190,16 @@ async def _mount_messages(cluster: Cluster, meta: Meta, pods: list[Manifest]) ->
 async def _resolve(
     outside: Outside, spec: LLMDeploymentSpec, status: LLMDeploymentStatus
 ) -> tuple[Connection | None, Resolution]:
-    connection: Connection | None = None
+    connection, asked = None, spec.model.mlflow
+    if asked is None:
+        return None, Resolution(source.version(spec.model.uri or ""))
     try:
-        connection = read_connection(spec.model.mlflow.connection, outside.connections.current())
-        return connection, Resolution(await outside.registry.resolve(connection, reference_of(spec.model.mlflow)))
+        connection = read_connection(asked.connection, outside.connections.current())
+        return connection, Resolution(await outside.registry.resolve(connection, reference_of(asked)))
     except RegistryFault as error:
         # Only an answer can take a version away; silence leaves the last one in force.
         about_server = error.about_server or connection is None
-        return connection, Resolution(_last_known(spec, status) if about_server else None, error.fault)
+        return connection, Resolution(_last_known(asked, status.model) if about_server else None, error.fault)
 
 
 def reference_of(mlflow: MlflowModel, field: str = "spec.model.mlflow") -> Reference:
@@ -236,9 +239,8 @@ def _connections(
     return found
 
 
-def _last_known(spec: LLMDeploymentSpec, status: LLMDeploymentStatus) -> ModelVersion | None:
+def _last_known(asked: MlflowModel, known: ModelStatus | None) -> ModelVersion | None:
     """What the same reference was resolved to before."""
-    known, asked = status.model, spec.model.mlflow
     if known is None or (known.name, known.connection) != (asked.name, asked.connection):
         return None
     same = known.version == asked.version if asked.version else (known.alias, known.stage) == (asked.alias, asked.stage)

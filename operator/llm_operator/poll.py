@@ -84,7 +84,7 @@ class Poll:
             found = await self._registry.summary(connection)
         except RegistryFault as fault:
             for resource in resources:
-                own = _server(_mlflow(resource)) == name
+                own = bool(model := _mlflow(resource)) and _server(model) == name
                 if _reason(resource, "RegistryReachable" if own else "AdaptersReady") != fault.fault.reason:
                     self._wake(resource)
             return
@@ -104,7 +104,7 @@ def moved(resource: Manifest, connection: str, found: dict[str, ModelSummary]) -
     status, names = resource.get("status") or {}, list[str]()
     asked = _mlflow(resource)
     doubtful = _status(resource, "RegistryReachable") == "False" or _status(resource, "ModelResolved") != "True"
-    if _server(asked) == connection and (doubtful or _differs(asked, status.get("model") or {}, found)):
+    if asked and _server(asked) == connection and (doubtful or _differs(asked, status.get("model") or {}, found)):
         names.append(asked["name"])
     # Whether pods have loaded them is not for the registry to say.
     doubtful = _reason(resource, "AdaptersReady") not in ADAPTERS_RESOLVED
@@ -131,7 +131,8 @@ def _differs(asked: Manifest, known: Manifest, found: dict[str, ModelSummary]) -
 
 def _asked(resource: Manifest) -> list[Manifest]:
     """All references to registered models."""
-    return [_mlflow(resource), *(adapter["mlflow"] for adapter in _adapters(resource))]
+    model = _mlflow(resource)
+    return [*([model] if model else []), *(adapter["mlflow"] for adapter in _adapters(resource))]
 
 
 def _adapters(resource: Manifest) -> list[Manifest]:
@@ -143,7 +144,8 @@ def _server(asked: Manifest) -> str:
 
 
 def _mlflow(resource: Manifest) -> Manifest:
-    mlflow: Manifest = resource["spec"]["model"]["mlflow"]
+    """Empty for a model that is in no registry."""
+    mlflow: Manifest = resource["spec"]["model"].get("mlflow") or {}
     return mlflow
 
 

@@ -49,7 +49,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One version of a registered model, as the registry knows it."""
+    """One version of a registered model, as the registry knows it, or what a uri stands for."""
 
     name: str
     version: str

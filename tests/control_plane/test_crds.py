@@ -65,6 +65,20 @@ def test_the_smallest_resources_are_accepted_and_only_scalars_are_defaulted(api:
         ("spec.model.mlflow", {"name": "m", "version": 3, "updatePolicy": "Manual"}, "goes with alias or stage"),
         ("spec.adapters", [{"name": "a", "mlflow": {"name": "m", "alias": "c", "updatePolicy": "Manual"}}], "unknown"),
         ("spec.model.mlflow.subPath", "/etc", "write a folder inside the artifacts"),
+        ("spec.model", {}, "write exactly one of mlflow"),
+        ("spec.model.uri", "pvc://weights", "write exactly one of mlflow"),
+        *(("spec.model", {"uri": uri}, told) for uri, told in {
+            "models:/bot/3": "of MLflow is written as model.mlflow",
+            "http://host/model": "write hf://org/name@commit, pvc://claim/folder",
+            "hf://org/name": "the 40 digits of a commit: branches and tags move",
+            "hf://org/name@main": "the 40 digits of a commit",
+            "pvc:///folder": "write pvc://claim/folder",
+            "pvc://weights/../etc": "without `..`",
+            "file://folder": "write file:///folder, an absolute path",
+            "s3://bucket": "write the bucket and the folder in it",
+            "s3://bucket/a b": "without `..`, spaces",
+        }.items()),
+        ("spec.model.credentialsSecretRef", {}, "credentialsSecretRef.name: Required value"),
         ("spec.modle", {}, 'unknown field "spec.modle"'),
         ("spec.adapters", [{"name": "a", "mlflow": {"name": "m", "alias": "c"}}, {"name": "a", "mlflow": {"name": "m",
           "alias": "d"}}], "Duplicate value"),
@@ -146,6 +160,22 @@ def test_a_default_adapter_is_one_of_the_adapters(api: Api) -> None:
     assert create(api, both)["spec"]["defaultAdapter"] == "french"
     with pytest.raises(Refusal, match="must be the name of one of adapters"):
         create(api, edited(both, "spec.defaultAdapter", "german"))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"hf://org/name.v2@{'0123456789' * 4}",
+        "pvc://weights",
+        "pvc://weights.team/bot/3",
+        "file:///models/bot",
+        "s3://bucket/bot/3/",
+        "gs://bucket/bot",
+        "abfss://container@account.dfs.core.windows.net/bot",
+    ],
+)
+def test_a_model_without_a_registry_is_accepted(api: Api, uri: str) -> None:
+    assert create(api, edited(GOOD, "spec.model", {"uri": uri}))["spec"]["model"] == {"uri": uri}
 
 
 def test_a_version_may_be_written_with_and_without_quotes(api: Api) -> None:

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from llm_operator.crds.access import AccessSpec
-from llm_operator.crds.common import AnnotationMap, LabelMap, ObjectName, Quantity
+from llm_operator.crds.common import AnnotationMap, LabelMap, ObjectName, Quantity, quantity_value
 from llm_operator.crds.model import DEFAULT_ADAPTER_EXISTS, MAX_ADAPTERS, AdapterName, AdapterSpec, ModelSpec
 from llm_operator.crds.pod import PodSpec, Resources
 from llm_operator.crds.rollout import RolloutSpec
@@ -121,6 +121,16 @@ class ModelCacheSpec(Section):
     """A shared volume: each version is downloaded once."""
     empty_dir: EmptyDirSource | None = None
     """Each pod downloads for itself (the default)."""
+    max_size: Quantity | None = None
+    """What all versions on the volume may take together: for a new one, those not used for longest are removed, never
+    one in use. Absent: all stay."""
+
+    @field_validator("max_size")
+    @classmethod
+    def _is_a_size(cls, value: str | None) -> str | None:
+        if value is not None and quantity_value(value) < 1:
+            raise ValueError(f"{value!r} is no size: write 200Gi")
+        return value
 
 
 class ServiceMonitorSpec(Section):
@@ -170,7 +180,7 @@ class LLMDeploymentSpec(Section):
     ) = None
     """LoRA adapters of the model. Added, moved or removed, they reach the running pods without new ones."""
     default_adapter: AdapterName | None = None
-    """The adapter that answers for the bare name, in the place of the model alone. Changed without new pods."""
+    """The adapter that answers for the bare name; `<name>:base` then is the model alone. Changed without new pods."""
     engine: EngineSpec = EngineSpec()
     """How to run the model."""
     server: ServerSpec = ServerSpec()

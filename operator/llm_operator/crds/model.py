@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from llm_operator.crds.common import IntegerText
+from llm_operator.crds.common import IntegerText, ObjectName
 from llm_operator.crds.schema import Section, rules
 
 MAX_ADAPTERS = 8
@@ -18,6 +18,36 @@ DEFAULT_ADAPTER_EXISTS = (
 ONE_REFERENCE = (
     "[has(self.alias), has(self.version), has(self.stage)].filter(x, x).size() == 1",
     "write exactly one of alias (follows promotions), version (pinned) or stage (deprecated in MLflow)",
+)
+
+ONE_SOURCE = (
+    "has(self.mlflow) != has(self.uri)",
+    "write exactly one of mlflow (a registered model, whose promotions are followed) and uri (files elsewhere)",
+)
+URI = (
+    (
+        "self.matches('^(hf|pvc|file|s3|gs|abfss)://')",
+        "write hf://org/name@commit, pvc://claim/folder, file:///folder, s3://…, gs://… or abfss://…; a registered "
+        "model of MLflow is written as model.mlflow",
+    ),
+    (
+        "!self.startsWith('hf://') || self.matches('^hf://[A-Za-z0-9._-]+/[A-Za-z0-9._-]+@[0-9a-f]{40}$')",
+        "write hf://org/name@ and the 40 digits of a commit: branches and tags move, and pods would differ "
+        "(git ls-remote https://huggingface.co/org/name shows them)",
+    ),
+    (
+        "!self.startsWith('pvc://') || self.matches('^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?$')",
+        "write pvc://claim/folder, the claim being a PersistentVolumeClaim of this namespace",
+    ),
+    (
+        "!self.startsWith('file://') || self.matches('^file:///[^/]')",
+        "write file:///folder, an absolute path in the image",
+    ),
+    (
+        "!self.matches('^(s3|gs|abfss)://') || self.matches('^[a-z0-9]+://[^/]+/[^/]')",
+        "write the bucket and the folder in it, like s3://models/support-bot/3",
+    ),
+    ("!self.contains('..') && !self.matches('[[:space:]?#]')", "write the address without `..`, spaces, ? and #"),
 )
 
 
@@ -80,11 +110,24 @@ class ServedModel(MlflowModel):
     llm-operator.dev/approve-version with the version's number."""
 
 
+class CredentialsSecret(Section):
+    """A Secret of this namespace."""
+
+    name: ObjectName
+    """Its name."""
+
+
 class ModelSpec(Section):
     """What to serve."""
 
-    mlflow: ServedModel
+    model_config = ConfigDict(json_schema_extra=rules(ONE_SOURCE))
+    mlflow: ServedModel | None = None
     """A version from the MLflow registry."""
+    uri: Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=rules(*URI))] | None = None
+    """Files that are in no registry: `hf://org/name@<commit>`, `pvc://claim/folder`, `file:///folder` in the image,
+    `s3://`, `gs://` or `abfss://`. Nothing is polled for: another version is another address."""
+    credentials_secret_ref: CredentialsSecret | None = None
+    """Its keys are environment variables of the fetching container, and of no other: HF_TOKEN, HF_ENDPOINT, AWS_…"""
     system_prompt: Annotated[str, Field(max_length=32_768)] = ""
     """Put before every conversation that brings no system message of its own."""
     chat_template: Annotated[str, Field(max_length=65_536)] = ""

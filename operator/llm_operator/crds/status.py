@@ -22,15 +22,15 @@ class AvailableVersion(Section):
 class ModelStatus(Section):
     """The version that the reference in the specification was last resolved to."""
 
-    name: Annotated[str, Field(max_length=256)]
-    """The registered model."""
+    name: Annotated[str, Field(max_length=1024)]
+    """The registered model; for a uri, the repository or folder."""
     version: Short
-    """Its version."""
+    """Its version; for a uri, the first digits of the commit, or of a digest of the address."""
     alias: Annotated[str, Field(max_length=256)] | None = None
     """The alias that named it."""
     stage: Short | None = None
     """The stage it was in."""
-    connection: Short = "default"
+    connection: Short | None = None
     """The MLflow server it was found on."""
     source: Annotated[str, Field(max_length=2048)] | None = None
     """Where its artifacts are."""

@@ -159,15 +159,16 @@ def _model_name(observed: Observed) -> str:
 
 
 def _model(observed: Observed, now: datetime) -> ModelStatus | None:
-    model, reference, before = observed.resolution.model, observed.spec.model.mlflow, observed.status.model
+    model, before = observed.resolution.model, observed.status.model
     if model is None or observed.resolution.last_known:
         return before
+    reference = observed.spec.model.mlflow
     found = ModelStatus(
         name=model.name,
         version=model.version,
-        alias=reference.alias,
-        stage=reference.stage,
-        connection=reference.connection,
+        alias=reference.alias if reference else None,
+        stage=reference.stage if reference else None,
+        connection=reference.connection if reference else None,
         source=model.source[:2048] or None,
         run_id=model.run_id or None,
         available=approval.available(observed, rollout.stamp(now)),
@@ -192,7 +193,8 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
         ("Stalled", "False"),
         ("Applied", "True"),
     ):
-        told += _change(before.get(kind), after[kind], good, kind)
+        if kind in after:
+            told += _change(before.get(kind), after[kind], good, kind)
     if after["UsagePersistent"].reason != Reason.NoDatabase:  # That is a choice.
         told += _change(before.get("UsagePersistent"), after["UsagePersistent"], "True", "UsagePersistent")
     told += adapter_status.events(observed.status, status)

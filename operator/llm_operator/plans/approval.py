@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from llm_operator.crds import AvailableVersion
+from llm_operator.crds.model import ServedModel
 from llm_operator.plans import names, revision
 from llm_operator.state import ModelVersion, Observed, Resolution
 
@@ -13,10 +14,10 @@ def held(observed: Observed) -> Observed:
     Level-triggered: approved is what the annotation says for as long as it says so, be it written before the promotion.
     The way back to the version that serves needs no word, nor does another reference in the specification.
     """
-    model, status = observed.resolution.model, observed.status
-    if observed.spec.model.mlflow.update_policy == "Auto" or model is None or observed.resolution.last_known:
+    model, status, asked = observed.resolution.model, observed.status, observed.spec.model.mlflow
+    if asked is None or asked.update_policy == "Auto" or model is None or observed.resolution.last_known:
         return observed
-    used = _used(observed)
+    used = _used(observed, asked)
     approved = observed.meta.annotations.get(names.APPROVE_ANNOTATION, "").strip()
     serving = status.stable.version if status.stable and used and used.name == model.name else ""
     if used is None or model.version in (used.version, approved, serving):
@@ -24,9 +25,9 @@ def held(observed: Observed) -> Observed:
     return replace(observed, resolution=Resolution(used), available=model)
 
 
-def _used(observed: Observed) -> ModelVersion | None:
+def _used(observed: Observed, asked: ServedModel) -> ModelVersion | None:
     """The version in use under this very reference; read off what serves where the status was lost."""
-    known, asked = observed.status.model, observed.spec.model.mlflow
+    known = observed.status.model
     if known is None:
         stable = revision.recovered(observed).stable
         return ModelVersion(asked.name, stable.version) if stable else None
@@ -48,10 +49,10 @@ def available(observed: Observed, stamp: str) -> AvailableVersion | None:
 
 def told(observed: Observed) -> str:
     """What waits, and the command that lets it go."""
-    found, meta = observed.available, observed.meta
+    found, meta, reference = observed.available, observed.meta, observed.spec.model.mlflow
     assert found is not None
+    assert reference is not None
     assert observed.resolution.model is not None
-    reference = observed.spec.model.mlflow
     return (
         f"{found.name}@{reference.alias or reference.stage} is version {found.version}, version "
         f"{observed.resolution.model.version} is kept: kubectl -n {meta.namespace} annotate llmd/{meta.name} "

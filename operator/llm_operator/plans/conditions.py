@@ -57,14 +57,15 @@ def deployment(picture: Picture, now: datetime) -> tuple[Condition, ...]:
         else ("False", Reason.NoFault, "nothing is stuck"),
         "Available": _available(picture),
         "ModelResolved": _resolved(picture),
-        "RegistryReachable": _reachable(picture),
+        **({"RegistryReachable": _reachable(picture)} if picture.observed.spec.model.mlflow else {}),
         "Applied": _applied(picture),
         "Progressing": _progressing(picture),
         "UsagePersistent": _usage(picture),
     }
     if picture.observed.spec.autoscaling is not None:
         verdicts["AutoscalingActive"] = _autoscaling(picture.observed.autoscaler)
-    if picture.observed.spec.model.mlflow.update_policy == "Manual":
+    mlflow = picture.observed.spec.model.mlflow
+    if mlflow is not None and mlflow.update_policy == "Manual":
         verdicts["UpdateAvailable"] = _update(picture.observed)
     if picture.observed.adapters:
         verdicts["AdaptersReady"] = adapter_status.verdict(picture.observed)

@@ -6,6 +6,7 @@ from typing import Any
 
 from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.crds.common import quantity_value
+from llm_operator.crds.model import ModelSpec
 from llm_operator.crds.server import ServerSpec
 from llm_operator.state import Connection, ModelVersion
 from llm_runtime.contract import (
@@ -22,7 +23,13 @@ from llm_runtime.contract import (
 )
 
 REVISION_FIELDS = {
-    "model": {"mlflow": {"name", "connection", "sub_path"}, "system_prompt": True, "chat_template": True},
+    "model": {
+        "mlflow": {"name", "connection", "sub_path"},
+        "uri": True,
+        "credentials_secret_ref": True,
+        "system_prompt": True,
+        "chat_template": True,
+    },
     "engine": True,
     "server": True,
     "access": {"authentication"},
@@ -55,18 +62,13 @@ def _pruned(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if value != {}}
 
 
-def runtime_config(name: str, spec: LLMDeploymentSpec, model: ModelVersion, connection: Connection) -> RuntimeConfig:
-    """The file that the pods of one revision read."""
-    mlflow = MlflowVersion(
-        tracking_uri=connection.tracking_uri,
-        name=model.name,
-        version=model.version,
-        sub_path=spec.model.mlflow.sub_path,
-    )
+def runtime_config(
+    name: str, spec: LLMDeploymentSpec, model: ModelVersion, connection: Connection | None
+) -> RuntimeConfig:
+    """The file that the pods of one revision read. `connection`: of a model in MLflow."""
+    cache = spec.model_cache
     return RuntimeConfig(
-        model=ModelConfig(
-            name=name, mlflow=mlflow, system_prompt=spec.model.system_prompt, chat_template=spec.model.chat_template
-        ),
+        model=_model(name, spec.model, model, connection),
         engine=EngineConfig(
             device=spec.engine.device,
             dtype=spec.engine.dtype,
@@ -81,7 +83,18 @@ def runtime_config(name: str, spec: LLMDeploymentSpec, model: ModelVersion, conn
         authentication=spec.access.authentication,
         # The address is a secret: it comes through the environment.
         database=DatabaseConfig(retention_days=spec.database.retention_days, store_prompts=spec.database.store_prompts),
+        model_cache_bytes=int(quantity_value(cache.max_size)) if cache and cache.max_size else None,
     )
+
+
+def _model(name: str, spec: ModelSpec, model: ModelVersion, connection: Connection | None) -> ModelConfig:
+    texts = {"system_prompt": spec.system_prompt, "chat_template": spec.chat_template}
+    if spec.mlflow is not None and connection is not None:
+        mlflow = MlflowVersion(
+            tracking_uri=connection.tracking_uri, name=model.name, version=model.version, sub_path=spec.mlflow.sub_path
+        )
+        return ModelConfig(name=name, mlflow=mlflow, **texts)
+    return ModelConfig(name=name, uri=spec.uri, **texts)
 
 
 def _server(spec: ServerSpec, drain_seconds: int) -> ServerConfig:

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 
 from llm_operator.crds import LLMDeploymentStatus, RevisionStatus
-from llm_operator.plans import names, workload
+from llm_operator.plans import names, source, workload
 from llm_operator.plans.config import config_text, revision_id, runtime_config
 from llm_operator.plans.rollout import Wanted
 from llm_operator.state import Manifest, Observed
@@ -35,7 +35,7 @@ def memory(observed: Observed, revision: str) -> Memory | None:
     if contract.CONFIG_FILE in stored and workload.TEMPLATE_FILE in stored:
         return Memory(_readdressed(observed, stored[contract.CONFIG_FILE]), json.loads(stored[workload.TEMPLATE_FILE]))
     target = wanted(observed)
-    if target is None or target.revision != revision or observed.connection is None:
+    if target is None or target.revision != revision or (observed.connection is None and observed.spec.model.mlflow):
         return None
     model = observed.resolution.model
     assert model is not None
@@ -79,10 +79,9 @@ def recovered(observed: Observed) -> LLMDeploymentStatus:
     if children is None or not children.ready or children.config is None:
         return status
     config = json.loads(children.config["data"][contract.CONFIG_FILE])
-    version = str(config["model"]["mlflow"]["version"])
     stable = RevisionStatus(
         revision=children.revision,
-        version=version,
+        version=source.configured(config["model"]),
         image=_image(observed, children.revision),
         started_at=(children.deployment or {}).get("metadata", {}).get("creationTimestamp"),
     )

@@ -4,9 +4,10 @@ import json
 from typing import Any
 
 from llm_operator.crds import LLMDeploymentSpec
+from llm_operator.crds.model import ModelSpec
 from llm_operator.crds.schema import Section
 from llm_operator.crds.server import DatabaseSpec, SecretKey
-from llm_operator.plans import names
+from llm_operator.plans import names, source
 from llm_operator.plans.keys import REGISTRY_MOUNT
 from llm_operator.state import Manifest, Meta
 from llm_runtime import contract
@@ -91,7 +92,7 @@ def pod_template(meta: Meta, spec: LLMDeploymentSpec, revision: str, image: str)
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "initContainers": [_fetch(image, meta)],
+            "initContainers": [_fetch(image, meta, spec.model)],
             "containers": [_serve(image, spec)],
             "volumes": _volumes(meta, spec, revision),
             **{name: value for name, value in optional.items() if value},
@@ -120,13 +121,16 @@ def _container(name: str, image: str, command: tuple[str, ...], *flags: str) -> 
     }
 
 
-def _fetch(image: str, meta: Meta) -> Manifest:
+def _fetch(image: str, meta: Meta, model: ModelSpec) -> Manifest:
+    credentials, registry = model.credentials_secret_ref, bool(model.mlflow)
     return _container(names.FETCH_CONTAINER, image, contract.FETCH_COMMAND) | {
-        "env": [_home(), *(_credential(meta, name) for name in _CREDENTIALS)],
+        **({"envFrom": [{"secretRef": {"name": credentials.name}}]} if credentials else {}),
+        "env": [_home(), *(_credential(meta, name) for name in _CREDENTIALS if registry), *source.path(model.uri)],
         "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}},
         "volumeMounts": [
             {"name": "config", "mountPath": contract.CONFIG_MOUNT, "readOnly": True},
-            {"name": "registry", "mountPath": REGISTRY_MOUNT, "readOnly": True},
+            *([{"name": "registry", "mountPath": REGISTRY_MOUNT, "readOnly": True}] if registry else []),
+            *source.mount(model.uri),
             {"name": "models", "mountPath": contract.MODELS_MOUNT},
             {"name": "tmp", "mountPath": contract.SCRATCH_MOUNT},
         ],
@@ -154,7 +158,7 @@ def _credential(meta: Meta, name: str) -> Manifest:
 
 def _serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
     return _container("runtime", image, contract.SERVE_COMMAND, contract.KEYS_FLAG, KEYS_PATH) | {
-        "env": [_home(), *_databases(spec.database), *(plain(spec.pod.env) or [])],
+        "env": [_home(), *source.path(spec.model.uri), *_databases(spec.database), *(plain(spec.pod.env) or [])],
         "ports": [{"name": "http", "containerPort": contract.PORT, "protocol": "TCP"}],
         **({"resources": plain(spec.resources)} if spec.resources else {}),
         "startupProbe": _probe(contract.LIVE_PATH, period_seconds=2, failures=_startup_failures(spec)),
@@ -164,6 +168,7 @@ def _serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
         "volumeMounts": [
             {"name": "config", "mountPath": contract.CONFIG_MOUNT, "readOnly": True},
             {"name": "keys", "mountPath": contract.KEYS_MOUNT, "readOnly": True},
+            *source.mount(spec.model.uri),
             {"name": "models", "mountPath": contract.MODELS_MOUNT},
             {"name": "tmp", "mountPath": contract.SCRATCH_MOUNT},
         ],
@@ -197,10 +202,11 @@ def _probe(path: str, *, period_seconds: int, failures: int) -> Manifest:
 
 
 def _volumes(meta: Meta, spec: LLMDeploymentSpec, revision: str) -> list[Manifest]:
+    registry = {"name": "registry", "secret": {"secretName": names.registry_secret(meta), "optional": True}}
     return [
         {"name": "config", "configMap": {"name": names.child(meta, revision)}},
         {"name": "keys", "secret": {"secretName": names.keys_secret(meta)}},
-        {"name": "registry", "secret": {"secretName": names.registry_secret(meta), "optional": True}},
+        *([registry] if spec.model.mlflow else source.volume(spec.model.uri)),
         {"name": "models", **_models(spec)},
         {"name": "tmp", "emptyDir": {}},
     ]

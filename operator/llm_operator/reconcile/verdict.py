@@ -18,8 +18,8 @@ KIND = "Verdict"
 def due(outside: Outside, observed: Observed, status: LLMDeploymentStatus) -> tuple[Key, ...]:
     """The key under which the registry is told what this status says, if there is anything new in it."""
     meta, mlflow = observed.meta, observed.spec.model.mlflow
-    settings = outside.connections.current().get(mlflow.connection)
-    if observed.connection is None or settings is None or not settings.write_verdicts:
+    settings = outside.connections.current().get(mlflow.connection) if mlflow else None
+    if mlflow is None or observed.connection is None or settings is None or not settings.write_verdicts:
         outside.ledgers.pop(meta.key, None)
         return ()
     ledger = outside.ledgers.get(meta.key)

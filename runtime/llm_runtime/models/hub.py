@@ -12,6 +12,7 @@ from llm_runtime.models import stream
 from llm_runtime.models.part import Part
 
 HUB = "https://huggingface.co"
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class Hub:
@@ -27,8 +28,12 @@ class Hub:
         return _parsed(uri)[0]
 
     def commit(self, uri: str) -> str:
-        """The commit that `uri` stands for now; without a revision its main branch's. Raises a Fatal."""
-        return str(self._info(*_parsed(uri))["sha"])
+        """The commit that `uri` stands for now; without a revision its main branch's. Raises a Fatal.
+
+        A whole commit is not asked for: a serving container may have no token, and needs none.
+        """
+        repository, revision = _parsed(uri)
+        return revision if COMMIT.fullmatch(revision) else str(self._info(repository, revision)["sha"])
 
     def sizes(self, location: str) -> dict[str, int | None]:
         files = self._info(*_parsed(location))["siblings"]

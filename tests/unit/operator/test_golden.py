@@ -16,6 +16,7 @@ import yaml
 
 from llm_operator import plans
 from llm_operator.crds import ApiKeySpec, LLMDeploymentSpec, LLMDeploymentStatus
+from llm_operator.plans import source
 from llm_operator.state import Connection, HeldKey, Meta, ModelVersion, Observed, Resolution, ResolvedAdapter
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -43,12 +44,14 @@ def observed(case: dict[str, Any]) -> Observed:
         )
         for k in case.get("keys", [])
     )
+    mlflow = spec.model.mlflow
+    registered = mlflow and ModelVersion("support-bot", mlflow.version or "3", "s3://bot/3", "run")
     return Observed(
         meta=META,
         spec=spec,
         status=LLMDeploymentStatus(),
-        resolution=Resolution(ModelVersion("support-bot", spec.model.mlflow.version or "3", "s3://bot/3", "run")),
-        connection=Connection("default", "http://mlflow:5000", **secrets),
+        resolution=Resolution(registered or source.version(spec.model.uri or "")),
+        connection=Connection("default", "http://mlflow:5000", **secrets) if mlflow else None,
         revisions={},
         children=(),
         keys=keys,
