@@ -6,9 +6,9 @@ takes that long: something to cut, and to wait for.
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from llm_runtime import __main__ as runtime
 from llm_runtime.api.services import Loaded
@@ -80,6 +80,7 @@ class MockCodec:
     vocabulary_size = 50_000
     eos_token_ids = frozenset({0})
     chat_template = ""
+    sampling_defaults: ClassVar[Mapping[str, float]] = {}
 
     def encode(self, text: str) -> list[int]:
         return [len(word) for word in text.split()]

@@ -1,7 +1,7 @@
 """An engine without torch: a vocabulary of characters and a runner that follows a script."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Several
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +27,7 @@ class CharacterVocabulary:
     vocabulary_size = 2000
     eos_token_ids = frozenset({EOS})
     chat_template = ""
-    sampling_defaults: ClassVar[dict[str, float]] = {}
+    sampling_defaults: ClassVar[Mapping[str, float]] = {}
 
     def encode(self, text: str) -> list[int]:
         return list(map(ord, text))
