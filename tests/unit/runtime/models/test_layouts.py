@@ -50,13 +50,13 @@ def pipeline(root: Path) -> None:
 def path_logged(root: Path) -> None:
     write_model(root / "model")
     write_tokenizer(root / "components/tokenizer")
-    mlmodel(root, model_binary="model", components=["tokenizer"], source_model_name="/home/me/model")
+    mlmodel(root, model_binary="model", components=["tokenizer"], source_model_name="/somewhere/me/model")
 
 
 def peft_local_base(root: Path) -> None:
-    adapter(root / "peft", "/home/me/base")
+    adapter(root / "peft", "/somewhere/me/base")
     write_tokenizer(root / "components/tokenizer")
-    mlmodel(root, peft_adaptor="peft", local_base_model_path="/home/me/base", components=["tokenizer"])
+    mlmodel(root, peft_adaptor="peft", local_base_model_path="/somewhere/me/base", components=["tokenizer"])
 
 
 def peft_hub_base(root: Path) -> None:
@@ -68,8 +68,8 @@ def peft_corrupt(root: Path) -> None:
     pipeline(root)
     weights = {"model.layers.0.self_attn.q_proj.base_layer.weight": 8, "model.embed_tokens.weight": 8}
     (root / "model/model.safetensors").write_bytes(safetensors(weights))
-    adapter(root / "peft", "/home/me/base")
-    mlmodel(root, model_binary="model", peft_adaptor="peft", source_model_name="/home/me/base")
+    adapter(root / "peft", "/somewhere/me/base")
+    mlmodel(root, model_binary="model", peft_adaptor="peft", source_model_name="/somewhere/me/base")
 
 
 def no_weights(root: Path) -> None:
