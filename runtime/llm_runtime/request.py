@@ -218,8 +218,11 @@ class TextCodec(Protocol):
     eos_token_ids: frozenset[int]
     chat_template: str
     """Its text; "" for a model that has none."""
-    sampling_defaults: Mapping[str, float]
-    """Fields of `Sampling` as the model's makers recommend them, for requests that leave them out."""
+
+    @property
+    def sampling_defaults(self) -> Mapping[str, float]:
+        """Fields of `Sampling` as the model's makers recommend them, for requests that leave them out."""
+        ...
 
     def encode(self, text: str) -> list[int]: ...
 
