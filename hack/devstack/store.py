@@ -21,7 +21,7 @@ def s3_store(folder: Path, versitygw: Path | None = None) -> Iterator[dict[str, 
         (folder / "objects" / BUCKET).mkdir(parents=True)
         keys = ("--access", KEYS["AWS_ACCESS_KEY_ID"], "--secret", KEYS["AWS_SECRET_ACCESS_KEY"])
         command = [str(versitygw), *keys, "--port", f"127.0.0.1:{port}", "--quiet", "--keep-alive"]
-        command += ["--health", "/health", "posix", "--nometa", str(folder / "objects")]
+        command += ["--health", "/health", "posix", str(folder / "objects")]
     else:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     child = Child("S3 store", command, folder / "store.log", env=KEYS)

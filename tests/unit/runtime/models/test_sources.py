@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,13 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from llm_runtime.contract import MlflowVersion, ModelConfig
+from llm_operator.pods import read
+from llm_operator.state import Download
+from llm_runtime.__main__ import _fetch as bring
+from llm_runtime.contract import METRICS_PATH, MlflowVersion, ModelConfig, RuntimeConfig
 from llm_runtime.errors import ConfigInvalid, ModelNotFound, RegistryDenied, RegistryUnreachable
 from llm_runtime.models.fetch import fetch
 from llm_runtime.models.retry import Patience
 from llm_runtime.models.sources import Pinned, Reference, find
 from llm_runtime.models.verify import is_whole
 from unit.runtime.models.fakes import write_model
+from unit.runtime.models.test_figures import free_port, get
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -29,6 +34,8 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.folder = folder
         self.asked: list[str] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -43,6 +50,8 @@ class Answer(BaseHTTPRequestHandler):
             files = [{"rfilename": file.name, "size": file.stat().st_size} for file in folder.iterdir()]
             self._answer(json.dumps({"sha": COMMIT, "siblings": files}).encode())
         elif path.startswith(f"/acme/bot/resolve/{COMMIT}/"):
+            if path.endswith(".safetensors"):
+                self.server.go_on.wait(5)
             self._answer((folder / path.rpartition("/")[2]).read_bytes())
         else:
             self.send_error(404)
@@ -146,3 +155,25 @@ def test_the_sub_path_chooses_in_a_folder_and_not_in_a_version_that_has_its_own(
     version = MlflowVersion(tracking_uri="http://m", name="bot", version="3")
     with pytest.raises(ConfigInvalid, match=r"model\.mlflow\.subPath"):
         fetch(ModelConfig(name="x", mlflow=version, sub_path="b"), tmp_path / "models")
+
+
+def test_while_the_model_comes_the_operator_hears_how_far_it_is(hub: Server, tmp_path: Path) -> None:
+    config = RuntimeConfig(model=ModelConfig(name="x", uri="hf://acme/bot"))
+    port = free_port()
+    hub.go_on.clear()
+    fetching = threading.Thread(target=bring, args=(config, tmp_path / "models", ("127.0.0.1", port)))
+    fetching.start()
+    total = sum(file.stat().st_size for file in hub.folder.iterdir())
+    while (found := heard(port)) is None:
+        time.sleep(0.01)
+    hub.go_on.set()
+    fetching.join()
+    assert found.total_bytes == total
+    assert is_whole((tmp_path / "models/current").resolve())
+
+
+def heard(port: int) -> Download | None:
+    try:
+        return read(get(port, METRICS_PATH)).download
+    except OSError:  # It does not listen yet.
+        return None
