@@ -77,12 +77,15 @@ class Ledger:
     told: set[Ended] = field(default_factory=set)
     fresh: bool = True
     """Nothing was asked yet: the newest verdict may have been told by an earlier process."""
+    found: frozenset[Ended] | None = None
+    """What the status said at first sight."""
     refusal: str = ""
     """Why the registry takes no verdicts; empty after one was taken."""
 
     def note(self, found: tuple[Ended, ...]) -> None:
         """Take over what the status says. At first sight all but the newest counts as told long ago."""
-        if self.fresh and not self.wanted:
+        if self.found is None:
+            self.found = frozenset(found)
             self.told.update(found[1:])
         self.wanted = found
         self.told &= set(found)
@@ -90,6 +93,10 @@ class Ledger:
     def due(self) -> tuple[Ended, ...]:
         """What is still to be told, oldest first."""
         return tuple(each for each in reversed(self.wanted) if each not in self.told)
+
+    def inherited(self) -> bool:
+        """Whether all that is due may have been told by an earlier process."""
+        return self.fresh and set(self.due()) <= (self.found or set())
 
 
 def same(wanted: dict[str, str], have: Iterable[tuple[str, str]]) -> bool:

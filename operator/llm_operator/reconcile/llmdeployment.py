@@ -41,8 +41,8 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     if fault is not None and not fault.terminal:
         raise Retry(fault.message)
     check = (Key("SecretCheck", key.namespace, key.name), pace.verify_seconds)
-    wake = (*_late_keys(observed), *(verdict.due(outside, observed, plan.status) if fault is None else ()))
-    return Done(_next_look(observed, plan, fault, pace), wake, later=(check,))
+    told = verdict.due(outside, observed, plan.status) if fault is None else ()
+    return Done(_next_look(observed, plan, fault, pace), _late_keys(observed), later=(check, *told))
 
 
 async def check_secrets(key: Key, outside: Outside, pace: Pace) -> Done:

@@ -1,6 +1,7 @@
 """Telling the registry how roll-outs ended: beside the roll-outs, under a key of its own, so that none waits for it."""
 
 import logging
+import random
 
 from llm_operator.crds import LLMDeploymentStatus
 from llm_operator.observe import Outside
@@ -13,10 +14,12 @@ from llm_operator.state import Connection, Key, Observed, Occurrence
 
 log = logging.getLogger(__name__)
 KIND = "Verdict"
+CHECK_SECONDS = 30.0
+"""Over how long the questions of a start are spread."""
 
 
-def due(outside: Outside, observed: Observed, status: LLMDeploymentStatus) -> tuple[Key, ...]:
-    """The key under which the registry is told what this status says, if there is anything new in it."""
+def due(outside: Outside, observed: Observed, status: LLMDeploymentStatus) -> tuple[tuple[Key, float], ...]:
+    """The key under which the registry is told what this status says, and in how many seconds; none without news."""
     meta, mlflow = observed.meta, observed.spec.model.mlflow
     settings = outside.connections.current().get(mlflow.connection) if mlflow else None
     if mlflow is None or observed.connection is None or settings is None or not settings.write_verdicts:
@@ -25,8 +28,13 @@ def due(outside: Outside, observed: Observed, status: LLMDeploymentStatus) -> tu
     ledger = outside.ledgers.get(meta.key)
     if ledger is None or (ledger.meta.uid, ledger.connection) != (meta.uid, mlflow.connection):
         ledger = outside.ledgers[meta.key] = Ledger(meta, mlflow.connection)
+        ledger.note(verdicts.ended(observed, observed.status))
     ledger.note(verdicts.ended(observed, status))
-    return (Key(KIND, meta.namespace, meta.name),) if ledger.due() else ()
+    if not ledger.due():
+        return ()
+    # What was the case before this process is most likely told: a start must not ask about everything in one go.
+    seconds = random.uniform(0, CHECK_SECONDS) if ledger.inherited() else 0.0
+    return ((Key(KIND, meta.namespace, meta.name), seconds),)
 
 
 async def reconcile(key: Key, outside: Outside) -> Done:

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
-from llm_operator.registry.faults import RegistryFault
+from llm_operator.registry.faults import RegistryFault, RegistryUnreachable
 from llm_operator.registry.nouns import ModelSummary, Reference, Registry
 from llm_operator.state import Connection, ModelVersion
 
@@ -63,12 +64,22 @@ class CachedRegistry:
 
     async def tags(self, connection: Connection, name: str, version: str) -> dict[str, str]:
         self._raise_if_down(connection)
-        return await self._inner.tags(connection, name, version)
+        with self._noticing(connection):
+            return await self._inner.tags(connection, name, version)
 
     async def tag(self, connection: Connection, name: str, version: str, tags: Mapping[str, str]) -> None:
-        """What is refused here says nothing about the questions: who may read may be forbidden to write."""
         self._raise_if_down(connection)
-        await self._inner.tag(connection, name, version, tags)
+        with self._noticing(connection):
+            await self._inner.tag(connection, name, version, tags)
+
+    @contextmanager
+    def _noticing(self, connection: Connection) -> Iterator[None]:
+        """Leave a silent server alone. What is refused says nothing here: who may read may be forbidden to write."""
+        try:
+            yield
+        except RegistryUnreachable as fault:
+            self._down[connection] = (self._clock() + self._rest, fault)
+            raise
 
     def forget(self, connection: Connection, name: str) -> None:
         """Ask again about this model: the poll saw it move."""

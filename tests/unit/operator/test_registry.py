@@ -129,6 +129,16 @@ async def test_who_may_not_write_tags_may_still_ask() -> None:
     assert (await cached.resolve(SERVER, ALIAS)).version == "1"
 
 
+async def test_a_server_that_is_silent_about_tags_is_left_alone_too() -> None:
+    inner, clock = FakeRegistry(), Ticks()
+    inner.fault = registry.RegistryUnreachable("down")
+    cached = CachedRegistry(inner, 30, 5, clock)
+    for clock.now in (0, 1, 2, 6):
+        with pytest.raises(registry.RegistryUnreachable):
+            await cached.tags(SERVER, "bot", "1")
+    assert inner.tag_reads == 2
+
+
 def test_an_unknown_connection_names_the_known_ones() -> None:
     with pytest.raises(registry.ConnectionUnknown, match="it has: default"):
         read_connection("other", {"default": ConnectionSettings(tracking_uri="http://a")})

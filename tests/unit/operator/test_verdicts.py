@@ -27,7 +27,7 @@ async def rolled(world: World, ready: int | None = None) -> Done:
 
 
 async def told(world: World) -> None:
-    assert VERDICT in (await step(world)).wake
+    assert VERDICT in dict((await step(world)).later)
     await reconcile(VERDICT, world.outside, Pace(60, 5))
 
 
@@ -41,7 +41,7 @@ async def world() -> World:
     made = World()
     await made.deploy()
     done = await rolled(made)
-    assert VERDICT in done.wake
+    assert VERDICT in dict(done.later)
     await told(made)
     assert outcome(made, "1") == "Promoted"
     return made
@@ -49,13 +49,13 @@ async def world() -> World:
 
 async def test_a_promoted_version_is_tagged_once(world: World) -> None:
     world.registry.aliases["bot"]["champion"] = "2"
-    await rolled(world)
+    assert dict((await rolled(world)).later)[VERDICT] == 0
     await told(world)
     assert outcome(world, "2") == "Promoted"
     tags = world.registry.tagged["bot", "2"]
     assert tags.keys() == {f"{PREFIX}.{part}" for part in ("verdict", "message", "revision", "time")}
     writes = world.registry.tag_writes
-    assert VERDICT not in (await step(world)).wake
+    assert VERDICT not in dict((await step(world)).later)
     await reconcile(VERDICT, world.outside, Pace(60, 5))
     assert world.registry.tag_writes == writes
 
@@ -73,7 +73,7 @@ async def test_a_changed_specification_that_fails_is_not_the_versions_fault(worl
     await world.deploy(engine={"maxModelLength": 64})
     await rolled(world, ready=0)
     assert world.status()["candidate"]["outcome"] == "Failed"
-    assert VERDICT not in (await step(world)).wake
+    assert VERDICT not in dict((await step(world)).later)
 
 
 async def test_a_crash_between_status_and_tag_loses_nothing(world: World) -> None:
@@ -89,9 +89,10 @@ async def test_a_crash_between_status_and_tag_loses_nothing(world: World) -> Non
 async def test_a_restart_asks_once_and_writes_nothing_again(world: World) -> None:
     writes, reads = world.registry.tag_writes, world.registry.tag_reads
     world.restarted(IMAGE)
+    assert dict((await step(world)).later)[VERDICT] > 0
     await told(world)
     assert (world.registry.tag_writes, world.registry.tag_reads) == (writes, reads + 1)
-    assert VERDICT not in (await step(world)).wake
+    assert VERDICT not in dict((await step(world)).later)
 
 
 async def test_a_registry_that_is_away_is_tried_again_and_the_rollout_went_on(world: World) -> None:
@@ -112,7 +113,7 @@ async def test_a_registry_that_refuses_is_told_once_and_asked_again_with_the_nex
     await rolled(world)
     world.registry.tag_fault = RegistryDenied("403")
     assert OWNER in (await reconcile(VERDICT, world.outside, Pace(60, 5))).wake
-    assert VERDICT not in (await step(world)).wake
+    assert VERDICT not in dict((await step(world)).later)
     assert world.cluster.events().count("VerdictRefused") == 1
     reachable = world.condition("RegistryReachable")
     assert (reachable["status"], "writeVerdicts: false" in reachable["message"]) == ("True", True)
@@ -130,14 +131,14 @@ async def test_a_version_deleted_meanwhile_is_not_asked_for_again(world: World) 
     await rolled(world)
     world.registry.tag_fault = VersionNotFound("gone")
     await told(world)
-    assert VERDICT not in (await step(world)).wake
+    assert VERDICT not in dict((await step(world)).later)
 
 
 async def test_a_connection_may_leave_verdicts_out(world: World) -> None:
     default = world.connections.known["default"]
     world.connections.known["default"] = default.model_copy(update={"write_verdicts": False})
     world.registry.aliases["bot"]["champion"] = "2"
-    assert VERDICT not in (await rolled(world)).wake
+    assert VERDICT not in dict((await rolled(world)).later)
 
 
 async def test_two_deployments_of_one_model_keep_apart(world: World) -> None:
