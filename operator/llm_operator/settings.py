@@ -47,6 +47,13 @@ class LeaseSettings(_Section):
     """How often the leader renews and the others look."""
 
 
+class PrometheusSettings(_Section):
+    """The Prometheus that roll-out gates ask."""
+
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    """Its address, as `http://prometheus.monitoring:9090`."""
+
+
 class Settings(_Section):
     """Everything that the platform team decides once for all LLMDeployments."""
 
@@ -70,6 +77,8 @@ class Settings(_Section):
     """From which level on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Probes and metrics."""
+    prometheus: PrometheusSettings | None = None
+    """For gates of kind prometheusQuery that name no server of their own."""
     lease: LeaseSettings = LeaseSettings()
     """Leader election."""
     connections: dict[str, ConnectionSettings] = Field(default_factory=dict)

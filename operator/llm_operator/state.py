@@ -118,6 +118,42 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class SmokeOutcome:
+    """What became of one ConfigMap's smoke prompts."""
+
+    passed: int = 0
+    """Prompts that were answered as expected."""
+    failures: tuple[str, ...] = ()
+    """One sentence for each prompt that was not."""
+    waiting: str = ""
+    """Why there is no outcome yet."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a Prometheus query answered."""
+
+    value: float | None = None
+    """None with nothing to wait for: the query found no samples."""
+    waiting: str = ""
+    """Why there is no answer yet."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What gates are judged by. Both figures are sums over pods and over the same window."""
+
+    revision: str = ""
+    """The candidate that it is about."""
+    candidate: Figures = field(default_factory=Figures)
+    stable: Figures = field(default_factory=Figures)
+    smoke: Mapping[str, SmokeOutcome] = field(default_factory=dict)
+    """By ConfigMap."""
+    queries: Mapping[str, Measured] = field(default_factory=dict)
+    """By query as it is written in the gate."""
+
+
+@dataclass(frozen=True)
 class RevisionChildren:
     """What there is of one revision in the cluster."""
 
@@ -132,6 +168,11 @@ class RevisionChildren:
         status = (self.deployment or {}).get("status", {})
         generation = (self.deployment or {}).get("metadata", {}).get("generation")
         return int(status.get("readyReplicas") or 0) if status.get("observedGeneration") == generation else 0
+
+    @property
+    def answering(self) -> int:
+        """Pods that were ready when last counted, and stay: unlike `ready` it does not blink when pods are ordered."""
+        return min(self.wanted, int(((self.deployment or {}).get("status") or {}).get("readyReplicas") or 0))
 
     @property
     def wanted(self) -> int:
@@ -181,6 +222,14 @@ class Observed:
     """Those that adapters come from, as far as the operator knows them."""
     figures: Mapping[str, Figures] = field(default_factory=dict)
     """By pod name: of the pods that were asked and answered."""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """Of the custom resource."""
+    evidence: Evidence = field(default_factory=Evidence)
+    """About the candidate that is under way."""
+    operator_key: HeldKey | None = None
+    """The operator's own key, by which it asks smoke prompts."""
+    http_routes: bool = False
+    """Whether the cluster knows the Gateway API's HTTPRoutes."""
 
 
 @dataclass(frozen=True)

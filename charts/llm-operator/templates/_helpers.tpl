@@ -65,6 +65,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 - apiGroups: [monitoring.coreos.com]
   resources: [servicemonitors]
   verbs: [get, list, create, patch, delete]
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [httproutes]
+  verbs: [get, list, create, patch, delete]
 {{- end }}
 
 {{/* The operator's configuration file: operator/llm_operator/settings.py reads it. */}}
@@ -73,6 +76,10 @@ runtimeImage: {{ include "llm-operator.image" (dict "image" .Values.runtime.imag
 pollSeconds: {{ .Values.pollSeconds }}
 logFormat: {{ .Values.logFormat }}
 watchNamespaces: {{ .Values.watchNamespaces | toJson }}
+{{- if .Values.prometheusUrl }}
+prometheus:
+  url: {{ .Values.prometheusUrl | quote }}
+{{- end }}
 lease:
   name: {{ include "llm-operator.name" . }}
   namespace: {{ .Release.Namespace }}

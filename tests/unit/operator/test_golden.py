@@ -16,7 +16,19 @@ import yaml
 
 from llm_operator import plans
 from llm_operator.crds import ApiKeySpec, LLMDeploymentSpec, LLMDeploymentStatus
-from llm_operator.state import Connection, HeldKey, Meta, ModelVersion, Observed, Resolution, ResolvedAdapter
+from llm_operator.plans import keys
+from llm_operator.state import (
+    Connection,
+    Evidence,
+    HeldKey,
+    Meta,
+    ModelVersion,
+    Observed,
+    Resolution,
+    ResolvedAdapter,
+    RevisionChildren,
+    SmokeOutcome,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 META = Meta("LLMDeployment", "default", "support-bot", "11111111-2222-3333-4444-555555555555", 1)
@@ -34,7 +46,7 @@ _Dumper.add_representer(
 def observed(case: dict[str, Any]) -> Observed:
     spec = LLMDeploymentSpec.model_validate(case["spec"])
     secrets = {"username": "u", "password": "p", "ca": "PEM", "workspace": "team"} if case.get("credentials") else {}
-    keys = tuple(
+    held = tuple(
         HeldKey(
             k["id"],
             k["digest"],
@@ -46,12 +58,12 @@ def observed(case: dict[str, Any]) -> Observed:
     return Observed(
         meta=META,
         spec=spec,
-        status=LLMDeploymentStatus(),
+        status=_status(case),
         resolution=Resolution(ModelVersion("support-bot", spec.model.mlflow.version or "3", "s3://bot/3", "run")),
         connection=Connection("default", "http://mlflow:5000", **secrets),
-        revisions={},
+        revisions=_revisions(case),
         children=(),
-        keys=keys,
+        keys=held,
         image="example.com/llm-runtime:1",
         service_monitors=case.get("service_monitors", False),
         adapters=tuple(
@@ -59,7 +71,29 @@ def observed(case: dict[str, Any]) -> Observed:
             for each in spec.adapters or ()
         ),
         connections={"default": Connection("default", "http://mlflow:5000", **secrets)},
+        http_routes=case.get("http_routes", False),
+        operator_key=keys.operator_key(META, "operator", "cc" * 32) if spec.rollout.smoke_maps else None,
+        evidence=Evidence("261b89cb52", smoke={name: SmokeOutcome(1) for name in spec.rollout.smoke_maps}),
     )
+
+
+def _status(case: dict[str, Any]) -> LLMDeploymentStatus:
+    """An earlier look: `stable` and `candidate` as the status had them."""
+    return LLMDeploymentStatus.model_validate({key: case[key] for key in ("stable", "candidate") if key in case})
+
+
+def _revisions(case: dict[str, Any]) -> dict[str, RevisionChildren]:
+    """What runs of them: as many ready pods as `pods` says."""
+    stored = {"data": {"config.json": "{}", "template.json": "{}"}}
+    return {
+        revision: RevisionChildren(
+            revision,
+            {"metadata": {"generation": 1}, "spec": {"replicas": count},
+             "status": {"observedGeneration": 1, "replicas": count, "readyReplicas": count}},
+            stored,
+        )
+        for revision, count in case.get("pods", {}).items()
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("folder", sorted(GOLDEN.iterdir()), ids=lambda folder: folder.name)
