@@ -198,6 +198,17 @@ def test_a_canary_whose_one_pod_would_be_too_much_runs_its_step_without_traffic(
     assert sim.candidate.step == 2
 
 
+def test_pods_of_a_third_revision_keep_the_candidate_out_of_the_service_until_they_leave() -> None:
+    for strategy in ("Canary", "Rolling"):
+        sim = Sim(rollout(strategy), replicas=4)
+        for _ in range(20):
+            sim.orders["stray"], sim.pods["stray"] = 1, [Pod(ready=True)]
+            sim.step()
+            assert sim.serving == ("old",)
+            assert sim.ready("old") == 4
+        assert sim.run().stable == "2"
+
+
 def test_with_a_route_the_weight_is_exact_and_the_service_stays_with_the_stable_revision() -> None:
     sim = Sim(rollout("Canary"), replicas=2, routed=True)
     sim.until(lambda s: s.candidate.weight == 20)
