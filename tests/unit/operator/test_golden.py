@@ -6,6 +6,7 @@ tests/control_plane/test_crds.py lets a real API server judge the same objects.
 
 from __future__ import annotations
 
+import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +17,12 @@ import yaml
 
 from llm_operator import plans
 from llm_operator.crds import ApiKeySpec, LLMDeploymentSpec, LLMDeploymentStatus
-from llm_operator.plans import keys
+from llm_operator.plans import keys, workload
 from llm_operator.state import (
     Connection,
     Evidence,
     HeldKey,
+    Manifest,
     Meta,
     ModelVersion,
     Observed,
@@ -84,13 +86,18 @@ def _status(case: dict[str, Any]) -> LLMDeploymentStatus:
 
 def _revisions(case: dict[str, Any]) -> dict[str, RevisionChildren]:
     """What runs of them: as many ready pods as `pods` says."""
-    stored = {"data": {"config.json": "{}", "template.json": "{}"}}
+    spec = LLMDeploymentSpec.model_validate(case["spec"])
+
+    def stored(revision: str) -> Manifest:
+        template = workload.pod_template(META, spec, revision, "example.com/llm-runtime:1")
+        return {"data": {"config.json": "{}", "template.json": json.dumps(template)}}
+
     return {
         revision: RevisionChildren(
             revision,
             {"metadata": {"generation": 1}, "spec": {"replicas": count},
              "status": {"observedGeneration": 1, "replicas": count, "readyReplicas": count}},
-            stored,
+            stored(revision),
         )
         for revision, count in case.get("pods", {}).items()
     }  # fmt: skip
