@@ -22,6 +22,7 @@ from llm_operator.lease import Lease, LeaseLost
 from llm_operator.observe import Outside
 from llm_operator.pods import HttpPods
 from llm_operator.poll import Poll
+from llm_operator.prometheus import HttpPrometheus
 from llm_operator.queue import Queue
 from llm_operator.reconcile import Done, Pace, reconcile
 from llm_operator.reconcile.worker import work
@@ -87,7 +88,8 @@ async def _lead(
 ) -> None:
     registry = CachedRegistry(MlflowRegistry(), keep_seconds=settings.poll_seconds, rest_seconds=REST_SECONDS)
     pods, image = HttpPods(), settings.runtime_image
-    outside = Outside(cluster, registry, pods, connections, image, lambda: datetime.now(UTC))
+    prometheus = HttpPrometheus(settings.prometheus.url if settings.prometheus else "")
+    outside = Outside(cluster, registry, pods, connections, image, lambda: datetime.now(UTC), prometheus=prometheus)
     pace = Pace(settings.verify_seconds, settings.settle_seconds)
     poll = Poll(cluster, registry, connections, queue, settings.watch_namespaces)
     receiver.wake = poll.wake
@@ -105,6 +107,7 @@ async def _lead(
         await _first_to_end([asyncio.ensure_future(part) for part in parts])
     finally:
         await pods.close()
+        await prometheus.close()
 
 
 async def _first_to_end(tasks: list["asyncio.Future[Any]"]) -> None:

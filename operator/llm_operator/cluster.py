@@ -39,6 +39,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "HorizontalPodAutoscaler": ("autoscaling/v2", "horizontalpodautoscalers"),
     "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
     "ServiceMonitor": ("monitoring.coreos.com/v1", "servicemonitors"),
+    "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),
     "Lease": ("coordination.k8s.io/v1", "leases"),
 }
 

@@ -21,6 +21,7 @@ from llm_operator.crds import (
 )
 from llm_operator.plans import apikeys, faults, keys, names, source, verdicts
 from llm_operator.pods import Pods
+from llm_operator.prometheus import Prometheus
 from llm_operator.registry import Reference, Registry, RegistryFault, read_connection
 from llm_operator.settings import ConnectionSettings
 from llm_operator.state import (
@@ -37,6 +38,7 @@ from llm_operator.state import (
     Resolution,
     ResolvedAdapter,
     RevisionChildren,
+    SmokeOutcome,
 )
 from llm_runtime.contract import KEY_PREFIX, hash_key, key_id_of
 
@@ -63,6 +65,11 @@ class Outside:
     """resourceVersion of each Secret as last written, by (namespace, name): Secrets are not watched."""
     ledgers: dict[Key, verdicts.Ledger] = field(default_factory=dict)
     """By LLMDeployment: the verdicts that the registry was told."""
+    prometheus: Prometheus | None = None
+    baselines: dict[str, tuple[str, dict[str, Figures]]] = field(default_factory=dict)
+    """By deployment uid: a candidate, and the figures of all pods when it got traffic. Taken again after a restart."""
+    smoke: dict[tuple[str, str, str, str], SmokeOutcome] = field(default_factory=dict)
+    """Outcomes by (deployment uid, candidate, ConfigMap, its resourceVersion): prompts are asked once."""
 
 
 DIGESTS_KEPT = 200_000
@@ -89,12 +96,12 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
     spec = LLMDeploymentSpec.model_validate(resource["spec"])
     status = LLMDeploymentStatus.model_validate(resource.get("status") or {})
     labels = f"{names.DEPLOYMENT_LABEL}={meta.name}"
-    listed, pods, held, ((connection, resolution), adapters), monitors, missing = await asyncio.gather(
+    listed, pods, held, ((connection, resolution), adapters), (monitors, routes), missing = await asyncio.gather(
         asyncio.gather(*(outside.cluster.list(kind, meta.namespace, labels) for kind in plans.CHILD_KINDS)),
         outside.cluster.list("Pod", meta.namespace, labels),
         _held_keys(outside, meta),
         asyncio.gather(_resolve(outside, spec, status), _resolve_adapters(outside, spec, status)),
-        _monitors(outside, meta, labels),
+        asyncio.gather(*(_optional(outside, kind, meta, labels) for kind in ("ServiceMonitor", "HTTPRoute"))),
         _database_missing(outside.cluster, meta, spec),
     )
     children = [child for group in listed for child in group if names.owned(child, meta)]
@@ -114,12 +121,13 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         resolution=resolution,
         connection=connection,
         revisions=revisions,
-        children=(*children, *(m for m in monitors or [] if names.owned(m, meta))),
+        children=(*children, *(c for c in (*(monitors or ()), *(routes or ())) if names.owned(c, meta))),
         keys=held,
         image=outside.image,
         faults=found,
         database_missing=missing,
         service_monitors=monitors is not None,
+        http_routes=routes is not None,
         autoscaler=next((c for c in children if c["kind"] == "HorizontalPodAutoscaler"), None),
         adapters=adapters,
         connections=_connections(outside, adapters, status),
@@ -140,10 +148,11 @@ async def _figures(
     }
 
 
-async def _monitors(outside: Outside, meta: Meta, labels: str) -> list[Manifest] | None:
-    if not await outside.cluster.serves("ServiceMonitor"):
+async def _optional(outside: Outside, kind: str, meta: Meta, labels: str) -> list[Manifest] | None:
+    """Children of a kind that the cluster may not know; None where it does not."""
+    if not await outside.cluster.serves(kind):
         return None
-    return await outside.cluster.list("ServiceMonitor", meta.namespace, labels)
+    return await outside.cluster.list(kind, meta.namespace, labels)
 
 
 async def _database_missing(cluster: Cluster, meta: Meta, spec: LLMDeploymentSpec) -> str:

@@ -1,9 +1,11 @@
-"""All I/O to runtime pods: their figures. What they say of themselves is a hint, never a reason to stop a reconcile."""
+"""All I/O to runtime pods: their figures and answers. Silence is a hint, never a reason to stop a reconcile."""
 
 import asyncio
+import json
 import math
 from collections.abc import Iterable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -19,11 +21,26 @@ AT_ONCE = 32
 SERVER_ERROR = "5"
 
 
+ANSWER_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a pod answered to a prompt. Status 0: it did not answer, `text` says why."""
+
+    status: int
+    text: str
+
+
 class Pods(Protocol):
-    """What the operator asks of running pods; a test's stand-in has this method too."""
+    """What the operator asks of running pods; a test's stand-in has these methods too."""
 
     async def figures(self, pod: Manifest) -> Figures | None:
         """What the pod says of itself; None when it does not answer."""
+        ...
+
+    async def ask(self, pod: Manifest, key: str, body: dict[str, Any]) -> Answer:
+        """The answer to an OpenAI request: a chat when it has messages, else a completion. `key` may be empty."""
         ...
 
 
@@ -35,29 +52,57 @@ class HttpPods:
         self._places = asyncio.Semaphore(AT_ONCE)
 
     async def figures(self, pod: Manifest) -> Figures | None:
-        address = (pod.get("status") or {}).get("podIP")
-        if not address:
+        root = _root(pod)
+        if root is None:
             return None
-        host = f"[{address}]" if ":" in address else address
         try:
             async with self._places, asyncio.timeout(TIMEOUT_SECONDS):
-                return read(await self._text(f"http://{host}:{contract.PORT}{contract.METRICS_PATH}"))
+                status, text = await self._text("GET", root + contract.METRICS_PATH)
+                return read(text) if status == 200 else None
         except (httpx.HTTPError, TimeoutError, ValueError):
             return None
 
-    async def _text(self, url: str) -> str:
-        async with self._client.stream("GET", url) as answer:
-            answer.raise_for_status()
+    async def ask(self, pod: Manifest, key: str, body: dict[str, Any]) -> Answer:
+        root = _root(pod)
+        if root is None:
+            return Answer(0, "the pod has no address yet")
+        path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            async with self._places, asyncio.timeout(ANSWER_SECONDS):
+                status, text = await self._text("POST", root + path, json=body, headers=headers, timeout=ANSWER_SECONDS)
+            return Answer(status, _generated(text) if status == 200 else text[:500])
+        except (httpx.HTTPError, TimeoutError, ValueError) as error:
+            return Answer(0, f"{type(error).__name__}: {error}")
+
+    async def _text(self, method: str, url: str, **more: Any) -> tuple[int, str]:
+        async with self._client.stream(method, url, **more) as answer:
             found = b""
             async for chunk in answer.aiter_bytes():
                 found += chunk
                 if len(found) > MAX_BYTES:
                     raise ValueError(f"{url} sent more than {MAX_BYTES} bytes")
-        return found.decode()
+        return answer.status_code, found.decode()
 
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
+
+
+def _root(pod: Manifest) -> str | None:
+    address = (pod.get("status") or {}).get("podIP")
+    if not address:
+        return None
+    return f"http://[{address}]:{contract.PORT}" if ":" in address else f"http://{address}:{contract.PORT}"
+
+
+def _generated(text: str) -> str:
+    """The text of an OpenAI answer. Raises ValueError for anything else."""
+    try:
+        choice = json.loads(text)["choices"][0]
+        return str(choice["message"]["content"] or "" if "message" in choice else choice["text"])
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"not an answer of the OpenAI API: {text[:200]}") from error
 
 
 def read(text: str) -> Figures:

@@ -49,6 +49,13 @@ class LeaseSettings(_Section):
     """How often the leader renews and the others look."""
 
 
+class PrometheusSettings(_Section):
+    """The Prometheus that roll-out gates ask."""
+
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    """Its address, as `http://prometheus.monitoring:9090`."""
+
+
 class Settings(_Section):
     """Everything that the platform team decides once for all LLMDeployments."""
 
@@ -74,6 +81,8 @@ class Settings(_Section):
     """Probes and metrics."""
     webhook_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """MLflow's webhooks (docs/promotion.md); 0: none are received."""
+    prometheus: PrometheusSettings | None = None
+    """For gates of kind prometheusQuery that name no server of their own."""
     lease: LeaseSettings = LeaseSettings()
     """Leader election."""
     connections: dict[str, ConnectionSettings] = Field(default_factory=dict)

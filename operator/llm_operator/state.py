@@ -129,6 +129,42 @@ def pod_ready(pod: Manifest) -> bool:
 
 
 @dataclass(frozen=True)
+class SmokeOutcome:
+    """What became of one ConfigMap's smoke prompts."""
+
+    passed: int = 0
+    """Prompts that were answered as expected."""
+    failures: tuple[str, ...] = ()
+    """One sentence for each prompt that was not."""
+    waiting: str = ""
+    """Why there is no outcome yet."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a Prometheus query answered."""
+
+    value: float | None = None
+    """None with nothing to wait for: the query found no samples."""
+    waiting: str = ""
+    """Why there is no answer yet."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What gates are judged by. Both figures are sums over pods and over the same window."""
+
+    revision: str = ""
+    """The candidate that it is about."""
+    candidate: Figures = field(default_factory=Figures)
+    stable: Figures = field(default_factory=Figures)
+    smoke: Mapping[str, SmokeOutcome] = field(default_factory=dict)
+    """By ConfigMap."""
+    queries: Mapping[str, Measured] = field(default_factory=dict)
+    """By query as it is written in the gate."""
+
+
+@dataclass(frozen=True)
 class RevisionChildren:
     """What there is of one revision in the cluster."""
 
@@ -148,6 +184,11 @@ class RevisionChildren:
         generation = (self.deployment or {}).get("metadata", {}).get("generation")
         counted = int(status.get("readyReplicas") or 0) if status.get("observedGeneration") == generation else 0
         return min(counted, sum(pod_ready(pod) for pod in self.pods))
+
+    @property
+    def answering(self) -> int:
+        """Pods that are ready and stay, by their own word: unlike `ready` it does not blink when pods are ordered."""
+        return min(self.wanted, sum(pod_ready(pod) for pod in self.pods))
 
     @property
     def wanted(self) -> int:
@@ -201,6 +242,12 @@ class Observed:
     """Why the registry takes no verdicts."""
     available: ModelVersion | None = None
     """What the reference stands for, where that waits for somebody's word and `resolution` is what was before."""
+    evidence: Evidence = field(default_factory=Evidence)
+    """About the candidate that is under way."""
+    operator_key: HeldKey | None = None
+    """The operator's own key, by which it asks smoke prompts."""
+    http_routes: bool = False
+    """Whether the cluster knows the Gateway API's HTTPRoutes."""
 
 
 @dataclass(frozen=True)
@@ -236,8 +283,6 @@ class Plan:
     nudge: tuple[tuple[str, str], ...] = ()
     """Pods (name, digest) whose kubelet should read the key Secret again at once."""
     requeue_seconds: float | None = None
-    verdict: Verdict | None = None
-    """Set by the plan in which a roll-out ends. A plan that could not be applied comes again."""
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,9 @@ def test_the_smallest_resources_are_accepted_and_only_scalars_are_defaulted(api:
         ("spec.autoscaling", {"minReplicas": 3, "maxReplicas": 2, "metrics": [{"type": "CPU", "target": 80}]},
          "minReplicas must not be greater than maxReplicas"),
         ("spec.autoscaling", {"maxReplicas": 2, "metrics": [{"type": "GPU", "target": 80}]}, '"QueueDepth"'),
-        ("spec.rollout.strategy", "Canary", 'supported values: "BlueGreen", "Recreate"'),
+        ("spec.rollout.strategy", "Later", 'supported values: "Auto", "Rolling", "BlueGreen", "Canary", "Recreate"'),
+        ("spec.rollout.canary", {"steps": [{"weight": 50}, {"weight": 20}]}, "weights must increase"),
+        ("spec.rollout.gates", [{"maxErrorRate": 0.1, "maxInterTokenP95Ratio": 2}], "write exactly one of smoke"),
         ("spec.modelCache", {"persistentVolumeClaim": {"claimName": "a"}, "emptyDir": {}}, "write exactly one of"),
         ("spec.modelCache", {"hostPath": {"path": "/"}}, "hostPath"),
         ("spec.pod.labels", {"app.kubernetes.io/name": "x"}, "use a key of your own"),
@@ -186,5 +188,5 @@ def test_a_version_may_be_written_with_and_without_quotes(api: Api) -> None:
 @pytest.mark.parametrize("case", sorted(folder.name for folder in GOLDEN.iterdir()) if GOLDEN.exists() else [])
 def test_golden_objects_are_what_kubernetes_accepts(api: Api, case: str) -> None:
     for manifest in yaml.safe_load((GOLDEN / case / "out.yaml").read_text())["objects"]:
-        if manifest["kind"] != "ServiceMonitor":
+        if manifest["kind"] not in ("ServiceMonitor", "HTTPRoute"):
             api.apply(manifest, dryRun="All", fieldValidation="Strict")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from control_plane.operator_fixtures import Place, eventually
 from devstack.cluster import Cluster
 from llm_operator.crds import API_VERSION
 from unit.runtime import tiny_model
+from unit.runtime.models.fakes import safetensors, write_model
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.usefixtures("process_node")]
 pytest_plugins = ["control_plane.operator_fixtures"]
@@ -96,3 +98,25 @@ def test_what_is_not_there_is_told_by_the_pod(place: Place, tmp_path: Path) -> N
     deploy(place, "bot", uri=f"file://{tmp_path}/nothing")
     told = eventually(lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None, 60)
     assert (told["reason"], "nothing is not a folder" in told["message"]) == ("ModelNotFound", True)
+
+
+def test_how_far_a_download_is_moves_in_the_status(place: Place, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "bot")
+    (model / "model.safetensors").write_bytes(safetensors({"a": 40_000_000}))  # 40 MB in about 20 s.
+    seen: list[str] = []
+
+    def moved() -> bool:
+        said = place.condition("Progressing")
+        if said["reason"] == "Downloading" and said["message"] not in seen:
+            seen.append(said["message"])
+        return len(seen) >= 2
+
+    with hub(model, bytes_per_second=2e6) as endpoint:
+        variables = {"HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN}
+        data = {name: base64.b64encode(value.encode()).decode() for name, value in variables.items()}
+        meta = {"name": "hub", "namespace": place.name}
+        place.api.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": data})
+        deploy(place, "bot", uri=f"hf://{REPOSITORY}@{COMMIT}", credentialsSecretRef={"name": "hub"})
+        eventually(moved, 60)
+    assert all(re.search(r"downloading \d+ %, \d[.\d]* MB/s", said) for said in seen), seen
+    print(seen)

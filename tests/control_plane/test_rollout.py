@@ -11,6 +11,7 @@ from control_plane.operator_fixtures import IMAGE, Place, eventually
 
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
+ALL = {"llm-operator.dev/deployment": "bot"}
 CORRUPT = '{"reason": "ModelCorrupt", "message": "model.safetensors is 12 bytes short: push the version again"}'
 
 
@@ -157,3 +158,77 @@ def test_a_changed_specification_makes_a_new_revision_and_replicas_do_not(place:
     eventually(lambda: place.ready()["stable"]["revision"] != first)
     config = place.get("ConfigMap", f"bot-{place.status()['stable']['revision']}") or {}
     assert json.loads(config["data"]["config.json"])["engine"]["maxModelLength"] == 1024
+
+
+def test_a_canary_gets_its_weight_by_pods_and_is_then_promoted(place: Place) -> None:
+    model = place.model()
+    steps = [{"weight": 20, "holdSeconds": 2}, {"weight": 50, "holdSeconds": 1}]
+    place.deploy(replicas=4, rollout={"strategy": "Canary", "canary": {"steps": steps}})
+    old = place.ready()["stable"]["revision"]
+    place.models.promote(model, 2)
+    status = eventually(lambda: s if (s := place.status())["candidate"]["weight"] == 20 else None)
+    new = status["candidate"]["revision"]
+    assert (place.get("Deployment", f"bot-{new}") or {})["spec"]["replicas"] == 1
+    assert (place.get("Deployment", f"bot-{old}") or {})["spec"]["replicas"] == 4
+    service = eventually(lambda: s if (s := place.get("Service", "bot"))["spec"]["selector"] == ALL else None)
+    assert service
+    preview = place.get("Service", "bot-candidate") or {}
+    assert preview["spec"]["selector"]["llm-operator.dev/revision"] == new
+    place.ready(version="2")
+    assert place.selected() == new
+    eventually(lambda: place.get("Service", "bot-candidate") is None)
+
+
+def test_a_rolling_replaces_pod_by_pod_and_never_has_less_ready_pods(place: Place) -> None:
+    model = place.model()
+    place.deploy(replicas=3, rollout={"strategy": "Rolling"})
+    place.ready()
+    place.models.promote(model, 2)
+    least = 3
+
+    def done() -> bool:
+        nonlocal least
+        selector = ",".join(f"{k}={v}" for k, v in (place.get("Service", "bot") or {})["spec"]["selector"].items())
+        pods = [
+            pod for pod in place.api.list("Pod", place.name, selector) if "deletionTimestamp" not in pod["metadata"]
+        ]
+        ready = [c for pod in pods for c in pod["status"].get("conditions", []) if c["type"] == "Ready"]
+        least = min(least, sum(c["status"] == "True" for c in ready))
+        return bool(place.status()["stable"]["version"] == "2")
+
+    eventually(done, 40)
+    assert least == 3
+
+
+def test_prompts_that_nobody_can_answer_hold_the_candidate_until_its_deadline(place: Place) -> None:
+    model = place.model()
+    place.deploy()
+    old = place.ready()["stable"]["revision"]
+    gates = [{"smokePrompts": {"configMap": "smoke"}}]
+    place.deploy(rollout={"strategy": "BlueGreen", "gates": gates, "progressDeadlineSeconds": 10})
+    place.models.promote(model, 2)
+    waits = eventually(lambda: c if "does not exist" in (c := place.condition("Progressing"))["message"] else None)
+    assert "ConfigMap smoke" in waits["message"]
+    stalled = eventually(lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None, 30)
+    assert stalled["reason"] == "ProgressDeadlineExceeded"
+    assert place.selected() == old
+
+
+def test_an_abort_takes_the_candidate_back_and_a_rollback_undoes(place: Place) -> None:
+    model = place.model()
+    place.deploy(replicas=1, rollout={"strategy": "BlueGreen"})
+    first = place.ready(version="1")["stable"]["revision"]
+    place.models.promote(model, 2)
+    second = place.ready(version="2")["stable"]["revision"]
+    note = {"metadata": {"annotations": {"llm-operator.dev/rollback-to": first}}}
+    place.api.patch("LLMDeployment", place.name, "bot", note)
+    assert place.ready(version="1")["stable"]["revision"] == first
+    assert "held at revision" in place.condition("Progressing")["message"]
+    place.kubelet.fate[place.name, "2"] = {}
+    undo = {"metadata": {"annotations": {"llm-operator.dev/rollback-to": None, "llm-operator.dev/rollout": None}}}
+    place.api.patch("LLMDeployment", place.name, "bot", undo)
+    eventually(lambda: place.status()["candidate"]["revision"] == second)
+    abort = {"metadata": {"annotations": {"llm-operator.dev/rollout": "abort"}}}
+    place.api.patch("LLMDeployment", place.name, "bot", abort)
+    eventually(lambda: place.status()["candidate"]["reason"] == "Aborted")
+    assert place.selected() == first

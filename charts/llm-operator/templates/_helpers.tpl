@@ -65,6 +65,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 - apiGroups: [monitoring.coreos.com]
   resources: [servicemonitors]
   verbs: [get, list, create, patch, delete]
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [httproutes]
+  verbs: [get, list, create, patch, delete]
 {{- end }}
 
 {{/* The operator's configuration file: operator/llm_operator/settings.py reads it. */}}
@@ -74,6 +77,10 @@ pollSeconds: {{ .Values.pollSeconds }}
 logFormat: {{ .Values.logFormat }}
 webhookPort: 8090
 watchNamespaces: {{ .Values.watchNamespaces | toJson }}
+{{- if .Values.prometheusUrl }}
+prometheus:
+  url: {{ .Values.prometheusUrl | quote }}
+{{- end }}
 lease:
   name: {{ include "llm-operator.name" . }}
   namespace: {{ .Release.Namespace }}

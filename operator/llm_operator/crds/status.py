@@ -78,8 +78,48 @@ class RevisionStatus(Section):
     """When its roll-out began; for the stable revision, when it took over."""
 
 
+class GateVerdict(Section):
+    """What one gate says of the candidate."""
+
+    name: Annotated[str, Field(max_length=320)]
+    """The gate."""
+    state: Literal["Passed", "Failed", "Waiting", "TooFewSamples"]
+    """Waiting: no answer yet. TooFewSamples: not judged, it counts as passed when the step's hold is over."""
+    figure: Annotated[str, Field(max_length=64)] | None = None
+    """What was measured."""
+    threshold: Annotated[str, Field(max_length=64)] | None = None
+    """What is allowed."""
+    message: Annotated[str, Field(max_length=1024)] | None = None
+    """What lies behind it."""
+
+
 class CandidateStatus(RevisionStatus):
     """The revision that is being rolled out, or that failed to."""
+
+    strategy: Literal["Rolling", "BlueGreen", "Canary", "Recreate"] | None = None
+    """How it is rolled out."""
+    strategy_reason: Annotated[str, Field(max_length=1024)] | None = None
+    """Why so."""
+    surge: int | None = Field(default=None, json_schema_extra={"format": "int32"})
+    """Rolling: pods beyond spec.replicas; 0 where the cluster has no room for one."""
+    replicas: int | None = Field(default=None, json_schema_extra={"format": "int32"})
+    """Rolling: how many pods it has been given so far."""
+    step: int | None = Field(default=None, json_schema_extra={"format": "int32"})
+    """Canary: the step that runs, from 1; one more than there are steps while it grows to all pods."""
+    weight: int | None = Field(default=None, json_schema_extra={"format": "int32"})
+    """Canary: percent of the traffic that it gets at most now; 0: none."""
+    step_started_at: Time | None = None
+    """When the hold of the step began: its pods were ready."""
+    traffic_since: Time | None = None
+    """When it first got traffic."""
+    restarts: int | None = Field(default=None, json_schema_extra={"format": "int32"})
+    """How often its containers had restarted by then: one more is a crash."""
+    progressed_at: Time | None = None
+    """When it last got further; its deadline counts from here."""
+    paused: bool | None = None
+    """The annotation says pause: it stays where it is."""
+    verdict: Annotated[tuple[GateVerdict, ...], Field(max_length=10)] | None = None
+    """What each gate says of it."""
 
     outcome: Literal["Failed"] | None = None
     """Failed: it was given up; a new version or a changed specification is tried afresh."""
@@ -106,6 +146,17 @@ class HistoryEntry(Section):
     """Why."""
 
 
+class DirectiveStatus(Section):
+    """An annotation of a person, as it was understood when it was first seen."""
+
+    value: Annotated[str, Field(max_length=256)]
+    """Its value."""
+    revision: Short | None = None
+    """What it is about: it has no effect on any other roll-out. Absent: on nothing."""
+    instead_of: Short | None = None
+    """rollback-to: the revision that was wanted then; a newer wish ends the roll-back."""
+
+
 class LLMDeploymentStatus(Section):
     """What is the case, as the operator last saw it."""
 
@@ -128,6 +179,10 @@ class LLMDeploymentStatus(Section):
     """The revision that is being rolled out, or that failed to."""
     history: Annotated[tuple[HistoryEntry, ...], Field(max_length=20)] = ()
     """Earlier revisions, newest first."""
+    directive: DirectiveStatus | None = None
+    """The annotation llm-operator.dev/rollout."""
+    rollback: DirectiveStatus | None = None
+    """The annotation llm-operator.dev/rollback-to."""
     replicas: int | None = Field(default=None, json_schema_extra={"format": "int32"})
     """Pods of the serving revision."""
     ready_replicas: int | None = Field(default=None, json_schema_extra={"format": "int32"})

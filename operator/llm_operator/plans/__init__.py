@@ -16,10 +16,11 @@ from llm_operator.plans import (
     network,
     revision,
     rollout,
+    traffic,
     workload,
 )
 from llm_operator.plans.reasons import Reason
-from llm_operator.state import Fault, Manifest, Observed, Occurrence, Plan
+from llm_operator.state import Fault, HeldKey, Manifest, Observed, Occurrence, Plan
 
 CHILD_KINDS = ("Deployment", "ConfigMap", "Service", "ServiceAccount", "HorizontalPodAutoscaler", "PodDisruptionBudget")
 """What is listed to be pruned. Secrets are not: the operator may not list them, their names are known."""
@@ -39,7 +40,10 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
             replicas=replicas,
             settle_seconds=settle_seconds,
             now=now,
-            model=_model_name(observed),
+            annotations=observed.meta.annotations,
+            kept=revision.kept(observed),
+            evidence=observed.evidence,
+            routed=traffic.routed(observed),
         )
     )
     objects, lost = _objects(observed, decision)
@@ -54,7 +58,6 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
         occurrences=(*decision.occurrences, *_tell(observed, status)),
         nudge=_nudge(observed),
         requeue_seconds=min(looks, default=None),
-        verdict=decision.verdict,
     )
 
 
@@ -76,14 +79,11 @@ def after_apply(plan: Plan, observed: Observed, fault: Fault | None, now: dateti
 def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Manifest, ...], str]:
     """Everything that should exist, in the order of need; and a running revision that can't be rebuilt."""
     meta, spec = observed.meta, observed.spec
-    mounted = keys.keys_secret(meta, spec.access, observed.keys, adapters.adapter_file(observed))
+    mounted = keys.keys_secret(meta, spec.access, _keys(observed), adapters.adapter_file(observed))
     found: list[Manifest] = [network.service_account(meta), mounted]
     if observed.connection and (secret := keys.registry_secret(meta, observed.connection)):
         found.append(secret)
-    if decision.serving:
-        # Before the Deployments: clients turn to the new pods before the old ones are told to go.
-        found.append(network.service(meta, spec, decision.serving))
-        found.append(network.disruption_budget(meta, decision.serving))
+    found += traffic.objects(observed, decision)
     lost = ""
     for name, replicas in decision.replicas.items():
         memory = revision.memory(observed, name)
@@ -99,6 +99,10 @@ def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Mani
     return tuple(found), lost
 
 
+def _keys(observed: Observed) -> tuple[HeldKey, ...]:
+    return (*observed.keys, *([observed.operator_key] if observed.operator_key else []))
+
+
 def prune(observed: Observed, objects: Iterable[Manifest], decision: rollout.Decision) -> tuple[Manifest, ...]:
     """Own children that are not wanted. A revision's Deployment goes last: a crash in between leaves it findable."""
     wanted = {(o["kind"], o["metadata"]["name"]) for o in objects}
@@ -110,7 +114,7 @@ def prune(observed: Observed, objects: Iterable[Manifest], decision: rollout.Dec
         if (child["kind"], child["metadata"]["name"]) not in wanted
         and not (child["kind"] in ("Deployment", "ConfigMap") and child["metadata"]["name"] in kept)
         # Without a decision on what serves, nothing that serves is taken away.
-        and not (decision.serving is None and child["kind"] in ("Service", "PodDisruptionBudget"))
+        and not (not decision.serving and child["kind"] in ("Service", "PodDisruptionBudget"))
     ]
     return tuple(sorted(unwanted, key=lambda child: child["kind"] == "Deployment"))
 
@@ -129,13 +133,13 @@ def _fault(observed: Observed, lost: str) -> Fault | None:
             "spec.monitoring.serviceMonitor.enabled is Enabled but the cluster has no ServiceMonitor CRD: install the "
             "Prometheus operator, or write Auto",
         )
-    return None
+    return traffic.fault(observed)
 
 
 def _status(
     observed: Observed, decision: rollout.Decision, picture: conditions.Picture, now: datetime
 ) -> LLMDeploymentStatus:
-    serving = observed.revisions.get(decision.serving or "")
+    serving = [observed.revisions[name] for name in decision.serving if name in observed.revisions]
     return LLMDeploymentStatus(
         observed_generation=observed.meta.generation,
         conditions=conditions.deployment(picture, now),
@@ -144,18 +148,15 @@ def _status(
         stable=decision.stable,
         candidate=decision.candidate,
         history=decision.history,
-        replicas=serving.replicas if serving else 0,
-        ready_replicas=serving.ready if serving else 0,
-        selector=f"{names.DEPLOYMENT_LABEL}={observed.meta.name},{names.REVISION_LABEL}={decision.serving}"
-        if decision.serving
-        else f"{names.DEPLOYMENT_LABEL}={observed.meta.name}",
+        directive=decision.directive,
+        rollback=decision.rollback,
+        replicas=sum(each.replicas for each in serving),
+        ready_replicas=picture.ready,
+        selector=",".join(
+            f"{name}={value}" for name, value in network.selector(observed.meta, decision.serving).items()
+        ),
         url=network.url(observed.meta, observed.spec),
     )
-
-
-def _model_name(observed: Observed) -> str:
-    known = observed.resolution.model or observed.status.model
-    return known.name if known else ""
 
 
 def _model(observed: Observed, now: datetime) -> ModelStatus | None:
@@ -229,7 +230,7 @@ def _change(before: Condition | None, after: Condition, good: str, kind: str) ->
 
 def _nudge(observed: Observed) -> tuple[tuple[str, str], ...]:
     """Pods whose kubelet has not been told about the keys, tiers and adapters as they are now."""
-    mounted = keys.key_file(observed.meta, observed.spec.access, observed.keys)
+    mounted = keys.key_file(observed.meta, observed.spec.access, _keys(observed))
     if adapters.pinned(observed):
         mounted += adapters.adapter_file(observed)
     digest = keys.digest(mounted)

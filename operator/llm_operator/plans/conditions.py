@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from llm_operator.crds import Condition
-from llm_operator.plans import adapter_status, approval, downloads, names
+from llm_operator.plans import adapter_status, approval, downloads, names, stages
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import Decision, stamp
 from llm_operator.state import Fault, Manifest, Observed
@@ -31,19 +31,24 @@ class Picture:
 
     @property
     def ready(self) -> int:
-        children = self.observed.revisions.get(self.decision.serving or "")
-        return children.ready if children else 0
+        """Ready pods behind the Service. During a roll-out pods are ordered all the time: then as last counted."""
+        serving = [self.observed.revisions[n] for n in self.decision.serving if n in self.observed.revisions]
+        shared = len(self.decision.serving) > 1
+        return sum(each.answering if shared else each.ready for each in serving)
 
     @property
     def download(self) -> str:
         """How far the pods that are to come have got with the model's files; empty: they download nothing."""
         candidate = self.decision.candidate if self.decision.rolling_out else None
-        children = self.observed.revisions.get(candidate.revision if candidate else self.decision.serving or "")
-        return downloads.progress(children.pods, self.observed.figures, self.replicas) if children else ""
+        coming = (candidate.revision,) if candidate else self.decision.serving
+        children = [self.observed.revisions[name] for name in coming if name in self.observed.revisions]
+        pods = [pod for each in children for pod in each.pods]
+        return downloads.progress(pods, self.observed.figures, self.replicas)
 
     @property
     def serving_fault(self) -> Fault | None:
-        return self.observed.faults.get(self.decision.serving or "")
+        found = (self.observed.faults.get(name) for name in self.decision.serving)
+        return next((fault for fault in found if fault is not None), None)
 
 
 def deployment(picture: Picture, now: datetime) -> tuple[Condition, ...]:
@@ -186,6 +191,8 @@ def _hindrance(picture: Picture) -> str:
     fault = picture.observed.faults.get(candidate.revision) if candidate else None
     if fault:
         return fault.reason
+    if candidate is not None and candidate.paused:
+        return Reason.Paused
     return Reason.Downloading if picture.download else Reason.RollingOut
 
 
@@ -194,8 +201,10 @@ def _under_way(picture: Picture) -> str:
     assert candidate is not None
     children = picture.observed.revisions.get(candidate.revision)
     fault = picture.observed.faults.get(candidate.revision)
-    counted = f"{children.ready if children else 0} of {picture.replicas} pods of version {candidate.version} are ready"
-    parts = (counted, picture.download, _keeps(picture), fault.message if fault else "")
+    pods = picture.decision.replicas.get(candidate.revision, picture.replicas)
+    counted = f"{children.ready if children else 0} of {pods} pods of version {candidate.version} are ready"
+    stage = stages.describe(picture.observed.spec.rollout, candidate)
+    parts = (counted, picture.download, stage, _keeps(picture), fault.message if fault else "")
     return "; ".join(part for part in parts if part)
 
 
@@ -281,6 +290,11 @@ def _applied(picture: Picture) -> Verdict:
 
 
 def _progressing(picture: Picture) -> Verdict:
+    status, reason, said = _progress(picture)
+    return status, reason, "; ".join((said, *picture.decision.remarks))
+
+
+def _progress(picture: Picture) -> Verdict:
     candidate, stable = picture.decision.candidate, picture.decision.stable
     if candidate is None:
         said = f"revision {stable.revision} is rolled out" if stable else "nothing to roll out yet"

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 
-from llm_operator.crds import AccessSpec
+from llm_operator.crds import AccessSpec, ApiKeySpec
 from llm_operator.crds.access import LimitsSpec, TierSpec
 from llm_operator.plans import names
 from llm_operator.state import Connection, HeldKey, Manifest, Meta
@@ -107,3 +107,23 @@ def issued_secret(meta: Meta, name: str, key: str) -> Manifest:
         "type": "Opaque",
         "data": encode({API_KEY_FIELD: key}),
     }
+
+
+def operator_secret(meta: Meta, key: str) -> Manifest:
+    """The key by which the operator itself asks this deployment's pods."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": names.metadata(meta, names.operator_key_secret(meta)),
+        "type": "Opaque",
+        "data": encode({API_KEY_FIELD: key}),
+    }
+
+
+def operator_key(meta: Meta, key_id: str, digest: str) -> HeldKey:
+    """The operator's own record: no tier holds it back."""
+    most = dict.fromkeys(("requests_per_minute", "tokens_per_minute"), 10**9)
+    most |= dict.fromkeys(("requests_per_month", "tokens_per_month"), 10**15)
+    limits = LimitsSpec(max_concurrent=100_000, **most)
+    spec = ApiKeySpec(owner="llm-operator", deployments=(meta.name,), limits=limits)
+    return HeldKey(key_id, digest, Meta("Secret", meta.namespace, names.operator_key_secret(meta), meta.uid, 0), spec)

@@ -16,7 +16,10 @@ def service_monitor(meta: Meta, spec: LLMDeploymentSpec) -> Manifest:
         "kind": "ServiceMonitor",
         "metadata": metadata,
         "spec": {
-            "selector": {"matchLabels": names.selector(meta)},
+            "selector": {
+                "matchLabels": names.selector(meta),
+                "matchExpressions": [{"key": names.PREVIEW_LABEL, "operator": "DoesNotExist"}],
+            },
             "targetLabels": [names.DEPLOYMENT_LABEL],
             "podTargetLabels": [names.REVISION_LABEL],
             "endpoints": [{"port": "http", "path": contract.METRICS_PATH, "interval": settings.interval}],

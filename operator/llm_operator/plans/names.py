@@ -6,6 +6,8 @@ from llm_operator.state import Manifest, Meta
 DEPLOYMENT_LABEL = f"{GROUP}/deployment"
 REVISION_LABEL = f"{GROUP}/revision"
 APPROVE_ANNOTATION = f"{GROUP}/approve-version"
+PREVIEW_LABEL = f"{GROUP}/preview"
+"""On Services beside the endpoint's: their pods are scraped through that one already."""
 KEYS_ANNOTATION = f"{GROUP}/keys"
 MANAGED_BY = "llm-operator"
 FETCH_CONTAINER = "fetch"
@@ -70,3 +72,18 @@ def keys_secret(meta: Meta) -> str:
 def registry_secret(meta: Meta) -> str:
     """Name of the Secret with the registry credentials."""
     return f"{meta.name}-registry"
+
+
+def candidate_service(meta: Meta) -> str:
+    """Name of the Service that finds the candidate's pods during a roll-out."""
+    return f"{meta.name}-candidate"
+
+
+def stable_service(meta: Meta) -> str:
+    """Name of the Service that finds the stable revision's pods, where an HTTPRoute needs one."""
+    return f"{meta.name}-stable"
+
+
+def operator_key_secret(meta: Meta) -> str:
+    """Name of the Secret with the key by which the operator asks smoke prompts."""
+    return f"{meta.name}-operator-key"

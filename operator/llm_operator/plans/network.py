@@ -1,13 +1,18 @@
-"""What the pods are reached and protected by: Service, ServiceAccount, PodDisruptionBudget."""
+"""What the pods are reached and protected by: Services, HTTPRoute, ServiceAccount, PodDisruptionBudget."""
 
 from llm_operator.crds import LLMDeploymentSpec
+from llm_operator.crds.rollout import HttpRouteSpec
 from llm_operator.plans import names
+from llm_operator.plans.workload import plain
 from llm_operator.state import Manifest, Meta
 from llm_runtime import contract
 
 
-def service(meta: Meta, spec: LLMDeploymentSpec, revision: str) -> Manifest:
-    """The endpoint: its selector names the one revision that serves, so a switch is one write."""
+def service(meta: Meta, spec: LLMDeploymentSpec, serving: tuple[str, ...]) -> Manifest:
+    """The endpoint: its selector names the one revision that serves, so a switch is one write.
+
+    While two revisions share the traffic it selects all pods of the deployment.
+    """
     metadata = names.metadata(meta, meta.name)
     if spec.service.annotations:
         metadata["annotations"] = spec.service.annotations
@@ -15,12 +20,50 @@ def service(meta: Meta, spec: LLMDeploymentSpec, revision: str) -> Manifest:
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": metadata,
+        "spec": {"type": spec.service.type, "selector": selector(meta, serving), "ports": [_port(spec)]},
+    }
+
+
+def side_service(meta: Meta, spec: LLMDeploymentSpec, name: str, revision: str) -> Manifest:
+    """One revision by a name of its own: for previews, smoke prompts and the weights of an HTTPRoute."""
+    metadata = names.metadata(meta, name)
+    metadata["labels"][names.PREVIEW_LABEL] = "true"
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata,
+        "spec": {"type": "ClusterIP", "selector": names.selector(meta, revision), "ports": [_port(spec)]},
+    }
+
+
+def _port(spec: LLMDeploymentSpec) -> Manifest:
+    return {"name": "http", "port": spec.service.port, "targetPort": contract.PORT, "protocol": "TCP"}
+
+
+def selector(meta: Meta, serving: tuple[str, ...]) -> dict[str, str]:
+    """The labels of the pods that serve: of one revision, or while two share the traffic of the whole deployment."""
+    return names.selector(meta, serving[0] if len(serving) == 1 else None)
+
+
+def http_route(meta: Meta, spec: LLMDeploymentSpec, route: HttpRouteSpec, weight: int, *, candidate: bool) -> Manifest:
+    """Exact shares of the traffic: `weight` percent for the candidate."""
+    backends = [_backend(names.stable_service(meta), spec, 100 - weight)]
+    if candidate:
+        backends.append(_backend(names.candidate_service(meta), spec, weight))
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": names.metadata(meta, meta.name),
         "spec": {
-            "type": spec.service.type,
-            "selector": names.selector(meta, revision),
-            "ports": [{"name": "http", "port": spec.service.port, "targetPort": contract.PORT, "protocol": "TCP"}],
+            "parentRefs": plain(route.parent_refs),
+            **({"hostnames": list(route.hostnames)} if route.hostnames else {}),
+            "rules": [{"backendRefs": backends}],
         },
     }
+
+
+def _backend(name: str, spec: LLMDeploymentSpec, weight: int) -> Manifest:
+    return {"name": name, "port": spec.service.port, "weight": weight}
 
 
 def service_account(meta: Meta) -> Manifest:
@@ -33,7 +76,7 @@ def service_account(meta: Meta) -> Manifest:
     }
 
 
-def disruption_budget(meta: Meta, revision: str) -> Manifest:
+def disruption_budget(meta: Meta, serving: tuple[str, ...]) -> Manifest:
     """One pod at a time may be evicted; with a single replica a node can still be drained."""
     return {
         "apiVersion": "policy/v1",
@@ -41,7 +84,7 @@ def disruption_budget(meta: Meta, revision: str) -> Manifest:
         "metadata": names.metadata(meta, meta.name),
         "spec": {
             "maxUnavailable": 1,
-            "selector": {"matchLabels": names.selector(meta, revision)},
+            "selector": {"matchLabels": selector(meta, serving)},
             # A pod that is not ready protects nobody by staying.
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         },

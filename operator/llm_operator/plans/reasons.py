@@ -63,6 +63,17 @@ class Reason(StrEnum):
     NodeLost = "NodeLost", "the node of a pod does not answer"
     PodsRefused = "PodsRefused", "the API server refuses the pods: quota, Pod Security, an admission webhook"
     ProgressDeadlineExceeded = "ProgressDeadlineExceeded", "a revision was not ready within its deadline"
+    GateFailed = (
+        "GateFailed",
+        "a gate says that the candidate is wrong or too slow; the message names figure and threshold",
+    )
+    CandidateCrashed = "CandidateCrashed", "a pod of the candidate ended while it had traffic"
+    Aborted = "Aborted", "the annotation llm-operator.dev/rollout says abort"
+    Paused = "Paused", "the annotation llm-operator.dev/rollout says pause"
+    AnnotationIgnored = (
+        "AnnotationIgnored",
+        "an annotation that steers a roll-out can't be read; the message says what can",
+    )
     # A pod's own report (llm_runtime.errors.Fatal)
     ConfigInvalid = "ConfigInvalid", "a pod refused its configuration"
     ModelCorrupt = "ModelCorrupt", "the version's files are not whole; the message names the file"
@@ -77,6 +88,7 @@ class Reason(StrEnum):
     NameTaken = "NameTaken", "an object that is not ours has a child's name"
     ApplyFailed = "ApplyFailed", "the API server refused a child"
     ServiceMonitorMissing = "ServiceMonitorMissing", "asked for, but the cluster has no such CRD"
+    GatewayApiMissing = "GatewayApiMissing", "canary.httpRoute is written, but the cluster has no HTTPRoute CRD"
     InvalidSpec = "InvalidSpec", "stored before the CRD knew better"
     RevisionLost = "RevisionLost", "the ConfigMap of a revision that is not wanted any more was deleted"
     AutoscalerPending = "AutoscalerPending", "the autoscaler has not reported yet"

@@ -28,6 +28,21 @@ def wanted(observed: Observed) -> Wanted | None:
     return Wanted(revision, model.version, _image(observed, revision) or observed.image)
 
 
+def kept(observed: Observed) -> dict[str, Wanted]:
+    """Revisions that have served and can be gone back to, newest first."""
+    served = [entry for entry in observed.status.history if entry.outcome == "Superseded"]
+    stable = observed.status.stable
+    versions = {entry.revision: entry.version for entry in reversed(served)}
+    order = [*([stable.revision] if stable else []), *dict.fromkeys(entry.revision for entry in served)]
+    if stable:
+        versions[stable.revision] = stable.version
+    return {
+        name: Wanted(name, versions[name], _image(observed, name) or observed.image)
+        for name in order
+        if (found := observed.revisions.get(name)) is not None and found.config is not None
+    }
+
+
 def memory(observed: Observed, revision: str) -> Memory | None:
     """The revision as remembered, else rebuilt from the specification if it is still the wanted one."""
     children = observed.revisions.get(revision)

@@ -54,7 +54,7 @@ async def _ensure(
     moved = await _moved(outside, observed, name)
     # Create-only: of two writers, or of a crash and its repetition, one key wins and the other is never used.
     try:
-        secret = await outside.cluster.create(keys.issued_secret(meta, name, moved or _new_key()))
+        secret = await outside.cluster.create(keys.issued_secret(meta, name, moved or new_key()))
     except Conflict:
         secret = await outside.cluster.get("Secret", meta.namespace, name) or {}
         return (secret if names.owned(secret, meta) else None), stamp(observed.now), ()
@@ -92,7 +92,9 @@ async def _leave_old(outside: Outside, observed: ObservedKey, name: str) -> None
         await outside.cluster.delete("Secret", observed.meta.namespace, before, secret["metadata"]["uid"])
 
 
-def _new_key() -> str:
+def new_key() -> str:
+    """A key that nobody has had before."""
+
     def base62(length: int) -> str:
         return "".join(secrets.choice(_BASE62) for _ in range(length))
 

@@ -10,7 +10,7 @@ from llm_operator.crds import LLMDeploymentStatus
 from llm_operator.observe import Outside
 from llm_operator.plans import apikeys, conditions, faults, names
 from llm_operator.plans.reasons import Reason
-from llm_operator.reconcile import verdict
+from llm_operator.reconcile import gates, verdict
 from llm_operator.reconcile.result import Done, Pace, Retry
 from llm_operator.reconcile.status import report, stamp, tell
 from llm_operator.state import Fault, HeldKey, Key, Manifest, Meta, Observed, Occurrence, Plan
@@ -34,6 +34,7 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
         observed = await observe.deployment(outside, resource)
     except ValidationError as error:
         return await _refuse(outside, resource, error, pace)
+    observed = await gates.gather(outside, observed)
     plan = plans.deployment(observed, settle_seconds=pace.settle_seconds, now=outside.clock())
     fault = await _apply(outside, observed, plan)
     await _nudge(outside.cluster, observed, plan)

@@ -11,6 +11,7 @@ from typing import Any
 from llm_operator import crds
 from llm_operator.cluster import Conflict, NotFound, Refused, Unavailable
 from llm_operator.observe import Outside
+from llm_operator.pods import Answer
 from llm_operator.registry import ModelNotFound, ModelSummary, Reference, RegistryFault
 from llm_operator.settings import ConnectionSettings
 from llm_operator.state import Connection, Figures, Manifest, ModelVersion
@@ -42,7 +43,7 @@ class FakeCluster:
         self.down = False
         self.refuses: set[str] = set()
         """Kinds whose writes are refused."""
-        self.kinds = {"ServiceMonitor": False}
+        self.kinds = {"ServiceMonitor": False, "HTTPRoute": False}
         self._count = 0
 
     def _next(self) -> str:
@@ -216,10 +217,16 @@ class FakeRegistry:
 
 
 class FakePods:
-    """Figures by pod name; a pod that is not here does not answer."""
+    """Figures by pod name; a pod that is not here does not answer. All prompts get the same answer."""
 
     def __init__(self) -> None:
         self.known: dict[str, Figures] = {}
+        self.answer = Answer(200, "Paris")
+        self.asked: list[tuple[str, str, Any]] = []
+
+    async def ask(self, pod: Manifest, key: str, body: dict[str, Any]) -> Answer:
+        self.asked.append((pod["metadata"]["name"], key, body))
+        return self.answer
 
     async def figures(self, pod: Manifest) -> Figures | None:
         return self.known.get(pod["metadata"]["name"])

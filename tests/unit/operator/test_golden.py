@@ -6,6 +6,7 @@ tests/control_plane/test_crds.py lets a real API server judge the same objects.
 
 from __future__ import annotations
 
+import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +17,20 @@ import yaml
 
 from llm_operator import plans
 from llm_operator.crds import ApiKeySpec, LLMDeploymentSpec, LLMDeploymentStatus
-from llm_operator.plans import source
-from llm_operator.state import Connection, HeldKey, Meta, ModelVersion, Observed, Resolution, ResolvedAdapter
+from llm_operator.plans import keys, source, workload
+from llm_operator.state import (
+    Connection,
+    Evidence,
+    HeldKey,
+    Manifest,
+    Meta,
+    ModelVersion,
+    Observed,
+    Resolution,
+    ResolvedAdapter,
+    RevisionChildren,
+    SmokeOutcome,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 META = Meta("LLMDeployment", "default", "support-bot", "11111111-2222-3333-4444-555555555555", 1)
@@ -35,7 +48,7 @@ _Dumper.add_representer(
 def observed(case: dict[str, Any]) -> Observed:
     spec = LLMDeploymentSpec.model_validate(case["spec"])
     secrets = {"username": "u", "password": "p", "ca": "PEM", "workspace": "team"} if case.get("credentials") else {}
-    keys = tuple(
+    held = tuple(
         HeldKey(
             k["id"],
             k["digest"],
@@ -49,12 +62,12 @@ def observed(case: dict[str, Any]) -> Observed:
     return Observed(
         meta=META,
         spec=spec,
-        status=LLMDeploymentStatus(),
+        status=_status(case),
         resolution=Resolution(registered or source.version(spec.model.uri or "")),
         connection=Connection("default", "http://mlflow:5000", **secrets) if mlflow else None,
-        revisions={},
+        revisions=_revisions(case),
         children=(),
-        keys=keys,
+        keys=held,
         image="example.com/llm-runtime:1",
         service_monitors=case.get("service_monitors", False),
         adapters=tuple(
@@ -62,7 +75,36 @@ def observed(case: dict[str, Any]) -> Observed:
             for each in spec.adapters or ()
         ),
         connections={"default": Connection("default", "http://mlflow:5000", **secrets)},
+        http_routes=case.get("http_routes", False),
+        operator_key=keys.operator_key(META, "operator", "cc" * 32) if spec.rollout.smoke_maps else None,
+        evidence=Evidence("261b89cb52", smoke={name: SmokeOutcome(1) for name in spec.rollout.smoke_maps}),
     )
+
+
+def _status(case: dict[str, Any]) -> LLMDeploymentStatus:
+    """An earlier look: `stable` and `candidate` as the status had them."""
+    return LLMDeploymentStatus.model_validate({key: case[key] for key in ("stable", "candidate") if key in case})
+
+
+def _revisions(case: dict[str, Any]) -> dict[str, RevisionChildren]:
+    """What runs of them: as many ready pods as `pods` says."""
+    spec = LLMDeploymentSpec.model_validate(case["spec"])
+
+    def stored(revision: str) -> Manifest:
+        template = workload.pod_template(META, spec, revision, "example.com/llm-runtime:1")
+        return {"data": {"config.json": "{}", "template.json": json.dumps(template)}}
+
+    return {
+        revision: RevisionChildren(
+            revision,
+            {"metadata": {"generation": 1}, "spec": {"replicas": count},
+             "status": {"observedGeneration": 1, "replicas": count, "readyReplicas": count}},
+            stored(revision),
+            tuple({"metadata": {"name": f"{revision}-{number}"},
+                   "status": {"conditions": [{"type": "Ready", "status": "True"}]}} for number in range(count)),
+        )
+        for revision, count in case.get("pods", {}).items()
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("folder", sorted(GOLDEN.iterdir()), ids=lambda folder: folder.name)

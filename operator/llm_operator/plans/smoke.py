@@ -1,0 +1,114 @@
+"""Smoke prompts: what a ConfigMap's entries ask, and whether an answer is as expected. Pure."""
+
+import json
+from typing import Annotated, Any, Self
+
+import jsonschema
+import re2
+import referencing
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+
+MAX_PROMPTS = 50
+_SHOWN = 120
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+class Expectation(_Section):
+    """Exactly one of them."""
+
+    exact: str | None = None
+    regex: str | None = None
+    json_schema: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(value is not None for value in (self.exact, self.regex, self.json_schema)) != 1:
+            raise ValueError("write exactly one of exact, regex, jsonSchema")
+        if self.regex is not None:
+            try:
+                re2.compile(self.regex)
+            except re2.error as error:
+                raise ValueError(f"regex is not RE2 syntax: {error}") from error
+        return self
+
+
+class Prompt(_Section):
+    """One entry of the ConfigMap."""
+
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+    expect: Expectation
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("write exactly one of prompt, messages")
+        return self
+
+    def body(self, model: str) -> dict[str, Any]:
+        """The OpenAI request: greedy, so that the same model answers the same."""
+        asked = {"messages": self.messages} if self.messages is not None else {"prompt": self.prompt}
+        return {"model": model, **asked, "max_tokens": self.max_tokens, "temperature": 0}
+
+
+def read(data: dict[str, str]) -> dict[str, Prompt]:
+    """The prompts by name. Raises ValueError with a sentence for the ConfigMap's author."""
+    if not data or len(data) > MAX_PROMPTS:
+        raise ValueError(f"it has {len(data)} entries: write 1 to {MAX_PROMPTS}")
+    return {name: _entry(name, text) for name, text in sorted(data.items())}
+
+
+def _entry(name: str, text: str) -> Prompt:
+    try:
+        return Prompt.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ValueError(f"entry {name} is not YAML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"entry {name}: {where + ': ' if where else ''}{first['msg']}") from error
+
+
+def fault(expect: Expectation, answer: str) -> str | None:
+    """What is wrong with the answer, or None."""
+    if expect.exact is not None:
+        return (
+            None if answer.strip() == expect.exact.strip() else f"expected {_short(expect.exact)}, got {_short(answer)}"
+        )
+    if expect.regex is not None:
+        found = re2.search(expect.regex, answer)
+        return None if found else f"nothing matches {_short(expect.regex)} in {_short(answer)}"
+    try:
+        _Validator(expect.json_schema or {}, registry=referencing.Registry()).validate(json.loads(answer))
+    except json.JSONDecodeError:
+        return f"expected JSON, got {_short(answer)}"
+    except jsonschema.ValidationError as error:
+        return f"{_short(answer)} is not as jsonSchema says: {error.message[:200]}"
+    except (jsonschema.SchemaError, referencing.exceptions.Unresolvable, RecursionError, re2.error) as error:
+        return f"jsonSchema can't be used: {type(error).__name__}: {str(error)[:200]}"
+    return None
+
+
+def _pattern(_validator: Any, pattern: str, instance: Any, _schema: Any) -> Any:
+    if isinstance(instance, str) and not re2.search(pattern, instance):
+        yield jsonschema.ValidationError(f"{instance[:_SHOWN]!r} does not match {pattern!r}")
+
+
+def _pattern_properties(_validator: Any, _patterns: Any, _instance: Any, _schema: Any) -> Any:
+    yield jsonschema.ValidationError("patternProperties is not supported in smoke prompts: name the properties")
+
+
+# Patterns come from whoever may write ConfigMaps: RE2 takes linear time, Python's own engine may take for ever.
+_Validator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+    jsonschema.Draft202012Validator, {"pattern": _pattern, "patternProperties": _pattern_properties}
+)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")

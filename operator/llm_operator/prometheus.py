@@ -1,0 +1,61 @@
+"""All I/O to Prometheus: one number for one query."""
+
+from typing import Protocol
+
+import httpx
+
+from llm_operator.state import Measured
+
+TIMEOUT_SECONDS = 5.0
+
+
+class Prometheus(Protocol):
+    """What gates ask; a test's stand-in has this method too."""
+
+    async def query(self, server: str, query: str) -> Measured:
+        """The query's number now; `server` may be empty for the configured one."""
+        ...
+
+
+class HttpPrometheus:
+    """The real one, by its HTTP API."""
+
+    def __init__(self, url: str = "") -> None:
+        self._url = url
+        self._client = httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False, follow_redirects=False)
+
+    async def query(self, server: str, query: str) -> Measured:
+        server = server or self._url
+        if not server:
+            return Measured(
+                waiting="no server: write it in the gate, or prometheus.url in the operator's configuration"
+            )
+        try:
+            answer = await self._client.get(f"{server.rstrip('/')}/api/v1/query", params={"query": query})
+            if answer.status_code >= 500:
+                return Measured(waiting=f"{server} answers {answer.status_code}")
+            return _read(answer.json(), server)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return Measured(waiting=f"{server} does not answer ({type(error).__name__})")
+        except (ValueError, KeyError, TypeError, IndexError):
+            return Measured(waiting=f"what answers at {server} is not Prometheus")
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+
+def _read(answer: dict[str, object], server: str) -> Measured:
+    """A scalar, or a vector of one element. Raises ValueError, KeyError or TypeError for what is not Prometheus."""
+    if answer["status"] != "success":
+        return Measured(waiting=f"{server} refuses the query: {str(answer.get('error'))[:300]}")
+    data = answer["data"]
+    assert isinstance(data, dict)
+    kind, result = data["resultType"], data["result"]
+    if kind == "scalar":
+        return Measured(float(result[1]))
+    if kind != "vector":
+        return Measured(waiting=f"the query answers a {kind}: write one that answers one number")
+    if len(result) > 1:
+        return Measured(waiting=f"the query answers {len(result)} series: aggregate them to one, as with sum()")
+    return Measured(float(result[0]["value"][1]) if result else None)

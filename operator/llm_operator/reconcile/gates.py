@@ -1,0 +1,164 @@
+"""The I/O of gates: asks the candidate's pods and Prometheus, takes windows of figures. plans/gates.py judges."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import replace
+
+from llm_operator.cluster import Conflict
+from llm_operator.crds import CandidateStatus
+from llm_operator.crds.rollout import PrometheusQuery
+from llm_operator.observe import Outside
+from llm_operator.plans import faults, gates, keys, names, smoke
+from llm_operator.reconcile.apikey import new_key
+from llm_operator.state import Evidence, Figures, HeldKey, Manifest, Measured, Observed, SmokeOutcome
+from llm_runtime.contract import hash_key, key_id_of
+
+SMOKE_SECONDS = 60.0
+"""For all prompts together: a worker waits for them."""
+AT_ONCE = 4
+"""Prompts that one pod is asked at the same time."""
+NOT_YET = (0, 401, 403, 429, 503)
+"""Answers of a pod that is not to blame: it has not read its key file yet, or is busy."""
+KEPT = 10_000
+
+
+async def gather(outside: Outside, observed: Observed) -> Observed:
+    """What the candidate's gates are judged by, and the operator's own key where one is needed."""
+    spec, candidate = observed.spec.rollout, observed.status.candidate
+    key, held = await _operator_key(outside, observed)
+    observed = replace(observed, operator_key=held)
+    if not spec.gates or candidate is None or candidate.outcome is not None:
+        _forget(outside, observed.meta.uid)
+        return observed
+    new, old = _windows(outside, observed, candidate)
+    pods = [pod for pod in _pods(observed, candidate.revision) if faults.ready(pod)]
+    asked = [gate.prometheus_query for gate in spec.gates if gate.prometheus_query is not None] if pods else []
+    outcomes, answers = await asyncio.gather(
+        asyncio.gather(*(_smoke(outside, observed, candidate, name, pods, key) for name in spec.smoke_maps)),
+        asyncio.gather(*(_query(outside, observed, candidate, each) for each in asked)),
+    )
+    return replace(
+        observed,
+        evidence=Evidence(
+            revision=candidate.revision,
+            candidate=new,
+            stable=old,
+            smoke=dict(zip(spec.smoke_maps, outcomes, strict=True)),
+            queries={each.query: answer for each, answer in zip(asked, answers, strict=True)},
+        ),
+    )
+
+
+def _forget(outside: Outside, uid: str) -> None:
+    outside.baselines.pop(uid, None)
+    for known in [known for known in outside.smoke if known[0] == uid]:
+        del outside.smoke[known]
+
+
+def _pods(observed: Observed, revision: str) -> Iterable[Manifest]:
+    children = observed.revisions.get(revision)
+    return children.pods if children else ()
+
+
+def _windows(outside: Outside, observed: Observed, candidate: CandidateStatus) -> tuple[Figures, Figures]:
+    """Both revisions since the candidate got traffic: until then the beginning moves along."""
+    uid, known = observed.meta.uid, outside.baselines.get(observed.meta.uid)
+    if known is None or known[0] != candidate.revision or candidate.traffic_since is None:
+        if len(outside.baselines) >= KEPT:
+            outside.baselines.clear()
+        known = outside.baselines[uid] = (candidate.revision, dict(observed.figures))
+    stable = observed.status.stable.revision if observed.status.stable else ""
+
+    def window(revision: str) -> Figures:
+        pods = [pod["metadata"]["name"] for pod in _pods(observed, revision)]
+        return gates.window(observed.figures, known[1], pods)
+
+    return window(candidate.revision), window(stable)
+
+
+async def _query(outside: Outside, observed: Observed, candidate: CandidateStatus, gate: PrometheusQuery) -> Measured:
+    if outside.prometheus is None:
+        return Measured(waiting="no Prometheus is configured")
+    stable = observed.status.stable.revision if observed.status.stable else ""
+    query = gate.query.replace("{candidate}", candidate.revision).replace("{stable}", stable)
+    return await outside.prometheus.query(gate.server or "", query)
+
+
+async def _smoke(
+    outside: Outside, observed: Observed, candidate: CandidateStatus, name: str, pods: list[Manifest], key: str | None
+) -> SmokeOutcome:
+    if not pods:
+        return SmokeOutcome(waiting="no pod of the candidate is ready yet")
+    found = await outside.cluster.get("ConfigMap", observed.meta.namespace, name)
+    if found is None:
+        return SmokeOutcome(waiting=f"ConfigMap {name} does not exist")
+    if key is None:
+        secret = names.operator_key_secret(observed.meta)
+        return SmokeOutcome(waiting=f"Secret {secret} exists and is not ours: delete it")
+    known = (observed.meta.uid, candidate.revision, name, found["metadata"]["resourceVersion"])
+    if known not in outside.smoke:
+        try:
+            prompts = smoke.read(found.get("data") or {})
+        except ValueError as error:
+            return SmokeOutcome(waiting=f"ConfigMap {name}: {error}")
+        outcome = await _ask_all(outside, pods[0], key, observed.meta.name, prompts)
+        if outcome.waiting:
+            return outcome
+        outside.smoke[known] = outcome
+    return outside.smoke[known]
+
+
+async def _ask_all(
+    outside: Outside, pod: Manifest, key: str, model: str, prompts: dict[str, smoke.Prompt]
+) -> SmokeOutcome:
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def ask(name: str, prompt: smoke.Prompt) -> tuple[str, str]:
+        """What is wrong with the answer, and why there is none yet."""
+        async with places:
+            answer = await outside.pods.ask(pod, key, prompt.body(model))
+        if answer.status in NOT_YET:
+            return "", f"pod {pod['metadata']['name']} has not answered {name}: {answer.status or ''} {answer.text}"
+        if answer.status != 200:
+            return f"{name}: status {answer.status}: {answer.text[:200]}", ""
+        wrong = smoke.fault(prompt.expect, answer.text)
+        return (f"{name}: {wrong}" if wrong else ""), ""
+
+    try:
+        async with asyncio.timeout(SMOKE_SECONDS):
+            found = await asyncio.gather(*(ask(name, prompt) for name, prompt in prompts.items()))
+    except TimeoutError:
+        return SmokeOutcome(waiting=f"the prompts were not answered within {SMOKE_SECONDS:.0f} s")
+    failures = tuple(wrong for wrong, _ in found if wrong)
+    waiting = next((why for _, why in found if why), "")
+    # A wrong answer does not get right while others are awaited.
+    return SmokeOutcome(len(found) - len(failures), failures, "" if failures else waiting)
+
+
+async def _operator_key(outside: Outside, observed: Observed) -> tuple[str | None, HeldKey | None]:
+    """The plain key (empty: none is needed; None: its name is somebody else's) and its record for the key file."""
+    meta = observed.meta
+    name = names.operator_key_secret(meta)
+    if not observed.spec.rollout.smoke_maps or observed.spec.access.authentication != "Required":
+        if outside.secrets.pop((meta.namespace, name), None):
+            live = await outside.cluster.get("Secret", meta.namespace, name)
+            if live is not None and names.owned(live, meta):
+                await outside.cluster.delete("Secret", meta.namespace, name, live["metadata"]["uid"])
+        return "", None
+    secret = await outside.cluster.get("Secret", meta.namespace, name)
+    if secret is None:
+        # Create-only: of two writers, or of a crash and its repetition, one key wins.
+        try:
+            secret = await outside.cluster.create(keys.operator_secret(meta, new_key()))
+        except Conflict:
+            secret = await outside.cluster.get("Secret", meta.namespace, name) or {}
+    if not names.owned(secret, meta):
+        return None, None
+    key = keys.decode(secret, keys.API_KEY_FIELD) or ""
+    key_id = key_id_of(key)
+    if key_id is None:
+        # Emptied by hand: it can't be told from a deleted one.
+        await outside.cluster.delete("Secret", meta.namespace, name, secret["metadata"]["uid"])
+        return "", None
+    outside.secrets[meta.namespace, name] = secret["metadata"]["resourceVersion"]
+    return key, keys.operator_key(meta, key_id, hash_key(key, meta.uid))

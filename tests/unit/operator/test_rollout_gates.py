@@ -1,0 +1,225 @@
+"""Gates as pure functions, the smoke prompts' own rules, and gathering what gates are judged by."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import httpx
+import pytest
+
+from llm_operator.crds.rollout import GateSpec
+from llm_operator.plans import gates, smoke
+from llm_operator.pods import Answer
+from llm_operator.prometheus import HttpPrometheus
+from llm_operator.reconcile import Pace, reconcile
+from llm_operator.state import Evidence, Figures, Key, Measured, SmokeOutcome
+from unit.operator.fakes import NAMESPACE, World
+
+PACE = Pace(verify_seconds=60, settle_seconds=5)
+KEY = Key("LLMDeployment", NAMESPACE, "bot")
+
+
+def gate(**fields: Any) -> GateSpec:
+    return GateSpec.model_validate(fields)
+
+
+def slow(seconds: float, samples: int = 100) -> dict[float, float]:
+    return {b: float(samples if b >= seconds else 0) for b in (0.1, 0.2, 0.4, 0.8, math.inf)}
+
+
+def state(spec: GateSpec, **evidence: Any) -> str:
+    return gates.judge([spec], Evidence(**evidence))[0].state
+
+
+@pytest.mark.parametrize(
+    ("requests", "errors", "expected"), [(49, 49, "TooFewSamples"), (100, 1, "Passed"), (100, 2, "Failed")]
+)
+def test_an_error_rate_is_judged_once_there_are_enough_requests(requests: int, errors: int, expected: str) -> None:
+    spec = gate(maxErrorRate=0.01, minRequests=50)
+    assert state(spec, candidate=Figures(requests=requests, errors=errors)) == expected
+
+
+def test_a_failed_gate_says_which_figure_and_which_threshold() -> None:
+    found = gates.judge([gate(maxErrorRate=0.01)], Evidence(candidate=Figures(requests=200, errors=6)))
+    failed = gates.failed(found)
+    assert failed is not None
+    assert gates.told(failed) == "gate maxErrorRate is 0.03, allowed is 0.01: 6 of 200 answers were errors"
+
+
+def test_a_ratio_compares_both_revisions_and_needs_samples_of_both() -> None:
+    spec = gate(maxTimeToFirstTokenP95Ratio=1.3)
+    old, same = Figures(first_token=slow(0.2)), Figures(first_token=slow(0.2))
+    assert state(spec, candidate=same, stable=old) == "Passed"
+    assert state(spec, candidate=Figures(first_token=slow(0.8)), stable=old) == "Failed"
+    assert state(spec, candidate=same, stable=Figures()) == "TooFewSamples"
+    assert state(gate(maxInterTokenP95Ratio=1.3), candidate=same, stable=old) == "TooFewSamples"
+
+
+def test_a_quantile_is_interpolated_as_prometheus_does() -> None:
+    assert gates.quantile({0.1: 90.0, 0.2: 100.0, math.inf: 100.0}) == pytest.approx(0.15)
+    assert gates.quantile({0.1: 0.0, math.inf: 10.0}) == 0.1
+    assert gates.quantile({}) is None
+
+
+def test_a_window_forgets_what_was_before_and_a_pod_that_began_anew_counts_from_its_start() -> None:
+    before = {"a": Figures(requests=90, errors=9), "b": Figures(requests=50, errors=1)}
+    now = {"a": Figures(requests=100, errors=10), "b": Figures(requests=5, errors=2)}
+    found = gates.window(now, before, ["a", "b", "gone"])
+    assert (found.requests, found.errors) == (15, 3)
+
+
+def test_a_query_without_samples_is_not_judged_and_one_without_an_answer_is_awaited() -> None:
+    spec = gate(prometheusQuery={"query": "up", "max": 1})
+    assert state(spec, queries={"up": Measured(2.0)}) == "Failed"
+    assert state(spec, queries={"up": Measured(1.0)}) == "Passed"
+    assert state(spec, queries={"up": Measured()}) == "TooFewSamples"
+    assert state(spec, queries={"up": Measured(waiting="down")}) == "Waiting"
+
+
+def test_smoke_prompts_pass_only_when_all_do() -> None:
+    spec = gate(smokePrompts={"configMap": "smoke"})
+    assert state(spec, smoke={"smoke": SmokeOutcome(2)}) == "Passed"
+    assert state(spec, smoke={"smoke": SmokeOutcome(1, ("capital: expected 'Paris', got 'Rome'",))}) == "Failed"
+    assert state(spec) == "Waiting"
+
+
+@pytest.mark.parametrize(
+    ("expect", "good", "bad"),
+    [
+        ({"exact": "Paris"}, " Paris\n", "Rome"),
+        ({"regex": "(?i)paris"}, "It is PARIS.", "Rome"),
+        ({"jsonSchema": {"type": "object", "required": ["city"]}}, '{"city": "Paris"}', '{"town": 1}'),
+        ({"jsonSchema": {"type": "string", "pattern": "^(a+)+$"}}, '"aaa"', '"' + "a" * 40 + 'b"'),
+        ({"jsonSchema": {"type": "object"}}, "{}", "no JSON"),
+    ],
+)
+def test_answers_are_compared_as_expected(expect: dict[str, Any], good: str, bad: str) -> None:
+    wanted = smoke.Expectation.model_validate(expect)
+    assert smoke.fault(wanted, good) is None
+    assert smoke.fault(wanted, bad)
+
+
+def test_a_schema_fetches_nothing_and_does_not_recurse_for_ever() -> None:
+    remote = smoke.Expectation.model_validate({"jsonSchema": {"$ref": "http://127.0.0.1:9/schema"}})
+    assert "can't be used" in (smoke.fault(remote, "1") or "")
+    endless = smoke.Expectation.model_validate({"jsonSchema": {"$ref": "#"}})
+    assert "can't be used" in (smoke.fault(endless, "1") or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prompt: a\nexpect: {regex: '(?=a)'}", "not RE2"),
+        ("prompt: a\nmessages: []\nexpect: {exact: b}", "exactly one of prompt, messages"),
+        ("prompt: a\nexpect: {}", "exactly one of exact"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_a_broken_entry_is_told_to_its_author(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        smoke.read({"one": text})
+
+
+async def world_with_prompts(**spec: Any) -> World:
+    """Version 1 serves; version 2 has a ready pod and is to be judged by smoke prompts."""
+    world = World()
+    data = {"capital": "prompt: The capital of France?\nexpect: {exact: Paris}"}
+    await world.cluster.create(
+        {"kind": "ConfigMap", "metadata": {"name": "smoke", "namespace": NAMESPACE}, "data": data}
+    )
+    await world.deploy(rollout={"gates": [{"smokePrompts": {"configMap": "smoke"}}]}, **spec)
+    await look(world, 3)
+    world.registry.aliases["bot"]["champion"] = "2"
+    return world
+
+
+async def look(world: World, times: int) -> None:
+    for _ in range(times):
+        await reconcile(KEY, world.outside, PACE)
+        for name in world.cluster.named("Deployment"):
+            world.cluster.play(name)
+            await _pod(world, name)
+
+
+async def _pod(world: World, deployment: str) -> None:
+    found = world.cluster.objects["Deployment", NAMESPACE, deployment]
+    world.cluster.objects.pop(("Pod", NAMESPACE, f"{deployment}-0"), None)
+    if found["spec"]["replicas"]:
+        labels = found["spec"]["template"]["metadata"]["labels"]
+        ready = {"conditions": [{"type": "Ready", "status": "True"}], "podIP": "127.0.0.1"}
+        meta = {"name": f"{deployment}-0", "namespace": NAMESPACE, "labels": labels}
+        world.cluster.objects["Pod", NAMESPACE, f"{deployment}-0"] = {"kind": "Pod", "metadata": meta, "status": ready}
+
+
+async def test_a_version_that_answers_right_is_promoted_and_asked_once_with_the_operators_key() -> None:
+    world = await world_with_prompts()
+    world.pods.asked.clear()
+    await look(world, 4)
+    assert world.status()["stable"]["version"] == "2"
+    assert len(world.pods.asked) == 1
+    _, key, body = world.pods.asked[0]
+    assert key.startswith("llmk_")
+    assert body["temperature"] == 0
+    assert "bot-operator-key" in world.cluster.named("Secret")
+    stored = str(world.cluster.objects["Secret", NAMESPACE, "bot-keys"]["data"])
+    assert key not in stored
+
+
+async def test_a_version_that_answers_wrong_never_gets_traffic_and_is_told_with_its_answer() -> None:
+    world = await world_with_prompts()
+    old = world.status()["stable"]["revision"]
+    world.pods.answer = Answer(200, "Rome")
+    await look(world, 4)
+    assert world.selected() == old
+    failed = world.status()["candidate"]
+    assert (failed["outcome"], failed["reason"]) == ("Failed", "GateFailed")
+    assert "capital: expected 'Paris', got 'Rome'" in failed["message"]
+    assert world.cluster.objects["Deployment", NAMESPACE, f"bot-{failed['revision']}"]["spec"]["replicas"] == 0
+    assert "bot-candidate" not in world.cluster.named("Service")
+
+
+async def test_a_pod_that_does_not_know_the_key_yet_is_asked_again() -> None:
+    world = await world_with_prompts()
+    world.pods.answer = Answer(401, "unauthorized")
+    await look(world, 3)
+    waits = world.status()["candidate"]["verdict"][0]
+    assert waits["state"] == "Waiting"
+    assert "bot-candidate" in world.cluster.named("Service")
+    world.pods.answer = Answer(200, "Paris")
+    await look(world, 2)
+    assert world.status()["stable"]["version"] == "2"
+
+
+async def test_a_first_version_is_behind_no_service_until_its_prompts_are_answered() -> None:
+    world = World()
+    await world.deploy(
+        rollout={"gates": [{"smokePrompts": {"configMap": "smoke"}}]}, access={"authentication": "Disabled"}
+    )
+    await look(world, 3)
+    assert "bot" not in world.cluster.named("Service")
+    assert "does not exist" in world.condition("Progressing")["message"]
+    assert "bot-operator-key" not in world.cluster.named("Secret")
+
+
+async def test_prometheus_is_asked_by_its_api_and_says_what_is_wrong() -> None:
+    asked = HttpPrometheus("http://prometheus")
+    replies = [
+        {"status": "success", "data": {"resultType": "scalar", "result": [0, "0.5"]}},
+        {"status": "success", "data": {"resultType": "vector", "result": [{"value": [0, "2"]}]}},
+        {"status": "success", "data": {"resultType": "vector", "result": []}},
+        {"status": "success", "data": {"resultType": "vector", "result": [1, 2]}},
+        {"status": "error", "error": "parse error"},
+        {"hello": "world"},
+    ]
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=replies.pop(0)))
+    asked._client = httpx.AsyncClient(transport=transport)
+    found = [await asked.query("", "up") for _ in range(6)]
+    assert [each.value for each in found] == [0.5, 2.0, None, None, None, None]
+    said = [each.waiting for each in found]
+    assert said[:3] == ["", "", ""]
+    assert "2 series" in said[3]
+    assert "parse error" in said[4]
+    assert "not Prometheus" in said[5]
+    assert "no server" in (await HttpPrometheus().query("", "up")).waiting
+    await asked.close()

@@ -1,0 +1,490 @@
+"""Strategies on a simulated cluster with a clock: how a candidate gets traffic, and what becomes of a bad one."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from llm_operator.crds import LLMDeploymentStatus, RevisionStatus
+from llm_operator.crds.rollout import RolloutSpec
+from llm_operator.plans.rollout import Decision, Situation, Wanted, advance
+from llm_operator.plans.rollout.directives import ROLLBACK, STEER
+from llm_operator.state import Evidence, Fault, Figures, Manifest, Occurrence, RevisionChildren, SmokeOutcome
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+NO_ROOM = Fault("PodUnschedulable", "pod new-1 finds no node: not enough gpu: 0/1 nodes: 1 Insufficient gpu")
+STEPS = [{"weight": 20, "holdSeconds": 30}, {"weight": 50, "holdSeconds": 30}]
+SLOW = {"maxErrorRate": 0.01, "minRequests": 10}
+
+
+@dataclass
+class Pod:
+    ready: bool = False
+    leaving: bool = False
+    restarts: int = 0
+
+    def manifest(self) -> Manifest:
+        meta = {"deletionTimestamp": "now"} if self.leaving else {}
+        conditions = [{"type": "Ready", "status": "True" if self.ready else "False"}]
+        containers = [{"restartCount": self.restarts, "state": {}}]
+        return {"metadata": meta, "status": {"conditions": conditions, "containerStatuses": containers}}
+
+
+@dataclass
+class Sim:
+    """Deployments, pods that come and go, and a status that outlives every operator."""
+
+    spec: RolloutSpec
+    replicas: int = 2
+    room: int = 100
+    """Pods that the cluster holds."""
+    now: datetime = NOW
+    status: LLMDeploymentStatus = field(
+        default_factory=lambda: LLMDeploymentStatus(stable=RevisionStatus(revision="old", version="1", image="i"))
+    )
+    wanted: Wanted | None = field(default_factory=lambda: Wanted("new", "2", "i"))
+    orders: dict[str, int] = field(default_factory=dict)
+    pods: dict[str, list[Pod]] = field(default_factory=dict)
+    never_ready: set[str] = field(default_factory=set)
+    annotations: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, Wanted] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=lambda: Evidence("new", smoke={"smoke": SmokeOutcome(1)}))
+    routed: bool = False
+    serving: tuple[str, ...] = ("old",)
+    told: list[Occurrence] = field(default_factory=list)
+    decision: Decision | None = None
+
+    def __post_init__(self) -> None:
+        self.orders, self.pods = {"old": self.replicas}, {"old": [Pod(ready=True) for _ in range(self.replicas)]}
+
+    def children(self, revision: str) -> RevisionChildren:
+        ready = sum(pod.ready and not pod.leaving for pod in self.pods.get(revision, []))
+        deployment = {
+            "metadata": {"generation": 1},
+            "spec": {"replicas": self.orders[revision]},
+            "status": {"observedGeneration": 1, "readyReplicas": ready},
+        }
+        pods = tuple(pod.manifest() for pod in self.pods.get(revision, []))
+        return RevisionChildren(revision, deployment, {}, pods)
+
+    def faults(self) -> dict[str, Fault]:
+        staying = {r: sum(not pod.leaving for pod in pods) for r, pods in self.pods.items()}
+        return {r: NO_ROOM for r, wanted in self.orders.items() if wanted > staying.get(r, 0) and self.full()}
+
+    def full(self) -> bool:
+        return sum(map(len, self.pods.values())) >= self.room
+
+    def look(self) -> Decision:
+        """One reconcile of an operator that remembers nothing but the status."""
+        decision = advance(
+            Situation(
+                status=self.status,
+                wanted=self.wanted,
+                revisions={revision: self.children(revision) for revision in self.orders},
+                faults=self.faults(),
+                spec=self.spec,
+                replicas=self.replicas,
+                settle_seconds=5,
+                now=self.now,
+                annotations=self.annotations,
+                kept=self.kept,
+                evidence=self.evidence,
+                routed=self.routed,
+            )
+        )
+        self.status = LLMDeploymentStatus(
+            stable=decision.stable,
+            candidate=decision.candidate,
+            history=decision.history,
+            directive=decision.directive,
+            rollback=decision.rollback,
+        )
+        self.serving, self.decision = decision.serving, decision
+        self.told += decision.occurrences
+        self.orders = dict(decision.replicas) | {r: 0 for r in self.orders if r not in decision.replicas}
+        self.orders = {r: n for r, n in self.orders.items() if n or r in decision.replicas or self.pods.get(r)}
+        return decision
+
+    def play(self, leave: bool = True) -> None:
+        """The Deployment controllers, the scheduler and the kubelets."""
+        for revision, pods in self.pods.items():
+            if leave:
+                pods[:] = [pod for pod in pods if not pod.leaving]
+            staying = sorted((pod for pod in pods if not pod.leaving), key=lambda pod: pod.ready)
+            for pod in staying[: max(0, len(staying) - self.orders.get(revision, 0))]:
+                pod.leaving = True
+        for revision, wanted in self.orders.items():
+            pods = self.pods.setdefault(revision, [])
+            while sum(not pod.leaving for pod in pods) < wanted and not self.full():
+                pods.append(Pod())
+            for pod in pods:
+                pod.ready = revision not in self.never_ready
+
+    def step(self, seconds: float = 1) -> Decision:
+        self.now += timedelta(seconds=seconds)
+        decision = self.look()
+        self.play()
+        return decision
+
+    def run(self, looks: int = 200, seconds: float = 1) -> Sim:
+        for _ in range(looks):
+            self.step(seconds)
+        return self
+
+    def until(self, holds: Any, looks: int = 300) -> Sim:
+        for _ in range(looks):
+            self.step()
+            if holds(self):
+                return self
+        raise AssertionError(f"it did not happen: {self.status.candidate}")
+
+    @property
+    def stable(self) -> str:
+        assert self.status.stable is not None
+        return self.status.stable.version
+
+    @property
+    def candidate(self) -> Any:
+        assert self.status.candidate is not None
+        return self.status.candidate
+
+    def ready(self, revision: str) -> int:
+        return sum(pod.ready and not pod.leaving for pod in self.pods.get(revision, []))
+
+    def share(self) -> float:
+        """Percent of the pods behind the Service that are the candidate's."""
+        new = self.ready("new") if "new" in self.serving else 0
+        old = self.ready("old") if "old" in self.serving else 0
+        return 100 * new / (new + old) if new + old else 0
+
+
+def rollout(strategy: str, **fields: Any) -> RolloutSpec:
+    if strategy == "Canary":
+        fields.setdefault("canary", {"steps": STEPS})
+    return RolloutSpec.model_validate({"strategy": strategy, **fields})
+
+
+@pytest.mark.parametrize("strategy", ["Auto", "BlueGreen", "Rolling", "Canary", "Recreate"])
+def test_a_good_candidate_arrives_and_the_old_pods_go(strategy: str) -> None:
+    sim = Sim(rollout(strategy), replicas=4).run()
+    assert (sim.stable, sim.serving, sim.status.candidate) == ("2", ("new",), None)
+    assert (sim.ready("new"), sim.ready("old")) == (4, 0)
+    assert sim.status.history[0].outcome == "Superseded"
+
+
+def test_a_canary_gets_its_weight_holds_it_and_only_then_more() -> None:
+    sim = Sim(rollout("Canary"), replicas=4)
+    sim.until(lambda s: s.serving == ("old", "new"))
+    assert (sim.orders, sim.candidate.weight, sim.share()) == ({"old": 4, "new": 1}, 20, 20)
+    began = sim.now
+    sim.until(lambda s: s.candidate.step == 2)
+    assert (sim.now - began).total_seconds() >= 29
+    sim.until(lambda s: s.share() == 50)
+    assert sim.orders == {"old": 4, "new": 4}
+
+
+def test_a_canary_whose_one_pod_would_be_too_much_runs_its_step_without_traffic() -> None:
+    sim = Sim(rollout("Canary"), replicas=2)
+    sim.run(20)
+    assert (sim.candidate.step, sim.candidate.weight, sim.serving) == (1, 0, ("old",))
+    assert sim.orders == {"old": 2, "new": 1}
+    sim.until(lambda s: s.serving == ("old", "new"))
+    assert sim.candidate.step == 2
+
+
+def test_pods_of_a_third_revision_keep_the_candidate_out_of_the_service_until_they_leave() -> None:
+    for strategy in ("Canary", "Rolling"):
+        sim = Sim(rollout(strategy), replicas=4)
+        for _ in range(20):
+            sim.orders["stray"], sim.pods["stray"] = 1, [Pod(ready=True)]
+            sim.step()
+            assert sim.serving == ("old",)
+            assert sim.ready("old") == 4
+        assert sim.run().stable == "2"
+
+
+def test_with_a_route_the_weight_is_exact_and_the_service_stays_with_the_stable_revision() -> None:
+    sim = Sim(rollout("Canary"), replicas=2, routed=True)
+    sim.until(lambda s: s.candidate.weight == 20)
+    assert sim.serving == ("old",)
+    assert sim.decision is not None
+    assert sim.decision.weight == 20
+    sim.run()
+    assert (sim.stable, sim.serving) == ("2", ("new",))
+
+
+def test_a_rolling_surge_never_has_less_than_all_replicas_and_one_pod_more() -> None:
+    sim = Sim(rollout("Rolling"), replicas=3, room=4)
+    while sim.stable == "1":
+        sim.step()
+        assert sim.ready("old") + sim.ready("new") >= 3
+        assert sum(len(p) for p in sim.pods.values()) <= 4
+    assert sim.status.history[0].revision == "old"
+
+
+@pytest.mark.parametrize("strategy", ["Auto", "Rolling"])
+def test_without_room_for_a_surge_one_pod_goes_first(strategy: str) -> None:
+    sim = Sim(rollout(strategy), replicas=3, room=3)
+    least = 3
+    while sim.stable == "1":
+        sim.step()
+        least = min(least, sim.ready("old") + sim.ready("new"))
+        assert sim.now - NOW < timedelta(minutes=5)
+    assert least == 2
+    assert any(each.reason == "StrategyChosen" and "Insufficient gpu" in each.message for each in sim.told)
+
+
+def test_auto_recreates_a_single_pod_that_has_no_room_beside_it_and_says_why() -> None:
+    sim = Sim(rollout("Auto"), replicas=1, room=1)
+    sim.until(lambda s: s.candidate.strategy == "Recreate")
+    assert "no room for a second pod" in sim.candidate.strategy_reason
+    assert sim.run(20).stable == "2"
+
+
+def test_room_that_comes_in_time_leaves_the_choice_as_it_was() -> None:
+    sim = Sim(rollout("Auto"), replicas=2, room=3)
+    sim.run(10)
+    sim.room = 4
+    assert sim.run(10).stable == "2"
+    assert not [each for each in sim.told if each.reason == "StrategyChosen"]
+
+
+def test_a_candidate_that_never_gets_ready_is_given_up_at_its_deadline() -> None:
+    for strategy in ("BlueGreen", "Rolling", "Canary", "Recreate"):
+        sim = Sim(rollout(strategy, progressDeadlineSeconds=60), replicas=2, never_ready={"new"}).run(120)
+        assert (sim.stable, sim.candidate.reason) == ("1", "ProgressDeadlineExceeded")
+        assert (sim.serving, sim.ready("old"), sim.ready("new")) == (("old",), 2, 0)
+
+
+def test_a_long_hold_is_not_taken_for_a_missed_deadline() -> None:
+    steps = {"steps": [{"weight": 50, "holdSeconds": 300}]}
+    sim = Sim(rollout("Canary", canary=steps, progressDeadlineSeconds=20), replicas=2)
+    assert sim.run(400).stable == "2"
+
+
+def test_a_candidate_with_too_many_errors_is_gone_at_the_next_look() -> None:
+    sim = Sim(rollout("Canary", gates=[SLOW]), replicas=4)
+    sim.until(lambda s: s.serving == ("old", "new"))
+    sim.evidence = Evidence("new", candidate=Figures(requests=100, errors=40))
+    sim.step()
+    assert (sim.serving, sim.orders["new"]) == (("old",), 0)
+    assert sim.candidate.reason == "GateFailed"
+    assert "maxErrorRate is 0.4, allowed is 0.01" in sim.candidate.message
+    assert sim.status.history[0].outcome == "Failed"
+
+
+def test_what_another_candidate_showed_does_not_count() -> None:
+    sim = Sim(rollout("BlueGreen", gates=[SLOW]), replicas=1)
+    sim.evidence = Evidence("other", candidate=Figures(requests=100, errors=40))
+    assert sim.run(10).stable == "2"
+
+
+def test_a_candidate_that_crashes_after_30_seconds_of_traffic_is_given_up_at_once() -> None:
+    for strategy in ("Rolling", "Canary"):
+        sim = Sim(rollout(strategy, gates=[SLOW]), replicas=4)
+        sim.until(lambda s: s.candidate.traffic_since is not None)
+        sim.run(15, seconds=2)
+        assert sim.candidate.outcome is None
+        sim.pods["new"][0].restarts += 1
+        sim.step()
+        assert sim.candidate.reason == "CandidateCrashed"
+        assert sim.run(5).serving == ("old",)
+        assert sim.ready("old") == 4
+
+
+def test_restarts_before_there_was_traffic_are_no_crash() -> None:
+    sim = Sim(rollout("Canary"), replicas=4)
+    sim.step()
+    sim.pods["new"][0].restarts = 3
+    assert sim.run().stable == "2"
+
+
+def test_too_few_requests_do_not_hold_a_candidate_for_ever_and_are_told() -> None:
+    sim = Sim(rollout("Canary", gates=[SLOW]), replicas=4).run()
+    assert sim.stable == "2"
+    assert "too few samples to judge maxErrorRate" in sim.told[-1].message
+
+
+def test_smoke_prompts_are_answered_before_the_first_pod_of_a_rolling_gets_traffic() -> None:
+    gate = {"smokePrompts": {"configMap": "smoke"}}
+    sim = Sim(rollout("Rolling", gates=[gate]), replicas=3)
+    sim.evidence = Evidence("new", smoke={"smoke": SmokeOutcome(waiting="busy")})
+    sim.run(20)
+    assert (sim.serving, sim.ready("old"), sim.ready("new")) == (("old",), 3, 1)
+    sim.evidence = Evidence("new", smoke={"smoke": SmokeOutcome(1)})
+    assert sim.run().stable == "2"
+
+
+def test_a_rolling_that_fails_at_its_last_pod_answers_until_an_old_pod_is_back() -> None:
+    sim = Sim(rollout("Rolling", gates=[SLOW]), replicas=2, room=2)
+    sim.until(lambda s: s.ready("old") == 0 and s.ready("new") >= 1)
+    sim.evidence = Evidence("new", candidate=Figures(requests=100, errors=40))
+    for _ in range(20):
+        sim.step()
+        assert sum(sim.ready(revision) for revision in sim.serving) >= 1
+    assert (sim.serving, sim.ready("old"), sim.ready("new")) == (("old",), 2, 0)
+
+
+def test_pause_stops_between_steps_and_its_time_does_not_count() -> None:
+    sim = Sim(rollout("Canary", progressDeadlineSeconds=60), replicas=4, annotations={STEER: "pause"})
+    sim.run(300)
+    assert (sim.candidate.outcome, sim.candidate.paused, sim.serving) == (None, True, ("old",))
+    sim.annotations = {STEER: "resume"}
+    assert sim.run().stable == "2"
+
+
+def test_skip_goes_past_all_holds_of_this_candidate_and_of_no_other() -> None:
+    sim = Sim(rollout("Canary"), replicas=4)
+    sim.until(lambda s: s.candidate.weight == 20)
+    sim.annotations = {STEER: "skip"}
+    sim.run(10)
+    assert sim.stable == "2"
+    sim.wanted = Wanted("newer", "3", "i")
+    sim.evidence = Evidence("newer")
+    sim.run(25)
+    assert (sim.stable, sim.candidate.step) == ("2", 1)
+
+
+def test_abort_takes_the_candidate_back_and_a_later_one_is_not_meant() -> None:
+    sim = Sim(rollout("Canary"), replicas=4)
+    sim.until(lambda s: s.candidate.weight == 20)
+    sim.annotations = {STEER: "abort"}
+    sim.step()
+    assert (sim.candidate.reason, sim.serving) == ("Aborted", ("old",))
+    sim.wanted = Wanted("newer", "3", "i")
+    assert sim.run().stable == "3"
+
+
+def test_abort_of_a_named_revision_is_about_that_one_alone() -> None:
+    sim = Sim(rollout("BlueGreen"), annotations={STEER: "abort:other"})
+    assert sim.run(10).stable == "2"
+    sim = Sim(rollout("BlueGreen"), annotations={STEER: "abort:new"})
+    assert sim.run(10).candidate.reason == "Aborted"
+
+
+def test_an_annotation_that_can_not_be_read_is_told_once_with_what_can() -> None:
+    sim = Sim(rollout("BlueGreen"), annotations={STEER: "halt"}).run(10)
+    told = [each.message for each in sim.told if each.reason == "AnnotationIgnored"]
+    assert len(told) == 1
+    assert "pause, resume, skip, abort" in told[0]
+    assert sim.stable == "2"
+
+
+def test_a_rollback_holds_a_kept_revision_until_something_newer_is_wanted() -> None:
+    sim = Sim(rollout("BlueGreen")).run(20)
+    sim.kept = {"new": Wanted("new", "2", "i"), "old": Wanted("old", "1", "i")}
+    sim.annotations = {ROLLBACK: "old"}
+    sim.run(20)
+    assert (sim.stable, sim.serving) == ("1", ("old",))
+    assert sim.decision is not None
+    assert "held at revision old" in sim.decision.remarks[0]
+    sim.wanted = Wanted("newest", "3", "i")
+    assert sim.run(20).stable == "3"
+
+
+def test_a_rollback_to_what_is_not_kept_lists_what_is() -> None:
+    sim = Sim(rollout("BlueGreen"), annotations={ROLLBACK: "gone"}, kept={"old": Wanted("old", "1", "i")})
+    sim.run(10)
+    assert sim.stable == "2"
+    assert any("old (version 1)" in each.message for each in sim.told if each.reason == "AnnotationIgnored")
+
+
+def test_an_alias_moved_three_times_in_a_second_ends_at_the_last() -> None:
+    for strategy in ("Auto", "Rolling", "Canary"):
+        sim = Sim(rollout(strategy), replicas=4)
+        for number in (2, 3, 4):
+            sim.wanted = Wanted(f"r{number}", str(number), "i")
+            sim.step(0.3)
+        assert sim.run().stable == "4"
+
+
+def test_a_version_deleted_under_a_rollout_leaves_it_to_its_course() -> None:
+    sim = Sim(rollout("Canary"), replicas=4)
+    sim.until(lambda s: s.candidate.weight == 20)
+    sim.wanted = None
+    assert sim.run().stable == "2"
+
+
+@pytest.mark.parametrize("jump", [-86_400, 86_400])
+def test_a_clock_that_jumps_ends_with_one_revision_serving(jump: float) -> None:
+    for strategy in ("BlueGreen", "Rolling", "Canary"):
+        sim = Sim(rollout(strategy), replicas=4)
+        sim.run(3)
+        sim.now += timedelta(seconds=jump)
+        sim.run()
+        assert len(sim.serving) == 1
+        assert sim.ready(sim.serving[0]) == 4
+
+
+def test_the_autoscaler_changes_the_size_in_the_middle_of_a_step() -> None:
+    for strategy in ("BlueGreen", "Rolling", "Canary"):
+        for size in (1, 7):
+            sim = Sim(rollout(strategy), replicas=4)
+            sim.run(4)
+            sim.replicas = size
+            sim.run()
+            assert (sim.stable, sim.ready("new"), sim.ready("old")) == ("2", size, 0)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_happens_no_promise_is_broken(seed: int) -> None:
+    """A random walk: pods, clock, people, registry and figures do what they like; then quiet, and it ends."""
+    chance = random.Random(seed)
+    strategy = chance.choice(["Auto", "Rolling", "BlueGreen", "Canary"])
+    spec = rollout(strategy, gates=[SLOW, {"smokePrompts": {"configMap": "smoke"}}], progressDeadlineSeconds=100)
+    sim = Sim(spec, replicas=chance.randint(2, 6), room=chance.choice([6, 7, 8, 100]))
+    versions = 2
+    for _ in range(80):
+        sim.now += timedelta(seconds=chance.choice([0, 0.5, 1, 2, 5, 20]))
+        happening = chance.random()
+        if happening < 0.03:
+            versions += 1
+            sim.wanted = Wanted(f"r{versions}", str(versions), "i")
+        elif happening < 0.06:
+            sim.annotations = {STEER: chance.choice(["pause", "resume", "skip", "abort", "?"])}
+        elif happening < 0.08 and (pods := sim.pods.get(chance.choice(list(sim.pods)))):
+            chance.choice(pods).restarts += 1
+        elif happening < 0.10:
+            sim.now += timedelta(seconds=chance.choice([-500, 50]))
+        asked = sim.wanted.revision if sim.wanted else ""
+        errors = 5 if chance.random() < 0.02 else 0
+        outcome = chance.choice([SmokeOutcome(1), SmokeOutcome(1), SmokeOutcome(waiting="busy")])
+        sim.evidence = Evidence(asked, candidate=Figures(requests=20, errors=errors), smoke={"smoke": outcome})
+        before = sim.status
+        decision = sim.look()
+        promises(sim, before, decision)
+        sim.play(leave=chance.random() < 0.7)
+    sim.annotations = {}
+    sim.evidence = Evidence(asked, candidate=Figures(requests=20), smoke={"smoke": SmokeOutcome(1)})
+    sim.run(400)
+    assert sim.decision is not None
+    assert not sim.decision.rolling_out
+    assert len(sim.serving) == 1
+    assert sim.ready(sim.serving[0]) == sim.replicas
+
+
+def promises(sim: Sim, before: LLMDeploymentStatus, decision: Decision) -> None:
+    """The stable revision keeps serving, never are there three, a canary has at most its weight."""
+    assert decision.stable is not None
+    candidate = decision.candidate
+    if candidate is not None and candidate.strategy == "Recreate":
+        return
+    assert decision.stable.revision in decision.serving
+    assert len(decision.serving) <= 2
+    if len(decision.serving) == 2:
+        others = [revision for revision in sim.pods if revision not in decision.serving]
+        assert not any(not pod.leaving for revision in others for pod in sim.pods[revision])
+    if candidate is None or candidate.revision not in decision.serving or candidate.outcome is not None:
+        return
+    if candidate.strategy == "Canary":
+        new, old = decision.replicas[candidate.revision], sim.ready(decision.stable.revision)
+        assert candidate.weight
+        assert 100 * new <= candidate.weight * (new + old)
+    if candidate.strategy == "Rolling":
+        given = decision.replicas[decision.stable.revision] + sim.ready(candidate.revision)
+        assert given >= sim.replicas - (0 if candidate.surge else 1)
+    assert before.stable is not None
