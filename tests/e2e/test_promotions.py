@@ -1,0 +1,181 @@
+"""Promotions under a constant load of streams: every strategy, and the way back from versions that do not deserve it.
+
+The tests share one LLMDeployment with two pods and run in order. Nobody who asks may notice: no request fails, none is
+cut.
+"""
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from devstack.load import RequestLoop, Tally
+from devstack.registry import push, set_alias
+from devstack.stack import Stack
+from e2e.reference import greedy
+from e2e.world import World
+from unit.runtime import tiny_model
+
+pytestmark = pytest.mark.e2e
+
+NAME = "promo"
+PROMPT = "hello world"
+GATE_SECONDS, HOLD_SECONDS = 10, 6
+WARM_SWITCH_SECONDS = 15
+DEPLOYMENT = f"""
+apiVersion: llm-operator.dev/v1alpha1
+kind: LLMDeployment
+metadata: {{name: {NAME}}}
+spec:
+  model: {{mlflow: {{name: {NAME}, alias: champion}}}}
+  engine: {{maxModelLength: 256, maxBatchSize: 32}}
+  access: {{tiers: [{{name: standard, maxConcurrent: 64}}]}}
+  replicas: 2
+  resources: {{requests: {{cpu: 100m, memory: 256Mi}}}}
+  rollout:
+    drainSeconds: 20
+    progressDeadlineSeconds: 120
+    gates: [{{smokePrompts: {{configMap: {NAME}-smoke}}}}]
+---
+apiVersion: llm-operator.dev/v1alpha1
+kind: ApiKey
+metadata: {{name: {NAME}-team}}
+spec: {{owner: team@example.com, deployments: [{NAME}]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def versions(stack: Stack, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Registered versions by what they are: two that answer as the smoke prompt wants, one that does not."""
+    wrong = tiny_model.make(tmp_path_factory.mktemp("wrong") / "model", seed=7)
+    folders = {"first": models["first"], "second": models["second"], "wrong": wrong, "corrupt": models["corrupt"]}
+    return {name: push(stack.mlflow.uri, NAME, folder) for name, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def promo(world: World, models: dict[str, Path], versions: dict[str, str]) -> Iterator["Promo"]:
+    """Version 1 serves with two pods."""
+    wanted = "|".join(greedy(models[name], PROMPT, 8) for name in ("first", "second"))
+    smoke = {"prompt": PROMPT, "maxTokens": 8, "expect": {"regex": f"^({wanted})$"}}
+    config_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": f"{NAME}-smoke"},
+        "data": {"greeting": json.dumps(smoke)},
+    }
+    set_alias(world.stack.mlflow.uri, NAME, "champion", versions["first"])
+    world.kubectl("apply", "-f", "-", stdin=json.dumps(config_map))
+    world.kubectl("apply", "-f", "-", stdin=DEPLOYMENT)
+    world.kubectl("wait", f"llmd/{NAME}", "--for=condition=Ready", "--timeout=180s")
+    world.kubectl("wait", f"llmkey/{NAME}-team", "--for=condition=Ready", "--timeout=60s")
+    yield Promo(world, versions)
+    world.kubectl("delete", f"llmd/{NAME}", f"llmkey/{NAME}-team", f"configmap/{NAME}-smoke")
+
+
+class Promo:
+    """The deployment, its versions and its load."""
+
+    def __init__(self, world: World, versions: dict[str, str]) -> None:
+        self.world, self.versions = world, versions
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return self.world.llmd(NAME)["status"]
+
+    def serves(self, version: str) -> bool:
+        stable = self.status.get("stable", {}).get("version") == self.versions[version]
+        return stable and self.world.condition("Ready", NAME)["status"] == "True"
+
+    def promote(self, version: str) -> float:
+        set_alias(self.world.stack.mlflow.uri, NAME, "champion", self.versions[version])
+        return time.monotonic()
+
+    def rollout(self, **fields: Any) -> None:
+        self.world.kubectl("patch", "llmd", NAME, "--type=merge", "-p", json.dumps({"spec": {"rollout": fields}}))
+
+    @contextmanager
+    def load(self, clients: int = 4) -> Iterator[Tally]:
+        """Requests all the time, every other one a stream of about a second; none may fail or be cut."""
+        secret = self.world.stack.get("secret", f"{NAME}-team-llm-key")
+        key = base64.b64decode(secret["data"]["api-key"]).decode()
+        url = self.world.stack.service_url(NAME)
+        loop = RequestLoop(url, key, NAME, PROMPT, clients=clients, max_tokens=150).start()
+        try:
+            self.world.until(lambda: loop.tally.requests >= 2 * clients, "requests before")
+            yield loop.tally
+            before = loop.tally.requests
+            self.world.until(lambda: loop.tally.requests >= before + 2 * clients, "requests afterwards")
+        finally:
+            tally = loop.stop()
+        assert tally.failures == []
+
+
+def test_blue_green_switches_without_a_failed_or_cut_request(promo: Promo) -> None:
+    promo.rollout(strategy="BlueGreen")
+    with promo.load() as tally:
+        began = promo.promote("second")
+        promo.world.until(lambda: promo.serves("second"), "the second version")
+        seconds = time.monotonic() - began
+    assert len(tally.answers) == 2
+    print(f"blue-green: {seconds:.1f} s from the alias to the new version, {tally.requests} requests, 0 failed")
+
+
+def test_canary_walks_its_steps_without_a_failed_or_cut_request(promo: Promo) -> None:
+    steps = [{"weight": 34, "holdSeconds": HOLD_SECONDS}, {"weight": 50, "holdSeconds": HOLD_SECONDS}]
+    promo.rollout(strategy="Canary", canary={"steps": steps})
+    with promo.load() as tally:
+        promo.promote("first")
+        promo.world.until(lambda: (promo.status.get("candidate") or {}).get("weight") == 34, "the first step")
+        promo.world.until(lambda: promo.serves("first"), "the first version")
+    assert len(tally.answers) == 2
+    print(f"canary: {tally.requests} requests, 0 failed")
+
+
+def test_rolling_replaces_pod_by_pod_without_a_failed_or_cut_request(promo: Promo) -> None:
+    promo.rollout(strategy="Rolling")
+    with promo.load() as tally:
+        promo.promote("second")
+        promo.world.until(lambda: promo.serves("second"), "the second version")
+    assert len(tally.answers) == 2
+    print(f"rolling: {tally.requests} requests, 0 failed")
+
+
+@pytest.mark.parametrize("strategy", ["BlueGreen", "Canary", "Rolling"])
+def test_a_version_that_answers_wrong_gets_no_traffic_and_is_taken_back(promo: Promo, strategy: str) -> None:
+    promo.rollout(strategy=strategy)
+    try:
+        with promo.load() as tally:
+            promo.promote("wrong")
+            promo.world.until(lambda: gate_failed(promo), "the gate to fail")
+            failed = time.monotonic()
+            candidate = promo.status["candidate"]["revision"]
+            promo.world.until(lambda: not pods_of(promo, candidate), "its pods to go")
+            gone = time.monotonic() - failed
+        assert len(tally.answers) == 1, "no client saw the wrong version"
+        assert gone <= GATE_SECONDS + 25  # Ten seconds, and what a pod takes to end: preStop and its drain.
+        promo.world.until(lambda: "Failed" in tags(promo, "wrong").values(), "the verdict in MLflow", 20)
+        assert promo.world.condition("Available", NAME)["status"] == "True"
+        print(f"{strategy}: taken back, its pods gone {gone:.1f} s after the gate failed")
+    finally:
+        promo.promote("second")
+        promo.world.until(lambda: promo.serves("second"), "the way back")
+
+
+def gate_failed(promo: Promo) -> bool:
+    candidate = promo.status.get("candidate") or {}
+    return candidate.get("version") == promo.versions["wrong"] and candidate.get("reason") == "GateFailed"
+
+
+def pods_of(promo: Promo, revision: str) -> str:
+    return promo.world.kubectl("get", "pods", "-l", f"llm-operator.dev/revision={revision}", "-o", "name")
+
+
+def tags(promo: Promo, version: str) -> dict[str, str]:
+    client = mlflow.MlflowClient(promo.world.stack.mlflow.uri)
+    return dict(client.get_model_version(NAME, promo.versions[version]).tags)
