@@ -28,7 +28,16 @@ class RequestLoop:
     Each request is a connection of its own, as from many clients, and is never retried: a failure is a failure.
     """
 
-    def __init__(self, url: str, key: str, model: str, question: str, clients: int = 2, max_tokens: int = 24) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        model: str,
+        question: str,
+        clients: int = 2,
+        max_tokens: int = 24,
+        pause_seconds: float = 0.0,
+    ) -> None:
         self.url, self.headers = f"{url}/v1/chat/completions", {"Authorization": f"Bearer {key}"}
         self.body = {
             "model": model,
@@ -38,7 +47,7 @@ class RequestLoop:
             "top_k": 1,
             "max_tokens": max_tokens,
         }
-        self.tally = Tally()
+        self.pause_seconds, self.tally = pause_seconds, Tally()
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
 
@@ -65,6 +74,7 @@ class RequestLoop:
                 self._stop.wait(0.2)
             else:
                 self._note(answer=answer, seconds=time.monotonic() - started)
+                self._stop.wait(self.pause_seconds)
             stream = not stream
 
     def _note(self, *, answer: str | None = None, failure: str | None = None, seconds: float = 0.0) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import mlflow
 import pytest
 
@@ -26,8 +27,9 @@ pytestmark = pytest.mark.e2e
 
 NAME = "promo"
 PROMPT = "hello world"
-GATE_SECONDS, HOLD_SECONDS = 10, 6
-WARM_SWITCH_SECONDS = 15
+HOLD_SECONDS = 6
+GONE_SECONDS = 35
+"""Ten seconds, and what a pod takes to end: preStop and its drain."""
 DEPLOYMENT = f"""
 apiVersion: llm-operator.dev/v1alpha1
 kind: LLMDeployment
@@ -52,9 +54,10 @@ spec: {{owner: team@example.com, deployments: [{NAME}]}}
 
 @pytest.fixture(scope="module")
 def versions(stack: Stack, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Registered versions by what they are: two that answer as the smoke prompt wants, one that does not."""
-    wrong = tiny_model.make(tmp_path_factory.mktemp("wrong") / "model", seed=7)
-    folders = {"first": models["first"], "second": models["second"], "wrong": wrong, "corrupt": models["corrupt"]}
+    """Registered versions by what they are: two as they should be, one that answers wrong, one that is slow."""
+    folder = tmp_path_factory.mktemp("versions")
+    wrong, slow = tiny_model.make(folder / "wrong", seed=7), tiny_model.make(folder / "slow", seed=8, layers=24)
+    folders = {"first": models["first"], "second": models["second"], "wrong": wrong, "slow": slow}
     return {name: push(stack.mlflow.uri, NAME, folder) for name, folder in folders.items()}
 
 
@@ -99,13 +102,18 @@ class Promo:
     def rollout(self, **fields: Any) -> None:
         self.world.kubectl("patch", "llmd", NAME, "--type=merge", "-p", json.dumps({"spec": {"rollout": fields}}))
 
+    def key(self) -> str:
+        secret = self.world.stack.get("secret", f"{NAME}-team-llm-key")
+        return base64.b64decode(secret["data"]["api-key"]).decode()
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key()}"}
+
     @contextmanager
     def load(self, clients: int = 4) -> Iterator[Tally]:
         """Requests all the time, every other one a stream of about a second; none may fail or be cut."""
-        secret = self.world.stack.get("secret", f"{NAME}-team-llm-key")
-        key = base64.b64decode(secret["data"]["api-key"]).decode()
         url = self.world.stack.service_url(NAME)
-        loop = RequestLoop(url, key, NAME, PROMPT, clients=clients, max_tokens=150).start()
+        loop = RequestLoop(url, self.key(), NAME, PROMPT, clients, max_tokens=150, pause_seconds=0.3).start()
         try:
             self.world.until(lambda: loop.tally.requests >= 2 * clients, "requests before")
             yield loop.tally
@@ -152,13 +160,13 @@ def test_a_version_that_answers_wrong_gets_no_traffic_and_is_taken_back(promo: P
     try:
         with promo.load() as tally:
             promo.promote("wrong")
-            promo.world.until(lambda: gate_failed(promo), "the gate to fail")
+            promo.world.until(lambda: gate_failed(promo, "wrong"), "the gate to fail")
             failed = time.monotonic()
             candidate = promo.status["candidate"]["revision"]
             promo.world.until(lambda: not pods_of(promo, candidate), "its pods to go")
             gone = time.monotonic() - failed
         assert len(tally.answers) == 1, "no client saw the wrong version"
-        assert gone <= GATE_SECONDS + 25  # Ten seconds, and what a pod takes to end: preStop and its drain.
+        assert gone <= GONE_SECONDS
         promo.world.until(lambda: "Failed" in tags(promo, "wrong").values(), "the verdict in MLflow", 20)
         assert promo.world.condition("Available", NAME)["status"] == "True"
         print(f"{strategy}: taken back, its pods gone {gone:.1f} s after the gate failed")
@@ -167,9 +175,54 @@ def test_a_version_that_answers_wrong_gets_no_traffic_and_is_taken_back(promo: P
         promo.world.until(lambda: promo.serves("second"), "the way back")
 
 
-def gate_failed(promo: Promo) -> bool:
+def test_a_slow_version_never_gets_more_than_its_weight_and_is_taken_back(promo: Promo) -> None:
+    gates = [{"maxInterTokenP95Ratio": 1.5, "minRequests": 100}]
+    promo.rollout(strategy="Canary", canary={"steps": [{"weight": 34, "holdSeconds": 60}]}, gates=gates)
+    try:
+        with promo.load() as tally:
+            promo.promote("slow")
+            promo.world.until(lambda: (promo.status.get("candidate") or {}).get("weight") == 34, "its traffic")
+            known, before, began = set(tally.answers), tally.requests, time.monotonic()
+            promo.world.until(lambda: gate_failed(promo, "slow"), "the gate to fail")
+            failed = time.monotonic()
+            candidate = promo.status["candidate"]
+            promo.world.until(lambda: not pods_of(promo, candidate["revision"]), "its pods to go")
+            gone, during = time.monotonic() - failed, tally.requests - before
+        slow = sum(count for answer, count in tally.answers.items() if answer not in known)
+        assert 0 < slow <= 0.34 * during + 1, tally.answers
+        assert "maxInterTokenP95Ratio" in candidate["message"]
+        assert promo.world.condition("Available", NAME)["status"] == "True"
+        print(
+            f"slow: {slow} of {during} requests went to it; judged {failed - began:.1f} s after it got traffic, "
+            f"its pods gone {gone:.1f} s later: {candidate['message']}"
+        )
+    finally:
+        promo.promote("second")
+        promo.world.until(lambda: promo.serves("second"), "the way back")
+
+
+def test_without_load_the_new_version_answers_soon(promo: Promo) -> None:
+    promo.rollout(strategy="BlueGreen", gates=None)
+    client = httpx.Client(base_url=promo.world.stack.service_url(NAME), headers=promo.headers(), trust_env=False)
+    with client:
+        began = promo.promote("first")
+        promo.world.until(lambda: answered_by(client) == promo.versions["first"], "an answer of the first version")
+        print(
+            f"without load: {time.monotonic() - began:.1f} s from the alias to an answer of the new version, two pods"
+        )
+    promo.world.until(lambda: promo.serves("first"), "the roll-out's end")
+
+
+def answered_by(client: httpx.Client) -> str:
+    # A connection each: one that is kept stays with its pod.
+    headers = {"Connection": "close"}
+    answer = client.post("/predict", json={"prompt": PROMPT, "max_length": 4}, headers=headers)
+    return str(answer.raise_for_status().json()["model_version"])
+
+
+def gate_failed(promo: Promo, version: str) -> bool:
     candidate = promo.status.get("candidate") or {}
-    return candidate.get("version") == promo.versions["wrong"] and candidate.get("reason") == "GateFailed"
+    return candidate.get("version") == promo.versions[version] and candidate.get("reason") == "GateFailed"
 
 
 def pods_of(promo: Promo, revision: str) -> str:

@@ -15,7 +15,7 @@ EOS = "<|end|>"
 MAX_POSITIONS = 512
 
 
-def make(folder: Path, seed: int = 0, max_positions: int = MAX_POSITIONS, tied: bool = True) -> Path:
+def make(folder: Path, seed: int = 0, max_positions: int = MAX_POSITIONS, tied: bool = True, layers: int = 2) -> Path:
     """Write config, weights (safetensors) and tokenizer; another seed gives another model."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -24,7 +24,7 @@ def make(folder: Path, seed: int = 0, max_positions: int = MAX_POSITIONS, tied: 
     eos = len(_byte_vocabulary())
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=eos + len(SPECIAL), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        vocab_size=eos + len(SPECIAL), hidden_size=64, intermediate_size=128, num_hidden_layers=layers,
         num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=max_positions,
         bos_token_id=None, eos_token_id=eos, pad_token_id=eos, tie_word_embeddings=tied,
         initializer_range=0.2, dtype="float32",
