@@ -1,4 +1,4 @@
-"""The CRDs of the Gateway API, out of the Go module that hack/gateway/go.mod names: fetched once into Go's module cache."""
+"""The Gateway API's CRD, out of the Go module that hack/gateway/go.mod names: fetched once into Go's module cache."""
 
 from __future__ import annotations
 
