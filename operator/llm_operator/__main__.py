@@ -88,7 +88,7 @@ async def _lead(
 ) -> None:
     registry = CachedRegistry(MlflowRegistry(), keep_seconds=settings.poll_seconds, rest_seconds=REST_SECONDS)
     pods, image = HttpPods(), settings.runtime_image
-    prometheus = HttpPrometheus(settings.prometheus.url if settings.prometheus else "")
+    prometheus = HttpPrometheus(settings.prometheus.url, settings.prometheus.allowed)
     outside = Outside(cluster, registry, pods, connections, image, lambda: datetime.now(UTC), prometheus=prometheus)
     pace = Pace(settings.verify_seconds, settings.settle_seconds)
     poll = Poll(cluster, registry, connections, queue, settings.watch_namespaces)

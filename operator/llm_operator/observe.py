@@ -62,7 +62,7 @@ class Outside:
     digests: dict[tuple[str, str, str], str] = field(default_factory=dict)
     """Digests already derived, by (deployment uid, ApiKey uid, key id): saves one read per key and reconcile."""
     secrets: dict[tuple[str, str], str] = field(default_factory=dict)
-    """resourceVersion of each Secret as last written, by (namespace, name): Secrets are not watched."""
+    """resourceVersion of each Secret as last written, by (namespace, name): they are not watched. Empty: it is gone."""
     ledgers: dict[Key, verdicts.Ledger] = field(default_factory=dict)
     """By LLMDeployment: the verdicts that the registry was told."""
     prometheus: Prometheus | None = None

@@ -101,7 +101,7 @@ def _generated(text: str) -> str:
     try:
         choice = json.loads(text)["choices"][0]
         return str(choice["message"]["content"] or "" if "message" in choice else choice["text"])
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError, RecursionError) as error:
         raise ValueError(f"not an answer of the OpenAI API: {text[:200]}") from error
 
 

@@ -1,5 +1,6 @@
-"""All I/O to Prometheus: one number for one query."""
+"""All I/O to Prometheus: one number for one query, of servers that the platform team has named and of no others."""
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import httpx
@@ -20,15 +21,21 @@ class Prometheus(Protocol):
 class HttpPrometheus:
     """The real one, by its HTTP API."""
 
-    def __init__(self, url: str = "") -> None:
-        self._url = url
+    def __init__(self, url: str = "", allowed: Iterable[str] = ()) -> None:
+        self._url, self._allowed = url, {each.rstrip("/") for each in (url, *allowed) if each}
         self._client = httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False, follow_redirects=False)
 
     async def query(self, server: str, query: str) -> Measured:
         server = server or self._url
         if not server:
             return Measured(
-                waiting="no server: write it in the gate, or prometheus.url in the operator's configuration"
+                waiting="no server: write prometheus.url in the operator's configuration (its chart's prometheusUrl)"
+            )
+        # Whoever may write a gate must not choose where the operator, with its place in the network, sends requests.
+        if server.rstrip("/") not in self._allowed:
+            return Measured(
+                waiting=f"the operator may not ask {server}: add it to prometheus.allowed in the operator's "
+                "configuration (its chart's prometheusAllowed), or remove the gate's server"
             )
         try:
             answer = await self._client.get(f"{server.rstrip('/')}/api/v1/query", params={"query": query})

@@ -50,10 +50,12 @@ class LeaseSettings(_Section):
 
 
 class PrometheusSettings(_Section):
-    """The Prometheus that roll-out gates ask."""
+    """The servers that roll-out gates may ask."""
 
-    url: Annotated[str, Field(pattern=r"^https?://")]
-    """Its address, as `http://prometheus.monitoring:9090`."""
+    url: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
+    """Asked by gates that name no server, as `http://prometheus.monitoring:9090`; empty: none."""
+    allowed: tuple[Annotated[str, Field(pattern=r"^https?://\S+$")], ...] = ()
+    """Others that a gate may name, each written as here; no gate makes the operator ask any other address."""
 
 
 class Settings(_Section):
@@ -81,8 +83,8 @@ class Settings(_Section):
     """Probes and metrics."""
     webhook_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """MLflow's webhooks (docs/promotion.md); 0: none are received."""
-    prometheus: PrometheusSettings | None = None
-    """For gates of kind prometheusQuery that name no server of their own."""
+    prometheus: PrometheusSettings = PrometheusSettings()
+    """For gates of kind prometheusQuery."""
     lease: LeaseSettings = LeaseSettings()
     """Leader election."""
     connections: dict[str, ConnectionSettings] = Field(default_factory=dict)

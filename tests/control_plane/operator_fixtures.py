@@ -325,11 +325,12 @@ def api(cluster: Cluster) -> Api:
     for crd in crds.definitions().values():
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}"
         client.call("PATCH", path, crd, "application/apply-patch+yaml", fieldManager="test", force="true")
-        eventually(partial(_established, client, path))
+        eventually(partial(established, client, path))
     return client
 
 
-def _established(client: Api, path: str) -> bool:
+def established(client: Api, path: str) -> bool:
+    """Whether a CRD is served and its schema is whole."""
     crd = client.call("GET", path)
     conditions = {c["type"]: c["status"] for c in crd.get("status", {}).get("conditions", [])}
     return conditions.get("Established") == "True" and conditions.get("NonStructuralSchema") != "True"

@@ -77,9 +77,10 @@ pollSeconds: {{ .Values.pollSeconds }}
 logFormat: {{ .Values.logFormat }}
 webhookPort: 8090
 watchNamespaces: {{ .Values.watchNamespaces | toJson }}
-{{- if .Values.prometheusUrl }}
+{{- if or .Values.prometheusUrl .Values.prometheusAllowed }}
 prometheus:
   url: {{ .Values.prometheusUrl | quote }}
+  allowed: {{ .Values.prometheusAllowed | toJson }}
 {{- end }}
 lease:
   name: {{ include "llm-operator.name" . }}

@@ -80,7 +80,7 @@ class PrometheusQuery(Section):
     """A figure that Prometheus computes."""
 
     server: Annotated[str, Field(max_length=512, pattern=r"^https?://")] | None = None
-    """Its address; absent: prometheus.url in the operator's configuration."""
+    """Its address, one of prometheus.allowed in the operator's configuration; absent: prometheus.url there."""
     query: Annotated[str, Field(min_length=1, max_length=2048)]
     """PromQL with one number as its answer; {candidate} and {stable} stand for the two revisions."""
     max: float

@@ -10,7 +10,7 @@ from llm_operator.crds.rollout import PrometheusQuery
 from llm_operator.observe import Outside
 from llm_operator.plans import faults, gates, keys, names, smoke
 from llm_operator.reconcile.apikey import new_key
-from llm_operator.state import Evidence, Figures, HeldKey, Manifest, Measured, Observed, SmokeOutcome
+from llm_operator.state import Evidence, Figures, HeldKey, Manifest, Measured, Meta, Observed, SmokeOutcome
 from llm_runtime.contract import hash_key, key_id_of
 
 SMOKE_SECONDS = 60.0
@@ -20,6 +20,8 @@ AT_ONCE = 4
 NOT_YET = (0, 401, 403, 429, 503)
 """Answers of a pod that is not to blame: it has not read its key file yet, or is busy."""
 KEPT = 10_000
+GONE = ""
+"""In place of the resourceVersion of a Secret that does not exist."""
 
 
 async def gather(outside: Outside, observed: Observed) -> Observed:
@@ -140,10 +142,7 @@ async def _operator_key(outside: Outside, observed: Observed) -> tuple[str | Non
     meta = observed.meta
     name = names.operator_key_secret(meta)
     if not observed.spec.rollout.smoke_maps or observed.spec.access.authentication != "Required":
-        if outside.secrets.pop((meta.namespace, name), None):
-            live = await outside.cluster.get("Secret", meta.namespace, name)
-            if live is not None and names.owned(live, meta):
-                await outside.cluster.delete("Secret", meta.namespace, name, live["metadata"]["uid"])
+        await _forget_key(outside, meta, name)
         return "", None
     secret = await outside.cluster.get("Secret", meta.namespace, name)
     if secret is None:
@@ -162,3 +161,13 @@ async def _operator_key(outside: Outside, observed: Observed) -> tuple[str | Non
         return "", None
     outside.secrets[meta.namespace, name] = secret["metadata"]["resourceVersion"]
     return key, keys.operator_key(meta, key_id, hash_key(key, meta.uid))
+
+
+async def _forget_key(outside: Outside, meta: Meta, name: str) -> None:
+    """Delete the key that is not needed any more. One look per process: the one before it may have made the key."""
+    if outside.secrets.get((meta.namespace, name)) == GONE:
+        return
+    live = await outside.cluster.get("Secret", meta.namespace, name)
+    if live is not None and names.owned(live, meta):
+        await outside.cluster.delete("Secret", meta.namespace, name, live["metadata"]["uid"])
+    outside.secrets[meta.namespace, name] = GONE

@@ -1,15 +1,69 @@
-"""What the operator reads off a pod's own metrics."""
+"""What the operator reads off a pod's own metrics, and how it asks a pod: over HTTP, of real servers."""
 
 import asyncio
+import json
 import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from aiohttp import web
 
-from llm_operator.pods import HttpPods, read
+from devstack.processes import free_port
+from llm_operator.pods import Answer, HttpPods, read
 from llm_operator.state import Download
 from llm_runtime import contract
 from llm_runtime.metrics import Metrics
+
+POD = {"metadata": {"name": "p"}, "status": {"podIP": "127.0.0.1"}}
+CHAT = {"model": "bot", "messages": [{"role": "user", "content": "The capital of France?"}]}
+Handler = Callable[[web.Request], Awaitable[web.Response]]
+
+
+@asynccontextmanager
+async def answering(monkeypatch: pytest.MonkeyPatch, handler: Handler) -> AsyncIterator[HttpPods]:
+    """A pod whose every path is answered by `handler`."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    monkeypatch.setattr(contract, "PORT", runner.addresses[0][1])
+    pods = HttpPods()
+    try:
+        yield pods
+    finally:
+        await pods.close()
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def silent(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HttpPods]:
+    """A pod that takes connections and says nothing; nobody waits for it longer than 0.2 s."""
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    monkeypatch.setattr(contract, "PORT", server.sockets[0].getsockname()[1])
+    monkeypatch.setattr("llm_operator.pods.TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("llm_operator.pods.ANSWER_SECONDS", 0.2)
+    pods = HttpPods()
+    try:
+        yield pods
+    finally:
+        await pods.close()
+        server.close()
+        await server.wait_closed()
+
+
+def says(text: str, status: int = 200) -> Handler:
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response(text=text, status=status)
+
+    return handler
 
 
 def test_what_a_runtime_exposes_is_what_the_operator_reads():
@@ -50,36 +104,76 @@ def test_anything_else_is_a_value_error(text: str):
         read(text)
 
 
-@pytest.mark.parametrize("answer", [web.Response(status=500), web.Response(text="<html>"), None])
-def test_a_pod_that_answers_nonsense_or_nothing_has_no_figures(answer, monkeypatch):
-    async def scenario():
-        async def respond(request: web.Request) -> web.Response:
-            return answer if answer is not None else await asyncio.sleep(60)
-
-        app = web.Application()
-        app.router.add_get(contract.METRICS_PATH, respond)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        monkeypatch.setattr(contract, "PORT", runner.addresses[0][1])
-        monkeypatch.setattr("llm_operator.pods.TIMEOUT_SECONDS", 0.2)
-        pods = HttpPods()
-        try:
-            return await pods.figures({"metadata": {"name": "p"}, "status": {"podIP": "127.0.0.1"}})
-        finally:
-            await pods.close()
-            await runner.cleanup()
-
-    assert asyncio.run(scenario()) is None
+@pytest.mark.parametrize(("text", "status"), [("", 500), ("<html>", 200)])
+async def test_a_pod_that_answers_nonsense_has_no_figures(
+    text: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with answering(monkeypatch, says(text, status)) as pods:
+        assert await pods.figures(POD) is None
 
 
-def test_a_pod_without_an_address_is_not_asked():
-    async def scenario():
-        pods = HttpPods()
-        try:
-            return await pods.figures({"metadata": {"name": "p"}, "status": {}})
-        finally:
-            await pods.close()
+async def test_a_pod_that_says_nothing_has_no_figures_and_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with silent(monkeypatch) as pods:
+        assert await pods.figures(POD) is None
+        answer = await pods.ask(POD, "", CHAT)
+        assert (answer.status, "Timeout" in answer.text) == (0, True)
 
-    assert asyncio.run(scenario()) is None
+
+async def test_a_pod_without_an_address_is_not_asked() -> None:
+    pods = HttpPods()
+    nowhere: dict[str, Any] = {"metadata": {"name": "p"}, "status": {}}
+    assert await pods.figures(nowhere) is None
+    assert await pods.ask(nowhere, "", CHAT) == Answer(0, "the pod has no address yet")
+    await pods.close()
+
+
+async def test_a_pod_that_does_not_listen_yet_has_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "PORT", free_port())
+    pods = HttpPods()
+    answer = await pods.ask(POD, "", CHAT)
+    assert (answer.status, "ConnectError" in answer.text) == (0, True)
+    await pods.close()
+
+
+async def test_chats_and_completions_go_to_their_endpoints_with_the_key_and_come_back_as_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[tuple[str, str | None, Any]] = []
+
+    async def openai(request: web.Request) -> web.Response:
+        heard.append((request.path, request.headers.get("Authorization"), await request.json()))
+        chat = request.path.endswith("/chat/completions")
+        choice: dict[str, Any] = {"message": {"role": "assistant", "content": "Paris"}} if chat else {"text": " Paris"}
+        return web.json_response({"choices": [choice]})
+
+    completion = {"model": "bot", "prompt": "The capital of France is"}
+    async with answering(monkeypatch, openai) as pods:
+        assert await pods.ask(POD, "llmk_a", CHAT) == Answer(200, "Paris")
+        assert await pods.ask(POD, "", completion) == Answer(200, " Paris")
+    assert heard == [("/v1/chat/completions", "Bearer llmk_a", CHAT), ("/v1/completions", None, completion)]
+
+
+async def test_a_refusal_comes_back_with_its_status_and_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with answering(monkeypatch, says('{"error": {"message": "wrong key"}}' + " " * 1000, 401)) as pods:
+        answer = await pods.ask(POD, "llmk_a", CHAT)
+    assert answer.status == 401
+    assert "wrong key" in answer.text
+    assert len(answer.text) == 500
+
+
+@pytest.mark.parametrize(
+    "text", ["<html>", "[]", "null", '{"choices": []}', '{"choices": [{"message": "Paris"}]}', "[" * 100_000]
+)
+async def test_an_answer_that_is_none_of_the_api_is_no_answer(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with answering(monkeypatch, says(text)) as pods:
+        answer = await pods.ask(POD, "", CHAT)
+    assert answer.status == 0
+    assert answer.text
+
+
+async def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_operator.pods.MAX_BYTES", 1000)
+    async with answering(monkeypatch, says(json.dumps({"choices": [{"text": "a" * 2000}]}))) as pods:
+        answer = await pods.ask(POD, "", CHAT)
+        assert (answer.status, "more than 1000 bytes" in answer.text) == (0, True)
+        assert await pods.figures(POD) is None

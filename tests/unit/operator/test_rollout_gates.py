@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from llm_operator.cluster import Unavailable
 from llm_operator.crds.rollout import GateSpec
 from llm_operator.plans import gates, smoke
 from llm_operator.pods import Answer
@@ -200,6 +201,60 @@ async def test_a_first_version_is_behind_no_service_until_its_prompts_are_answer
     assert "bot" not in world.cluster.named("Service")
     assert "does not exist" in world.condition("Progressing")["message"]
     assert "bot-operator-key" not in world.cluster.named("Secret")
+
+
+async def test_the_operators_key_goes_with_the_prompts_also_when_another_process_made_it() -> None:
+    world = await world_with_prompts()
+    await look(world, 4)
+    assert "bot-operator-key" in world.cluster.named("Secret")
+    world.restarted("example.com/runtime:1")
+    await world.deploy(rollout={})
+    await look(world, 1)
+    assert "bot-operator-key" not in world.cluster.named("Secret")
+    await world.deploy(rollout={"gates": [{"smokePrompts": {"configMap": "smoke"}}]})
+    await look(world, 2)
+    assert "bot-operator-key" in world.cluster.named("Secret")
+
+
+async def test_a_wrong_answer_that_was_not_written_down_is_found_again_by_the_next_operator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await world_with_prompts()
+    old = world.status()["stable"]["revision"]
+    await look(world, 1)
+    world.pods.answer = Answer(200, "Rome")
+
+    async def dies(_: Any) -> Any:
+        raise Unavailable("killed before it could write")
+
+    with monkeypatch.context() as killed:
+        killed.setattr(world.cluster, "apply_status", dies)
+        with pytest.raises(Unavailable):
+            await reconcile(KEY, world.outside, PACE)
+    assert "outcome" not in world.status()["candidate"]
+    world.restarted("example.com/runtime:1")
+    await look(world, 2)
+    assert world.status()["candidate"]["reason"] == "GateFailed"
+    assert world.selected() == old
+
+
+async def test_nobody_is_asked_whom_the_platform_team_has_not_named() -> None:
+    asked = HttpPrometheus("http://prometheus:9090/", ["https://thanos"])
+    heard: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        heard.append(request.url.host)
+        return httpx.Response(200, json={"status": "success", "data": {"resultType": "scalar", "result": [0, "1"]}})
+
+    asked._client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    for server in ("", "http://prometheus:9090", "https://thanos/"):
+        assert (await asked.query(server, "up")).value == 1
+    for server in ("http://169.254.169.254", "http://prometheus:9091", "http://prometheus:9090@other", "http://thanos"):
+        refused = await asked.query(server, "up")
+        assert server in refused.waiting
+        assert "prometheus.allowed" in refused.waiting
+    assert heard == ["prometheus", "prometheus", "thanos"]
+    await asked.close()
 
 
 async def test_prometheus_is_asked_by_its_api_and_says_what_is_wrong() -> None:

@@ -434,7 +434,7 @@ def test_the_autoscaler_changes_the_size_in_the_middle_of_a_step() -> None:
 def test_whatever_happens_no_promise_is_broken(seed: int) -> None:
     """A random walk: pods, clock, people, registry and figures do what they like; then quiet, and it ends."""
     chance = random.Random(seed)
-    strategy = chance.choice(["Auto", "Rolling", "BlueGreen", "Canary"])
+    strategy = chance.choice(["Auto", "Rolling", "BlueGreen", "Canary", "Recreate"])
     spec = rollout(strategy, gates=[SLOW, {"smokePrompts": {"configMap": "smoke"}}], progressDeadlineSeconds=100)
     sim = Sim(spec, replicas=chance.randint(2, 6), room=chance.choice([6, 7, 8, 100]))
     versions = 2
@@ -472,6 +472,7 @@ def promises(sim: Sim, before: LLMDeploymentStatus, decision: Decision) -> None:
     assert decision.stable is not None
     candidate = decision.candidate
     if candidate is not None and candidate.strategy == "Recreate":
+        takes_turns(sim, decision, (decision.stable.revision, candidate.revision))
         return
     assert decision.stable.revision in decision.serving
     assert len(decision.serving) <= 2
@@ -488,3 +489,13 @@ def promises(sim: Sim, before: LLMDeploymentStatus, decision: Decision) -> None:
         given = decision.replicas[decision.stable.revision] + sim.ready(candidate.revision)
         assert given >= sim.replicas - (0 if candidate.surge else 1)
     assert before.stable is not None
+
+
+def takes_turns(sim: Sim, decision: Decision, both: tuple[str, str]) -> None:
+    """Recreate: one of the two is behind the Service, and none gets a pod as long as the other has one."""
+    assert len(decision.serving) == 1
+    assert set(decision.serving) <= set(both)
+    for revision, other in (both, both[::-1]):
+        if decision.replicas.get(revision):
+            assert not decision.replicas.get(other)
+            assert not sim.pods.get(other)

@@ -22,6 +22,7 @@ def written(folder: Path, text: str) -> Path:
         ("runtimeImage: a\npollSecond: 3", "pollSecond"),
         ("pollSeconds: 3", "runtimeImage"),
         ("runtimeImage: a\nconnections: {x: {trackingUri: 'mlflow:5000'}}", "connections.x.trackingUri"),
+        ("runtimeImage: a\nprometheus: {allowed: ['prometheus:9090']}", "prometheus.allowed.0"),
         ("runtimeImage: [", "not YAML"),
     ],
 )
