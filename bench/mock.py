@@ -108,7 +108,7 @@ def without(models: Path) -> ModelSource:
     async def start(config: RuntimeConfig, found: Path) -> Loaded:
         return Loaded(MockEngine(), MockCodec())
 
-    return ModelSource(find, find, start)
+    return ModelSource(find, lambda config, *_: find(config), start)
 
 
 if __name__ == "__main__":

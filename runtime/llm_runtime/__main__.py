@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from llm_runtime.api.services import Loaded
     from llm_runtime.assembly import ModelSource
     from llm_runtime.engine.client import EngineClient
+    from llm_runtime.models.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,9 @@ def _models(models: Path) -> "ModelSource":
     hold = Holder()
     return ModelSource(
         find=lambda config: in_thread(lambda: hold(_folder(config, models)))(),
-        fetch=lambda config: in_thread(lambda: hold(_fetch(config, models)))(),
+        fetch=lambda config, progress, hub_token: in_thread(
+            lambda: hold(_fetch(config, models, tell=progress, hub_token=hub_token))
+        )(),
         start=_start,
         fetch_adapter=lambda adapter, access: in_thread(lambda: _fetch_adapter(adapter, access, models))(),
     )
@@ -188,8 +191,15 @@ def _folder(config: RuntimeConfig, models: Path) -> Path:
     return _fetch(config, models)
 
 
-def _fetch(config: RuntimeConfig, models: Path, address: tuple[str, int] | None = None) -> Path:
-    """Fetch the model; with an `address`, its progress can be asked for there."""
+def _fetch(
+    config: RuntimeConfig,
+    models: Path,
+    address: tuple[str, int] | None = None,
+    *,
+    tell: "Progress | None" = None,
+    hub_token: str = "",
+) -> Path:
+    """Fetch the model; its progress is told to `tell`, and can be asked for at `address`."""
     from llm_runtime.models.fetch import fetch as fetch_model
     from llm_runtime.models.figures import DownloadFigures, both, exposed
     from llm_runtime.models.progress import LogProgress, progress_bar
@@ -200,7 +210,8 @@ def _fetch(config: RuntimeConfig, models: Path, address: tuple[str, int] | None 
             figures = DownloadFigures()
             stack.enter_context(exposed(figures, *address))
             progress = both(progress, figures)
-        return fetch_model(config.model, models, progress, config.model_cache_bytes)
+        progress = both(progress, tell) if tell else progress
+        return fetch_model(config.model, models, progress, config.model_cache_bytes, hub_token)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_runtime import errors, tracing
 from llm_runtime.adapters import AdapterList, Adapters, Fetch
-from llm_runtime.api.access import Management
+from llm_runtime.api.access import FetchModel, Management
 from llm_runtime.api.services import Loaded, Services
 from llm_runtime.auth import KeyChain, KeyRing, Keys, SingleKey
 from llm_runtime.cache.completions import CompletionCache
@@ -34,8 +34,7 @@ class ModelSource:
 
     find: Callable[[RuntimeConfig], Awaitable[Path]]
     """The folder of the configured model, fetched where it is not there."""
-    fetch: Callable[[RuntimeConfig], Awaitable[Path]]
-    """Bring a model to a folder."""
+    fetch: FetchModel
     start: Callable[[RuntimeConfig, Path], Awaitable[Loaded]]
     """Start an engine with it."""
 

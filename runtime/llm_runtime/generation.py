@@ -51,6 +51,8 @@ class Books:
     """Where generations are accounted for, and what of the configuration the account needs."""
 
     config: RuntimeConfig
+    version: str
+    """Of the model; "" for none."""
     metrics: Metrics
     usage: UsageLog
     clock: Callable[[], float]
@@ -191,7 +193,7 @@ class Generation:
             user_hash=_user_hash(job),
             endpoint=job.endpoint,
             model=config.model.name,
-            model_version=model_version(config),
+            model_version=self._books.version,
             adapter=job.adapter,
             stream=job.stream,
             cached=self.cached,
@@ -239,7 +241,7 @@ class Replay(Generation):
 
 
 def model_version(config: RuntimeConfig) -> str:
-    """The registry's version, or "" for a local folder, which has none."""
+    """The registry's version that the configuration names, or ""."""
     return config.model.mlflow.version if config.model.mlflow else ""
 
 

@@ -80,9 +80,11 @@ class Pipeline:
         cache: CompletionCache | None = None,
         idempotency: IdempotencyKeys | None = None,
         identity: Callable[[str], str] = str,
+        version: str = "",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Cache and keys outlive a swap of the model; `identity` tells versions of one adapter apart for them.
+        """Cache and keys outlive a swap of the model; `identity` tells versions of one adapter apart for them, and
+        `version` says what a `uri` stands for; "": the configuration's.
 
         Raises `errors.ConfigInvalid` for a filter's pattern.
         """
@@ -90,8 +92,9 @@ class Pipeline:
         self.limiter, self.cache = NoLimits() if limiter is None else limiter, cache
         self.idempotency = idempotency or IdempotencyKeys()
         self._identity = identity
-        self._filters, self._model = Filters(config.server.filters), model_digest(config)
-        self._books, self._metrics = Books(config, metrics, usage, clock), metrics
+        self.version = version or model_version(config)
+        self._filters, self._model = Filters(config.server.filters), model_digest(config, self.version)
+        self._books, self._metrics = Books(config, self.version, metrics, usage, clock), metrics
         metrics.cache_entries.set_function(lambda: cache.entries if cache else 0)
 
     async def start(self, job: Job) -> Generation:

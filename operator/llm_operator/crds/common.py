@@ -5,9 +5,9 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from llm_operator.crds.schema import Section
+from llm_operator.crds.schema import Section, rules
 
 GROUP = "llm-operator.dev"
 VERSION = "v1alpha1"
@@ -24,12 +24,12 @@ AnnotationMap = Annotated[dict[str, Text], Field(max_length=32)]
 QUANTITY_PATTERN = r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?[0-9]+))?$"
 
 
-def _int_or_string(pattern: str) -> Callable[[dict[str, Any]], None]:
-    """What Kubernetes calls IntOrString: `pattern` then holds for strings only."""
+def _int_or_string(pattern: str, *checks: tuple[str, str]) -> Callable[[dict[str, Any]], None]:
+    """What Kubernetes calls IntOrString: `pattern` then holds for strings only, `checks` (CEL) for both."""
 
     def edit(schema: dict[str, Any]) -> None:
         schema.pop("type", None)
-        schema |= {"x-kubernetes-int-or-string": True, "pattern": pattern}
+        schema |= {"x-kubernetes-int-or-string": True, "pattern": pattern, **(rules(*checks) if checks else {})}
 
     return edit
 
@@ -62,6 +62,28 @@ def quantity_value(quantity: str) -> Decimal:
     if match is None or match[2] not in _SUFFIXES:
         raise ValueError(f"{quantity!r} is not a quantity: write 1Mi, 500m or 2")
     return Decimal(match[1]) * _SUFFIXES[match[2]]
+
+
+def _at_least(least_bytes: int, example: str) -> tuple[AfterValidator, Any]:
+    """A bound of a size: for what is stored already, and for the API server."""
+    advice = f"write a size of at least {least_bytes} bytes, like {example}"
+
+    def check(size: str) -> str:
+        if quantity_value(size) < least_bytes:
+            raise ValueError(f"{size!r} is too small: {advice}")
+        return size
+
+    # What is no quantity at all is told by the pattern.
+    rule = f"!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('{least_bytes}')) >= 0"
+    extra = _int_or_string(QUANTITY_PATTERN, (rule, advice))
+    return AfterValidator(check), Field(max_length=32, pattern=QUANTITY_PATTERN, json_schema_extra=extra)
+
+
+Size = Annotated[str, BeforeValidator(str), *_at_least(1, "8Gi")]
+"""A quantity of bytes that can be had: neither zero nor less."""
+
+BodySize = Annotated[str, BeforeValidator(str), *_at_least(1024, "1Mi")]
+"""The same, for a request body."""
 
 
 class Condition(Section):

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field
 
 from llm_operator.crds.access import AccessSpec
-from llm_operator.crds.common import AnnotationMap, LabelMap, ObjectName, Quantity, quantity_value
+from llm_operator.crds.common import AnnotationMap, LabelMap, ObjectName, Quantity, Size
 from llm_operator.crds.model import DEFAULT_ADAPTER_EXISTS, MAX_ADAPTERS, AdapterName, AdapterSpec, ModelSpec
 from llm_operator.crds.pod import PodSpec, Resources
 from llm_operator.crds.rollout import RolloutSpec
@@ -26,7 +26,7 @@ class EngineSpec(Section):
     """Sequences that run together, at most."""
     max_batch_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
     """Tokens of one forward pass, at most."""
-    kv_cache_memory: Quantity | None = None
+    kv_cache_memory: Size | None = None
     """Memory for keys and values, as a quantity; absent: what the model leaves, but for a reserve."""
     prefix_caching: bool = True
     """Keep keys and values of prompt beginnings, so that the next prompt that begins alike need not compute them."""
@@ -121,16 +121,9 @@ class ModelCacheSpec(Section):
     """A shared volume: each version is downloaded once."""
     empty_dir: EmptyDirSource | None = None
     """Each pod downloads for itself (the default)."""
-    max_size: Quantity | None = None
+    max_size: Size | None = None
     """What all versions on the volume may take together: for a new one, those not used for longest are removed, never
     one in use. Absent: all stay."""
-
-    @field_validator("max_size")
-    @classmethod
-    def _is_a_size(cls, value: str | None) -> str | None:
-        if value is not None and quantity_value(value) < 1:
-            raise ValueError(f"{value!r} is no size: write 200Gi")
-        return value
 
 
 class ServiceMonitorSpec(Section):

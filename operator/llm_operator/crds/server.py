@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from llm_operator.crds.common import Line, ObjectName, Quantity
+from llm_operator.crds.common import BodySize, Line, ObjectName
 from llm_operator.crds.schema import Section
 
 Ttl = Annotated[int, Field(ge=1, le=31_536_000)]
@@ -76,7 +76,7 @@ class SessionsSpec(Section):
 class ServerSpec(Section):
     """How to answer HTTP."""
 
-    max_request_bytes: Quantity = "1Mi"
+    max_request_bytes: BodySize = "1Mi"
     """Largest request body, as a quantity."""
     max_prompt_characters: Annotated[int, Field(ge=1, le=10_000_000)] = 32_000
     """Longest prompt."""

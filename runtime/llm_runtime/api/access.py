@@ -12,6 +12,7 @@ from llm_runtime import errors
 from llm_runtime.auth import Keys, authenticate
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.keys import DatabaseKeys
+from llm_runtime.models.progress import Progress
 from llm_runtime.request import Caller
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 MANAGED_ELSEWHERE = "There is no management here: the operator manages this server's model and keys."
 ADMIN_HINT = "Management needs an admin key: set ADMIN_API_KEY, or `llm-runtime keys create NAME --admin`."
 KEY_HINT = "Make a key with `llm-runtime keys create NAME`, or set API_KEY."
+
+FetchModel = Callable[[RuntimeConfig, Progress, str], Awaitable[Path]]
+"""Bring a model to a folder, and tell how far that is; with a token of the hub, or "" for the environment's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,7 @@ class Management:
     """Among them the administrators'; also where everybody may generate without a key."""
     issuer: DatabaseKeys | None
     """Where new keys go; None without a database."""
-    fetch: Callable[[RuntimeConfig], Awaitable[Path]]
-    """Bring a model to a folder."""
+    fetch: FetchModel
     start: "Callable[[RuntimeConfig, Path], Awaitable[Loaded]]"
     """Start an engine with it."""
     tracking_uri: str | None = None

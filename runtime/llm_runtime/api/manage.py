@@ -5,13 +5,14 @@ Only a server that no operator manages lets itself be managed.
 
 import asyncio
 import logging
+import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import Field, JsonValue
+from pydantic import Field
 from sqlalchemy import func, select
 
 from llm_runtime import errors
@@ -20,17 +21,20 @@ from llm_runtime.api.body import Body, Text
 from llm_runtime.api.documents import OWN_ERRORS, example
 from llm_runtime.api.guard import SECURITY, BodyRoute, KeyedRoute
 from llm_runtime.api.services import Services, in_thread, services_of
-from llm_runtime.contract import MlflowVersion, RuntimeConfig
+from llm_runtime.contract import MlflowVersion, ModelConfig, RuntimeConfig
 from llm_runtime.db.database import Database, DatabaseAway
 from llm_runtime.db.tables import usage_daily
 from llm_runtime.keystore import NewKey
+from llm_runtime.models.hub import Hub
 from llm_runtime.models.registry import MlflowRegistry
 from llm_runtime.request import Caller
 
 log = logging.getLogger(__name__)
 
 MAX_DAYS = 36_500
-NO_HUB = "models of the Hugging Face hub can't be loaded yet; name a registered model of MLflow or a folder"
+URI = re.compile(r"(models|runs|mlflow-artifacts|s3|gs|abfss|file|hf):/\S+")
+OF_THE_HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\S+)?")
+"""MLflow's names hold no slash."""
 STATUS: dict[str, type[errors.Refusal]] = {
     "ModelNotFound": errors.NotFound,
     "RegistryUnreachable": errors.ServiceUnavailable,
@@ -51,6 +55,7 @@ router = APIRouter(dependencies=SECURITY, tags=["management"], responses=OWN_ERR
 admin = APIRouter(route_class=AdminRoute)
 own = APIRouter(route_class=KeyedRoute)
 
+HubToken = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,500}$")]
 Name = Annotated[Text, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
@@ -65,7 +70,7 @@ class NewKeyBody(Body):
 
 
 class LoadBody(Body):
-    """The model to serve: a registered model, or a folder of this machine."""
+    """The model to serve: a registered model, a folder of this machine, a model of the hub, or any other URI."""
 
     model_config = example(model_name="support-bot", device="auto")
 
@@ -73,7 +78,8 @@ class LoadBody(Body):
     model_version: Annotated[str, Field(pattern=r"^[0-9]{1,9}$")] | None = None
     path: Annotated[Text, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")] | None = None
     device: Literal["auto", "cpu", "cuda"] | None = None
-    hf_token: JsonValue = None
+    hf_token: Annotated[HubToken | None, Field(repr=False)] = None
+    """For this download only: neither logged nor kept."""
 
 
 @admin.post("/generate_apikey", summary="Make an API key")
@@ -103,24 +109,30 @@ async def generate_apikey(request: Request, body: NewKeyBody) -> dict[str, Any]:
 
 @admin.post("/load_model", summary="Load a model")
 async def load_model(request: Request, body: LoadBody) -> dict[str, Any]:
-    """Serve another model. The answer comes when it serves; until then, or if it fails, the old one serves on."""
+    """Serve another model. The answer comes when it serves; until then, or if it fails, the old one serves on.
+
+    One at a time: meanwhile another gets 409, and `GET /status` says how far this one is.
+    """
     services = services_of(request)
     management = _management(services)
-    if body.hf_token is not None:
-        raise errors.InvalidRequest(f"hf_token: {NO_HUB}.", param="hf_token", code="unsupported_parameter")
     config = _with_device(services, body.device)
-    try:
-        config = await _with_model(config, body, services)
-        log.info("Model %s is asked for", config.model.name)
-        folder = await management.fetch(config)
-        await services.bring(config, folder)
-    except errors.Fatal as fatal:
-        log.warning("Model %s could not be loaded: %s", body.model_name, fatal)
-        refusal = STATUS.get(fatal.reason, errors.InvalidRequest)
-        raise refusal(f"The model could not be loaded: {fatal}", code=fatal.reason) from fatal
-    version = config.model.mlflow.version if config.model.mlflow else None
-    message = f"Model {config.model.name} is loaded."
-    return {"message": message, "model_name": config.model.name, "model_version": version, "device": _device(services)}
+    with services.arriving(body.model_name) as arrival:
+        try:
+            config = await _with_model(config, body, services)
+            log.info("Model %s is asked for", config.model.name)
+            folder = await management.fetch(config, arrival, body.hf_token or "")
+            arrival.step = "loading"
+            await services.bring(config, folder)
+        except errors.Fatal as fatal:
+            log.warning("Model %s could not be loaded: %s", body.model_name, fatal)
+            refusal = STATUS.get(fatal.reason, errors.InvalidRequest)
+            raise refusal(f"The model could not be loaded: {fatal}", code=fatal.reason) from fatal
+    return {
+        "message": f"Model {config.model.name} is loaded.",
+        "model_name": config.model.name,
+        "model_version": services.version or None,
+        "device": _device(services),
+    }
 
 
 @admin.post("/unload_model", summary="Unload the model")
@@ -190,24 +202,59 @@ async def _with_model(config: RuntimeConfig, body: LoadBody, services: Services)
     """The configuration with the model that is asked for. Adapters and a chat template belong to the model before."""
     for known in (services.config, services.configured):
         if body.model_name == known.model.name and not body.path and not body.model_version:
+            _check_token(body, known.model.uri)
             return config.model_copy(update={"model": known.model, "adapters": known.adapters})
     folder = body.path or (body.model_name if await asyncio.to_thread(_is_folder, body.model_name) else None)
-    model = config.model.model_copy(update={"path": folder, "mlflow": None, "uri": None, "chat_template": ""})
+    uri = None if folder else _uri(body)
+    _check_token(body, uri)
+    source: dict[str, Any]
     if folder:
-        name = body.model_name if body.path else PurePath(folder).name or folder
-        model = model.model_copy(update={"name": name})
+        source = {"name": body.model_name if body.path else PurePath(folder).name or folder, "path": folder}
+    elif uri:
+        source = {"name": _name(uri), "uri": uri, "tracking_uri": _server(services)}
     else:
-        model = model.model_copy(update={"name": body.model_name, "mlflow": await _version(services, body)})
-    return config.model_copy(update={"model": model, "adapters": ()})
+        source = {"name": body.model_name, "mlflow": await _version(services, body)}
+    model = ModelConfig(system_prompt=config.model.system_prompt, **source)
+    return config.model_copy(update={"model": model, "adapters": (), "default_adapter": None})
+
+
+def _check_token(body: LoadBody, uri: str | None) -> None:
+    if body.hf_token and not (uri or "").startswith("hf:"):
+        message = f"hf_token is for models of the hub, and {body.model_name!r} is none: leave it out."
+        raise errors.InvalidRequest(message, param="hf_token")
 
 
 def _is_folder(name: str) -> bool:
     return Path(name).is_dir()
 
 
+def _uri(body: LoadBody) -> str | None:
+    """What `model_name` says as a URI; None where it is a registered model's name."""
+    name = body.model_name
+    uri = name if URI.fullmatch(name) else f"hf://{name}" if OF_THE_HUB.fullmatch(name) else None
+    if uri and body.model_version:
+        message = "model_version is for a registered model by its bare name; write org/name@revision or models:/name/3."
+        raise errors.InvalidRequest(message, param="model_version")
+    return uri
+
+
+def _name(uri: str) -> str:
+    """Under which `uri` is served. Raises errors.ConfigInvalid."""
+    if uri.startswith("hf:"):
+        return Hub.repository(uri)
+    registered = re.match(r"models:/+([^/@]+)[/@]", uri)
+    return registered[1] if registered else uri.rstrip("/").rpartition("/")[2]
+
+
+def _server(services: Services) -> str | None:
+    """The MLflow server that is asked."""
+    first = services.configured.model
+    configured = first.mlflow.tracking_uri if first.mlflow else first.tracking_uri
+    return configured or _management(services).tracking_uri
+
+
 async def _version(services: Services, body: LoadBody) -> MlflowVersion:
-    first = services.configured.model.mlflow
-    server = first.tracking_uri if first else _management(services).tracking_uri
+    server = _server(services)
     if not server:
         message = (
             f"{body.model_name!r} is no folder, and no MLflow server is known: send `path`, or set MLFLOW_TRACKING_URI."

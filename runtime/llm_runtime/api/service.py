@@ -103,15 +103,17 @@ def _health(services: Services) -> dict[str, Any]:
 
 
 def _status(services: Services) -> dict[str, Any]:
-    loaded = services.loaded
+    loaded, coming = services.loaded, services.arrival.report() if services.arrival else None
     if loaded is None:
-        return {"status": f"{_model_status(services)}: {services.unready_reason}", "model_loaded": False}
+        why = f"{_model_status(services)}: {services.unready_reason}"
+        return {"status": why, "model_loaded": False, "loading": coming}
     stats, device = loaded.engine.stats(), "cuda" if loaded.on_gpu else "cpu"
     return {
         "status": f"{device}: model loaded on {'GPU' if loaded.on_gpu else 'CPU'}",
         "model_loaded": True,
         "model_name": services.config.model.name,
         "device": device,
+        "loading": coming,
         "load": {"seconds": round(stats.load_seconds, 3), "peak_bytes": stats.load_peak_bytes},
         "engine": {
             "kind": stats.kind,

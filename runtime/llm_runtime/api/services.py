@@ -5,8 +5,8 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -19,6 +19,7 @@ from starlette.requests import HTTPConnection
 from llm_runtime import errors
 from llm_runtime.adapters import Adapters
 from llm_runtime.api.access import KEY_HINT, Management, offered
+from llm_runtime.api.arrival import Arrival
 from llm_runtime.api.selfcheck import SelfCheck
 from llm_runtime.auth import NO_ROLES, Keys, Tiers, authenticate
 from llm_runtime.cache.completions import CompletionCache
@@ -116,6 +117,8 @@ class Services:
         self.failure: FatalReport | None = None
         self.on_failure: Callable[[], None] = lambda: None
         """Called once when the model can't be loaded, so that the server ends."""
+        self.arrival: Arrival | None = None
+        """What an administrator has asked for and is on its way."""
         self._pipeline: Pipeline | None = None
         self._admitting = True
         self._changing = asyncio.Lock()
@@ -226,6 +229,18 @@ class Services:
         async with self._changing:
             await self._swap(config, folder)
 
+    @contextmanager
+    def arriving(self, model: str) -> Iterator[Arrival]:
+        """`model` is on its way during the block. Raises errors.Conflict while another is."""
+        if self.arrival:
+            message = f"{self.arrival.model} is being loaded already: GET /status says how far it is; try again then."
+            raise errors.Conflict(message, code="load_in_progress")
+        self.arrival = Arrival(model)
+        try:
+            yield self.arrival
+        finally:
+            self.arrival = None
+
     async def bring(self, config: RuntimeConfig, folder: Path) -> None:
         """`swap`, or a new engine where no model is loaded. Raises errors.Fatal: nothing has changed."""
         assert self.management
@@ -317,6 +332,7 @@ class Services:
             cache=self.cache,
             idempotency=self._idempotency,
             identity=self.adapters.identity if self.adapters else str,
+            version=self.version,
         )
         self.metrics.engine = loaded.engine.stats
 

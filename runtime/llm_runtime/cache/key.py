@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
+from uuid import uuid4
 
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.job import Job
@@ -31,8 +32,11 @@ def job_digest(model: str, job: Job) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def model_digest(config: RuntimeConfig) -> str:
-    """Of everything that stands fixed around a model's answers. A swap changes it, and so invalidates all of them."""
+def model_digest(config: RuntimeConfig, version: str = "") -> str:
+    """Of everything that stands fixed around a model's answers. A swap changes it, and so invalidates all of them.
+
+    `version`: what a `uri` stands for; one of which that is not known is another model each time.
+    """
     folders = [path for path in (config.model.path, *(adapter.path for adapter in config.adapters)) if path]
     parts = (
         config.model.model_dump_json(),
@@ -41,6 +45,7 @@ def model_digest(config: RuntimeConfig) -> str:
         config.server.filters.model_dump_json(),
         config.server.max_prompt_characters,
         [_files(Path(folder)) for folder in folders],
+        *([version or uuid4().hex] if config.model.uri else []),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 

@@ -182,10 +182,17 @@ class Fetcher:
             part.discard()
 
 
-def fetch(config: ModelConfig, models: Path, progress: Progress | None = None, cache_bytes: int | None = None) -> Path:
+def fetch(
+    config: ModelConfig,
+    models: Path,
+    progress: Progress | None = None,
+    cache_bytes: int | None = None,
+    hub_token: str = "",
+) -> Path:
     """Bring the configured model to a verified folder, let `<models>/current` point to it, and return it.
 
-    `progress` None writes log lines; over `cache_bytes`, versions that nobody uses go. Raises errors.Fatal subclasses.
+    `progress` None writes log lines; over `cache_bytes`, versions that nobody uses go. `hub_token`: for `hf://`, in
+    the place of the environment's. Raises errors.Fatal subclasses.
     """
     sub_path = config.sub_path or ""
     if config.mlflow is not None and sub_path:
@@ -199,7 +206,7 @@ def fetch(config: ModelConfig, models: Path, progress: Progress | None = None, c
         folder = local_model(Path(unquote(urlparse(config.uri).path)), models, sub_path)
     elif config.uri is not None:
         server = config.tracking_uri or os.environ.get(ENV_MLFLOW_TRACKING_URI, "")
-        folder = _fetch_uri(Reference(config.uri, server, sub_path), models, progress, cache_bytes)
+        folder = _fetch_uri(Reference(config.uri, server, sub_path, hub_token), models, progress, cache_bytes)
     else:
         raise ConfigInvalid("the configuration names no model: set model.mlflow, model.path or model.uri")
     with disk_errors(f"linking {models / MODEL_FOLDER}"):

@@ -1,5 +1,5 @@
-"""Models of the Hugging Face Hub, or of a mirror in HF_ENDPOINT: a commit, its files, their bytes. Token: HF_TOKEN or
-HUGGINGFACE_TOKEN."""
+"""Models of the Hugging Face Hub, or of a mirror in HF_ENDPOINT: a commit, its files, their bytes. Token: the one
+given, else HF_TOKEN or HUGGINGFACE_TOKEN."""
 
 import os
 import re
@@ -18,9 +18,9 @@ COMMIT = re.compile("[0-9a-f]{40}")
 class Hub:
     """`models.registry.Files` for locations `hf://org/name@commit`."""
 
-    def __init__(self) -> None:
+    def __init__(self, token: str = "") -> None:
         self._endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
-        self._token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGINGFACE_TOKEN", "")
+        self._token = token or os.environ.get("HF_TOKEN") or os.environ.get("HUGGINGFACE_TOKEN", "")
 
     @staticmethod
     def repository(uri: str) -> str:
@@ -65,7 +65,8 @@ class Hub:
         answer = requests.get(url, headers=dict(headers), timeout=stream.TIMEOUT_SECONDS, **options)
         if answer.status_code in (401, 403):
             raise RegistryDenied(
-                f"the hub refused {url} (HTTP {answer.status_code}): set HF_TOKEN to one that may read it"
+                f"the hub refused {url} (HTTP {answer.status_code}): set HF_TOKEN to one that may read it, or "
+                "send it as hf_token with /load_model"
             )
         if answer.status_code == 404:
             raise ModelNotFound(f"the hub has no {url}: correct model.uri")

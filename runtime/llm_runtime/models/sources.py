@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlparse
 
@@ -52,13 +52,15 @@ class Reference:
     """The MLflow server for those that need one."""
     sub_path: str = ""
     """`model.subPath`."""
+    hub_token: str = field(default="", repr=False)
+    """For `hf://`; "": HF_TOKEN of the environment."""
 
 
 def files_of(reference: Reference) -> Files:
     """Who has the files of `reference`. Raises ConfigInvalid when `uri` is not understood; asks nobody."""
     uri, scheme = reference.uri, urlparse(reference.uri).scheme
     if scheme == "hf":
-        return Hub()
+        return Hub(reference.hub_token)
     if scheme in CLIENTS:
         _need_client(scheme)
     elif scheme not in ("models", "runs", "mlflow-artifacts"):
@@ -77,7 +79,7 @@ def find(reference: Reference, patience: Callable[[str, Callable[[], str]], str]
     scheme = urlparse(uri).scheme
     if scheme == "hf":
         repository = Hub.repository(uri)
-        commit = patience(f"resolving {uri}", lambda: Hub().commit(uri))
+        commit = patience(f"resolving {uri}", lambda: Hub(reference.hub_token).commit(uri))
         log.info("model resolved", extra={"uri": uri, "commit": commit})
         name = f"{repository.rpartition('/')[2]}-{commit[:12]}"
         return Pinned(name, f"hf://{repository}@{commit}", sub_path=sub_path)

@@ -246,6 +246,27 @@ async def test_a_specification_that_can_not_be_read_leaves_everything_as_it_is()
     assert world.selected() == revision
 
 
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        *(("engine", "kvCacheMemory", size) for size in ("0", 0, "-8Gi", "500m")),
+        *(("server", "maxRequestBytes", size) for size in ("0", "-1Mi", "1k")),
+    ],
+)
+async def test_a_size_that_nothing_fits_into_is_told_and_what_serves_stays(
+    section: str, field: str, value: str | int
+) -> None:
+    """Stored before the CRD knew better."""
+    world = World()
+    revision = await serving(world)
+    await world.deploy(**{section: {field: value}})
+    await look(world)
+    told = world.condition("Stalled")
+    assert (told["reason"], f"spec.{section}.{field}" in told["message"]) == ("InvalidSpec", True)
+    assert "write a size of at least" in told["message"]
+    assert world.selected() == revision
+
+
 async def test_a_changed_key_secret_is_noticed_by_its_resource_version() -> None:
     world = World()
     await serving(world)

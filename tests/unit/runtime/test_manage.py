@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import httpx
@@ -26,6 +26,7 @@ from llm_runtime.db.tables import usage_daily
 from llm_runtime.keys import DatabaseKeys
 from llm_runtime.keystore import NewKey
 from llm_runtime.limits import Limiter
+from llm_runtime.models.progress import Progress
 from postgres import Postgres
 
 ADMIN, USER = {"X-API-Key": "the-admins-key"}, {"X-API-Key": "a-users-key"}
@@ -38,17 +39,24 @@ class Models:
     fault: errors.Fatal | None = None
     release: asyncio.Event = field(default_factory=asyncio.Event)
     asked: list[RuntimeConfig] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    fetched: asyncio.Event = field(default_factory=asyncio.Event)
     engines: list[ScriptedEngine] = field(default_factory=list)
     on_gpu: bool = False
 
     def __post_init__(self) -> None:
         self.release.set()
+        self.fetched.set()
 
-    async def fetch(self, config: RuntimeConfig) -> Path:
+    async def fetch(self, config: RuntimeConfig, progress: Progress, hub_token: str) -> Path:
         self.asked.append(config)
+        self.tokens.append(hub_token)
+        if not self.fetched.is_set():
+            progress(25, 100)
+            await self.fetched.wait()
         if isinstance(self.fault, errors.ModelNotFound):
             raise self.fault
-        return Path("models") / config.model.name
+        return Path("models") / PurePath(config.model.name).name
 
     async def start(self, config: RuntimeConfig, folder: Path) -> Loaded:
         await self.release.wait()
@@ -257,6 +265,67 @@ async def test_a_version_of_mlflow_takes_the_place_of_the_model() -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "name", "uri"),
+    [
+        ("acme/bot", "acme/bot", "hf://acme/bot"),
+        ("acme/bot@v2", "acme/bot", "hf://acme/bot@v2"),
+        ("hf://acme/bot@v2", "acme/bot", "hf://acme/bot@v2"),
+        ("models:/bot/3", "bot", "models:/bot/3"),
+        ("models:/bot@champion", "bot", "models:/bot@champion"),
+        ("models:/m-0123abcd", "m-0123abcd", "models:/m-0123abcd"),
+        ("s3://bucket/some/model", "model", "s3://bucket/some/model"),
+    ],
+)
+async def test_a_model_by_its_uri_takes_the_place_of_the_model(asked: str, name: str, uri: str) -> None:
+    async with serve() as server:
+        answer = await server.post("/load_model", model_name=asked, hf_token=None)
+        assert (answer.status_code, answer.json()["model_name"]) == (200, name)
+        model = server.models.asked[0].model
+        assert (model.uri, model.mlflow, model.tracking_uri) == (uri, None, "http://mlflow")
+        assert await server.says() == (200, name.rpartition("/")[2])
+
+
+async def test_what_is_no_uri_of_the_hub_says_how_to_write_one() -> None:
+    async with serve() as server:
+        answer = await server.post("/load_model", model_name="hf://bot")
+        assert (answer.status_code, "hf://org/name@revision" in answer.json()["message"]) == (400, True)
+
+
+async def test_the_token_goes_with_one_download_and_is_kept_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    async with serve() as server:
+        assert (await server.post("/load_model", model_name="acme/bot", hf_token="hf_secret")).status_code == 200
+        assert (await server.post("/load_model", model_name="acme/bot")).status_code == 200
+        assert server.models.tokens == ["hf_secret", ""]
+        assert "hf_secret" not in repr(server.services.config) + caplog.text
+        assert "hf_secret" not in (await server.client.get("/status")).text
+
+
+async def test_while_a_model_is_on_its_way_the_status_says_how_far_and_another_one_gets_409() -> None:
+    async def loading() -> Any:
+        return (await server.client.get("/status")).json()["loading"]
+
+    async with serve() as server:
+        server.models.fetched.clear()
+        server.models.release.clear()
+        first = asyncio.create_task(server.post("/load_model", model_name="acme/bot"))
+        while "percent" not in (far := await loading() or {}):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert (far["model_name"], far["step"]) == ("acme/bot", "fetching")
+        assert (far["percent"], far["bytes"], far["total_bytes"]) == (25, 25, 100)
+        second = await server.post("/load_model", model_name="other", model_version="7")
+        assert (second.status_code, second.json()["details"]["code"]) == (409, "load_in_progress")
+        assert "acme/bot" in second.json()["message"]
+        assert await server.says() == (200, "support-bot"), "it serves meanwhile"
+        server.models.fetched.set()
+        while (await loading())["step"] != "loading":  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        server.models.release.set()
+        assert (await first).status_code == 200
+        assert await loading() is None
+        assert (await server.post("/load_model", model_name="other", model_version="7")).status_code == 200
+
+
+@pytest.mark.parametrize(
     ("fault", "status"),
     [
         (errors.ModelNotFound("no such version"), 404),
@@ -288,6 +357,11 @@ async def test_a_model_that_does_not_load_is_a_refusal_and_the_old_one_serves_on
     [
         ({}, "model_name"),
         ({"model_name": "m", "hf_token": "hf_secret"}, "hf_token"),
+        ({"model_name": "support-bot", "hf_token": "hf_secret"}, "hf_token"),
+        ({"model_name": "acme/bot", "path": "/m", "hf_token": "hf_secret"}, "hf_token"),
+        ({"model_name": "acme/bot", "hf_token": "hf_secret\nX-Other: 1"}, "hf_token"),
+        ({"model_name": "acme/bot", "hf_token": {"token": "hf_secret"}}, "hf_token"),
+        ({"model_name": "acme/bot", "model_version": "3"}, "model_version"),
         ({"model_name": "m", "device": "cuda"}, "device"),
         ({"model_name": "m", "device": "mps"}, "device"),
         ({"model_name": "m", "model_version": "newest"}, "model_version"),

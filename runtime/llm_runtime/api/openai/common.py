@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from llm_runtime import errors
 from llm_runtime.api.body import Body, MaxTokens, Seed, Stops, Temperature, Text, TopK, TopP, conflict, sampling
 from llm_runtime.engine.limits import MAX_BIAS, MAX_BIASES, MAX_REPETITION_PENALTY, MAX_STOP_TOKENS
-from llm_runtime.pipeline import Generation, Pipeline, model_version
+from llm_runtime.pipeline import Generation, Pipeline
 from llm_runtime.request import Constraint, Sampling
 from llm_runtime.stream import compact_json, sse
 
@@ -190,9 +190,8 @@ class OpenAIBody(Body):
 
 
 def fingerprint(pipeline: Pipeline) -> str | None:
-    """`system_fingerprint`: the registry's version that answered, so that clients see a promotion."""
-    version = model_version(pipeline.config)
-    return f"{pipeline.config.model.name}-v{version}" if version else None
+    """`system_fingerprint`: the version or commit that answered, so that clients see a promotion."""
+    return f"{pipeline.config.model.name}-v{pipeline.version}" if pipeline.version else None
 
 
 def usage(generation: Generation) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""`POST /load_model` of a hub's model, whole: a stand-in hub, a real download and a real tiny model."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("torch")
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+from control_plane.hub import COMMIT, REPOSITORY, TOKEN, hub  # noqa: E402
+from harness import Rows, chat_body  # noqa: E402
+from llm_runtime import __main__ as runtime  # noqa: E402
+from llm_runtime.api.access import Management  # noqa: E402
+from llm_runtime.api.services import Loaded, Services, State  # noqa: E402
+from llm_runtime.app import create_app  # noqa: E402
+from llm_runtime.auth import KeyChain, SingleKey  # noqa: E402
+from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
+from llm_runtime.models.build import build_engine  # noqa: E402
+from unit.runtime import tiny_model  # noqa: E402
+
+ADMIN = {"X-API-Key": "the-admins-key"}
+NAME = f"{REPOSITORY}@{COMMIT}"
+
+
+@asynccontextmanager
+async def serving(folder: Path, models: Path) -> AsyncIterator[tuple[Services, httpx.AsyncClient]]:
+    """The model of `folder`, on an engine in this process."""
+    config = RuntimeConfig(
+        model=ModelConfig(name="first", path=str(folder)),
+        engine=EngineConfig(device="cpu", max_model_length=256, kv_cache_bytes=1 << 22),
+        authentication="Disabled",
+    )
+    source = runtime._models(models)
+
+    async def start(config: RuntimeConfig, folder: Path) -> Loaded:
+        engine, _ = await asyncio.to_thread(build_engine, config, folder)
+        return runtime._loaded(engine, folder)
+
+    management = Management(KeyChain(SingleKey(ADMIN["X-API-Key"], admin=True)), None, source.fetch, start)
+    services = Services(config, lambda: start(config, folder), usage=Rows(), management=management)
+    app = create_app(services)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test", headers=ADMIN) as client,
+    ):
+        await until(lambda: services.state is State.READY)
+        yield services, client
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def says(client: httpx.AsyncClient, model: str) -> Any:
+    answer = await client.post("/v1/chat/completions", json=chat_body(model=model, max_tokens=4))
+    return answer.json() if answer.is_success else answer.status_code
+
+
+async def test_a_private_model_is_downloaded_beside_what_serves_and_takes_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for variable in ("HF_TOKEN", "HUGGINGFACE_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    first, second = tiny_model.make(tmp_path / "first", 0), tiny_model.make(tmp_path / "second", 1)
+    with hub(second, bytes_per_second=1 << 19) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        async with serving(first, tmp_path / "models") as (services, client):
+            refused = await client.post("/load_model", json={"model_name": NAME})
+            assert (refused.status_code, refused.json()["details"]["code"]) == (400, "RegistryDenied")
+            assert "hf_token" in refused.json()["message"]
+            asked = {"model_name": NAME, "hf_token": TOKEN}
+            coming = asyncio.create_task(client.post("/load_model", json=asked))
+            await until(lambda: bool(services.arrival and services.arrival.report().get("bytes")))
+            far = (await client.get("/status")).json()["loading"]
+            assert 0 < far["bytes"] <= far["total_bytes"] == sum(file.stat().st_size for file in second.iterdir())
+            assert await says(client, "first") != 404
+            loaded = await coming
+            assert (loaded.status_code, loaded.json()["model_version"]) == (200, COMMIT)
+            answer = await says(client, REPOSITORY)
+            assert answer["system_fingerprint"] == f"{REPOSITORY}-v{COMMIT}"
+            assert await says(client, "first") == 404
+            assert isinstance(services.usage, Rows)
+            assert (services.usage[-1].model, services.usage[-1].model_version) == (REPOSITORY, COMMIT)
+            assert (await client.get(f"/v1/models/{REPOSITORY}")).status_code == 200
+    assert TOKEN not in caplog.text
+    kept = [file.read_bytes() for file in (tmp_path / "models").rglob("*") if file.is_file()]
+    assert not any(TOKEN.encode() in content for content in kept)
+
+
+async def test_a_broken_model_of_the_hub_leaves_what_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tiny_model.make(tmp_path / "first", 0), tiny_model.make(tmp_path / "second", 1)
+    weights = second / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with hub(second, bytes_per_second=1e9) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        async with serving(first, tmp_path / "models") as (_, client):
+            failed = await client.post("/load_model", json={"model_name": NAME, "hf_token": TOKEN})
+            assert (failed.status_code, failed.json()["details"]["code"]) == (400, "ModelCorrupt")
+            assert (await says(client, "first"))["choices"]
+            assert (await client.get("/status")).json()["loading"] is None
