@@ -6,10 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from control_plane.operator_fixtures import Json, Place
+from control_plane.operator_fixtures import Json, Place, eventually
 from control_plane.test_rollout import fatal
 
-STRATEGIES = ("BlueGreen", "Recreate")
+STRATEGIES: dict[str, Json] = {
+    "BlueGreen": {},
+    "Recreate": {},
+    "Rolling": {},
+    "Canary": {"canary": {"steps": [{"weight": 34, "holdSeconds": 1}, {"weight": 50, "holdSeconds": 1}]}},
+}
+"""What spec.rollout says beside the strategy's name. Beside two stable pods one candidate is a third, two are half."""
+REPLICAS = 2
 GOOD, CORRUPT, STUCK = 2, 3, 4
 """Versions beside the first; what becomes of their pods is in `prepare`."""
 VERSIONS = 4
@@ -30,7 +37,7 @@ class Rollout:
     name: str
     strategy: str
     scenario: Scenario
-    spec: dict[str, Any] = field(default_factory=lambda: {"replicas": 2})
+    spec: dict[str, Any] = field(default_factory=lambda: {"replicas": REPLICAS})
 
     def begin(self) -> None:
         self.promote(1)
@@ -38,8 +45,12 @@ class Rollout:
 
     def change(self, **spec: Any) -> None:
         self.spec |= spec
-        rollout = {"strategy": self.strategy, "drainSeconds": 1}
+        rollout = {"strategy": self.strategy, "drainSeconds": 1, **STRATEGIES[self.strategy]}
         self.place.deploy(self.name, mlflow=self._followed(), rollout=rollout, **self.spec)
+
+    def annotate(self, **notes: str) -> None:
+        named = {f"llm-operator.dev/{name}": value for name, value in notes.items()}
+        self.place.api.patch("LLMDeployment", self.place.name, self.name, {"metadata": {"annotations": named}})
 
     def promote(self, version: int) -> None:
         self.place.models.promote(self._followed()["name"], version, self.name)
@@ -65,12 +76,20 @@ class Rollout:
         return resource
 
     @property
+    def shares(self) -> bool:
+        """Whether the Service may select two revisions for a while."""
+        return self.strategy in ("Rolling", "Canary") and not self.scenario.failed
+
+    @property
     def turns(self) -> set[int]:
-        """How often the Service may turn to another revision: once, to what has proved itself. Recreate turns first."""
+        """How often the Service may turn from one revision alone to another alone: once, to what has proved itself.
+
+        Recreate turns as soon as the old pods are gone, and back.
+        """
         if self.strategy == "Recreate" and self.scenario.detour:
             return {1, 2}
         if self.scenario.failed:
-            return {2} if self.strategy == "Recreate" else {0}
+            return {0, 2} if self.strategy == "Recreate" else {0}
         return {1}
 
 
@@ -95,10 +114,17 @@ def _grown(rollout: Rollout) -> None:
     rollout.change(replicas=3)
 
 
+def _aborted(rollout: Rollout) -> None:
+    rollout.promote(STUCK)
+    candidate = eventually(lambda: rollout.place.status(rollout.name)["candidate"]["revision"], 60)
+    rollout.annotate(rollout=f"abort:{candidate}")
+
+
 SCENARIOS = {
     "a promotion": Scenario(lambda rollout: rollout.promote(GOOD), "2"),
     "a corrupt version": Scenario(lambda rollout: rollout.promote(CORRUPT), "1", failed=True),
     "a changed specification": Scenario(lambda rollout: rollout.change(engine={"maxModelLength": 1024}), "1"),
     "a promotion after one that hangs": Scenario(_replaced, "2", detour=True),
     "a promotion and more pods": Scenario(_grown, "2"),
+    "a promotion that is aborted": Scenario(_aborted, "1", failed=True),
 }

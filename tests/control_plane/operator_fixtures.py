@@ -227,7 +227,7 @@ class Operator:
         command = [sys.executable, "-m", "llm_operator", "--config", str(self.config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        eventually(lambda: self.answers("/livez"), 30)
+        eventually(lambda: self.answers("/livez"), 90)
 
     def answers(self, path: str) -> str | None:
         try:

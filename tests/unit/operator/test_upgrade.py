@@ -65,5 +65,21 @@ def test_a_newer_operator_keeps_the_revision_and_the_template_of_an_older_one(fi
     assert selector[names.REVISION_LABEL] == before["metadata"]["labels"][names.REVISION_LABEL]
 
 
+@pytest.mark.parametrize("file", RECORDED, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_of_a_settled_deployment_an_upgrade_changes_nothing_but_what_its_monitor_selects(file: Path) -> None:
+    """Neither the strategy Auto nor the Services of a roll-out reach what is not being rolled out."""
+    world = upgraded(yaml.safe_load(file.read_text()))
+    settled = plans.deployment(world, settle_seconds=5, now=LATER).status
+    plan = plans.deployment(replace(world, status=settled), settle_seconds=5, now=LATER)
+    written = {(o["kind"], o["metadata"]["name"]): o for o in plan.objects if o["kind"] != "Secret"}
+    recorded = yaml.safe_load(file.read_text())["out"]["objects"]
+    before = {(o["kind"], o["metadata"]["name"]): o for o in recorded if o["kind"] != "Secret"}
+    assert written.keys() == before.keys()
+    changed = {kind for (kind, name), found in written.items() if found != before[kind, name]}
+    assert changed <= {"ServiceMonitor"}  # It leaves out the Services of candidates, which tell of the same pods.
+    assert not plan.delete
+    assert plan.status == settled
+
+
 def test_there_is_something_recorded() -> None:
     assert len(RECORDED) >= 10
