@@ -1,6 +1,7 @@
 """How fast a model comes from a store: `llm-runtime fetch` beside `mlflow.artifacts.download_artifacts`.
 
 `PYTHONPATH=.:hack python -m bench.fetch [--mib 256] [--files 8] [--rounds 3] [--versitygw PROGRAM] [--place FOLDER]`
+Once `--seconds` (300) are over, counted from the start, no further round begins; `--limit` (120) ends one download.
 
 Four ways to the same files: an MLflow server with its files in a folder (`proxied folder`); one before an S3 store
 that hands the bytes on (`proxied s3`) or signs addresses of them (`signed s3`); and the store itself (`direct s3`). The
@@ -8,6 +9,8 @@ store is versitygw where its program is named, else moto's server, which is slow
 of its own that reports the seconds and the processor's seconds of the download alone, and its peak memory. Ours also
 verifies, hashes and forces the files to the disk; what the other leaves undone is not added to its time. `bare sockets`
 read the same bytes from the same place over eight connections and drop them: no client is much faster than that.
+`bare, hashed` also hashes and writes them: what SHA-256 and the copy to files cost by themselves. All run without
+the packages that MLflow's client imports where it finds them and that the runtime's image does not have.
 """
 
 import argparse
@@ -18,16 +21,18 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.machine import machine
 from devstack.registry import mlflow_server, push
 from devstack.store import BUCKET, client, s3_store
 
-PEER, OURS, BARE = "download_artifacts", "llm-runtime fetch", "bare sockets"
+PEER, OURS, BARE, HASHED = WHO = ("download_artifacts", "llm-runtime fetch", "bare sockets", "bare, hashed")
 TARGET = 1.5
 WAYS = ("proxied folder", "proxied s3", "signed s3", "direct s3")
 PROXIED = {"MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false"}
@@ -35,6 +40,8 @@ QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_DISABLE_TELEME
 PROGRAM = """
 import json, resource, sys, time
 from pathlib import Path
+for absent in ("pandas", "pyarrow", "scipy", "sklearn", "matplotlib"):
+    sys.modules[absent] = None
 who, uri, out = sys.argv[1:]
 from mlflow import MlflowClient
 if who == "download_artifacts":
@@ -46,7 +53,7 @@ elif who == "llm-runtime fetch":
     call = lambda: fetch(ModelConfig(name="x", uri=uri), Path(out))
 else:
     from bench.bare import read_all
-    call = lambda: read_all(uri, 8)
+    call = lambda: read_all(uri, 8, Path(out) if who == "bare, hashed" else None)
 before = resource.getrusage(resource.RUSAGE_SELF)
 began = time.monotonic()
 call()
@@ -59,15 +66,29 @@ print(json.dumps([seconds, cpu, int(peak.split()[1]) / 1024]))
 """
 
 
+class Run(NamedTuple):
+    """What one download took."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mib: float
+
+
 @dataclass
 class Way:
     """One way to the files, and what was measured on it."""
 
     uri: str
     environment: Mapping[str, str]
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    cpu: dict[str, list[float]] = field(default_factory=dict)
-    peak_mib: dict[str, list[float]] = field(default_factory=dict)
+    runs: dict[str, list[Run]] = field(default_factory=dict)
+
+    def add(self, who: str, found: Run) -> None:
+        """Keep a run of this round."""
+        self.runs.setdefault(who, []).append(found)
+
+    def seconds(self, who: str) -> list[float]:
+        """Of every round."""
+        return [run.seconds for run in self.runs[who]]
 
 
 def main() -> None:
@@ -79,37 +100,50 @@ def main() -> None:
     parser.add_argument("--versitygw", type=Path, help="program of an S3 store")
     parser.add_argument("--place", type=Path, help="where everything lies; /dev/shm leaves the disk out")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
-    options = parser.parse_args()
+    parser.add_argument("--who", nargs="+", default=list(WHO), choices=WHO)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--limit", type=float, default=120, help="seconds of one download")
+    options, began = parser.parse_args(), time.monotonic()
+    if PEER not in options.who:
+        parser.error(f"--who needs {PEER}: the others are compared to it")
     print(json.dumps(machine()), flush=True)
     with tempfile.TemporaryDirectory(dir=options.place) as place:
         model = Path(place) / "model"
         write_model(model, options.files, options.mib << 20)
         with ways(Path(place), model, options.versitygw, options.ways) as found:
-            for turn in range(-1, options.rounds):  # The first warms the servers and the page cache.
-                for way in found.values():
-                    for who in (PEER, OURS, BARE) if turn % 2 else (BARE, OURS, PEER):
-                        with tempfile.TemporaryDirectory(dir=place) as out:
-                            taken = run(who, way, out)
-                        if turn >= 0:
-                            for kind, value in zip((way.seconds, way.cpu, way.peak_mib), taken, strict=True):
-                                kind.setdefault(who, []).append(value)
+            tell(began, "the servers have the model")
+            for way in found.values():  # Warms the servers and the page cache.
+                run(PEER, way, place, options.limit)
+            for turn in range(options.rounds):
+                if turn and time.monotonic() - began > options.seconds:
+                    tell(began, f"no time for more than {turn} rounds")
+                    break
+                for name, way in found.items():
+                    for who in options.who if turn % 2 else options.who[::-1]:
+                        way.add(who, run(who, way, place, options.limit))
+                    tell(began, f"round {turn + 1}, {name}")
     print("\n".join(table(found, options.mib)))
 
 
 def table(found: Mapping[str, Way], mib: int) -> list[str]:
-    """Medians, every run, and the ratio that is the target."""
-    columns = ("way", "who", "MB/s", "seconds of every run", "CPU s", "peak MiB", "times download_artifacts")
+    """Medians, every run, and the ratio that is the target: within each round, its median and its range."""
+    columns = ("way", "who", "MB/s", "seconds of every run", "CPU s", "peak MiB", "times download_artifacts (range)")
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for name, way in found.items():
-        for who in (PEER, OURS, BARE):
-            middle = statistics.median(way.seconds[who])
-            every = ", ".join(f"{seconds:.2f}" for seconds in way.seconds[who])
-            ratio = statistics.median(way.seconds[PEER]) / middle
-            cpu, peak = statistics.median(way.cpu[who]), max(way.peak_mib[who])
-            lines.append(
-                f"| {name} | {who} | {mib * 1.048576 / middle:.0f} | {every} | {cpu:.2f} | {peak:.0f} | {ratio:.2f} |"
-            )
+        for who, runs in sorted(way.runs.items(), key=lambda item: WHO.index(item[0])):
+            seconds = way.seconds(who)
+            every = ", ".join(f"{second:.2f}" for second in seconds)
+            cpu, peak = statistics.median(run.cpu_seconds for run in runs), max(run.peak_mib for run in runs)
+            ratios = [peer / own for peer, own in zip(way.seconds(PEER), seconds, strict=True)]
+            ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+            rate = mib * 1.048576 / statistics.median(seconds)
+            lines.append(f"| {name} | {who} | {rate:.0f} | {every} | {cpu:.2f} | {peak:.0f} | {ratio} |")
     return lines
+
+
+def tell(began: float, what: str) -> None:
+    """How far the run is."""
+    print(f"{time.monotonic() - began:.0f} s: {what}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -140,13 +174,15 @@ def location(server: str, model: Path) -> str:
     return str(version.source)
 
 
-def run(who: str, way: Way, out: str) -> tuple[float, float, float]:
-    """Seconds, the processor's seconds and peak MiB of one download in a fresh process."""
+def run(who: str, way: Way, place: str, limit_seconds: float) -> Run:
+    """One download in a fresh process, into a folder in `place` that is gone afterwards."""
     environment = {**os.environ, **QUIET, **way.environment}
-    command = [sys.executable, "-c", PROGRAM, who, way.uri, out]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    seconds, cpu, peak = json.loads(done.stdout.splitlines()[-1])
-    return seconds, cpu, peak
+    with tempfile.TemporaryDirectory(dir=place) as out:
+        command = [sys.executable, "-c", PROGRAM, who, way.uri, out]
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=limit_seconds
+        )
+    return Run(*json.loads(done.stdout.splitlines()[-1]))
 
 
 def write_model(folder: Path, files: int, total_bytes: int) -> None:

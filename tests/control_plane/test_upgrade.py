@@ -5,7 +5,7 @@ tests/unit/operator/test_upgrade.py holds every recorded specification against t
 
 from __future__ import annotations
 
-import copy
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ RECORDED = Path(__file__).resolve().parents[1] / "upgrade"
 NEXT = "example.com/llm-runtime:next"
 BOT = "support-bot"
 REVISION = "llm-operator.dev/revision"
+RECORDED_SERVER = "http://mlflow:5000"
+"""The MLflow server of the recorded cases; the operator in this test asks another one."""
 
 
 @pytest.fixture
@@ -46,8 +48,11 @@ def as_applied_before(place: Place, case: Json) -> None:
     for recorded in case["out"]["objects"]:
         if recorded["kind"] == "ServiceMonitor":  # This cluster knows none.
             continue
-        child = copy.deepcopy(recorded)
-        child["metadata"] |= {"namespace": place.name, "ownerReferences": [{**owner, "controller": True}]}
+        child = json.loads(json.dumps(recorded).replace(RECORDED_SERVER, place.models.uri))
+        child["metadata"] |= {
+            "namespace": place.name,
+            "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
+        }
         place.api.apply(child, "llm-operator")
     meta = {"name": BOT, "namespace": place.name}
     status = {**case["out"]["status"], "observedGeneration": resource["metadata"]["generation"]}
@@ -77,6 +82,17 @@ def templates(place: Place) -> dict[str, Json]:
     }
 
 
+def written(place: Place) -> dict[tuple[str, str], str]:
+    """The version of each child that nobody but the operator writes."""
+    kinds = ("ConfigMap", "Service", "ServiceAccount", "PodDisruptionBudget")
+    labels = f"llm-operator.dev/deployment={BOT}"
+    return {
+        (kind, child["metadata"]["name"]): child["metadata"]["resourceVersion"]
+        for kind in kinds
+        for child in place.api.list(kind, place.name, labels)
+    }
+
+
 def _stable(place: Place) -> Json:
     """The revision that serves, once the new operator has said that it does."""
 
@@ -100,15 +116,16 @@ def test_a_new_operator_restarts_no_pod_of_an_old_one_until_it_is_asked_to(
         api.call("POST", "/api/v1/namespaces", {"metadata": {"name": place.name}})
         as_applied_before(place, yaml.safe_load(file.read_text()))
         places.append(place)
-    before = [(eventually(partial(running, place)), templates(place)) for place in places]
+    before = [(eventually(partial(running, place)), templates(place), written(place)) for place in places]
 
     upgraded.start()
-    for place, (pods, children) in zip(places, before, strict=True):
+    for place, (pods, children, versions) in zip(places, before, strict=True):
         (name,) = children
         stable = _stable(place)
         assert f"{BOT}-{stable['revision']}" == name
         assert templates(place) == children
         assert running(place) == pods
+        assert written(place) == versions
 
     # Asked to, by any change of what shapes the pods: a new revision, from the new operator's template and image.
     place = places[0]
