@@ -25,6 +25,7 @@ from llm_operator.prometheus import Prometheus
 from llm_operator.registry import Reference, Registry, RegistryFault, read_connection
 from llm_operator.settings import ConnectionSettings
 from llm_operator.state import (
+    Baseline,
     Connection,
     Fault,
     Figures,
@@ -66,8 +67,8 @@ class Outside:
     ledgers: dict[Key, verdicts.Ledger] = field(default_factory=dict)
     """By LLMDeployment: the verdicts that the registry was told."""
     prometheus: Prometheus | None = None
-    baselines: dict[str, tuple[str, dict[str, Figures]]] = field(default_factory=dict)
-    """By deployment uid: a candidate, and the figures of all pods when it got traffic. Taken again after a restart."""
+    baselines: dict[str, Baseline] = field(default_factory=dict)
+    """By deployment uid. Taken again after a restart."""
     smoke: dict[tuple[str, str, str, str], SmokeOutcome] = field(default_factory=dict)
     """Outcomes by (deployment uid, candidate, ConfigMap, its resourceVersion): prompts are asked once."""
 

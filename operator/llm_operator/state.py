@@ -151,8 +151,20 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """What all pods said of themselves, by name, before they are judged."""
+
+    revision: str
+    """The candidate."""
+    began: Mapping[str, Figures]
+    """When it was first seen."""
+    traffic: Mapping[str, Figures]
+    """When it got traffic."""
+
+
+@dataclass(frozen=True)
 class Evidence:
-    """What gates are judged by. Both figures are sums over pods and over the same window."""
+    """What gates are judged by: sums over the pods of each revision."""
 
     revision: str = ""
     """The candidate that it is about."""

@@ -10,7 +10,7 @@ from control_plane.operator_fixtures import Json, Place, eventually
 from control_plane.test_rollout import fatal
 
 STRATEGIES: dict[str, Json] = {
-    "BlueGreen": {},
+    "BlueGreen": {"blueGreen": {"holdSeconds": 1}},
     "Recreate": {},
     "Rolling": {},
     "Canary": {"canary": {"steps": [{"weight": 34, "holdSeconds": 1}, {"weight": 50, "holdSeconds": 1}]}},

@@ -9,6 +9,8 @@ from llm_operator.crds.schema import Section, rules
 
 MAX_STEPS = 10
 MAX_GATES = 10
+JUDGED_SECONDS = 60
+"""How long a candidate is judged by its traffic where no step says how long."""
 Ratio = Annotated[float, Field(ge=0.01, le=1000)]
 
 
@@ -69,6 +71,14 @@ class CanarySpec(Section):
     """Exact weights by an HTTPRoute. Absent: the share follows from the numbers of pods."""
 
 
+class BlueGreenSpec(Section):
+    """The switch."""
+
+    hold_seconds: Annotated[int, Field(ge=0, le=86_400)] | None = None
+    """How long the old pods stay ready after the switch, to turn back to if a gate fails or a new pod crashes. Absent:
+    60 where there are gates other than smoke prompts, else 0."""
+
+
 class SmokePrompts(Section):
     """Prompts with expected answers, asked before the candidate gets traffic."""
 
@@ -122,6 +132,8 @@ class RolloutSpec(Section):
     old go first. Auto: BlueGreen where both fit, else Rolling, else (one pod) Recreate."""
     canary: CanarySpec | None = None
     """The steps of strategy Canary."""
+    blue_green: BlueGreenSpec | None = None
+    """The switch of strategy BlueGreen, also where Auto has chosen it."""
     gates: Annotated[tuple[GateSpec, ...], Field(max_length=MAX_GATES)] | None = None
     """What a candidate must show; one that fails is rolled back at once."""
     drain_seconds: Annotated[int, Field(ge=0, le=3600)] = 120
@@ -135,6 +147,13 @@ class RolloutSpec(Section):
     def steps(self) -> tuple[CanaryStep, ...]:
         """The canary's steps as they apply."""
         return (self.canary.steps if self.canary else None) or DEFAULT_STEPS
+
+    @property
+    def switch_hold_seconds(self) -> int:
+        """How long BlueGreen judges the candidate by its traffic."""
+        if self.blue_green is not None and self.blue_green.hold_seconds is not None:
+            return self.blue_green.hold_seconds
+        return JUDGED_SECONDS if any(gate.smoke_prompts is None for gate in self.gates or ()) else 0
 
     @property
     def http_route(self) -> HttpRouteSpec | None:

@@ -107,9 +107,9 @@ class CandidateStatus(RevisionStatus):
     step: int | None = Field(default=None, json_schema_extra={"format": "int32"})
     """Canary: the step that runs, from 1; one more than there are steps while it grows to all pods."""
     weight: int | None = Field(default=None, json_schema_extra={"format": "int32"})
-    """Canary: percent of the traffic that it gets at most now; 0: none."""
+    """Percent of the traffic that it gets at most now; 0: none. BlueGreen: 100 once the Service has turned to it."""
     step_started_at: Time | None = None
-    """When the hold of the step began: its pods were ready."""
+    """When the hold of the step, or after the switch, began: its pods were ready."""
     traffic_since: Time | None = None
     """When it first got traffic."""
     restarts: int | None = Field(default=None, json_schema_extra={"format": "int32"})

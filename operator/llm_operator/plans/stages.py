@@ -2,6 +2,7 @@
 
 from llm_operator.crds import CandidateStatus
 from llm_operator.crds.rollout import RolloutSpec
+from llm_operator.plans.rollout.sizes import switched
 
 
 def describe(spec: RolloutSpec, candidate: CandidateStatus) -> str:
@@ -19,6 +20,8 @@ def _step(spec: RolloutSpec, candidate: CandidateStatus) -> str:
     if candidate.strategy == "Rolling":
         one = "one pod less" if candidate.surge == 0 else "one pod more"
         return f"Rolling with {one} at a time"
+    if switched(candidate):
+        return f"it has the traffic; the old pods stay until it has had it for {spec.switch_hold_seconds} s"
     if candidate.strategy != "Canary" or candidate.step is None:
         return ""
     if candidate.step > len(spec.steps):

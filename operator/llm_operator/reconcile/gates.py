@@ -1,7 +1,7 @@
 """The I/O of gates: asks the candidate's pods and Prometheus, takes windows of figures. plans/gates.py judges."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from llm_operator.cluster import Conflict
@@ -10,7 +10,7 @@ from llm_operator.crds.rollout import PrometheusQuery
 from llm_operator.observe import Outside
 from llm_operator.plans import faults, gates, keys, names, smoke
 from llm_operator.reconcile.apikey import new_key
-from llm_operator.state import Evidence, Figures, HeldKey, Manifest, Measured, Meta, Observed, SmokeOutcome
+from llm_operator.state import Baseline, Evidence, Figures, HeldKey, Manifest, Measured, Meta, Observed, SmokeOutcome
 from llm_runtime.contract import hash_key, key_id_of
 
 SMOKE_SECONDS = 60.0
@@ -63,19 +63,28 @@ def _pods(observed: Observed, revision: str) -> Iterable[Manifest]:
 
 
 def _windows(outside: Outside, observed: Observed, candidate: CandidateStatus) -> tuple[Figures, Figures]:
-    """Both revisions since the candidate got traffic: until then the beginning moves along."""
-    uid, known = observed.meta.uid, outside.baselines.get(observed.meta.uid)
-    if known is None or known[0] != candidate.revision or candidate.traffic_since is None:
+    """Both revisions since the candidate got traffic: until then the beginning moves along.
+
+    Where the Service turns from one to the other they have no such time in common: there it is what the stable pods
+    did since the candidate began, or since their own start for an operator that was not there.
+    """
+    uid, now = observed.meta.uid, dict(observed.figures)
+    known = outside.baselines.get(uid)
+    if known is None or known.revision != candidate.revision:
         if len(outside.baselines) >= KEPT:
             outside.baselines.clear()
-        known = outside.baselines[uid] = (candidate.revision, dict(observed.figures))
+        known = Baseline(candidate.revision, began={} if candidate.traffic_since else now, traffic=now)
+    elif candidate.traffic_since is None:
+        known = replace(known, traffic=now)
+    outside.baselines[uid] = known
     stable = observed.status.stable.revision if observed.status.stable else ""
 
-    def window(revision: str) -> Figures:
+    def window(revision: str, before: Mapping[str, Figures]) -> Figures:
         pods = [pod["metadata"]["name"] for pod in _pods(observed, revision)]
-        return gates.window(observed.figures, known[1], pods)
+        return gates.window(now, before, pods)
 
-    return window(candidate.revision), window(stable)
+    before = known.began if candidate.strategy == "BlueGreen" else known.traffic
+    return window(candidate.revision, known.traffic), window(stable, before)
 
 
 async def _query(outside: Outside, observed: Observed, candidate: CandidateStatus, gate: PrometheusQuery) -> Measured:

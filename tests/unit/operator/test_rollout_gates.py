@@ -203,6 +203,27 @@ async def test_a_first_version_is_behind_no_service_until_its_prompts_are_answer
     assert "bot-operator-key" not in world.cluster.named("Secret")
 
 
+async def test_after_a_switch_the_new_pods_are_compared_with_what_the_old_ones_did_before_it() -> None:
+    world = World()
+    await world.deploy(rollout={"strategy": "BlueGreen", "gates": [{"maxTimeToFirstTokenP95Ratio": 1.3}]})
+    await look(world, 3)
+    old = f"bot-{world.status()['stable']['revision']}-0"
+    world.registry.aliases["bot"]["champion"] = "2"
+    world.pods.known = {old: Figures(requests=900, first_token=slow(0.8, 900))}
+    await look(world, 2)
+    new = f"bot-{world.status()['candidate']['revision']}-0"
+    assert world.selected() == new.removeprefix("bot-").removesuffix("-0")
+    since = {bound: count + (900 if bound >= 0.8 else 0) for bound, count in slow(0.2).items()}
+    world.pods.known = {old: Figures(requests=1000, first_token=since), new: Figures()}
+    await look(world, 1)
+    world.pods.known[new] = Figures(requests=100, first_token=slow(0.8))
+    await look(world, 1)
+    failed = world.status()["candidate"]
+    assert failed["reason"] == "GateFailed"
+    assert "is 4, allowed is 1.3: 95th percentile 780 ms, stable 195 ms" in failed["message"]
+    assert world.selected() == old.removeprefix("bot-").removesuffix("-0")
+
+
 async def test_the_operators_key_goes_with_the_prompts_also_when_another_process_made_it() -> None:
     world = await world_with_prompts()
     await look(world, 4)

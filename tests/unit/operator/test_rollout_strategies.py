@@ -280,7 +280,79 @@ def test_a_candidate_with_too_many_errors_is_gone_at_the_next_look() -> None:
 def test_what_another_candidate_showed_does_not_count() -> None:
     sim = Sim(rollout("BlueGreen", gates=[SLOW]), replicas=1)
     sim.evidence = Evidence("other", candidate=Figures(requests=100, errors=40))
-    assert sim.run(10).stable == "2"
+    assert sim.run(80).stable == "2"
+
+
+def turned(**fields: Any) -> Sim:
+    """BlueGreen after the switch: clients reach the new pods, the old ones are ready, too."""
+    sim = Sim(rollout("BlueGreen", **fields), replicas=2)
+    sim.until(lambda s: s.serving == ("new",))
+    assert (sim.stable, sim.candidate.weight, sim.ready("old")) == ("1", 100, 2)
+    return sim
+
+
+def test_after_the_switch_the_old_pods_stay_for_the_hold_and_the_new_ones_are_judged() -> None:
+    sim = turned(blueGreen={"holdSeconds": 30})
+    began = sim.now
+    sim.until(lambda s: s.stable == "2")
+    assert 29 <= (sim.now - began).total_seconds() <= 32
+    assert sim.run(20).ready("old") == 0
+
+
+def test_a_switch_without_gates_that_need_traffic_is_not_held() -> None:
+    smoke = {"smokePrompts": {"configMap": "smoke"}}
+    for fields in ({}, {"gates": [smoke]}, {"gates": [SLOW], "blueGreen": {"holdSeconds": 0}}):
+        sim = Sim(rollout("BlueGreen", **fields), replicas=2).run(10)
+        assert (sim.stable, sim.ready("old")) == ("2", 0)
+
+
+def test_too_many_errors_after_the_switch_turn_the_service_back_to_pods_that_are_ready() -> None:
+    sim = turned(gates=[SLOW])
+    sim.evidence = Evidence("new", candidate=Figures(requests=100, errors=40))
+    sim.step()
+    assert (sim.serving, sim.ready("old"), sim.orders["new"]) == (("old",), 2, 0)
+    assert sim.candidate.reason == "GateFailed"
+
+
+def test_a_crash_after_the_switch_turns_the_service_back() -> None:
+    sim = turned(gates=[SLOW]).run(15, seconds=2)
+    sim.pods["new"][0].restarts += 1
+    sim.step()
+    assert (sim.serving, sim.candidate.reason) == (("old",), "CandidateCrashed")
+
+
+def test_new_pods_that_are_lost_after_the_switch_give_the_clients_back_until_they_are_there() -> None:
+    sim = turned(blueGreen={"holdSeconds": 30})
+    sim.never_ready = {"new"}
+    sim.play()
+    sim.run(2)
+    assert (sim.serving, sim.candidate.weight, sim.candidate.outcome) == (("old",), 0, None)
+    sim.never_ready = set()
+    sim.until(lambda s: s.serving == ("new",))
+    again = sim.now
+    sim.until(lambda s: s.stable == "2")
+    assert (sim.now - again).total_seconds() >= 29
+
+
+def test_a_bad_candidate_keeps_its_clients_as_long_as_nobody_else_could_answer_them() -> None:
+    sim = turned(gates=[SLOW])
+    sim.never_ready = {"old"}
+    sim.play()
+    sim.evidence = Evidence("new", candidate=Figures(requests=100, errors=40))
+    sim.run(3)
+    assert (sim.candidate.outcome, sim.serving, sim.ready("new")) == ("Failed", ("new",), 2)
+    sim.never_ready = set()
+    assert (sim.run(3).serving, sim.orders["new"]) == (("old",), 0)
+
+
+def test_a_canary_that_is_told_to_switch_at_once_switches_with_all_its_pods() -> None:
+    sim = Sim(rollout("Canary", gates=[SLOW]), replicas=4)
+    sim.until(lambda s: s.serving == ("old", "new"))
+    sim.spec = rollout("BlueGreen", gates=[SLOW])
+    sim.step()
+    assert sim.serving == ("old",)
+    sim.until(lambda s: s.serving == ("new",))
+    assert sim.ready("new") == 4
 
 
 def test_a_candidate_that_crashes_after_30_seconds_of_traffic_is_given_up_at_once() -> None:
@@ -473,6 +545,11 @@ def promises(sim: Sim, before: LLMDeploymentStatus, decision: Decision) -> None:
     candidate = decision.candidate
     if candidate is not None and candidate.strategy == "Recreate":
         takes_turns(sim, decision, (decision.stable.revision, candidate.revision))
+        return
+    if decision.serving != (decision.stable.revision,) and candidate is not None and candidate.strategy == "BlueGreen":
+        assert decision.serving == (candidate.revision,)
+        assert sim.ready(candidate.revision)
+        assert decision.replicas[decision.stable.revision] == sim.replicas
         return
     assert decision.stable.revision in decision.serving
     assert len(decision.serving) <= 2

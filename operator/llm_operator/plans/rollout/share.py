@@ -51,6 +51,8 @@ def _between(
         spare = 1 - (1 if candidate.surge is None else candidate.surge)
         replicas[stable.revision] = max(0, situation.replicas - spare - taken)
         return both if enters else alone
+    if candidate.strategy == "BlueGreen" and _turned(situation, candidate):
+        return (candidate.revision,)
     if candidate.strategy == "Canary" and not situation.routed and _may_enter(situation, stable, candidate):
         ordered = replicas[candidate.revision]
         found = max(ordered, situation.staying(candidate.revision))
@@ -81,17 +83,25 @@ def _give_back(
     replicas: dict[str, int],
     both: tuple[str, ...],
 ) -> tuple[str, ...]:
-    """A failed candidate goes at once, except where it has replaced all stable pods that were ready."""
+    """A failed candidate goes at once, except where it has clients and no stable pod is ready."""
     replicas[candidate.revision] = 0
-    if (
-        candidate.strategy != "Rolling"
-        or situation.answering(stable.revision)
-        or not situation.answering(candidate.revision)
-    ):
+    if situation.answering(stable.revision) or not situation.answering(candidate.revision):
+        return (stable.revision,)
+    if sizes.switched(candidate):
+        replicas[candidate.revision] = situation.replicas
+        return (candidate.revision,)
+    if candidate.strategy != "Rolling":
         return (stable.revision,)
     # One pod's room for the first stable pod; the rest answers until that is ready.
     replicas[candidate.revision] = min(candidate.replicas or 0, situation.replicas - 1)
     return both if replicas[candidate.revision] and _alone(situation, both) else (stable.revision,)
+
+
+def _turned(situation: Situation, candidate: CandidateStatus) -> bool:
+    """BlueGreen: whether clients are to reach the candidate while the old pods stay."""
+    if sizes.switched(candidate):
+        return situation.answering(candidate.revision) > 0
+    return bool(situation.spec.switch_hold_seconds) and strategies.arrived(situation, candidate)
 
 
 def _may_enter(situation: Situation, stable: RevisionStatus, candidate: CandidateStatus) -> bool:
@@ -127,6 +137,13 @@ def _noted(situation: Situation, decision: Decision) -> CandidateStatus | None:
             enters = _may_enter(situation, decision.stable, candidate)
             answers = enters and (ready or bool(candidate.weight and situation.answering(candidate.revision)))
         change["weight"] = sizes.weight_of(situation, candidate) if answers else 0
+    elif candidate.strategy == "BlueGreen" and answers != sizes.switched(candidate):
+        now = stamp(situation.now)
+        change |= {
+            "weight": sizes.ALL if answers else 0,
+            "progressed_at": now,
+            "step_started_at": now if answers else None,
+        }
     if answers and candidate.traffic_since is None:
         change |= {
             "traffic_since": stamp(situation.now),

@@ -6,6 +6,9 @@ from llm_operator.crds import CandidateStatus
 from llm_operator.plans.rollout.situation import Situation, leaving
 from llm_operator.state import Manifest
 
+ALL = 100
+"""Percent."""
+
 
 def wanted_pods(situation: Situation, candidate: CandidateStatus) -> int:
     """Pods that the candidate is to have now."""
@@ -29,6 +32,11 @@ def canary_pods(situation: Situation, weight: int) -> int:
 def step_of(situation: Situation, candidate: CandidateStatus) -> int:
     """The canary's step, from 1; one more than there are steps: it grows to all pods."""
     return min(candidate.step or 1, len(situation.spec.steps) + 1)
+
+
+def switched(candidate: CandidateStatus) -> bool:
+    """BlueGreen: whether clients reach the candidate, while the old pods stay to turn back to."""
+    return candidate.strategy == "BlueGreen" and candidate.weight == ALL
 
 
 def weight_of(situation: Situation, candidate: CandidateStatus) -> int:

@@ -7,7 +7,7 @@ from llm_operator.crds import CandidateStatus
 from llm_operator.plans import gates
 from llm_operator.plans.rollout import directives
 from llm_operator.plans.rollout.situation import Decision, Situation, since, stamp
-from llm_operator.plans.rollout.sizes import canary_pods, step_of, wanted_pods
+from llm_operator.plans.rollout.sizes import canary_pods, step_of, switched, wanted_pods
 from llm_operator.plans.rollout.times import hold_left
 from llm_operator.state import Occurrence
 
@@ -78,14 +78,24 @@ def progress(situation: Situation, decision: Decision, candidate: CandidateStatu
         return _canary(situation, decision, candidate)
     if candidate.strategy == "Rolling" and decision.stable is not None:
         return _rolling(situation, decision, candidate)
-    return candidate, _arrived(situation, candidate)
+    if candidate.strategy == "BlueGreen" and decision.stable is not None:
+        return _blue_green(situation, decision, candidate)
+    return candidate, arrived(situation, candidate)
 
 
-def _arrived(situation: Situation, candidate: CandidateStatus) -> bool:
+def arrived(situation: Situation, candidate: CandidateStatus) -> bool:
     """All pods are ready and no gate is awaited."""
     children = situation.children(candidate.revision)
     full = children.wanted == situation.replicas <= children.ready
     return full and not candidate.paused and gates.cleared(candidate.verdict or ())
+
+
+def _blue_green(situation: Situation, decision: Decision, candidate: CandidateStatus) -> tuple[CandidateStatus, bool]:
+    judged = switched(candidate)
+    candidate = _held(situation, candidate, situation.replicas, judged=judged)
+    if not judged:
+        return candidate, not situation.spec.switch_hold_seconds and arrived(situation, candidate)
+    return candidate, _over(situation, decision, candidate) and arrived(situation, candidate)
 
 
 def _rolling(situation: Situation, decision: Decision, candidate: CandidateStatus) -> tuple[CandidateStatus, bool]:
@@ -95,7 +105,7 @@ def _rolling(situation: Situation, decision: Decision, candidate: CandidateStatu
     if not _over(situation, decision, candidate):
         return candidate, False
     if given >= situation.replicas:
-        return candidate, _arrived(situation, candidate)
+        return candidate, arrived(situation, candidate)
     assert decision.stable is not None
     # The next pod only when the last has left: it would find no room and be taken for a lack of it.
     left = situation.pods(decision.stable.revision) + situation.pods(candidate.revision)
@@ -110,7 +120,7 @@ def _canary(situation: Situation, decision: Decision, candidate: CandidateStatus
         return _further(situation, candidate, step=len(steps) + 1), False
     candidate = candidate.model_copy(update={"step": step})
     if step > len(steps):
-        return candidate, _arrived(situation, candidate)
+        return candidate, arrived(situation, candidate)
     fits = canary_pods(situation, steps[step - 1].weight) > 0
     judged = candidate.weight is not None and (bool(candidate.weight) or not fits)
     candidate = _held(situation, candidate, wanted_pods(situation, candidate), judged=judged)

@@ -3,12 +3,10 @@
 from datetime import timedelta
 
 from llm_operator.crds import CandidateStatus
+from llm_operator.crds.rollout import JUDGED_SECONDS
 from llm_operator.plans.rollout import directives
 from llm_operator.plans.rollout.situation import Decision, Situation, parse, since
-from llm_operator.plans.rollout.sizes import step_of
-
-ROLLING_HOLD_SECONDS = 60.0
-"""How long a rolling step waits at most for gates that need traffic."""
+from llm_operator.plans.rollout.sizes import step_of, switched
 
 
 def left(situation: Situation, candidate: CandidateStatus) -> float:
@@ -33,8 +31,8 @@ def hold_seconds(situation: Situation, candidate: CandidateStatus) -> float:
     if candidate.strategy == "Canary" and step <= len(steps):
         return float(steps[step - 1].hold_seconds)
     if candidate.strategy == "Rolling" and any(each.state != "Passed" for each in candidate.verdict or ()):
-        return ROLLING_HOLD_SECONDS
-    return 0.0
+        return float(JUDGED_SECONDS)
+    return float(situation.spec.switch_hold_seconds) if switched(candidate) else 0.0
 
 
 def expects(situation: Situation, decision: Decision, candidate: CandidateStatus) -> bool:
