@@ -17,9 +17,9 @@ from safetensors import safe_open
 
 from llm_runtime.engine.lora import Adapter, LinearShape, LoraWeights, Shapes
 from llm_runtime.errors import ModelCorrupt, ModelNotFound, ModelUnsupported
+from llm_runtime.models.package import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, without_weights
 from llm_runtime.models.verify import safetensors_keys
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _FORMATS = ("F32", "F16", "BF16")
@@ -98,7 +98,7 @@ def _config(folder: Path) -> Any:
     try:
         config = LoraConfig(**{name: value for name, value in entries.items() if name in known - {"runtime_config"}})
     except (ValueError, TypeError, ImportError) as error:
-        raise ModelUnsupported(f"PEFT does not accept {folder / CONFIG}: {error}") from error
+        raise ModelUnsupported(f"PEFT does not accept {folder / ADAPTER_CONFIG}: {error}") from error
     strange = [name for name in entries.keys() - known if entries[name]]
     plain = LoraConfig()
     strange += [name for name in known - _HONOURED - _NO_MATTER if getattr(config, name) != getattr(plain, name)]
@@ -122,9 +122,9 @@ def _refuse(folder: Path, config: Any, strange: list[str]) -> None:
 
 
 def _entries(folder: Path) -> dict[str, Any]:
-    file = folder / CONFIG
+    file = folder / ADAPTER_CONFIG
     if not file.is_file():
-        raise ModelNotFound(f"{folder} holds no {CONFIG}; give the folder that PEFT's save_pretrained wrote")
+        raise ModelNotFound(f"{folder} holds no {ADAPTER_CONFIG}; give the folder that PEFT's save_pretrained wrote")
     if file.stat().st_size > MAX_CONFIG_BYTES:
         raise ModelCorrupt(f"{file} is larger than {MAX_CONFIG_BYTES} bytes")
     try:
@@ -162,13 +162,9 @@ def _by_pattern(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
 
 
 def _weights_file(folder: Path) -> Path:
-    file = folder / WEIGHTS
+    file = folder / ADAPTER_WEIGHTS
     if not file.is_file():
-        pickled = " (adapter_model.bin is a pickle, which is never loaded)" * (folder / "adapter_model.bin").exists()
-        raise ModelNotFound(
-            f"{folder} holds no {WEIGHTS}{pickled}; save the adapter with safe_serialization=True, or "
-            "write it as safetensors with `llm-runtime convert FOLDER NEW-FOLDER`"
-        )
+        raise without_weights(str(folder), pickled=(folder / ADAPTER_PICKLE).exists())
     return file
 
 
@@ -197,7 +193,7 @@ def _check_complete(folder: Path, sides: Mapping[str, Mapping[str, str]], target
         if modules
     ]
     if faults:
-        raise _other_base(folder, f"by {CONFIG} its tensors are not those of this model ({'; '.join(faults)})")
+        raise _other_base(folder, f"by {ADAPTER_CONFIG} its tensors are not those of this model ({'; '.join(faults)})")
 
 
 def _check_shapes(

@@ -13,7 +13,7 @@ from llm_runtime.contract import MlflowVersion, PinnedAdapter, RegistryAccess
 from llm_runtime.errors import ConfigInvalid, ModelNotFound
 from llm_runtime.models.fetch import Fetcher
 from llm_runtime.models.locate import MAX_DEPTH, Artifacts, Located, check_path
-from llm_runtime.models.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from llm_runtime.models.package import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, without_weights
 from llm_runtime.models.registry import MlflowRegistry
 from llm_runtime.models.verify import safetensors_keys
 
@@ -60,11 +60,7 @@ def locate_adapter(artifacts: Artifacts, sub_path: str = "") -> Located:
     folder = base if base in inside else inside[0]
     names = artifacts.names(folder)
     if ADAPTER_WEIGHTS not in names:
-        pickled = " (adapter_model.bin is a pickle, which is never loaded)" * ("adapter_model.bin" in names)
-        raise ModelNotFound(
-            f"{folder or 'the root'!r} holds no {ADAPTER_WEIGHTS}{pickled}; save the adapter with "
-            "safe_serialization=True and register a new version"
-        )
+        raise without_weights(repr(folder or "the root"), pickled=ADAPTER_PICKLE in names)
     files = {name: posixpath.join(folder, name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
     return Located(folder, files)
 

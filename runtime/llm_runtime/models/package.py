@@ -13,6 +13,7 @@ from llm_runtime.models.locate import local_artifacts, locate
 from llm_runtime.models.verify import safetensors_keys, verify_weights
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_PICKLE = "adapter_model.bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,7 @@ def _adapter(folder: Path) -> Package:
         raise ModelUnsupported(f"the adapter in {folder} is of PEFT type {kind}; only LORA is supported")
     weights = folder / ADAPTER_WEIGHTS
     if not weights.is_file():
-        pickled = " (adapter_model.bin is a pickle, which is never loaded)" * (folder / "adapter_model.bin").exists()
-        raise ModelNotFound(
-            f"{folder} holds no {ADAPTER_WEIGHTS}{pickled}; save the adapter with safe_serialization=True"
-        )
+        raise without_weights(str(folder), pickled=(folder / ADAPTER_PICKLE).exists())
     if strange := sorted(key for key in safetensors_keys(weights) if ".lora_" not in key):
         raise ModelUnsupported(f"{weights} holds {strange[0]}: only lora_A and lora_B of linear layers are supported")
     return Package("adapter", {ADAPTER_CONFIG: folder / ADAPTER_CONFIG, ADAPTER_WEIGHTS: weights}, str(base))
@@ -78,3 +76,12 @@ def _adapter(folder: Path) -> Package:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def without_weights(where: str, *, pickled: bool) -> ModelNotFound:
+    """The refusal of an adapter that has no safetensors, with the way out."""
+    why = f" ({ADAPTER_PICKLE} is a pickle, which is never loaded)" if pickled else ""
+    return ModelNotFound(
+        f"{where} holds no {ADAPTER_WEIGHTS}{why}; save the adapter with safe_serialization=True, or write it as "
+        "safetensors with `llm-runtime convert FOLDER NEW-FOLDER`, and register that"
+    )
