@@ -22,10 +22,10 @@ import yaml
 
 from bench import calls
 from bench.machine import ROOT, commit, machine
-from bench.models import CACHE
 from bench.process import NotStarted, Process, free_port
 from bench.report import FOLDER, number, table
 from bench.stats import median, rounded
+from devstack.cache import CACHE
 from llm_runtime.contract import KeyFile, KeyRecord, format_key, hash_key
 
 LITELLM = Path(os.environ.get("LLM_OPERATOR_LITELLM") or CACHE / "bench" / "litellm")

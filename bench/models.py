@@ -12,10 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CACHE = Path(
-    os.environ.get("LLM_OPERATOR_CACHE")
-    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-operator"
-)
+from devstack.cache import CACHE
+
 FOLDER = CACHE / "bench" / "models"
 MAX_LENGTH = 2048
 """Tokens of prompt and answer, for every server."""

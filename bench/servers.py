@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
-from bench.models import CACHE, MAX_LENGTH
+from bench.models import MAX_LENGTH
 from bench.process import NotStarted, Process, free_port
+from devstack.cache import CACHE
 from llm_runtime.engine.threads import SPIN_COUNT
 
 BIN = Path(sys.executable).parent

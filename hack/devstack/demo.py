@@ -18,16 +18,13 @@ from pathlib import Path
 from rich.text import Text
 
 from devstack import smollm
+from devstack.cache import CACHE
 from devstack.load import RequestLoop, Tally
 from devstack.registry import set_alias
 from devstack.stack import ROOT, Stack
 from devstack.terminal import CommandFailed, Shell, chapter, console, say, step, typed, until
 
 MODEL, ALIAS, QUESTION = "support-bot", "champion", smollm.QUESTION
-CACHE = Path(
-    os.environ.get("LLM_OPERATOR_CACHE")
-    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-operator"
-)
 
 
 def main() -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from devstack.cache import CACHE
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "hack" / "judges"
 HEALTH = ROOT / "charts" / "llm-operator" / "argocd" / "health.lua"
@@ -48,8 +50,7 @@ def program() -> Path:
     digest = hashlib.sha256()
     for file in [SOURCE / "go.mod", SOURCE / "go.sum", *sorted(SOURCE.glob("*.go"))]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    base = os.environ.get("LLM_OPERATOR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "llm-operator"
-    folder = Path(base).expanduser() / "judges"
+    folder = CACHE / "judges"
     built = folder / digest.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from devstack.cache import CACHE
 from devstack.cluster import Cluster, ClusterError, Provider
 from devstack.processes import Child, wait_until
 from devstack.registry import MlflowServer
@@ -62,6 +63,8 @@ class Stack:
             *("--folder", str(self.folder / "node"), "--path", str(Path(sys.executable).parent)),
             # All pods share this machine's network: each must listen on its own address.
             *("--env", "API_HOST=$(POD_IP)"),
+            # The kernels are compiled once, as for an image, and not in each pod.
+            *("--env", f"XDG_CACHE_HOME={CACHE / 'process-node'}"),
         ]
         env = {"PYTHONPATH": str(ROOT / "hack")}
         self.node = Child("process node", command, self.folder / "node.log", env=env)

@@ -1,10 +1,10 @@
 """The server that the official clients judge, and where their packages are kept."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
+from devstack.cache import CACHE
 from fakes import FakeCodec, ScriptedEngine, ScriptedStream, token_id
 from llm_runtime.errors import QueueFull
 from llm_runtime.request import GenerationRequest
@@ -37,9 +37,7 @@ class JudgedEngine(ScriptedEngine):
 
 def node_packages() -> Path:
     """A folder from which Node finds OpenAI's client; installed once, outside of the repository."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = Path(os.environ.get("LLM_OPERATOR_CACHE") or Path(cache) / "llm-operator")
-    folder = root / "node" / f"openai-{OPENAI_FOR_NODE}"
+    folder = CACHE / "node" / f"openai-{OPENAI_FOR_NODE}"
     if not (folder / "node_modules" / "openai" / "package.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         flags = ["--no-save", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder]
