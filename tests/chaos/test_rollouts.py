@@ -27,8 +27,8 @@ pytest_plugins = ["control_plane.operator_fixtures"]
 AT_ONCE = 12
 MANY_AT_ONCE = 40
 """In a run of more than a hundred: a round's time is mostly waiting."""
-KILLS = (2, 3)
-"""In a round, at least and at most."""
+KILLS_EACH = (0.17, 0.25)
+"""For each roll-out of a round, at least and at most; each hits all that are under way."""
 CONVERGE_SECONDS = 240.0
 """On a machine that has nothing else to do it takes a tenth of that."""
 CHILDREN = ("Deployment", "ConfigMap", "Service", "ServiceAccount", "Secret", "PodDisruptionBudget", "Pod")
@@ -67,7 +67,8 @@ def _play(
             rollout.begin()
         for rollout in rollouts:
             place.ready(rollout.name, seconds=CONVERGE_SECONDS)
-        points = [chance.uniform(0, 6.0) for _ in range(chance.randint(*KILLS))]
+        kills = round(chance.uniform(*KILLS_EACH) * len(rollouts))
+        points = [chance.uniform(0, 6.0) for _ in range(kills)]
         began = time.monotonic()
         with ThreadPoolExecutor(AT_ONCE) as people:
             done = [

@@ -175,26 +175,30 @@ def test_a_version_that_answers_wrong_gets_no_traffic_and_is_taken_back(promo: P
         promo.world.until(lambda: promo.serves("second"), "the way back")
 
 
-def test_a_slow_version_never_gets_more_than_its_weight_and_is_taken_back(promo: Promo) -> None:
+@pytest.mark.parametrize(("strategy", "weight"), [("Canary", 34), ("BlueGreen", 100)])
+def test_a_slow_version_never_gets_more_than_its_weight_and_is_taken_back(
+    promo: Promo, strategy: str, weight: int
+) -> None:
     gates = [{"maxInterTokenP95Ratio": 1.5, "minRequests": 100}]
-    promo.rollout(strategy="Canary", canary={"steps": [{"weight": 34, "holdSeconds": 60}]}, gates=gates)
+    promo.rollout(strategy=strategy, canary={"steps": [{"weight": 34, "holdSeconds": 60}]}, gates=gates)
     try:
         with promo.load() as tally:
+            known = set(tally.answers)
             promo.promote("slow")
-            promo.world.until(lambda: (promo.status.get("candidate") or {}).get("weight") == 34, "its traffic")
-            known, before, began = set(tally.answers), tally.requests, time.monotonic()
+            promo.world.until(lambda: (promo.status.get("candidate") or {}).get("weight") == weight, "its traffic")
+            before, began = tally.requests, time.monotonic()
             promo.world.until(lambda: gate_failed(promo, "slow"), "the gate to fail")
             failed = time.monotonic()
             candidate = promo.status["candidate"]
             promo.world.until(lambda: not pods_of(promo, candidate["revision"]), "its pods to go")
             gone, during = time.monotonic() - failed, tally.requests - before
         slow = sum(count for answer, count in tally.answers.items() if answer not in known)
-        assert 0 < slow <= 0.34 * during + 1, tally.answers
+        assert 0 < slow <= weight / 100 * during + 1, tally.answers
         assert "maxInterTokenP95Ratio" in candidate["message"]
         assert promo.world.condition("Available", NAME)["status"] == "True"
         print(
-            f"slow: {slow} of {during} requests went to it; judged {failed - began:.1f} s after it got traffic, "
-            f"its pods gone {gone:.1f} s later: {candidate['message']}"
+            f"{strategy}, slow: {slow} of {during} requests went to it; judged {failed - began:.1f} s after it got "
+            f"traffic, its pods gone {gone:.1f} s later: {candidate['message']}"
         )
     finally:
         promo.promote("second")
