@@ -116,7 +116,7 @@ def _grown(rollout: Rollout) -> None:
 
 def _aborted(rollout: Rollout) -> None:
     rollout.promote(STUCK)
-    candidate = eventually(lambda: rollout.place.status(rollout.name)["candidate"]["revision"], 60)
+    candidate = eventually(lambda: rollout.place.status(rollout.name)["candidate"]["revision"], 180)
     rollout.annotate(rollout=f"abort:{candidate}")
 
 
