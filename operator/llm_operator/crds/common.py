@@ -66,7 +66,8 @@ def quantity_value(quantity: str) -> Decimal:
 
 def _at_least(least_bytes: int, example: str) -> tuple[AfterValidator, Any]:
     """A bound of a size: for what is stored already, and for the API server."""
-    advice = f"write a size of at least {least_bytes} bytes, like {example}"
+    least = f"of at least {least_bytes} bytes" if least_bytes > 1 else "above zero"
+    advice = f"write a size {least}, like {example}"
 
     def check(size: str) -> str:
         if quantity_value(size) < least_bytes:

@@ -182,7 +182,7 @@ async def test_the_cache_s_bound_reaches_the_pods_in_bytes_and_nonsense_is_told(
     assert told["modelCacheBytes"] == 2 << 30
     await world.deploy(model={"uri": HUB}, modelCache={"persistentVolumeClaim": claim, "maxSize": "0"})
     await look(world)
-    assert (world.condition("Ready")["reason"], "write a size of at least" in world.condition("Ready")["message"]) == (
+    assert (world.condition("Ready")["reason"], "write a size above zero" in world.condition("Ready")["message"]) == (
         "InvalidSpec",
         True,
     )
