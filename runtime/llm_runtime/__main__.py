@@ -19,7 +19,6 @@ from llm_runtime.contract import (
     ADAPTERS_FLAG,
     CONFIG_FLAG,
     KEYS_FLAG,
-    MODEL_FOLDER,
     MODELS_FLAG,
     FatalReport,
     PinnedAdapter,
@@ -181,14 +180,10 @@ def _loaded(engine: "EngineClient", folder: Path) -> "Loaded":
 
 def _folder(config: RuntimeConfig, models: Path) -> Path:
     """Where the model lies. In a pod `fetch` has run before, and the folder may be read-only; alone, fetch it now."""
-    from llm_runtime.models.sources import folder_name
+    from llm_runtime.models.sources import fetched
 
-    # Resolved at once: on a shared volume another deployment's `fetch` may turn the link at any moment.
-    current, version = (models / MODEL_FOLDER).resolve(), config.model.mlflow
-    # Without the digest at the end: it also covers the workspace, which only the fetching container need know.
-    if version and current.name.rpartition("-")[0] == folder_name(version).rpartition("-")[0]:
-        return current
-    return _fetch(config, models)
+    there = fetched(models, config.model.mlflow) if config.model.mlflow else None
+    return there or _fetch(config, models)
 
 
 def _fetch(

@@ -27,7 +27,7 @@ from llm_runtime.models.pins import Pins
 from llm_runtime.models.progress import MIB, LogProgress, Progress, bytes_in, watched
 from llm_runtime.models.registry import Files, MlflowRegistry, Registry
 from llm_runtime.models.retry import Patience, ShortFile
-from llm_runtime.models.sources import Pinned, Reference, files_of, find, folder_name
+from llm_runtime.models.sources import Pinned, Reference, files_of, find, folder_name, numbered
 from llm_runtime.models.verify import sync_folder, verify_weights, write_manifest
 from llm_runtime.models.versions import claim, evict, remove_stale
 
@@ -99,7 +99,7 @@ class Fetcher:
         else:
             name = f"model {version.name} version {version.version}"
             location = self._patience(f"resolving {name}", lambda: self._resolve(version))
-            source = f"{version.tracking_uri} models:/{version.name}/{version.version} {location}"
+            source = f"{numbered(version)} {location}"
         sizes = self._patience(f"listing {name}", lambda: self.registry.sizes(location))
         if not sizes:
             raise ModelNotFound(f"{name} has no artifacts at {location}; register a version that has")
@@ -107,7 +107,7 @@ class Fetcher:
         located = self._locate(artifacts, version.sub_path)
         digests = self._download(location, located, artifacts, partial)
         self._verify(partial)
-        write_manifest(partial, source, digests)
+        write_manifest(partial, source, digests, version.sub_path)
         sync_folder(partial)
         log.info("model fetched", extra={"model": name, "seconds": round(time.monotonic() - started, 1)})
 

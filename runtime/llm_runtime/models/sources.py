@@ -5,18 +5,22 @@ An alias, a stage or a branch is resolved here, once: what comes out names a ver
 
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from llm_runtime.contract import ENV_MLFLOW_WORKSPACE, MlflowVersion
+from llm_runtime.contract import ENV_MLFLOW_WORKSPACE, MODEL_FOLDER, MlflowVersion
 from llm_runtime.errors import ConfigInvalid, ModelNotFound
 from llm_runtime.models.hub import Hub
 from llm_runtime.models.registry import Files, MlflowRegistry, fatal_of
+from llm_runtime.models.verify import MANIFEST
+from llm_runtime.models.versions import claim
 
 log = logging.getLogger(__name__)
 
@@ -135,8 +139,39 @@ def folder_name(version: MlflowVersion | Pinned) -> str:
         identity: tuple[str, ...] = (version.server, workspace, version.location, *filter(None, [version.sub_path]))
     else:
         identity = (version.tracking_uri, workspace, version.name, version.version, version.sub_path)
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", version.name)[:60].strip(".-") or "model"
-    if isinstance(version, MlflowVersion):
-        readable = f"{readable}-{version.version}"
     digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()
-    return f"{readable}-{digest[:12]}"
+    return f"{_readable(version)}-{digest[:12]}"
+
+
+def numbered(version: MlflowVersion) -> str:
+    """A registered version and its server, as the beginning of a manifest's source."""
+    return f"{version.tracking_uri} models:/{version.name}/{version.version}"
+
+
+def fetched(models: Path, version: MlflowVersion) -> Path | None:
+    """The whole folder of `version` that a process with the registry's credentials has brought, if there is one.
+
+    The workspace is for that process to know. Where those of several workspaces lie, it is the one linked last; None
+    where that is another version's.
+    """
+    found = [folder for folder in models.glob(f"{_readable(version)}-*") if _holds(folder, version) and claim(folder)]
+    # Resolved at once: on a shared volume another deployment's `fetch` may turn the link at any moment.
+    current = (models / MODEL_FOLDER).resolve()
+    if len(found) > 1:
+        return next((folder for folder in found if folder.resolve() == current), None)
+    return found[0] if found else None
+
+
+def _holds(folder: Path, version: MlflowVersion) -> bool:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        # Manifests said nothing of a subPath once.
+        same_part = manifest.get("subPath", version.sub_path) == version.sub_path
+        return same_part and str(manifest["source"]).startswith(f"{numbered(version)} ")
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+def _readable(version: MlflowVersion | Pinned) -> str:
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", version.name)[:60].strip(".-") or "model"
+    return f"{readable}-{version.version}" if isinstance(version, MlflowVersion) else readable

@@ -69,10 +69,11 @@ def header_of(file: str, size: int, read: Callable[[int], bytes]) -> dict[str, A
     return tensors
 
 
-def write_manifest(folder: Path, source: str, known: Mapping[str, str] | None = None) -> None:
+def write_manifest(folder: Path, source: str, known: Mapping[str, str] | None = None, sub_path: str = "") -> None:
     """Record size and SHA-256 of every file; its presence says that the folder is whole.
 
-    `known` has the digests by file name that were computed while the files came.
+    `source` and `sub_path` say where they came from; `known` has the digests by file name that were computed while
+    they came.
     """
     names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST)
     digests = dict(known or {})
@@ -80,7 +81,7 @@ def write_manifest(folder: Path, source: str, known: Mapping[str, str] | None = 
     with ThreadPoolExecutor(max_workers=2) as pool:  # Hashing releases the interpreter lock.
         digests.update(zip(unknown, pool.map(lambda name: _sha256(folder / name), unknown), strict=True))
     files = {name: {"size": (folder / name).stat().st_size, "sha256": digests[name]} for name in names}
-    content = json.dumps({"schema": 1, "source": source, "files": files}, indent=1)
+    content = json.dumps({"schema": 1, "source": source, "subPath": sub_path, "files": files}, indent=1)
     (folder / MANIFEST).write_text(content, encoding="utf-8")
 
 

@@ -20,7 +20,7 @@ from llm_runtime.errors import (
 from llm_runtime.models.disk import point_to
 from llm_runtime.models.fetch import Fetcher, fetch
 from llm_runtime.models.local import local_model
-from llm_runtime.models.sources import folder_name
+from llm_runtime.models.sources import fetched, folder_name
 from llm_runtime.models.verify import is_whole
 from unit.runtime.models.fakes import VERSION, FolderRegistry, write_model, write_tokenizer
 
@@ -67,6 +67,44 @@ def test_what_is_there_is_not_fetched_again(fetcher: Fetcher, registry: FolderRe
     registry.downloads.clear()
     assert fetcher.fetch(VERSION) == first
     assert registry.downloads == []
+
+
+def test_who_knows_no_workspace_finds_what_a_process_that_does_has_brought(
+    fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "research")
+    folder = fetcher.fetch(VERSION)
+    monkeypatch.delenv("MLFLOW_WORKSPACE")
+    assert folder_name(VERSION) != folder.name
+    assert fetched(fetcher.models, VERSION) == folder
+
+
+@pytest.mark.parametrize("change", [{"version": "4"}, {"tracking_uri": "http://other"}, {"sub_path": "final"}])
+def test_a_link_to_something_else_on_a_shared_volume_misleads_nobody(fetcher: Fetcher, change: dict[str, str]) -> None:
+    own = fetcher.fetch(VERSION)
+    wanted = VERSION.model_copy(update=change)
+    point_to(fetcher.models / "current", own)
+    assert fetched(fetcher.models, wanted) is None
+    other = fetcher.models / folder_name(wanted)
+    own.rename(other)
+    assert fetched(fetcher.models, wanted) is None, "a folder's name alone says nothing"
+
+
+def test_of_several_workspaces_the_one_linked_last_is_meant(fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+    for workspace in ("research", "production"):
+        monkeypatch.setenv("MLFLOW_WORKSPACE", workspace)
+        folders.append(fetcher.fetch(VERSION))
+    assert fetched(fetcher.models, VERSION) is None
+    for folder in folders:
+        point_to(fetcher.models / "current", folder)
+        assert fetched(fetcher.models, VERSION) == folder
+
+
+def test_a_folder_that_is_not_whole_is_not_found(fetcher: Fetcher) -> None:
+    folder = fetcher.fetch(VERSION)
+    (folder / "model.safetensors").write_bytes(b"short")
+    assert fetched(fetcher.models, VERSION) is None
 
 
 def test_a_damaged_folder_is_replaced(fetcher: Fetcher) -> None:
