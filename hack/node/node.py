@@ -17,6 +17,8 @@ from node.settings import Settings
 from node.status import stamp
 
 HEARTBEAT_SECONDS = 10
+LAST_WORDS_SECONDS = 10.0
+"""For the API server to be told of pods that have ended with the node."""
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 log = logging.getLogger("node")
 
@@ -148,7 +150,10 @@ class Node:
             pod.shutdown = True
         graces = [float(pod.manifest["spec"].get("terminationGracePeriodSeconds", 30)) for pod in self.pods.values()]
         ending = [pod.terminate(grace) for pod, grace in zip(self.pods.values(), graces, strict=True)]
-        await asyncio.gather(*ending, return_exceptions=True)
+        # Their processes are gone by then. An API server that is gone as well can't be told.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(graces, default=0.0) + LAST_WORDS_SECONDS):
+                await asyncio.gather(*ending, return_exceptions=True)
         for task in list(self.tasks):
             task.cancel()
         for path in (self.path, f"{LEASES}/{self.settings.name}"):
