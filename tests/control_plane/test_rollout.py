@@ -224,6 +224,8 @@ def test_an_abort_takes_the_candidate_back_and_a_rollback_undoes(place: Place) -
     place.api.patch("LLMDeployment", place.name, "bot", note)
     assert place.ready(version="1")["stable"]["revision"] == first
     assert "held at revision" in place.condition("Progressing")["message"]
+    # As long as its pods are there it would serve again at once.
+    eventually(lambda: not place.api.list("Pod", place.name, f"llm-operator.dev/revision={second}"))
     place.kubelet.fate[place.name, "2"] = {}
     undo = {"metadata": {"annotations": {"llm-operator.dev/rollback-to": None, "llm-operator.dev/rollout": None}}}
     place.api.patch("LLMDeployment", place.name, "bot", undo)
