@@ -139,7 +139,6 @@ def _fault(observed: Observed, lost: str) -> Fault | None:
 def _status(
     observed: Observed, decision: rollout.Decision, picture: conditions.Picture, now: datetime
 ) -> LLMDeploymentStatus:
-    serving = [observed.revisions[name] for name in decision.serving if name in observed.revisions]
     return LLMDeploymentStatus(
         observed_generation=observed.meta.generation,
         conditions=conditions.deployment(picture, now),
@@ -150,7 +149,7 @@ def _status(
         history=decision.history,
         directive=decision.directive,
         rollback=decision.rollback,
-        replicas=sum(each.replicas for each in serving),
+        replicas=sum(each.replicas for each in picture.serving),
         ready_replicas=picture.ready,
         selector=",".join(
             f"{name}={value}" for name, value in network.selector(observed.meta, decision.serving).items()

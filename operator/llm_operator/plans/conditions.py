@@ -11,7 +11,7 @@ from llm_operator.crds import Condition
 from llm_operator.plans import adapter_status, approval, downloads, names, stages
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import Decision, stamp
-from llm_operator.state import Fault, Manifest, Observed
+from llm_operator.state import Fault, Manifest, Observed, RevisionChildren
 
 REGISTRY = frozenset({"RegistryDenied", "HostNotAllowed", "RegistryUnreachable", "ConnectionUnknown"})
 Verdict = tuple[str, str, str]
@@ -30,19 +30,25 @@ class Picture:
     """What went wrong with the children."""
 
     @property
+    def serving(self) -> list[RevisionChildren]:
+        """What there is of the revisions behind the Service."""
+        return self._children(self.decision.serving)
+
+    def _children(self, names: Iterable[str]) -> list[RevisionChildren]:
+        return [self.observed.revisions[name] for name in names if name in self.observed.revisions]
+
+    @property
     def ready(self) -> int:
         """Ready pods behind the Service. During a roll-out pods are ordered all the time: then as last counted."""
-        serving = [self.observed.revisions[n] for n in self.decision.serving if n in self.observed.revisions]
         shared = len(self.decision.serving) > 1
-        return sum(each.answering if shared else each.ready for each in serving)
+        return sum(each.answering if shared else each.ready for each in self.serving)
 
     @property
     def download(self) -> str:
         """How far the pods that are to come have got with the model's files; empty: they download nothing."""
         candidate = self.decision.candidate if self.decision.rolling_out else None
         coming = (candidate.revision,) if candidate else self.decision.serving
-        children = [self.observed.revisions[name] for name in coming if name in self.observed.revisions]
-        pods = [pod for each in children for pod in each.pods]
+        pods = [pod for each in self._children(coming) for pod in each.pods]
         return downloads.progress(pods, self.observed.figures, self.replicas)
 
     @property

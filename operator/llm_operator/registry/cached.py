@@ -42,25 +42,14 @@ class CachedRegistry:
             raise fault
 
     async def _ask(self, connection: Connection, reference: Reference) -> ModelVersion:
-        try:
+        with self._reading(connection):
             version = await self._inner.resolve(connection, reference)
-        except RegistryFault as fault:
-            if fault.about_server:
-                self._down[connection] = (self._clock() + self._rest, fault)
-            raise
-        self._down.pop(connection, None)
         self._versions[connection, reference] = (self._clock() + self._keep, version)
         return version
 
     async def summary(self, connection: Connection) -> dict[str, ModelSummary]:
-        try:
-            found = await self._inner.summary(connection)
-        except RegistryFault as fault:
-            if fault.about_server:
-                self._down[connection] = (self._clock() + self._rest, fault)
-            raise
-        self._down.pop(connection, None)
-        return found
+        with self._reading(connection):
+            return await self._inner.summary(connection)
 
     async def tags(self, connection: Connection, name: str, version: str) -> dict[str, str]:
         self._raise_if_down(connection)
@@ -73,13 +62,27 @@ class CachedRegistry:
             await self._inner.tag(connection, name, version, tags)
 
     @contextmanager
+    def _reading(self, connection: Connection) -> Iterator[None]:
+        """Leave a server alone that answers no question; ask one again that does."""
+        try:
+            yield
+        except RegistryFault as fault:
+            if fault.about_server:
+                self._leave_alone(connection, fault)
+            raise
+        self._down.pop(connection, None)
+
+    @contextmanager
     def _noticing(self, connection: Connection) -> Iterator[None]:
         """Leave a silent server alone. What is refused says nothing here: who may read may be forbidden to write."""
         try:
             yield
         except RegistryUnreachable as fault:
-            self._down[connection] = (self._clock() + self._rest, fault)
+            self._leave_alone(connection, fault)
             raise
+
+    def _leave_alone(self, connection: Connection, fault: RegistryFault) -> None:
+        self._down[connection] = (self._clock() + self._rest, fault)
 
     def forget(self, connection: Connection, name: str) -> None:
         """Ask again about this model: the poll saw it move."""

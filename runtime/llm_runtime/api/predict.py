@@ -11,7 +11,6 @@ from llm_runtime.api.answering import adapter_of, collect, job, pipeline_of, sta
 from llm_runtime.api.body import Body, MaxTokens, Stops, Temperature, Text, TopP, sampling
 from llm_runtime.api.documents import OWN_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
-from llm_runtime.api.services import services_of
 from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED
 
 router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["predict"], responses=OWN_ERRORS)
@@ -72,7 +71,7 @@ async def predict_batch(request: Request, body: BatchBody) -> list[Prediction]:
 
 
 async def _predict(request: Request, prompts: list[str], options: PredictOptions, field: str) -> list[Prediction]:
-    began, config = time.perf_counter(), pipeline_of(request).config
+    began, pipeline = time.perf_counter(), pipeline_of(request)
     generation = await start(
         request,
         job(
@@ -96,8 +95,8 @@ async def _predict(request: Request, prompts: list[str], options: PredictOptions
             prompt=prompt,
             tokens_generated=choice.tokens,
             processing_time=time.perf_counter() - began,
-            model_name=config.model.name,
-            model_version=services_of(request).version,
+            model_name=pipeline.config.model.name,
+            model_version=pipeline.version,
             timestamp=datetime.now(UTC),
         )
         for prompt, choice in zip(prompts, choices, strict=True)

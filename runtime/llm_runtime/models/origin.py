@@ -1,11 +1,10 @@
 """What a fetched folder really holds, as its manifest says: an alias or a branch names a version or a commit."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_runtime.models.verify import MANIFEST
+from llm_runtime.models.verify import read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +27,6 @@ _FORMS = (
 
 def origin(folder: Path) -> Origin | None:
     """Of a folder that `fetch` has made; None for any other, and for places that have no versions."""
-    try:
-        source = str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["source"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    source = str(read_manifest(folder).get("source", ""))
     found = next((match for form in _FORMS if (match := form.search(source))), None)
     return Origin(found["name"], found["version"], found["source"]) if found else None

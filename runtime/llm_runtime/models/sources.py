@@ -5,7 +5,6 @@ An alias, a stage or a branch is resolved here, once: what comes out names a ver
 
 import hashlib
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -19,7 +18,7 @@ from llm_runtime.contract import ENV_MLFLOW_WORKSPACE, MODEL_FOLDER, MlflowVersi
 from llm_runtime.errors import ConfigInvalid, ModelNotFound
 from llm_runtime.models.hub import Hub
 from llm_runtime.models.registry import Files, MlflowRegistry, fatal_of
-from llm_runtime.models.verify import MANIFEST
+from llm_runtime.models.verify import read_manifest
 from llm_runtime.models.versions import claim
 
 log = logging.getLogger(__name__)
@@ -163,13 +162,10 @@ def fetched(models: Path, version: MlflowVersion) -> Path | None:
 
 
 def _holds(folder: Path, version: MlflowVersion) -> bool:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        # Manifests said nothing of a subPath once.
-        same_part = manifest.get("subPath", version.sub_path) == version.sub_path
-        return same_part and str(manifest["source"]).startswith(f"{numbered(version)} ")
-    except (OSError, ValueError, KeyError, AttributeError):
-        return False
+    manifest = read_manifest(folder)
+    # Manifests said nothing of a subPath once.
+    same_part = manifest.get("subPath", version.sub_path) == version.sub_path
+    return same_part and str(manifest.get("source", "")).startswith(f"{numbered(version)} ")
 
 
 def _readable(version: MlflowVersion | Pinned) -> str:

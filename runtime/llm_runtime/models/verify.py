@@ -85,10 +85,19 @@ def write_manifest(folder: Path, source: str, known: Mapping[str, str] | None = 
     (folder / MANIFEST).write_text(content, encoding="utf-8")
 
 
+def read_manifest(folder: Path) -> Mapping[str, Any]:
+    """What `write_manifest` wrote, `source` and `subPath` among it; empty where it is missing or no manifest."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def is_whole(folder: Path) -> bool:
     """Whether every file of the manifest is there with its size: cheap enough for every start."""
     try:
-        files: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files: Mapping[str, Any] = read_manifest(folder)["files"]
         return bool(files) and all((folder / name).stat().st_size == entry["size"] for name, entry in files.items())
     except (OSError, ValueError, KeyError, TypeError):
         return False
