@@ -1,13 +1,16 @@
 """The one pool of connections, for Postgres and SQLite alike."""
 
+import asyncio
 import logging
 import re
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import asyncpg
 from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, OperationalError
@@ -192,9 +195,37 @@ def _sqlite(address: URL) -> AsyncEngine:
         hide_parameters=True,
         **sizes,
     )
+    event.listen(engine.sync_engine, "do_connect", _connect_sqlite)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
+
+
+class _SQLiteConnection(aiosqlite.Connection):
+    """A connection that may be stopped twice.
+
+    SQLAlchemy closes the connection of a cancelled task, and when that is cancelled, too, it stops it while the closing
+    goes on, which ends by a stop of its own. aiosqlite's thread is gone by then and never answers the second one: the
+    closing would wait for ever, and the process with it when it ends its loop.
+    """
+
+    _stopping: asyncio.Future[Any] | None = None
+    _stopped = False
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        if not self._stopped:
+            self._stopped = True
+            self._stopping = super().stop()
+        return self._stopping
+
+
+def _connect_sqlite(_dialect: object, _record: object, _arguments: list[Any], options: dict[str, Any]) -> None:
+    def connect(database: str, **options: Any) -> aiosqlite.Connection:
+        connection = _SQLiteConnection(partial(sqlite3.connect, database, **options), iter_chunk_size=64)
+        connection._thread.daemon = True  # As SQLAlchemy does it with those that it makes itself.
+        return connection
+
+    options["async_creator_fn"] = connect
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -119,6 +119,9 @@ async def test_a_cancelled_transaction_leaves_no_connection_behind(database_url:
     assert database._engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     await asyncio.gather(*(use() for _ in range(10)))
     await database.close()
+    closing = asyncio.all_tasks() - {asyncio.current_task()}
+    if closing:  # A task that never ends would hold up the end of the process.
+        assert not (await asyncio.wait(closing, timeout=10))[1]
 
 
 @pytest.fixture
