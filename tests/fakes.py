@@ -145,21 +145,21 @@ class ScriptedStream:
     def __init__(self, engine: ScriptedEngine, request: GenerationRequest) -> None:
         self._engine, self._request = engine, request
         self._events = self._plan()
-        self._position = 0
+        self.position = 0
         self.cut = asyncio.Event()
 
     def __aiter__(self) -> "ScriptedStream":
         return self
 
     async def __anext__(self) -> TokenEvent:
-        if self._position >= len(self._events):
+        if self.position >= len(self._events):
             raise StopAsyncIteration
-        event = self._events[self._position]
-        self._position += 1
+        event = self._events[self.position]
+        self.position += 1
         if await self._is_cut():
             event = TokenEvent(None, "", finish_reason=FinishReason.CANCELLED)
         if event.finish_reason:
-            self._position = len(self._events)
+            self.position = len(self._events)
             self._engine.running.discard(self)
         return event
 

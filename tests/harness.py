@@ -1,8 +1,6 @@
 """What the runtime's API tests share: keys, configuration, and a handle on a running application."""
 
 import json
-import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -71,10 +69,3 @@ def events(text: str) -> list[Any]:
     """The data of server-sent events, `[DONE]` as it is."""
     datas = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     return [data if data == "[DONE]" else json.loads(data) for data in datas]
-
-
-def eventually(holds: Callable[[], Any], seconds: float = 2.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "did not come true"
-        time.sleep(0.005)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from control_plane.operator_fixtures import Json, Place, eventually
+from control_plane.operator_fixtures import Json, Place
 from control_plane.test_rollout import fatal
+from waiting import eventually
 
 STRATEGIES: dict[str, Json] = {
     "BlueGreen": {"blueGreen": {"holdSeconds": 1}},

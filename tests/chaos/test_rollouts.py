@@ -18,9 +18,10 @@ import pytest
 
 from chaos.scenarios import REPLICAS, SCENARIOS, STRATEGIES, Rollout, prepare
 from chaos.traffic import REVISION, Moment, moments
-from control_plane.operator_fixtures import Api, Models, Operator, Place, PlayedKubelet, eventually
+from control_plane.operator_fixtures import Api, Models, Operator, Place, PlayedKubelet
 from control_plane.test_lifecycle import versions
 from control_plane.watching import recorded
+from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
@@ -81,7 +82,7 @@ def _play(
             for each in done:
                 each.result()
         took = _converge(rollouts, began)
-        eventually(lambda: _quiet(place), 30)
+        eventually(lambda: _quiet(place))
         for rollout in rollouts:
             try:
                 _whole(rollout, moments(rollout.name, services, pods))

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from devstack.processes import free_port
 from devstack.registry import MlflowServer
 from llm_operator import crds
 from llm_operator.cluster import path_of
+from waiting import PATIENCE_SECONDS, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = "played"
@@ -242,21 +243,6 @@ class Operator:
         return self.process.wait(20)
 
 
-def eventually(holds: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """Wait until `holds` answers something true, and return it."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            found = holds()
-            if found:
-                return found
-            trouble: object = found
-        except (KeyError, IndexError, TypeError, AssertionError, StopIteration) as error:
-            trouble = error
-        assert time.monotonic() < deadline, f"not within {seconds} s: {trouble!r}"
-        time.sleep(0.05)
-
-
 class Place:
     """A namespace of one test and shortcuts into it."""
 
@@ -297,7 +283,7 @@ class Place:
     def condition(self, kind: str, name: str = "bot", of: str = "LLMDeployment") -> Json:
         return next((c for c in self.status(name, of).get("conditions", []) if c["type"] == kind), {})
 
-    def ready(self, name: str = "bot", version: str | None = None, seconds: float = 25.0) -> Json:
+    def ready(self, name: str = "bot", version: str | None = None, seconds: float = PATIENCE_SECONDS) -> Json:
         """Wait for Ready=True of the present generation, serving `version` if given; returns the status."""
 
         def holds() -> Json | None:

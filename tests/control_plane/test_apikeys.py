@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from control_plane.operator_fixtures import Place, eventually
+from control_plane.operator_fixtures import Place
 from llm_runtime.contract import hash_key, key_id_of
+from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
@@ -56,9 +57,9 @@ def test_a_suspended_and_a_deleted_key_leave_at_once(place: Place) -> None:
     place.key(deployments=["bot"])
     eventually(lambda: known(place)["keys"])
     place.key(deployments=["bot"], suspended=True)
-    eventually(lambda: known(place)["keys"][0]["suspended"], 5)
+    eventually(lambda: known(place)["keys"][0]["suspended"])
     place.api.delete("ApiKey", place.name, "team")
-    eventually(lambda: known(place)["keys"] == [], 5)
+    eventually(lambda: known(place)["keys"] == [])
     # The garbage collector learns of a new CRD within 30 s.
     eventually(lambda: place.get("Secret", "team-llm-key") is None, 60)
 
@@ -70,7 +71,7 @@ def test_a_key_for_a_deployment_that_is_not_there_names_it_and_heals(place: Plac
     assert ready["reason"] == "DeploymentNotFound"
     assert "bot" in ready["message"]
     place.deploy()
-    eventually(lambda: place.condition("Ready", "team", "ApiKey")["status"] == "True", 5)
+    eventually(lambda: place.condition("Ready", "team", "ApiKey")["status"] == "True")
     eventually(lambda: known(place)["keys"])
 
 

@@ -2,8 +2,8 @@
 
 import json
 import subprocess
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from devstack.cluster import Cluster, ClusterError
+from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
 
@@ -184,12 +185,6 @@ def test_people_with_the_role_edit_may_write_deployments_and_viewers_may_read_th
             "create", "rolebinding", f"trial-{role}", f"--clusterrole={role}", f"--user={role}er", "-n", "default"
         )
         try:
-            until_yes(installed, verb, f"{role}er")
+            eventually(partial(may, installed, verb, "llmdeployments.llm-operator.dev", user=f"{role}er"))
         finally:
             installed.kubectl("delete", "rolebinding", f"trial-{role}", "-n", "default")
-
-
-def until_yes(cluster: Cluster, verb: str, user: str) -> None:
-    deadline = time.monotonic() + 20
-    while not may(cluster, verb, "llmdeployments.llm-operator.dev", user=user):
-        assert time.monotonic() < deadline, f"{user} may not {verb} llmdeployments"

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from control_plane.operator_fixtures import Place, eventually
+from control_plane.operator_fixtures import Place
 from control_plane.pod_metrics import MOMENT, pod_metrics
+from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
@@ -30,7 +31,7 @@ def test_a_download_moves_in_the_status_and_ends_without_a_trace(place: Place) -
         for kind in ("Progressing", "Ready", "Reconciling"):
             eventually(lambda kind=kind: said(place, kind, "downloading 63 %, 41 MB/s, 9 s left"))  # type: ignore[misc]
         pod.downloaded(910e6, 1e9, 41e6)
-        eventually(lambda: said(place, "Progressing", "downloading 91 %, 41 MB/s, 2 s left"), 8)
+        eventually(lambda: said(place, "Progressing", "downloading 91 %, 41 MB/s, 2 s left"))
         ended = {"terminated": {"exitCode": 0, "startedAt": MOMENT, "finishedAt": MOMENT}}
         place.kubelet.fate[place.name, "1"] = {**pod.fetching(ended), **pod.ready}
         place.ready()

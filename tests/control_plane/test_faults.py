@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from control_plane.operator_fixtures import Models, Operator, Place, eventually
+from control_plane.operator_fixtures import Models, Operator, Place
 from devstack.processes import free_port
+from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]

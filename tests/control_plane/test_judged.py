@@ -6,10 +6,11 @@ import signal
 
 import pytest
 
-from control_plane.operator_fixtures import Json, Operator, Place, eventually
+from control_plane.operator_fixtures import Json, Operator, Place
 from control_plane.test_rollout import fatal
 from control_plane.watching import recorded
 from devstack.judges import Verdict, judge
+from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
@@ -65,7 +66,7 @@ def test_watchers_read_the_life_of_a_rollout_as_we_mean_it(place: Place, operato
         place.deploy(replicas=2)
         place.ready()
         place.api.delete("LLMDeployment", place.name, "bot", propagationPolicy="Foreground")
-        eventually(lambda: place.get("LLMDeployment", "bot") is None, 30)
+        eventually(lambda: place.get("LLMDeployment", "bot") is None)
     verdicts = judge(life)
     wrong = [
         (wanted, verdict, resource.get("status"))

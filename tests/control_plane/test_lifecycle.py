@@ -49,7 +49,7 @@ def test_nothing_is_written_when_nothing_changed(place: Place, operator: Operato
         time.sleep(2.5)
         return versions(place) == before
 
-    eventually(quiet, 30)
+    eventually(quiet)
 
 
 def test_kubectl_scale_and_the_autoscaler_work_on_the_scale_subresource(place: Place, cluster: Cluster) -> None:
@@ -62,7 +62,7 @@ def test_kubectl_scale_and_the_autoscaler_work_on_the_scale_subresource(place: P
     hpa = eventually(lambda: place.get("HorizontalPodAutoscaler", "bot"))
     assert hpa["spec"]["scaleTargetRef"]["kind"] == "LLMDeployment"
     assert hpa["spec"]["metrics"][0]["pods"]["metric"]["name"] == "llm_requests_waiting"
-    eventually(lambda: place.condition("AutoscalingActive")["status"] in ("True", "False"), 40)
+    eventually(lambda: place.condition("AutoscalingActive")["status"] in ("True", "False"))
     place.deploy()
     eventually(lambda: place.get("HorizontalPodAutoscaler", "bot") is None)
 
@@ -154,7 +154,7 @@ def test_deletion_leaves_nothing_although_the_operator_is_down(place: Place, ope
             kinds = ("LLMDeployment", "ApiKey", "Deployment", "Service", "Secret", "PodDisruptionBudget", "Pod")
             return [item["metadata"]["name"] for kind in kinds for item in place.api.list(kind, place.name)]
 
-        eventually(lambda: not left(), 30)
+        eventually(lambda: not left())
     finally:
         operator.start()
 
@@ -164,7 +164,7 @@ def test_foreground_deletion_ends_while_the_operator_runs(place: Place) -> None:
     place.deploy()
     place.ready()
     place.api.delete("LLMDeployment", place.name, "bot", propagationPolicy="Foreground")
-    eventually(lambda: place.get("LLMDeployment", "bot") is None, 30)
+    eventually(lambda: place.get("LLMDeployment", "bot") is None)
     time.sleep(1)
     assert place.api.list("Deployment", place.name) == []
 

@@ -11,11 +11,12 @@ import httpx
 import pytest
 
 from control_plane.hub import COMMIT, REPOSITORY, TOKEN, hub
-from control_plane.operator_fixtures import Place, eventually
+from control_plane.operator_fixtures import Place
 from devstack.cluster import Cluster
 from llm_operator.crds import API_VERSION
 from unit.runtime import tiny_model
 from unit.runtime.models.fakes import safetensors, write_model
+from waiting import eventually
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.usefixtures("process_node")]
 pytest_plugins = ["control_plane.operator_fixtures"]

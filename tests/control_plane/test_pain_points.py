@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 from kubernetes.aio import client, config
 
-from control_plane.operator_fixtures import NODE, Json, Operator, Place, eventually
+from control_plane.operator_fixtures import NODE, Json, Operator, Place
 from control_plane.watching import recorded
 from devstack.cluster import Cluster
 from llm_operator.cluster import Conflict, KubernetesCluster
+from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
@@ -103,7 +104,7 @@ def test_ready_is_not_said_of_dead_pods(place: Place) -> None:
         {"type": kind, "status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}
         for kind in ("Ready", "ContainersReady")]}  # fmt: skip
     died = time.monotonic()
-    eventually(lambda: place.condition("Available")["status"] == "False", 10)
+    eventually(lambda: place.condition("Available")["status"] == "False")
     print(f"pods died → Available=False: {time.monotonic() - died:.1f} s")
     assert place.condition("Ready")["status"] != "True"
     assert "get pods" in place.condition("Available")["message"]
@@ -142,7 +143,7 @@ def test_a_namespace_can_be_deleted_with_everything_in_it(doomed: Place) -> None
     doomed.models.promote(model, 2)
     eventually(lambda: doomed.status()["candidate"])
     doomed.api.call("DELETE", f"/api/v1/namespaces/{doomed.name}")
-    eventually(lambda: doomed.name not in _namespaces(doomed), 40)
+    eventually(lambda: doomed.name not in _namespaces(doomed))
 
 
 def test_a_namespace_can_be_deleted_while_the_operator_is_down(doomed: Place, operator: Operator) -> None:
@@ -153,7 +154,7 @@ def test_a_namespace_can_be_deleted_while_the_operator_is_down(doomed: Place, op
     assert operator.stop() == 0
     try:
         doomed.api.call("DELETE", f"/api/v1/namespaces/{doomed.name}")
-        eventually(lambda: doomed.name not in _namespaces(doomed), 40)
+        eventually(lambda: doomed.name not in _namespaces(doomed))
     finally:
         operator.start()
 
@@ -176,7 +177,7 @@ def test_a_rename_leaves_nothing_of_the_old_name_and_touches_nothing_of_the_new(
         found = [child["metadata"]["name"] for kind in kinds for child in place.api.list(kind, place.name)]
         return [name for name in found if name.startswith("before")]
 
-    eventually(lambda: not names(), 30)
+    eventually(lambda: not names())
     assert place.ready("after")["stable"] == kept
     left = {pod["metadata"]["uid"] for pod in place.api.list("Pod", place.name, "llm-operator.dev/deployment=after")}
     assert left == pods

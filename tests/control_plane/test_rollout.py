@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from control_plane.operator_fixtures import IMAGE, Place, eventually
+from control_plane.operator_fixtures import IMAGE, Place
+from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
@@ -111,7 +112,7 @@ def test_a_candidate_that_misses_its_deadline_fails(place: Place) -> None:
     place.ready()
     place.kubelet.fate[place.name, "2"] = {}
     place.models.promote(model, 2)
-    stalled = eventually(lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None, 20)
+    stalled = eventually(lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None)
     assert stalled["reason"] == "ProgressDeadlineExceeded"
     failed = place.status()["candidate"]["revision"]
     del place.kubelet.fate[place.name, "2"]
@@ -196,7 +197,7 @@ def test_a_rolling_replaces_pod_by_pod_and_never_has_less_ready_pods(place: Plac
         least = min(least, sum(c["status"] == "True" for c in ready))
         return bool(place.status()["stable"]["version"] == "2")
 
-    eventually(done, 40)
+    eventually(done)
     assert least == 3
 
 
@@ -209,7 +210,7 @@ def test_prompts_that_nobody_can_answer_hold_the_candidate_until_its_deadline(pl
     place.models.promote(model, 2)
     waits = eventually(lambda: c if "does not exist" in (c := place.condition("Progressing"))["message"] else None)
     assert "ConfigMap smoke" in waits["message"]
-    stalled = eventually(lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None, 30)
+    stalled = eventually(lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None)
     assert stalled["reason"] == "ProgressDeadlineExceeded"
     assert place.selected() == old
 

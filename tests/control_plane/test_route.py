@@ -6,9 +6,10 @@ from functools import partial
 
 import pytest
 
-from control_plane.operator_fixtures import Api, Json, Operator, Place, established, eventually
+from control_plane.operator_fixtures import Api, Json, Operator, Place, established
 from control_plane.watching import recorded
 from devstack.gateway import http_route_crd
+from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from control_plane.operator_fixtures import Place, eventually
+from control_plane.operator_fixtures import Place
+from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
@@ -29,7 +30,7 @@ def test_changed_tiers_reach_the_key_file_at_once_and_no_pod_is_replaced(place: 
     place.deploy(access={"defaultTier": "free", "tiers": [tier]})
     revision, running = place.ready()["stable"]["revision"], pods(place)
     place.deploy(access={"defaultTier": "free", "tiers": [{**tier, "requestsPerMinute": 99, "tokensPerMonth": 10**12}]})
-    eventually(lambda: key_file(place)["tiers"][0]["requestsPerMinute"] == 99, 5)
+    eventually(lambda: key_file(place)["tiers"][0]["requestsPerMinute"] == 99)
     assert key_file(place)["tiers"][0]["tokensPerMonth"] == 10**12
     eventually(lambda: place.status()["observedGeneration"] == 2)
     assert (place.status()["stable"]["revision"], pods(place)) == (revision, running)
@@ -41,7 +42,7 @@ def test_a_key_with_an_unknown_tier_is_told_and_heals_when_the_tier_is_written(p
     place.key(deployments=["bot"], tier="gold")
     eventually(lambda: place.condition("Ready", "team", "ApiKey")["reason"] == "TierUnknown")
     place.deploy(access={"tiers": [{"name": "gold"}]})
-    eventually(lambda: place.condition("Ready", "team", "ApiKey")["status"] == "True", 5)
+    eventually(lambda: place.condition("Ready", "team", "ApiKey")["status"] == "True")
     eventually(lambda: key_file(place)["keys"][0]["tier"] == "gold")
 
 

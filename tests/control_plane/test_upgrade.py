@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from control_plane.operator_fixtures import NODE, Api, Json, Models, Operator, Place, PlayedKubelet, eventually
+from control_plane.operator_fixtures import NODE, Api, Json, Models, Operator, Place, PlayedKubelet
 from llm_operator.cluster import path_of
 from llm_operator.crds import API_VERSION
+from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
@@ -100,7 +101,7 @@ def _stable(place: Place) -> Json:
         available = place.condition("Available", BOT)["status"] == "True"
         return place.status(BOT)["stable"] if available else None
 
-    return dict(eventually(said, 40))
+    return dict(eventually(said))
 
 
 def test_a_new_operator_restarts_no_pod_of_an_old_one_until_it_is_asked_to(

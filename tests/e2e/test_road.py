@@ -53,7 +53,7 @@ def client(world: World) -> Iterator[httpx.Client]:
         timeout=60,
         trust_env=False,
     ) as session:
-        world.until(lambda: session.post("/v1/completions", json=completion("a")).is_success, "the key to be known", 10)
+        world.until(lambda: session.post("/v1/completions", json=completion("a")).is_success, "the key to be known")
         yield session
 
 
@@ -101,7 +101,7 @@ def test_a_changed_limit_reaches_the_running_pods(world: World, client: httpx.Cl
     assert refused.headers["x-ratelimit-limit-requests"] == "2"
     assert refused.json()["error"]["code"] == "requests_per_minute"
     limited([{"name": "standard", "maxConcurrent": 64}])
-    world.until(lambda: client.post("/v1/completions", json=completion("a")).is_success, "the limit to go", 10)
+    world.until(lambda: client.post("/v1/completions", json=completion("a")).is_success, "the limit to go")
     assert pods() == before
     assert world.condition("UsagePersistent")["reason"] == "NoDatabase"
 
@@ -189,18 +189,18 @@ def test_a_hand_edited_deployment_is_put_right(client: httpx.Client, world: Worl
     revision = world.llmd()["status"]["stable"]["revision"]
     name = revision if revision.startswith(MODEL) else f"{MODEL}-{revision}"
     world.kubectl("scale", "deployment", name, "--replicas=0")
-    world.until(lambda: world.stack.get("deployment", name)["spec"]["replicas"] == 1, "replicas put right", 20)
+    world.until(lambda: world.stack.get("deployment", name)["spec"]["replicas"] == 1, "replicas put right")
     world.until(lambda: world.serves("2"), "serving again")
 
 
 def test_a_deleted_key_secret_means_a_new_key_and_a_void_old_one(client: httpx.Client, world: World) -> None:
     old = key(world)
     world.kubectl("delete", "secret", "web-team-llm-key")
-    world.until(lambda: "web-team-llm-key" in world.kubectl("get", "secrets", "-o", "name"), "a new Secret", 90)
+    world.until(lambda: "web-team-llm-key" in world.kubectl("get", "secrets", "-o", "name"), "a new Secret")
     assert key(world) != old
     assert client.get("/readyz").status_code == 200
     client.headers["Authorization"] = f"Bearer {key(world)}"
-    world.until(lambda: client.post("/v1/completions", json=completion("hello")).is_success, "the new key to work", 10)
+    world.until(lambda: client.post("/v1/completions", json=completion("hello")).is_success, "the new key to work")
     refused = client.post("/v1/completions", json=completion("hello"), headers={"Authorization": f"Bearer {old}"})
     assert refused.status_code == 401
 

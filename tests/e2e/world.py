@@ -24,7 +24,7 @@ class World:
         found = [c for c in self.llmd(name).get("status", {}).get("conditions", []) if c["type"] == kind]
         return found[0] if found else {"status": "absent", "reason": "", "message": ""}
 
-    def until(self, holds: Callable[[], Any], what: str, timeout_seconds: float = 90) -> Any:
+    def until(self, holds: Callable[[], Any], what: str, timeout_seconds: float = 180) -> Any:
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
             if result := holds():

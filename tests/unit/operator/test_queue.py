@@ -79,7 +79,7 @@ async def test_a_waiting_worker_gets_what_comes_and_what_falls_due() -> None:
     queue.add("a")
     assert await waiting == "a"
     queue.add_after("b", 0.01)
-    assert await asyncio.wait_for(queue.get(), 1) == "b"
+    assert await asyncio.wait_for(queue.get(), 10) == "b"
 
 
 async def test_a_worker_that_is_cancelled_while_work_arrives_ends() -> None:

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from fakes import ScriptedEngine
-from harness import EXPIRED, KEY, SUSPENDED, Harness, Rows, config, eventually, key_file, record
+from harness import EXPIRED, KEY, SUSPENDED, Harness, Rows, config, key_file, record
 from llm_runtime.api.services import Loaded, Services, State, in_thread
 from llm_runtime.app import create_app
 from llm_runtime.auth import KeyRing
@@ -22,6 +22,7 @@ from llm_runtime.connection import Connection
 from llm_runtime.contract import ServerConfig
 from llm_runtime.tracing import Tracing
 from postgres import Postgres, postgres
+from waiting import eventually
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +120,6 @@ def live(keys_path: Path) -> Callable[..., Any]:
             yield Harness(services, engine, rows, url, httpx.AsyncClient(base_url=url, headers={"X-API-Key": KEY}))
         finally:
             running.should_exit = True
-            thread.join(timeout=5)
+            thread.join(timeout=20)
 
     return start

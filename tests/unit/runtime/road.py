@@ -1,7 +1,6 @@
 """A pipeline between a scripted engine and a limiter that counts, to see that nothing is ever left behind."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,11 +94,6 @@ class Road:
         assert (self.limiter.reserved, self.limiter.waiting) == (0, 0)
         assert not self.engine.running
         assert self.cache.statistics().waiting == 0
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    while not holds():  # noqa: ASYNC110 (nobody there sets an event)
-        await asyncio.sleep(0)
 
 
 def job(prompt: Any = "a b", *, max_tokens: int = 10, temperature: float = 0.0, **fields: Any) -> Job:

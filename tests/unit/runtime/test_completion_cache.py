@@ -21,7 +21,8 @@ from llm_runtime.db.database import Database
 from llm_runtime.db.tables import metadata
 from llm_runtime.request import Caller, FinishReason, Sampling, TokenEvent, TopLogprob
 from postgres import Postgres
-from unit.runtime.road import CountingLimiter, Road, job, until
+from unit.runtime.road import CountingLimiter, Road, job
+from waiting import until
 
 SLOW = 0.002
 ANSWER = Answer(2, (AnswerChoice((TokenEvent(None, "hi", finish_reason=FinishReason.STOP),), 1),))

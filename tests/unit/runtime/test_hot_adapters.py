@@ -20,6 +20,7 @@ from llm_runtime.app import create_app
 from llm_runtime.auth import KeyRing
 from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.contract import PinnedAdapter, RegistryAccess
+from waiting import until
 
 SERVER = {"default": {"trackingUri": "http://mlflow", "password": "secret"}}
 
@@ -285,12 +286,6 @@ def serve(tmp_path: Path, file: Path) -> Serve:
 
 def asking(adapter: str) -> dict[str, Any]:
     return {"model": f"support-bot:{adapter}", "prompt": "a b", "temperature": 0}
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(2):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 async def test_a_server_is_ready_when_its_adapters_are(file: Path, serve: Serve) -> None:

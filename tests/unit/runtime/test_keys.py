@@ -1,9 +1,8 @@
-"""Keys of the database: found without asking it, in force and out of force on every replica within two seconds."""
+"""Keys of the database: found without asking it, in force and out of force on every replica."""
 
 import asyncio
 import logging
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from llm_runtime import errors, keystore
@@ -22,6 +21,7 @@ from llm_runtime.db.tables import api_keys, metadata, settings
 from llm_runtime.keys import READ_ALL_SECONDS, DatabaseKeys
 from llm_runtime.keystore import Issued, KeyStore, NewKey
 from postgres import Postgres
+from waiting import until
 
 Connect = Callable[[], Awaitable[Database]]
 
@@ -57,14 +57,6 @@ async def lite(folder: Path) -> AsyncIterator[Database]:
     await database.close()
 
 
-async def until(holds: Callable[[], Any], seconds: float = 2.0) -> float:
-    began = time.monotonic()
-    while not holds():
-        assert time.monotonic() - began < seconds, "did not come true"
-        await asyncio.sleep(0.01)
-    return time.monotonic() - began
-
-
 async def execute(database: Database, statement: Any) -> None:
     async with database.begin() as connection:
         await connection.execute(statement)
@@ -81,7 +73,7 @@ async def test_a_new_key_opens_and_says_whose_it_is(database: Database) -> None:
     assert (record.limits.tokens_per_minute, record.adapters, record.admin) == (7, ("legal",), True)
 
 
-async def test_a_key_revoked_on_one_replica_stops_on_all_within_two_seconds(connect: Connect) -> None:
+async def test_a_key_revoked_on_one_replica_stops_on_all(connect: Connect) -> None:
     async with DatabaseKeys(await connect()) as one, DatabaseKeys(await connect()) as other:
         issued = await one.store.create(NewKey("web"))
         await until(lambda: one.find(issued.key) and other.find(issued.key))
@@ -91,7 +83,7 @@ async def test_a_key_revoked_on_one_replica_stops_on_all_within_two_seconds(conn
             await other.store.revoke(issued.id)
 
 
-async def test_changed_limits_of_a_role_reach_known_keys_within_two_seconds(connect: Connect) -> None:
+async def test_changed_limits_of_a_role_reach_known_keys(connect: Connect) -> None:
     async with DatabaseKeys(await connect()) as one, DatabaseKeys(await connect()) as other:
         configured = Tier(name="gold", requests_per_minute=1)
         tiers = Tiers([configured], "standard", lambda: other.roles)
@@ -370,13 +362,13 @@ async def test_a_table_that_is_missing_later_leaves_the_keys_in_force(connect: C
         assert keys.find(issued.key)
 
 
-async def test_a_thousand_keys_are_loaded_in_no_time(connect: Connect) -> None:
-    database = await connect()
+async def test_a_thousand_keys_are_loaded_by_a_few_statements(connect: Connect) -> None:
+    database, statements = await connect(), list[str]()
     await execute(database, insert(api_keys).values(many(1000)))
-    began = time.monotonic()
+    event.listen(database._engine.sync_engine, "before_cursor_execute", lambda *passed: statements.append(passed[2]))
     async with DatabaseKeys(database) as keys:
         assert len(keys.records()) == 1000
-    assert time.monotonic() - began < 0.5
+    assert 0 < len(statements) < 10
 
 
 def many(count: int) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """`POST /load_model` of a hub's model, whole: a stand-in hub, a real download and a real tiny model."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from llm_runtime.auth import KeyChain, SingleKey  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
 from llm_runtime.models.build import build_engine  # noqa: E402
 from unit.runtime import tiny_model  # noqa: E402
+from waiting import until  # noqa: E402
 
 ADMIN = {"X-API-Key": "the-admins-key"}
 NAME = f"{REPOSITORY}@{COMMIT}"
@@ -51,12 +52,6 @@ async def serving(folder: Path, models: Path) -> AsyncIterator[tuple[Services, h
     ):
         await until(lambda: services.state is State.READY)
         yield services, client
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 async def says(client: httpx.AsyncClient, model: str) -> Any:

@@ -12,7 +12,8 @@ from llm_runtime.contract import DatabaseConfig, FiltersConfig, ServerConfig
 from llm_runtime.request import FinishReason
 from llm_runtime.stream import ClientGone, while_connected
 from llm_runtime.usage import Outcome
-from unit.runtime.road import CountingLimiter, Road, job, until
+from unit.runtime.road import CountingLimiter, Road, job
+from waiting import until
 
 
 async def leave(road: Road, after: int, **fields: object) -> None:

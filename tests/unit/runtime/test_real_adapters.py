@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from llm_runtime.models.fetch_adapter import AdapterFetcher  # noqa: E402
 from llm_runtime.request import GenerationRequest, Sampling  # noqa: E402
 from unit.runtime import lora_models  # noqa: E402
 from unit.runtime.models.fakes import FolderRegistry  # noqa: E402
+from waiting import until  # noqa: E402
 
 PROMPT = tuple(range(40, 60))
 
@@ -42,12 +42,6 @@ async def tokens(engine: EngineClient, adapter: str, count: int = 16) -> list[in
     sampling = Sampling(max_tokens=count, temperature=0.0, ignore_eos=True)
     request = GenerationRequest(f"r-{adapter}", PROMPT, sampling, adapter=adapter)
     return [event.token_id async for event in engine.generate(request)]
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def test_versions_follow_the_file_while_the_engine_generates(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,12 +16,7 @@ from llm_runtime.api.services import Loaded
 from llm_runtime.request import FinishReason, GenerationRequest, Sampling
 from unit.runtime.engine.fakes import ScriptedRunner
 from unit.runtime.engine.test_loop import engine as looping
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(1.5):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
+from waiting import until
 
 
 @asynccontextmanager

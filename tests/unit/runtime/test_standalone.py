@@ -13,13 +13,14 @@ import httpx
 import pytest
 from starlette.requests import HTTPConnection
 
-from harness import KEY, chat_body, eventually, key_file, record
+from harness import KEY, chat_body, key_file, record
 from llm_runtime.api.services import Services
 from llm_runtime.assembly import ModelSource, assemble
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.errors import ConfigInvalid
 from llm_runtime.settings import Environment, Settings
 from unit.runtime import tiny_model
+from waiting import eventually
 
 RUNTIME = Path(__file__).parents[3] / "runtime"
 
@@ -102,7 +103,7 @@ def url(tmp_path: Path, environment: dict[str, str]) -> Iterator[str]:
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
-    eventually(lambda: _status(f"{address}/readyz") == 200, seconds=20)
+    eventually(lambda: _status(f"{address}/readyz") == 200)
     yield address
     process.terminate()
     assert process.wait(20) == 0

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import yaml
 
-from harness import KEY, eventually, key_file, record
+from harness import KEY, key_file, record
+from waiting import eventually
 
 ROOT = Path(__file__).parents[3]
 HEADERS = {"X-API-Key": KEY}
@@ -66,7 +67,7 @@ def server(
         )
     whole = Whole(f"http://127.0.0.1:{port}", process, log)
     try:
-        eventually(whole.ready, seconds=20)
+        eventually(whole.ready)
         yield whole
     finally:
         process.kill()

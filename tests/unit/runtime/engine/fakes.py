@@ -18,6 +18,7 @@ from llm_runtime.engine.scheduler import Batch, Scheduler
 from llm_runtime.engine.sequence import Matcher, Sampled, Sequence
 from llm_runtime.errors import ModelNotFound
 from llm_runtime.request import Constraint, GenerationRequest, Message, Sampling, TokenEvent
+from waiting import PATIENCE_SECONDS
 
 EOS = 0
 
@@ -120,7 +121,7 @@ class ScriptedRunner:
 
     def forward(self, batch: Batch) -> list[Sampled]:
         if self.gate is not None:
-            assert self.gate.acquire(timeout=5)
+            assert self.gate.acquire(timeout=PATIENCE_SECONDS)
         self.batches.append(batch)
         if self.fail is not None:
             self.fail(batch)

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -25,12 +24,7 @@ from unit.runtime.engine.fakes import (
     request,
     text_of,
 )
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(2):
-        while not holds():  # noqa: ASYNC110 - what is waited for happens on another thread
-            await asyncio.sleep(0.005)
+from waiting import eventually, until
 
 
 async def test_an_answer_comes_token_by_token_and_ends_with_its_reason() -> None:
@@ -296,8 +290,5 @@ def test_a_closed_event_loop_does_not_end_the_engine() -> None:
     kept: list[ClientStream] = []
     asyncio.run(leave())
     assert text_of(asyncio.run(collect(running, request(name="b")))) == "ok"
-    deadline = time.monotonic() + 1
-    while running.stats().running and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert running.stats().running == 0
+    eventually(lambda: running.stats().running == 0)
     running.close()

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from llm_runtime.engine.process import EngineProcess, start_engine
 from llm_runtime.errors import EngineFailed, InvalidRequest, QueueFull, ServiceUnavailable
 from llm_runtime.request import FinishReason, TokenEvent
 from unit.runtime.engine.fakes import request, text_of
+from waiting import eventually, until
 
 # Each test starts a process of its own.
 pytestmark = pytest.mark.timeout(30)
@@ -52,12 +52,6 @@ def process_of(client: EngineClient) -> "subprocess.Popen[bytes]":
 
 async def read(client: EngineClient, prompt: str = "hi", max_tokens: int = 20, **sampling: Any) -> list[TokenEvent]:
     return [event async for event in client.generate(request(prompt, max_tokens, **sampling))]
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110 - what is waited for happens in another process
-            await asyncio.sleep(0.005)
 
 
 async def test_it_answers_and_knows_its_model(start: Start) -> None:
@@ -172,11 +166,8 @@ def test_a_killed_parent_takes_the_engine_with_it() -> None:
     worker = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 5
-    while _exists(worker) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    eventually(lambda: not _exists(worker))
     parent.stdout.close()
-    assert not _exists(worker)
 
 
 def _exists(process: int) -> bool:

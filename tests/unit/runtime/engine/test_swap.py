@@ -18,14 +18,9 @@ from llm_runtime.engine.loop import Model
 from llm_runtime.errors import EngineFailed, ModelCorrupt, NotFound, ServiceUnavailable
 from llm_runtime.request import GenerationRequest, Sampling
 from unit.runtime.engine.fakes import ScriptedRunner, collect, engine, model, request, text_of
+from waiting import PATIENCE_SECONDS, until
 
 CONFIG = RuntimeConfig(model=ModelConfig(name="m"))
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(2):
-        while not holds():  # noqa: ASYNC110 - what is waited for happens on another thread
-            await asyncio.sleep(0.005)
 
 
 def gated(answers: dict[str, str]) -> ScriptedRunner:
@@ -119,7 +114,7 @@ async def test_a_swap_that_nobody_waits_for_any_more_leaves_nothing_behind() -> 
     swap.cancel()
     await asyncio.gather(swap, return_exceptions=True)
     release.set()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while gone() is not None:
             assert text_of(await collect(running, request(name="a", max_tokens=20))) == "still here"
             gc.collect()

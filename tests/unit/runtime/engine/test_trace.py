@@ -1,11 +1,11 @@
 """The step trace: a line for each step, never more than two files, never a reason to fail."""
 
-import asyncio
 import json
 from pathlib import Path
 
 from llm_runtime.engine.trace import StepRecord, StepTrace
 from unit.runtime.engine.fakes import ScriptedRunner, collect, engine, request
+from waiting import until
 
 
 async def test_each_step_is_a_line(tmp_path: Path) -> None:
@@ -24,9 +24,7 @@ async def test_an_idle_engine_has_written_everything(tmp_path: Path) -> None:
     file = tmp_path / "steps.jsonl"
     running = engine(ScriptedRunner({"a": "hi"}), trace=StepTrace(file))
     await collect(running, request(name="a"))
-    async with asyncio.timeout(2):
-        while len(file.read_text().splitlines()) < 3:  # noqa: ASYNC110 - written by another thread
-            await asyncio.sleep(0.005)
+    await until(lambda: len(file.read_text().splitlines()) == 3)
     running.close()
 
 

@@ -18,6 +18,7 @@ from llm_runtime.limits.bucket import Bucket
 from llm_runtime.limits.exchange import Ask, minute
 from llm_runtime.limits.redis import RedisStore
 from llm_runtime.request import Caller
+from waiting import eventually, until
 
 PROGRAM = shutil.which("redis-server") or shutil.which("valkey-server")
 pytestmark = [
@@ -43,13 +44,7 @@ class Server:
     def start(self) -> None:
         options = ["--port", str(self.port), "--save", "", "--appendonly", "no", "--dir", str(self._folder)]
         self.process = subprocess.Popen([str(PROGRAM), *options], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if not probe.connect_ex(("127.0.0.1", self.port)):
-                    return
-            time.sleep(0.02)
-        raise AssertionError("redis-server did not start")
+        eventually(lambda: socket.create_connection(("127.0.0.1", self.port)).close() is None)
 
     def stop(self) -> None:
         self.process.kill()
@@ -129,9 +124,7 @@ async def test_redis_away_leaves_local_buckets_and_one_line_in_the_log(
             await limits.admit(who, 200)
         assert limits.away
         server.start()
-        async with asyncio.timeout(10):
-            while limits.away:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await until(lambda: not limits.away)
         await asyncio.sleep(0.3)
         with pytest.raises(errors.RateLimited):
             await limits.admit(who, 500)  # What was used meanwhile counts, although Redis has lost its memory.

@@ -5,7 +5,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from llm_runtime.db.database import Database
 from llm_runtime.db.tables import metadata
 from postgres import Postgres
+from waiting import eventually
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -113,9 +113,7 @@ def test_a_killed_replica_makes_the_others_use_no_more_than_the_quota_and_little
     limit = 6_000
     running = replicas(most=1, hold_seconds=0.02, limits={"requests_per_month": limit})
     victim = running[0]
-    deadline = time.monotonic() + 20
-    while len(victim.admitted) < 150 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    eventually(lambda: len(victim.admitted) >= 150)
     victim.kill()
     for replica in running[1:]:
         replica.end()

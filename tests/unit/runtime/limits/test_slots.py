@@ -80,7 +80,7 @@ async def test_a_place_handed_to_somebody_cancelled_at_that_moment_goes_on() -> 
     slots.leave()  # Hands the place to the first,
     first.cancel()  # who is cancelled before it wakes.
     await asyncio.gather(first, return_exceptions=True)
-    await asyncio.wait_for(second, 1)
+    await asyncio.wait_for(second, 10)
     assert order == [2]
     assert (slots.running, slots.waiting) == (1, 0)
 
