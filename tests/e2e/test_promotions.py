@@ -98,6 +98,9 @@ class Promo:
         return time.monotonic()
 
     def rollout(self, **fields: Any) -> None:
+        """Choose how, once what was before has ended: pods that still ran would only be taken back into service."""
+        stable = self.status["stable"]["revision"]
+        self.world.until(lambda: not pods_of(self, stable, "!="), "the pods of other revisions to end")
         self.world.kubectl("patch", "llmd", NAME, "--type=merge", "-p", json.dumps({"spec": {"rollout": fields}}))
 
     def key(self) -> str:
@@ -228,8 +231,9 @@ def gate_failed(promo: Promo, version: str) -> bool:
     return candidate.get("version") == promo.versions[version] and candidate.get("reason") == "GateFailed"
 
 
-def pods_of(promo: Promo, revision: str) -> str:
-    return promo.world.kubectl("get", "pods", "-l", f"llm-operator.dev/revision={revision}", "-o", "name")
+def pods_of(promo: Promo, revision: str, equals: str = "=") -> str:
+    chosen = f"llm-operator.dev/deployment={NAME},llm-operator.dev/revision{equals}{revision}"
+    return promo.world.kubectl("get", "pods", "-l", chosen, "-o", "name")
 
 
 def tags(promo: Promo, version: str) -> dict[str, str]:
