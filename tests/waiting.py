@@ -23,8 +23,8 @@ def eventually(holds: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> A
         time.sleep(0.02)
 
 
-async def until(holds: Callable[[], Any]) -> None:
-    """`eventually`, while the tasks of this loop go on."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
+async def until(holds: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> None:
+    """`eventually`, while the tasks of this loop go on; what `holds` raises is raised at once."""
+    async with asyncio.timeout(seconds):
         while not holds():  # noqa: ASYNC110 - nobody there sets an event
             await asyncio.sleep(0.002)

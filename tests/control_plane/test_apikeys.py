@@ -57,9 +57,9 @@ def test_a_suspended_and_a_deleted_key_leave_at_once(place: Place) -> None:
     place.key(deployments=["bot"])
     eventually(lambda: known(place)["keys"])
     place.key(deployments=["bot"], suspended=True)
-    eventually(lambda: known(place)["keys"][0]["suspended"])
+    eventually(lambda: known(place)["keys"][0]["suspended"], 5)
     place.api.delete("ApiKey", place.name, "team")
-    eventually(lambda: known(place)["keys"] == [])
+    eventually(lambda: known(place)["keys"] == [], 5)
     # The garbage collector learns of a new CRD within 30 s.
     eventually(lambda: place.get("Secret", "team-llm-key") is None, 60)
 

@@ -237,12 +237,12 @@ def test_pre_stop_and_sigterm_fit_into_the_grace_period(cluster: Cluster, namesp
         "print('up', flush=True)\nwhile True: time.sleep(0.1)",
         lifecycle={"preStop": {"exec": {"command": ["python", "-c", "import time; time.sleep(1)"]}}},
     )
-    apply(cluster, namespace, pod(polite, terminationGracePeriodSeconds=30))
+    apply(cluster, namespace, pod(polite, name="web"))
     wait_ready(cluster, namespace)
     eventually(lambda: "up" in cluster.kubectl("logs", "-n", namespace, "web"))
     started = time.monotonic()
     cluster.kubectl("delete", "pod", "web", "-n", namespace, "--wait=true", "--timeout=60s")
-    assert 2.0 < time.monotonic() - started < 15, "both were waited for, and not the whole grace period"
+    assert 2.0 < time.monotonic() - started < 4.5
 
 
 def test_deaf_process_is_killed_when_the_grace_period_ends(cluster: Cluster, namespace: str) -> None:
@@ -253,7 +253,7 @@ def test_deaf_process_is_killed_when_the_grace_period_ends(cluster: Cluster, nam
     eventually(lambda: "up" in cluster.kubectl("logs", "-n", namespace, "web"))
     started = time.monotonic()
     cluster.kubectl("delete", "pod", "web", "-n", namespace, "--wait=true", "--timeout=60s")
-    assert 1.5 < time.monotonic() - started < 15
+    assert 1.5 < time.monotonic() - started < 4
 
 
 def test_logs_can_be_followed_and_cut(cluster: Cluster, namespace: str) -> None:

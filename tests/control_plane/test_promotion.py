@@ -119,7 +119,9 @@ def tags(place: Place, model: str, version: int) -> dict[str, str]:
 
 
 @pytest.mark.timeout(300)
-def test_a_webhook_of_mlflow_starts_the_rollout(start: Callable[..., Operator], place: Place) -> None:
+def test_a_webhook_of_mlflow_starts_the_rollout_within_two_seconds(
+    start: Callable[..., Operator], place: Place
+) -> None:
     operator = start(pollSeconds=600)
     model = place.model(versions=5)
     place.deploy()
@@ -133,6 +135,7 @@ def test_a_webhook_of_mlflow_starts_the_rollout(start: Callable[..., Operator], 
     finally:
         unsubscribe(place.models, webhook)
     print("alias moved → candidate, by webhook:", ", ".join(f"{seconds:.2f} s" for seconds in taken))
+    assert sorted(taken)[len(taken) // 2] <= 2
     assert handled(operator, 202) >= 4
 
 
@@ -160,7 +163,7 @@ async def test_mlflow_sends_again_what_a_stand_by_could_not_hand_on(models: Mode
         await runner.cleanup()
     assert tested["result"]["response_status"] == 202
     assert woken == ["example_model"]
-    assert len(attempts) == 2
+    assert 0.9 <= attempts[1] - attempts[0] <= 3
 
 
 @pytest.mark.timeout(300)
@@ -174,6 +177,7 @@ def test_without_a_webhook_the_poll_starts_it_within_an_interval(start: Callable
         taken.append(until_candidate(place, model, version))
         place.ready(version=str(version))
     print(f"alias moved → candidate, poll of {POLL_SECONDS} s:", ", ".join(f"{seconds:.2f} s" for seconds in taken))
+    assert sorted(taken)[1] <= POLL_SECONDS + 1
 
 
 @pytest.mark.timeout(300)
@@ -257,6 +261,8 @@ def test_only_the_leader_works_and_another_takes_over_without_touching_a_pod(
     died = time.monotonic()
     assert post(second) == 503
     eventually(lambda: post(second) == 202)
-    print(f"leader killed → the other leads: {time.monotonic() - died:.1f} s (Lease of 3 s)")
+    taken = time.monotonic() - died
+    print(f"leader killed → the other leads: {taken:.1f} s (Lease of 3 s)")
+    assert taken <= 3 + 2
     place.ready(version="2")
     assert "llm_operator_leader 1.0" in (second.answers("/metrics") or "")

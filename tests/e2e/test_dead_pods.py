@@ -56,6 +56,6 @@ def test_ready_is_taken_back_within_seconds_when_all_processes_are_killed(mortal
     for pid in victims:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    mortal.until(lambda: mortal.condition("Ready", NAME)["status"] != "True", "Ready to be taken back")
+    mortal.until(lambda: mortal.condition("Ready", NAME)["status"] != "True", "Ready to be taken back", 10)
     print(f"killed → Ready={mortal.condition('Ready', NAME)['status']}: {time.monotonic() - killed:.1f} s")
     mortal.until(lambda: mortal.condition("Ready", NAME)["status"] == "True", "the pods to be back")

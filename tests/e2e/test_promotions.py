@@ -28,6 +28,8 @@ pytestmark = pytest.mark.e2e
 NAME = "promo"
 PROMPT = "hello world"
 HOLD_SECONDS = 6
+GONE_SECONDS = 35
+"""Ten seconds, and what a pod takes to end: preStop and its drain."""
 DEPLOYMENT = f"""
 apiVersion: llm-operator.dev/v1alpha1
 kind: LLMDeployment
@@ -167,6 +169,7 @@ def test_a_version_that_answers_wrong_gets_no_traffic_and_is_taken_back(promo: P
             promo.world.until(lambda: not pods_of(promo, candidate), "its pods to go")
             gone = time.monotonic() - failed
         assert len(tally.answers) == 1, "no client saw the wrong version"
+        assert gone <= GONE_SECONDS
         promo.world.until(lambda: "Failed" in tags(promo, "wrong").values(), "the verdict in MLflow")
         assert promo.world.condition("Available", NAME)["status"] == "True"
         print(f"{strategy}: taken back, its pods gone {gone:.1f} s after the gate failed")

@@ -188,14 +188,13 @@ def _sqlite(address: URL) -> AsyncEngine:
     sizes: dict[str, Any] = {"pool_size": 1, "pool_recycle": -1} if in_memory else {"pool_size": POOL_SIZE}
     engine = create_async_engine(
         address,
-        connect_args={"timeout": STATEMENT_SECONDS},
+        connect_args={"timeout": STATEMENT_SECONDS, "async_creator_fn": _open_sqlite},
         poolclass=AsyncAdaptedQueuePool,
         max_overflow=0,
         pool_timeout=STATEMENT_SECONDS,
         hide_parameters=True,
         **sizes,
     )
-    event.listen(engine.sync_engine, "do_connect", _connect_sqlite)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
@@ -219,13 +218,10 @@ class _SQLiteConnection(aiosqlite.Connection):
         return self._stopping
 
 
-def _connect_sqlite(_dialect: object, _record: object, _arguments: list[Any], options: dict[str, Any]) -> None:
-    def connect(database: str, **options: Any) -> aiosqlite.Connection:
-        connection = _SQLiteConnection(partial(sqlite3.connect, database, **options), iter_chunk_size=64)
-        connection._thread.daemon = True  # As SQLAlchemy does it with those that it makes itself.
-        return connection
-
-    options["async_creator_fn"] = connect
+def _open_sqlite(database: str, **options: Any) -> aiosqlite.Connection:
+    connection = _SQLiteConnection(partial(sqlite3.connect, database, **options), iter_chunk_size=64)
+    connection._thread.daemon = True  # As SQLAlchemy does it with those that it makes itself.
+    return connection
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -1,6 +1,5 @@
 """An application around a scripted engine, in process (`run`, `api`) or behind a real port (`live`)."""
 
-import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,7 +21,7 @@ from llm_runtime.connection import Connection
 from llm_runtime.contract import ServerConfig
 from llm_runtime.tracing import Tracing
 from postgres import Postgres, postgres
-from waiting import eventually
+from waiting import eventually, until
 
 
 @pytest.fixture(autouse=True)
@@ -86,8 +85,7 @@ def run(keys_path: Path) -> Callable[..., Any]:
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client,
         ):
-            while wait and services.state is State.LOADING:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+            await until(lambda: not wait or services.state is not State.LOADING)
             yield Harness(services, engine, rows, "http://test", client)
 
     return start

@@ -69,11 +69,12 @@ async def test_a_suspended_or_expired_key_is_a_403_that_says_so(api: Harness, ke
     assert own.json()["error"] == "forbidden"
 
 
-async def test_a_revoked_key_stops_soon(api: Harness, keys_path: Path) -> None:
+async def test_a_revoked_key_stops_within_two_seconds(api: Harness, keys_path: Path) -> None:
     assert (await api.chat()).status_code == 200
     swap(keys_path, key_file())
-    while (await api.chat()).status_code != 401:  # noqa: ASYNC110 - the file is read again at its time
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(2):
+        while (await api.chat()).status_code != 401:  # noqa: ASYNC110 - the file is read again at its time
+            await asyncio.sleep(0.02)
 
 
 def swap(path: Path, text: str) -> None:

@@ -133,7 +133,7 @@ def test_no_pattern_and_no_text_makes_them_slow() -> None:
     for text in ("a" * 8000, "1 " * 4000, "345 " * 2000, "1:" * 4000, "DE12 " * 1600, "a@" * 4000, "4" * 8000):
         began = time.perf_counter()
         masked(finder, text)
-        assert time.perf_counter() - began < 5, "an expression that backtracks takes minutes"
+        assert time.perf_counter() - began < 0.1
 
 
 def test_reject_names_the_kinds_and_never_the_values() -> None:

@@ -277,8 +277,7 @@ def serve(tmp_path: Path, file: Path) -> Serve:
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://test", headers={"X-API-Key": KEY}) as client,
         ):
-            while wait and services.state is State.LOADING:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+            await until(lambda: not wait or services.state is not State.LOADING)
             yield services, client
 
     return start

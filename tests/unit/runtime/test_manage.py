@@ -1,6 +1,7 @@
 """Management: who may, keys made over HTTP, models brought in, taken away, and loaded by the first request."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from llm_runtime.keystore import NewKey
 from llm_runtime.limits import Limiter
 from llm_runtime.models.progress import Progress
 from postgres import Postgres
+from waiting import until
 
 ADMIN, USER = {"X-API-Key": "the-admins-key"}, {"X-API-Key": "a-users-key"}
 
@@ -129,8 +131,7 @@ async def serve(
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://test") as client,
     ):
-        while not lazy and services.state is State.LOADING:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        await until(lambda: lazy or services.state is not State.LOADING)
         yield Server(services, client, models, issuer)
 
 
@@ -436,7 +437,9 @@ async def test_the_first_requests_wait_for_one_lazy_load() -> None:
 async def test_a_request_waits_for_a_lazy_load_no_longer_than_a_request_may_take() -> None:
     async with serve(lazy=True, seconds=0.05) as server:
         server.models.release.clear()
+        began = time.monotonic()
         assert (await server.says())[0] == 503
+        assert time.monotonic() - began < 1
         server.models.release.set()
         await asyncio.sleep(0.01)
         assert (await server.says())[0] == 200, "the load went on"

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,10 @@ def test_streams_that_outlast_the_drain_end_with_an_error_event(start: Start) ->
 
 def test_an_idle_server_leaves_at_once(start: Start) -> None:
     process, _ = start(30)
+    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 0
+    assert time.monotonic() - began < 1.5
 
 
 def test_a_killed_engine_ends_streams_with_an_error_and_fails_liveness(start: Start) -> None:

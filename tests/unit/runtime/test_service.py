@@ -17,6 +17,7 @@ from llm_runtime.api.services import Loaded
 from llm_runtime.contract import FatalReport, MlflowVersion, ModelConfig, RuntimeConfig
 from llm_runtime.metrics import Rate
 from llm_runtime.models.origin import origin
+from waiting import until
 
 PROBES = ("/livez", "/readyz", "/health")
 
@@ -89,8 +90,7 @@ async def test_a_model_that_does_not_load_ends_the_server_with_a_reason(
 
     async with run(load=load, wait=False) as api:
         api.services.on_failure = lambda: ended.append(True)
-        while not ended:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        await until(lambda: ended)
         assert await statuses(api) == [503, 503, 503]
         assert api.services.failure.reason == reason
 

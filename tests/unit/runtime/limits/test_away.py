@@ -106,9 +106,12 @@ async def test_a_request_waits_two_seconds_for_the_database_at_most_and_the_next
         await limits.admit(who, 10)
         stop(server)
         began = time.monotonic()
-        for tokens in (3000, *[100] * 20):
-            await limits.admit(who, tokens)
-        assert time.monotonic() - began < 2 * 10, "twenty times two seconds would be more"
+        await limits.admit(who, 3000)
+        assert time.monotonic() - began < 2.5
+        began = time.monotonic()
+        for _ in range(20):
+            await limits.admit(who, 100)
+        assert time.monotonic() - began < 0.1
 
 
 async def test_a_replica_that_starts_without_its_database_serves_and_books_later(
@@ -150,7 +153,7 @@ async def test_a_database_that_hangs_holds_up_one_request_for_two_seconds_and_co
         try:
             began = time.monotonic()
             admissions = await asyncio.gather(*(limits.admit(who, 10) for _ in range(20)))
-            assert time.monotonic() - began < 2 * 10, "one after the other it would be twenty times two seconds"
+            assert time.monotonic() - began < 2.5
             assert await until_refused(limits, who, 10) == 79
         finally:
             signal_all(server, signal.SIGCONT)
