@@ -120,10 +120,15 @@ class Figures:
     """Count of times between two tokens up to each bound, in seconds."""
 
 
+def pod_ended(pod: Manifest) -> bool:
+    """Whether the pod is at its end: evicted, refused by its node, or done. Such a pod stays listed and is none."""
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
 def pod_ready(pod: Manifest) -> bool:
     """Whether the pod is ready and stays: its own word, and it is neither leaving nor at its end."""
     status = pod.get("status") or {}
-    if pod["metadata"].get("deletionTimestamp") or status.get("phase") in ("Succeeded", "Failed"):
+    if pod["metadata"].get("deletionTimestamp") or pod_ended(pod):
         return False
     return any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or [])
 
@@ -260,6 +265,8 @@ class Observed:
     """The operator's own key, by which it asks smoke prompts."""
     http_routes: bool = False
     """Whether the cluster knows the Gateway API's HTTPRoutes."""
+    coming: Mapping[str, str] = field(default_factory=dict)
+    """By name of a pod that finds no node: what a cluster autoscaler says about the node that it adds."""
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def _of_exit(pod: Manifest, container: Manifest, ended: Manifest, waiting: str) 
 def _unschedulable(pod: Manifest, message: str) -> Fault:
     scarce = sorted(set(re.findall(r"Insufficient ([\w./-]*\w)", message)))
     what = f"not enough {', '.join(scarce)}: " if scarce else ""
-    hint = "; free some, add a node, or write rollout.strategy: Recreate" if scarce else ""
+    hint = "; free some or add a node" if scarce else ""
     return Fault("PodUnschedulable", f"pod {_name(pod)} finds no node: {what}{message}{hint} ({_describe(pod)})")
 
 
