@@ -12,6 +12,8 @@ from pathlib import Path
 
 import httpx
 
+from devstack.waits import waiting
+
 
 class StartFailed(RuntimeError):
     """A process of the stack ended or stayed silent; the message ends with the tail of its log."""
@@ -62,14 +64,18 @@ class Child:
 
 
 def wait_until(child: Child, ready: Callable[[], bool], timeout_seconds: float) -> None:
-    """Return once `ready()` holds; raise `StartFailed` if the child ends first or the time is up."""
+    """Return once `ready()` holds; raise `StartFailed` if the child ends first or the time is up.
+
+    After some seconds says on standard error that the child is waited for.
+    """
     deadline = time.monotonic() + timeout_seconds
-    while time.monotonic() < deadline:
-        if not child.running:
-            raise StartFailed(f"{child.name} ended with code {child.process.returncode}:\n{child.tail()}")
-        if ready():
-            return
-        time.sleep(0.1)
+    with waiting(lambda: f"waiting for {child.name}"):
+        while time.monotonic() < deadline:
+            if not child.running:
+                raise StartFailed(f"{child.name} ended with code {child.process.returncode}:\n{child.tail()}")
+            if ready():
+                return
+            time.sleep(0.1)
     raise StartFailed(f"{child.name} was not ready after {timeout_seconds:.0f} s:\n{child.tail()}")
 
 

@@ -29,7 +29,7 @@ class Stack:
 
     def __init__(self, folder: Path, *, provider: Provider = "auto", context: str | None = None) -> None:
         self.folder, self.provider, self.context = folder, provider, context
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[tuple[str, Callable[[], None]]] = []
 
     def __enter__(self) -> Self:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -39,8 +39,14 @@ class Stack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self, progress: Callable[[str], None] = lambda _: None) -> None:
+        """End what was started, the last first. Safe to call twice."""
         while self._undo:
-            self._undo.pop()()
+            name, undo = self._undo.pop()
+            progress(f"waiting for the end of {name}")
+            undo()
 
     def start(self, progress: Callable[[str], None] = print) -> None:
         """Start the control plane while MLflow starts, then the process node.
@@ -48,13 +54,15 @@ class Stack:
         All from one thread: Linux ends a child with the thread that started it, not with the process.
         """
         self.mlflow = MlflowServer(self.folder / "mlflow")
-        self._undo.append(self.mlflow.stop)
+        self._undo.append(("the MLflow server", self.mlflow.stop))
         self.mlflow.launch()
         self.cluster = Cluster.start(
             self.folder / "cluster", progress=progress, provider=self.provider, context=self.context
         )
-        self._undo.append(self.cluster.stop)
+        self._undo.append(("the control plane", self.cluster.stop))
+        progress("waiting for the process node")
         self._start_node()
+        progress("waiting for the MLflow server")
         self.mlflow.wait()
 
     def _start_node(self) -> None:
@@ -66,9 +74,10 @@ class Stack:
             # The kernels are compiled once, as for an image, and not in each pod.
             *("--env", f"XDG_CACHE_HOME={CACHE / 'process-node'}"),
         ]
-        env = {"PYTHONPATH": str(ROOT / "hack")}
+        # It makes its certificate with the cluster's own programs where they are on the PATH.
+        env = {"PYTHONPATH": str(ROOT / "hack"), "PATH": self.cluster.environment()["PATH"]}
         self.node = Child("process node", command, self.folder / "node.log", env=env)
-        self._undo.append(lambda: self.node.stop(grace_seconds=30))
+        self._undo.append(("the process node and its pods", lambda: self.node.stop(grace_seconds=30)))
         wait_until(self.node, self._node_ready, timeout_seconds=60)
         if self.cluster.kind == "kind":
             self._keep_pods_here()
