@@ -8,6 +8,7 @@ import base64
 import json
 import os
 import shlex
+import shutil
 import signal
 import statistics
 import sys
@@ -156,6 +157,8 @@ class Demo:
             self.version_2 = smollm.make_variant(self.version_1, CACHE / "models" / "smollm2-135m-pirate")
         with step("control plane (etcd, API server, controllers, scheduler), MLflow server, process node") as now:
             self.stack.start(progress=now)
+        if shutil.which("g++") is None:
+            say("There is no g++ here to compile the runtime's kernels: the model will answer several times slower.")
         self.exports = {
             "KUBECONFIG": str(self.stack.cluster.kubeconfig),
             "MLFLOW_TRACKING_URI": self.stack.mlflow.uri,
