@@ -254,7 +254,8 @@ class Demo:
             seen = loop.tally.requests
             until(lambda: loop.tally.requests >= seen + 6, "requests after the switch", timeout_seconds=120)
         finally:
-            tally = loop.stop()
+            with waiting(lambda: "  … waiting for the end of the last request", say):
+                tally = loop.stop()
         self.report(tally)
 
     def wait_for_version(self, version: str) -> None:

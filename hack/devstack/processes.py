@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from devstack.waits import waiting
+from devstack.waits import complain, waiting
 
 
 class StartFailed(RuntimeError):
@@ -63,13 +63,15 @@ class Child:
             self.process.wait(5)
 
 
-def wait_until(child: Child, ready: Callable[[], bool], timeout_seconds: float) -> None:
+def wait_until(
+    child: Child, ready: Callable[[], bool], timeout_seconds: float, say: Callable[[str], None] = complain
+) -> None:
     """Return once `ready()` holds; raise `StartFailed` if the child ends first or the time is up.
 
-    After some seconds says on standard error that the child is waited for.
+    After some seconds says that the child is waited for, on standard error if nowhere else.
     """
     deadline = time.monotonic() + timeout_seconds
-    with waiting(lambda: f"waiting for {child.name}"):
+    with waiting(lambda: f"waiting for the {child.name}", say):
         while time.monotonic() < deadline:
             if not child.running:
                 raise StartFailed(f"{child.name} ended with code {child.process.returncode}:\n{child.tail()}")

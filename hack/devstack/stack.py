@@ -60,12 +60,10 @@ class Stack:
             self.folder / "cluster", progress=progress, provider=self.provider, context=self.context
         )
         self._undo.append(("the control plane", self.cluster.stop))
-        progress("waiting for the process node")
-        self._start_node()
-        progress("waiting for the MLflow server")
-        self.mlflow.wait()
+        self._start_node(progress)
+        self.mlflow.wait(progress)
 
-    def _start_node(self) -> None:
+    def _start_node(self, progress: Callable[[str], None]) -> None:
         command = [
             *(sys.executable, "-m", "node", "--kubeconfig", str(self.cluster.kubeconfig), "--name", NODE_NAME),
             *("--folder", str(self.folder / "node"), "--path", str(Path(sys.executable).parent)),
@@ -78,7 +76,7 @@ class Stack:
         env = {"PYTHONPATH": str(ROOT / "hack"), "PATH": self.cluster.environment()["PATH"]}
         self.node = Child("process node", command, self.folder / "node.log", env=env)
         self._undo.append(("the process node and its pods", lambda: self.node.stop(grace_seconds=30)))
-        wait_until(self.node, self._node_ready, timeout_seconds=60)
+        wait_until(self.node, self._node_ready, timeout_seconds=60, say=progress)
         if self.cluster.kind == "kind":
             self._keep_pods_here()
 
