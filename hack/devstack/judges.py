@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from devstack import golang
 from devstack.cache import CACHE
+from devstack.waits import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "hack" / "judges"
@@ -52,9 +52,7 @@ def program() -> Path:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     folder = CACHE / "judges"
     built = folder / digest.hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
+    with locked(folder / ".lock", "another process is building the judges"):
         if not built.exists():
             _build(built)
     return built
@@ -64,12 +62,12 @@ def _build(target: Path) -> None:
     """Beside the final place, then renamed: nobody ever runs half a program."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         partial = Path(folder) / "judges"
-        command = ["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", str(partial), "."]
-        environment = {**os.environ, "CGO_ENABLED": "0"}
+        command = ["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", str(partial), "."]
         try:
-            done = subprocess.run(command, cwd=SOURCE, env=environment, capture_output=True, text=True, check=False)
-        except FileNotFoundError as error:
-            raise JudgesError("Go 1.26 or newer is needed to build hack/judges: install it from go.dev/dl") from error
+            environment = {**golang.environment(), "CGO_ENABLED": "0"}
+        except golang.GoError as error:
+            raise JudgesError(str(error)) from error
+        done = subprocess.run(command, cwd=SOURCE, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise JudgesError(f"the build of hack/judges failed: {done.stderr.strip()[-2000:]}")
         partial.rename(target)

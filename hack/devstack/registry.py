@@ -7,11 +7,12 @@ MLFLOW_TRACKING_URI.
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from devstack.processes import Child, answers, free_port, wait_until
+from devstack.waits import complain
 
 
 class MlflowServer:
@@ -54,10 +55,10 @@ class MlflowServer:
         env = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         self.child = Child("MLflow server", self.command, self.folder / "server.log", env={**env, **self.env})
 
-    def wait(self) -> None:
-        """Return once a launched server answers; raises `StartFailed`."""
+    def wait(self, say: Callable[[str], None] = complain) -> None:
+        """Return once a launched server answers, telling `say` of a longer wait; raises `StartFailed`."""
         assert self.child is not None
-        wait_until(self.child, lambda: answers(f"{self.uri}/health"), timeout_seconds=120)
+        wait_until(self.child, lambda: answers(f"{self.uri}/health"), timeout_seconds=120, say=say)
 
     def stop(self) -> None:
         if self.child is not None:
