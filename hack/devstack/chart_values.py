@@ -1,7 +1,7 @@
 """The table of the chart's values, from the comments in values.yaml and the types in values.schema.json.
 
 `python -m devstack.chart_values CHART` prints the chart's README.md with a fresh table; hack/generate calls it. A
-comment belongs to the key below it. Raises ValueError for a value that neither has a comment, nor lies below one that has.
+comment belongs to the key below it. Raises ValueError for a value without a comment of its own or above it.
 """
 
 import json

@@ -116,7 +116,7 @@ def test_the_smallest_resources_are_accepted_and_only_scalars_are_defaulted(api:
         ("spec.image", "example.com/LLM-Runtime:1", "write an image as"),
         ("spec.image", "example.com/llm-runtime:1 ", "write an image as"),
         ("spec.image", f"example.com/llm-runtime@sha256:{'a' * 63}", "write an image as"),
-        ("spec.image", {"repository": "llm-runtime"}, "spec.image: Invalid value"),
+        ("spec.image", {"repository": "llm-runtime"}, 'unknown field "spec.image.repository"'),
         ("spec.pod.imagePullPolicy", "Sometimes", 'supported values: "Always", "IfNotPresent", "Never"'),
         ("spec.pod.fetchResources", {"limits": {"memory": "much"}}, "spec.pod.fetchResources.limits.memory"),
         ("spec.access", {"defaultTier": "gold"}, "defaultTier must be the name of one of tiers"),
