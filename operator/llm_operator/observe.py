@@ -68,6 +68,8 @@ class Outside:
     ledgers: dict[Key, verdicts.Ledger] = field(default_factory=dict)
     """By LLMDeployment: the verdicts that the registry was told."""
     prometheus: Prometheus | None = None
+    fetch_resources: Manifest = field(default_factory=dict)
+    """Of the fetching container, where a specification has none."""
     baselines: dict[str, Baseline] = field(default_factory=dict)
     """By deployment uid. Taken again after a restart."""
     smoke: dict[tuple[str, str, str, str], SmokeOutcome] = field(default_factory=dict)
@@ -128,6 +130,7 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         children=(*children, *(c for c in (*(monitors or ()), *(routes or ())) if names.owned(c, meta))),
         keys=held,
         image=outside.image,
+        fetch_resources=outside.fetch_resources,
         faults=found,
         database_missing=missing,
         service_monitors=monitors is not None,

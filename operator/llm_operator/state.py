@@ -241,7 +241,7 @@ class Observed:
     """All objects that this LLMDeployment owns, Secrets excepted."""
     keys: tuple[HeldKey, ...]
     image: str
-    """The runtime image for revisions made from now on."""
+    """The runtime image for revisions made from now on, where the specification names none."""
     faults: dict[str, Fault] = field(default_factory=dict)
     """By revision: what keeps its pods from getting ready."""
     database_missing: str = ""
@@ -261,6 +261,8 @@ class Observed:
     """What the reference stands for, where that waits for somebody's word and `resolution` is what was before."""
     evidence: Evidence = field(default_factory=Evidence)
     """About the candidate that is under way."""
+    fetch_resources: Manifest = field(default_factory=dict)
+    """Resources of the fetching container of revisions made from now on, where the specification has none."""
     operator_key: HeldKey | None = None
     """The operator's own key, by which it asks smoke prompts."""
     http_routes: bool = False
