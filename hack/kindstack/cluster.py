@@ -21,6 +21,7 @@ from kindstack.shell import KindError, run
 CHUNK = 1 << 20
 READY_SECONDS = 180
 NETWORK = "kind"
+UNPRIVILEGED_SCORES = '[plugins."io.containerd.grpc.v1.cri"]\n  restrict_oom_score_adj = true'
 
 
 @dataclass(frozen=True)
@@ -129,13 +130,16 @@ class KindCluster:
             "imageGCLowThresholdPercent": 99,
         }
         untainted = {"kind": "InitConfiguration", "nodeRegistration": {"taints": []}}
-        config = {
+        config: dict[str, Any] = {
             "kind": "Cluster",
             "apiVersion": "kind.x-k8s.io/v1alpha4",
             "networking": {"podSubnet": pods, "serviceSubnet": self.state.services},
             "kubeadmConfigPatches": [json.dumps(kubelet), json.dumps(untainted)],
             "nodes": [{"role": role} for role in ("control-plane", *["worker"] * workers)],
         }
+        if not engines.may_raise_limits():
+            # Otherwise runc ends with "can't get final child's PID from pipe": it may not lower an OOM score here.
+            config["containerdConfigPatches"] = [UNPRIVILEGED_SCORES]
         file = self.folder / "kind.yaml"
         file.write_text(json.dumps(config, indent=2))  # JSON is YAML
         self._kind(
