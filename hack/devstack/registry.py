@@ -19,7 +19,7 @@ class MlflowServer:
     """An MLflow tracking server and registry with an SQL store and proxied artifacts.
 
     These lie in the folder, or at `artifacts`, `s3://…`, for which `env` has the store's address and keys. `options` go
-    to `mlflow server`.
+    to `mlflow server`. `host` is the address of this machine that it listens on.
     """
 
     def __init__(
@@ -29,14 +29,15 @@ class MlflowServer:
         artifacts: str | None = None,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
+        host: str = "127.0.0.1",
     ) -> None:
         port = port or free_port()
         self.env = env or {}
-        self.uri = f"http://127.0.0.1:{port}"
+        self.uri = f"http://{host}:{port}"
         self.folder = folder
         self.command = [
             *(sys.executable, "-m", "mlflow", "server"),
-            *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+            *("--host", host, "--port", str(port), "--workers", "1"),
             *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
             *("--artifacts-destination", artifacts or str(folder / "artifacts")),
             *options,
