@@ -177,6 +177,7 @@ def metrics() -> Iterator[str]:
     from prometheus_client.metrics import MetricWrapperBase
 
     from llm_operator import metrics as operator
+    from llm_operator.inventory import Inventory
     from llm_runtime.metrics import Metrics
     from llm_runtime.request import EngineStats
 
@@ -188,6 +189,7 @@ def metrics() -> Iterator[str]:
         if isinstance(found, MetricWrapperBase)
         for family in found.collect()
     ]
+    own += Inventory().collect()
     for title, families in (("Runtime metrics", list(runtime.registry.collect())), ("Operator metrics", own)):
         yield f"## {title}"
         ordered = sorted(families, key=lambda family: family.name)

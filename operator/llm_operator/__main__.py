@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prometheus_client import REGISTRY
 
 from llm_operator import crds, logs, metrics, probes, webhooks
-from llm_operator.cluster import KubernetesCluster
+from llm_operator.cluster import KubernetesCluster, NoCluster
+from llm_operator.hearing import Hearing
 from llm_operator.lease import Lease, LeaseLost
 from llm_operator.observe import Outside
 from llm_operator.pods import HttpPods
@@ -29,7 +31,7 @@ from llm_operator.reconcile.worker import work
 from llm_operator.registry import CachedRegistry, MlflowRegistry
 from llm_operator.settings import Connections, Settings, SettingsError, load
 from llm_operator.state import Key
-from llm_operator.watch import watch
+from llm_operator.watch import WATCHED, watch
 
 log = logging.getLogger("llm_operator")
 REST_SECONDS = 5.0
@@ -47,21 +49,23 @@ async def run(settings: Settings, connections: Connections) -> None:
 async def _serve(settings: Settings, connections: Connections) -> None:
     """Probes → lease → workers, poll and watches."""
     cluster = await KubernetesCluster.connect()
+    log.info("the API server is %s", cluster.where)
     queue: Queue[Key] = Queue()
     # API_HOST, as in the runtime: where pods share one machine, each listens on its own address.
     host = os.environ.get("API_HOST")
     identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     lease = Lease(cluster, settings.lease, identity, address=_webhook_address(settings, host))
+    hearing = Hearing(WATCHED, settings.watch_namespaces)
     health = probes.Health(
-        queue.oldest, lambda: time.monotonic() - cluster.last_answer, lease.age, settings.lease.duration_seconds
+        queue.oldest, lambda: time.monotonic() - cluster.last_answer, lease, settings.lease.duration_seconds, hearing
     )
     receiver = webhooks.Receiver(connections, leader=lambda: lease.leader_address)
-    servers = [await probes.serve(health, host, settings.port, lambda: _refresh(queue))]
+    servers = [await probes.serve(health, host, settings.port, lambda: _refresh(queue, hearing))]
     if settings.webhook_port:
         servers.append(await webhooks.serve(receiver, host, settings.webhook_port))
     try:
         await lease.acquire()
-        await _lead(settings, connections, cluster, queue, lease, receiver)
+        await _lead(settings, connections, cluster, queue, lease, receiver, hearing)
     finally:
         receiver.wake = None
         await lease.release()
@@ -85,6 +89,7 @@ async def _lead(
     queue: Queue[Key],
     lease: Lease,
     receiver: webhooks.Receiver,
+    hearing: Hearing,
 ) -> None:
     registry = CachedRegistry(MlflowRegistry(), keep_seconds=settings.poll_seconds, rest_seconds=REST_SECONDS)
     pods, image = HttpPods(), settings.runtime_image
@@ -99,6 +104,7 @@ async def _lead(
         prometheus=prometheus,
         fetch_resources=settings.fetch_resources.manifest(),
     )
+    REGISTRY.register(outside.inventory)
     pace = Pace(settings.verify_seconds, settings.settle_seconds)
     poll = Poll(cluster, registry, connections, queue, settings.watch_namespaces)
     receiver.wake = poll.wake
@@ -110,11 +116,12 @@ async def _lead(
         *(work(queue, handle, settings.resync_seconds) for _ in range(settings.workers)),
         poll.run(settings.poll_seconds),
         lease.keep(),
-        watch(queue.add, settings.watch_namespaces),
+        watch(queue.add, settings.watch_namespaces, lease.identity, hearing),
     ]
     try:
         await _first_to_end([asyncio.ensure_future(part) for part in parts])
     finally:
+        REGISTRY.unregister(outside.inventory)
         await pods.close()
         await prometheus.close()
 
@@ -131,9 +138,11 @@ async def _first_to_end(tasks: list["asyncio.Future[Any]"]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _refresh(queue: Queue[Key]) -> None:
+def _refresh(queue: Queue[Key], hearing: Hearing) -> None:
     metrics.QUEUE_DEPTH.set(queue.depth())
     metrics.QUEUE_OLDEST.set(queue.oldest())
+    for kind, heard in hearing.kinds().items():
+        metrics.HEARING.labels(kind).set(heard)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -149,7 +158,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point. Exits 2 for a wrong configuration, 1 when a part of the operator ended."""
+    """Entry point. Exits 2 for a wrong configuration or none of the cluster, 1 when a part of the operator ended."""
     options = arguments(argv)
     if options.command == "crds":
         if options.out:
@@ -166,6 +175,9 @@ def main(argv: list[str] | None = None) -> None:
     connections = Connections(options.config, settings, log.error)
     try:
         asyncio.run(run(settings, connections))
+    except NoCluster as error:
+        log.error("%s", error)
+        raise SystemExit(2) from error
     except LeaseLost as error:
         log.error("%s: ending, so that only one operator works", error)
         # Not through a graceful end: another operator may be working already.

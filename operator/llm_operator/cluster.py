@@ -10,17 +10,20 @@ ApiError
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.config import ConfigException
+from kubernetes.aio.config.incluster_config import SERVICE_TOKEN_FILENAME
 from kubernetes.aio.dynamic import DynamicClient
 
 from llm_operator import metrics
 from llm_operator.crds import API_VERSION
+from llm_operator.proxies import proxy_for, without_password
 from llm_operator.state import Manifest
 
 MANAGER = "llm-operator"
@@ -64,6 +67,10 @@ class Unavailable(ApiError):
     """The API server can't answer now."""
 
 
+class NoCluster(Exception):
+    """Nothing says where the API server is, or what is said can't be read."""
+
+
 class Cluster(Protocol):
     """What the operator does to a cluster."""
 
@@ -105,6 +112,7 @@ class KubernetesCluster:
 
     def __init__(self, api: client.ApiClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._api, self._clock = api, clock
+        self._where = describe(api.configuration)
         # Never awaited, so it discovers nothing: KINDS has the few paths that are needed.
         self._dynamic = DynamicClient(api)
         self._served: dict[str, tuple[float, bool]] = {}
@@ -113,13 +121,13 @@ class KubernetesCluster:
 
     @classmethod
     async def connect(cls) -> "KubernetesCluster":
-        """By the pod's ServiceAccount, else by $KUBECONFIG or ~/.kube/config."""
-        configuration = client.Configuration()
-        if in_cluster():
-            config.load_incluster_config(client_configuration=configuration)
-        else:
-            await config.load_kube_config(client_configuration=configuration)
-        return cls(client.ApiClient(configuration))
+        """By the pod's ServiceAccount, else by $KUBECONFIG or ~/.kube/config. Raises NoCluster."""
+        return cls(client.ApiClient(await configuration()))
+
+    @property
+    def where(self) -> str:
+        """The address that is asked, and through which proxy."""
+        return self._where
 
     async def close(self) -> None:
         await self._api.close()
@@ -222,15 +230,85 @@ class KubernetesCluster:
             self.last_answer = self._clock()
             raise _explain(error, path) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unavailable(f"the API server does not answer ({type(error).__name__}: {error})") from error
+            raise Unavailable(unanswered(self._where, error)) from error
         self.last_answer = self._clock()
         return content
 
 
 def in_cluster() -> bool:
     """Whether this process runs in a pod with a ServiceAccount token and no other way was asked for."""
-    token = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
-    return "KUBERNETES_SERVICE_HOST" in os.environ and token.exists()
+    return "KUBERNETES_SERVICE_HOST" in os.environ and Path(SERVICE_TOKEN_FILENAME).exists()
+
+
+async def configuration() -> client.Configuration:
+    """Where the API server is, and as whom and through which proxy it is asked: the same for every request.
+
+    In a pod it is KUBERNETES_SERVICE_HOST, an address that needs no DNS, and never behind a proxy. Raises NoCluster.
+    """
+    found = client.Configuration()
+    try:
+        if in_cluster():
+            config.load_incluster_config(client_configuration=found)
+        else:
+            await config.load_kube_config(client_configuration=found)
+            found.proxy = found.proxy or proxy_for(found.host)
+    except (ConfigException, OSError, ValueError) as error:
+        raise NoCluster(
+            f"no way to an API server: {error}. In a pod: the ServiceAccount's token is missing at "
+            f"{SERVICE_TOKEN_FILENAME} (automountServiceAccountToken: true mounts it). Elsewhere: write the path of a "
+            "kubeconfig into KUBECONFIG"
+        ) from error
+    # The environment's proxies have been read above; aiohttp's own reading knows no networks in NO_PROXY.
+    found.client_session_kwargs = {"trust_env": False}
+    return found
+
+
+async def open_session(
+    observer: Callable[[aiohttp.ClientRequest, aiohttp.ClientHandlerType], Awaitable[aiohttp.ClientResponse]],
+) -> tuple[str, aiohttp.ClientSession]:
+    """The API server's address and a session that asks it as `KubernetesCluster` does, for long streams.
+
+    `observer` is an aiohttp middleware that sees every request. For the calling event loop only. Raises NoCluster.
+    """
+    found = await configuration()
+
+    async def identify(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        # Asked for each request: a ServiceAccount's token is replaced every hour, and its file read each minute.
+        if token := await found.get_api_key_with_prefix("BearerToken"):
+            request.headers["Authorization"] = token.strip()
+        if found.tls_server_name:
+            request.server_hostname = found.tls_server_name
+        return await handler(request)
+
+    session = aiohttp.ClientSession(
+        # No limit: each stream holds a connection.
+        connector=aiohttp.TCPConnector(limit=0, ssl=client.ApiClient(found).rest_client.ssl_context),
+        middlewares=(observer, identify),
+        proxy=found.proxy,
+        trust_env=False,
+    )
+    return found.host, session
+
+
+def describe(found: client.Configuration) -> str:
+    """The API server's address and the way to it, for people."""
+    return f"{found.host}, " + (
+        f"through the proxy {without_password(found.proxy)}" if found.proxy else "without a proxy"
+    )
+
+
+def unanswered(where: str, error: Exception) -> str:
+    """What to tell when the API server at `where` does not answer: what happened and what to do next."""
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            advice = "its name can't be resolved: check DNS, or write an address"
+        case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
+            advice = "the proxy does not let it through: correct HTTPS_PROXY, or add the host to NO_PROXY"
+        case aiohttp.ClientSSLError():
+            advice = "TLS failed: check that the address and the CA belong to the same cluster"
+        case _:
+            advice = "check that it runs and that no NetworkPolicy or firewall is in between"
+    return f"the API server does not answer at {where} ({type(error).__name__}: {error}); {advice}"
 
 
 def _explain(error: ApiException, path: str) -> ApiError:

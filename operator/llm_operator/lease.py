@@ -32,17 +32,23 @@ class Lease:
         clock: Callable[[], float] = time.monotonic,
         address: str = "",
     ) -> None:
-        self._cluster, self._settings, self._identity, self._clock = cluster, settings, identity, clock
+        self._cluster, self._settings, self._clock = cluster, settings, clock
+        self.identity = identity
+        """Which candidate this is, in the lease and for the watches."""
         self._address = address
         self._seen: tuple[str, float] = ("", 0.0)
         self.leader_address = ""
         """Where the other that holds the lease takes webhooks, as far as a stand-by knows."""
         self.renewed_at: float | None = None
         """When it was last ours, by the clock; None for a stand-by."""
+        self.standing_by = False
+        """Whether the last look found it to be another's."""
+        self.doubt = ""
+        """Why the last look failed; empty when it did not."""
 
     async def acquire(self) -> None:
         """Wait until this candidate holds the lease."""
-        log.info("waiting for lease %s/%s as %s", self._settings.namespace, self._settings.name, self._identity)
+        log.info("waiting for lease %s/%s as %s", self._settings.namespace, self._settings.name, self.identity)
         while not await self._attempt():  # noqa: ASYNC110 - another process's lease can't set an Event
             await asyncio.sleep(self._settings.retry_seconds)
         metrics.LEADER.set(1)
@@ -64,7 +70,7 @@ class Lease:
         self.renewed_at = None
         try:
             live = await self._read()
-            if live is not None and live["spec"].get("holderIdentity") == self._identity:
+            if live is not None and live["spec"].get("holderIdentity") == self.identity:
                 await self._write(live, {"holderIdentity": "", "leaseDurationSeconds": 1})
         except ApiError as error:
             log.warning("the lease was not released: %s", error)
@@ -78,20 +84,23 @@ class Lease:
             async with asyncio.timeout(self._settings.renew_deadline_seconds):
                 return await self._try()
         except (ApiError, TimeoutError) as error:
-            log.warning("lease %s: %s", self._settings.name, error or "no answer in time")
+            self.standing_by, self.doubt = False, str(error) or "the API server gave no answer in time"
+            log.warning("lease %s: %s", self._settings.name, self.doubt)
             return False
 
     async def _try(self) -> bool:
         started = self._clock()
         live = await self._read()
+        self.doubt = ""
         if live is None:
             await self._cluster.create(self._manifest())
         elif not self._may_take(live):
             self.leader_address = (live["metadata"].get("annotations") or {}).get(ADDRESS_ANNOTATION, "")
+            self.standing_by = True
             return False
         else:
             await self._write(live, self._claim(live))
-        self.renewed_at = started
+        self.renewed_at, self.standing_by = started, False
         return True
 
     async def _read(self) -> Manifest | None:
@@ -99,7 +108,7 @@ class Lease:
 
     def _may_take(self, live: Manifest) -> bool:
         spec = live["spec"]
-        if spec.get("holderIdentity") in (self._identity, "", None):
+        if spec.get("holderIdentity") in (self.identity, "", None):
             return True
         version = live["metadata"]["resourceVersion"]
         if version != self._seen[0]:
@@ -109,9 +118,9 @@ class Lease:
 
     def _claim(self, live: Manifest | None) -> Manifest:
         now, before = _now(), (live or {}).get("spec", {})
-        mine = before.get("holderIdentity") == self._identity
+        mine = before.get("holderIdentity") == self.identity
         return {
-            "holderIdentity": self._identity,
+            "holderIdentity": self.identity,
             "leaseDurationSeconds": max(1, int(self._settings.duration_seconds)),
             "renewTime": now,
             "acquireTime": before.get("acquireTime", now) if mine else now,

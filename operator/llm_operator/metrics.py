@@ -16,3 +16,4 @@ WRITES = Counter("llm_operator_writes_total", "Requests to the API server that m
 REGISTRY_CALLS = Counter("llm_operator_registry_requests_total", "Requests to MLflow.", ["connection", "result"])
 WEBHOOKS = Counter("llm_operator_webhooks_total", "Deliveries of MLflow, by HTTP status.", ["connection", "status"])
 LEADER = Gauge("llm_operator_leader", "1 while this process holds the lease.")
+HEARING = Gauge("llm_operator_watches_hearing", "1 while all watches of the kind are heard; on the leader.", ["kind"])

@@ -19,6 +19,7 @@ from llm_operator.crds import (
     MlflowModel,
     ModelStatus,
 )
+from llm_operator.inventory import Inventory
 from llm_operator.plans import apikeys, faults, keys, names, source, verdicts
 from llm_operator.plans.rollout import room
 from llm_operator.pods import Pods
@@ -65,6 +66,8 @@ class Outside:
     """Digests already derived, by (deployment uid, ApiKey uid, key id): saves one read per key and reconcile."""
     secrets: dict[tuple[str, str], str] = field(default_factory=dict)
     """resourceVersion of each Secret as last written, by (namespace, name): they are not watched. Empty: it is gone."""
+    inventory: Inventory = field(default_factory=Inventory)
+    """What the metrics say of each object."""
     ledgers: dict[Key, verdicts.Ledger] = field(default_factory=dict)
     """By LLMDeployment: the verdicts that the registry was told."""
     prometheus: Prometheus | None = None

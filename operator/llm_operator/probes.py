@@ -5,8 +5,12 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from llm_operator.hearing import Hearing
+from llm_operator.lease import Lease
+
 STUCK_QUEUE_SECONDS = 300.0
 STUCK_API_SECONDS = 300.0
+STUCK_WATCH_SECONDS = 300.0
 
 
 class Health:
@@ -16,10 +20,12 @@ class Health:
         self,
         oldest: Callable[[], float],
         silence: Callable[[], float],
-        lease_age: Callable[[], float],
+        lease: Lease,
         lease_limit: float,
+        hearing: Hearing,
     ) -> None:
-        self._oldest, self._silence, self._lease_age, self._lease_limit = oldest, silence, lease_age, lease_limit
+        self._oldest, self._silence, self._lease, self._lease_limit = oldest, silence, lease, lease_limit
+        self._hearing = hearing
 
     def faults(self) -> list[str]:
         """What is stuck; empty when all is well."""
@@ -28,9 +34,17 @@ class Health:
             found.append(f"a key has been in the queue or in work for {self._oldest():.0f} s")
         if self._silence() > STUCK_API_SECONDS:
             found.append(f"the API server was last heard {self._silence():.0f} s ago")
-        if self._lease_age() > self._lease_limit:
-            found.append(f"the lease was last renewed {self._lease_age():.0f} s ago")
+        if self._lease.age() > self._lease_limit:
+            found.append(f"the lease was last renewed {self._lease.age():.0f} s ago")
+        if self._hearing.silence() > STUCK_WATCH_SECONDS:
+            found += self._hearing.missing()
         return found
+
+    def missing(self) -> list[str]:
+        """What keeps this process from being ready: a stand-by has read another's lease, the leader's watches hear."""
+        if self._lease.renewed_at is None:
+            return [] if self._lease.standing_by else [self._lease.doubt or "the lease has not been read yet"]
+        return self._hearing.missing()
 
 
 async def serve(health: Health, host: str | None, port: int, refresh: Callable[[], None]) -> web.AppRunner:
@@ -43,7 +57,10 @@ async def serve(health: Health, host: str | None, port: int, refresh: Callable[[
         )
 
     async def ready(_: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
+        missing = health.missing()
+        return web.json_response(
+            {"status": "not ready" if missing else "ok", "missing": missing}, status=503 if missing else 200
+        )
 
     async def scrape(_: web.Request) -> web.Response:
         refresh()

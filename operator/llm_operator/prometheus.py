@@ -5,6 +5,7 @@ from typing import Protocol
 
 import httpx
 
+from llm_operator.proxies import proxy_for
 from llm_operator.state import Measured
 
 TIMEOUT_SECONDS = 5.0
@@ -21,9 +22,12 @@ class Prometheus(Protocol):
 class HttpPrometheus:
     """The real one, by its HTTP API."""
 
-    def __init__(self, url: str = "", allowed: Iterable[str] = ()) -> None:
+    def __init__(
+        self, url: str = "", allowed: Iterable[str] = (), transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
         self._url, self._allowed = url, {each.rstrip("/") for each in (url, *allowed) if each}
-        self._client = httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False, follow_redirects=False)
+        self._transport = transport
+        self._clients: dict[str, httpx.AsyncClient] = {}
 
     async def query(self, server: str, query: str) -> Measured:
         server = server or self._url
@@ -38,7 +42,7 @@ class HttpPrometheus:
                 "configuration (its chart's prometheusAllowed), or remove the gate's server"
             )
         try:
-            answer = await self._client.get(f"{server.rstrip('/')}/api/v1/query", params={"query": query})
+            answer = await self._client(server).get(f"{server.rstrip('/')}/api/v1/query", params={"query": query})
             if answer.status_code >= 500:
                 return Measured(waiting=f"{server} answers {answer.status_code}")
             return _read(answer.json(), server)
@@ -47,9 +51,22 @@ class HttpPrometheus:
         except (ValueError, KeyError, TypeError, IndexError):
             return Measured(waiting=f"what answers at {server} is not Prometheus")
 
+    def _client(self, server: str) -> httpx.AsyncClient:
+        """One for each server, as each may have its own way. Raises ValueError for a proxy that can't be one."""
+        if server not in self._clients:
+            self._clients[server] = httpx.AsyncClient(
+                transport=self._transport,
+                timeout=TIMEOUT_SECONDS,
+                proxy=None if self._transport else proxy_for(server),
+                trust_env=False,
+                follow_redirects=False,
+            )
+        return self._clients[server]
+
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        for client in self._clients.values():
+            await client.aclose()
 
 
 def _read(answer: dict[str, object], server: str) -> Measured:

@@ -4,12 +4,13 @@ import asyncio
 import random
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import kopf
 
-from llm_operator.cluster import KINDS, in_cluster
+from llm_operator.cluster import KINDS, open_session
 from llm_operator.crds import API_VERSION
+from llm_operator.hearing import Hearing
 from llm_operator.plans.names import DEPLOYMENT_LABEL, MANAGED_SELECTOR
 from llm_operator.state import Key
 
@@ -17,6 +18,7 @@ OWN = ("LLMDeployment", "ApiKey")
 CHILDREN = (
     "Deployment", "ConfigMap", "Service", "ServiceAccount", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Pod",
 )  # fmt: skip
+WATCHED = (*OWN, *CHILDREN)
 
 
 class Backoffs:
@@ -29,17 +31,23 @@ class Backoffs:
             yield 30.0 * random.uniform(0.75, 1.0)
 
 
-async def watch(add: Callable[[Key], None], namespaces: tuple[str, ...]) -> None:
-    """Watch until cancelled or a fault; `add` gets the key of whatever changed.
+LOGIN_PAUSE_SECONDS = 5.0
+
+
+async def watch(add: Callable[[Key], None], namespaces: tuple[str, ...], identity: str, hearing: Hearing) -> None:
+    """Watch until cancelled or a fault; `add` gets the key of whatever changed, `hearing` sees every request.
 
     In a thread with a loop of its own: at its end kopf cancels every task of its loop, ours among them.
     """
     stop, loop = threading.Event(), asyncio.get_running_loop()
+    hearing.begin()
 
     def run() -> None:
         kopf.run(
-            registry=_registry(lambda key: loop.call_soon_threadsafe(add, key)),
+            registry=_registry(lambda key: loop.call_soon_threadsafe(add, key), hearing),
             settings=_settings(),
+            # Else kopf makes one of the user's name, and the image's user has none.
+            identity=cast("Any", identity),
             stop_flag=stop,
             standalone=True,
             clusterwide=not namespaces,
@@ -53,7 +61,7 @@ async def watch(add: Callable[[Key], None], namespaces: tuple[str, ...]) -> None
     raise RuntimeError("the watches ended by themselves")
 
 
-def _registry(add: Callable[[Key], object]) -> kopf.OperatorRegistry:
+def _registry(add: Callable[[Key], object], hearing: Hearing) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
     async def own(body: kopf.Body, **_: Any) -> None:
@@ -69,11 +77,13 @@ def _registry(add: Callable[[Key], object]) -> kopf.OperatorRegistry:
             if reference.get("apiVersion") == API_VERSION:
                 add(Key(reference["kind"], body["metadata"]["namespace"], reference["name"]))
 
-    async def login(logger: Any, settings: kopf.OperatorSettings, **_: Any) -> kopf.ConnectionInfo | None:
-        if in_cluster():
-            return kopf.login_with_service_account(settings=settings)
-        # The official client's reading: kopf's own knows no tokenFile and would go on without any identity.
-        return kopf.login_via_client(logger=logger, settings=settings)
+    async def login(memo: kopf.Memo, **_: Any) -> kopf.AiohttpSession:
+        if memo.get("logged_in"):
+            # The credentials were refused. kopf asks again at once, for as long as they are.
+            await asyncio.sleep(LOGIN_PAUSE_SECONDS)
+        memo["logged_in"] = True
+        server, session = await open_session(hearing.observe)
+        return kopf.AiohttpSession(server=server, aiohttp_session=session)
 
     kopf.on.login(registry=registry)(login)
     for kind in OWN:

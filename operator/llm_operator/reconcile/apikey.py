@@ -21,6 +21,7 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     """Make sure that the key exists exactly once and that every deployment that it opens knows it."""
     resource = await outside.cluster.get(key.kind, key.namespace, key.name)
     if resource is None or "deletionTimestamp" in resource["metadata"]:
+        outside.inventory.forget(key)
         return Done(wake=await _everyone(outside, key.namespace), gone=True)
     observed = await observe.api_key(outside, resource)
     name = apikeys.secret_name(observed.meta, observed.spec)
@@ -31,7 +32,7 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     if fault is not None and not any(c.reason == fault.reason for c in observed.status.conditions):
         happened = (*happened, Occurrence("Warning", fault.reason, fault.message))
     await tell(outside.cluster, observed.meta, happened, stamp(observed.now))
-    await report(outside.cluster, resource, observed.meta, status)
+    await report(outside, resource, observed.meta, status)
     # Every change of the specification changes the status, if only its observedGeneration.
     changed = status != observed.status
     return Done(_next_look(observed, pace), _concerned(observed, status.deployments or ()) if changed else ())

@@ -24,6 +24,7 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     """Bring one LLMDeployment's children to what its specification, as resolved, asks for."""
     resource = await outside.cluster.get(key.kind, key.namespace, key.name)
     if resource is None:
+        outside.inventory.forget(key)
         outside.ledgers.pop(key, None)
         return Done(wake=await _all_keys(outside.cluster, key.namespace), gone=True)
     if "deletionTimestamp" in resource["metadata"]:
@@ -69,7 +70,7 @@ async def _greet(outside: Outside, resource: Manifest) -> Manifest:
     )
     kept = {name: value for name, value in status.items() if name not in ("conditions", "observedGeneration")}
     merged = LLMDeploymentStatus.model_validate(kept | first.model_dump(mode="json", by_alias=True, exclude_none=True))
-    await report(outside.cluster, resource, meta, merged)
+    await report(outside, resource, meta, merged)
     return {**resource, "status": merged.model_dump(mode="json", by_alias=True, exclude_none=True)}
 
 
@@ -84,7 +85,7 @@ async def _refuse(outside: Outside, resource: Manifest, error: ValidationError, 
     if before.conditions != told:
         happened = (Occurrence("Warning", Reason.InvalidSpec, message),)
         await tell(outside.cluster, meta, happened, stamp(outside.clock()))
-    await report(outside.cluster, resource, meta, status)
+    await report(outside, resource, meta, status)
     return Done(pace.verify_seconds)
 
 
@@ -165,7 +166,7 @@ async def _report(outside: Outside, resource: Manifest, observed: Observed, plan
         known = before is not None and (before.reason, before.message) == (fault.reason, fault.message)
         happened = () if known else (Occurrence("Warning", fault.reason, fault.message),)
     await tell(outside.cluster, observed.meta, happened, stamp(now))
-    await report(outside.cluster, resource, observed.meta, plans.after_apply(plan, observed, fault, now))
+    await report(outside, resource, observed.meta, plans.after_apply(plan, observed, fault, now))
 
 
 def _next_look(observed: Observed, plan: Plan, fault: Fault | None, pace: Pace) -> float | None:

@@ -4,8 +4,8 @@ import hashlib
 import logging
 
 from llm_operator.cluster import ApiError, Cluster, Conflict
-from llm_operator.crds import API_VERSION
-from llm_operator.crds.schema import Section
+from llm_operator.crds import API_VERSION, ApiKeyStatus, LLMDeploymentStatus
+from llm_operator.observe import Outside
 from llm_operator.plans import names
 from llm_operator.plans.rollout import stamp
 from llm_operator.state import Manifest, Meta, Occurrence
@@ -13,11 +13,15 @@ from llm_operator.state import Manifest, Meta, Occurrence
 log = logging.getLogger(__name__)
 
 
-async def report(cluster: Cluster, resource: Manifest, meta: Meta, status: Section) -> None:
-    """Write the status, unless the resource says the same already."""
+async def report(outside: Outside, resource: Manifest, meta: Meta, status: LLMDeploymentStatus | ApiKeyStatus) -> None:
+    """Write the status, unless the resource says the same already, and have the metrics say it, too."""
     wanted = status.model_dump(mode="json", by_alias=True, exclude_none=True)
-    if wanted == (resource.get("status") or {}):
-        return
+    if wanted != (resource.get("status") or {}):
+        await _write(outside.cluster, meta, wanted)
+    outside.inventory.note(resource, status)
+
+
+async def _write(cluster: Cluster, meta: Meta, wanted: Manifest) -> None:
     manifest = {
         "apiVersion": API_VERSION,
         "kind": meta.kind,

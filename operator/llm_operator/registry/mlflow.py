@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 
 from llm_operator import metrics
+from llm_operator.proxies import proxy_for, without_password
 from llm_operator.registry.faults import RegistryUnreachable, VersionNotFound, explain
 from llm_operator.registry.nouns import ModelSummary, Reference
 from llm_operator.state import Connection, ModelVersion
@@ -77,11 +78,14 @@ class MlflowRegistry:
     ) -> dict[str, Any]:
         try:
             answer = await self._request(connection, method, path, query)
-        except (httpx.HTTPError, ssl.SSLError, OSError) as error:
+        # ValueError, ImportError: what httpx has against a proxy's address.
+        except (httpx.HTTPError, ssl.SSLError, OSError, ValueError, ImportError) as error:
             metrics.REGISTRY_CALLS.labels(connection.name, "unreachable").inc()
+            proxy = proxy_for(connection.tracking_uri)
+            way = f" through the proxy {without_password(proxy)} (NO_PROXY leaves hosts out)" if proxy else ""
             raise RegistryUnreachable(
-                f"MLflow at {connection.tracking_uri} does not answer ({type(error).__name__}: {error}); what serves "
-                f"keeps serving, asking again by itself: curl {connection.tracking_uri}/health"
+                f"MLflow at {connection.tracking_uri} does not answer{way} ({type(error).__name__}: {error}); what "
+                f"serves keeps serving, asking again by itself: curl {connection.tracking_uri}/health"
             ) from error
         metrics.REGISTRY_CALLS.labels(connection.name, str(answer.status_code)).inc()
         if answer.status_code != 200:
@@ -113,7 +117,11 @@ class MlflowRegistry:
         if identity not in self._clients:
             verify: ssl.SSLContext | bool = ssl.create_default_context(cadata=connection.ca) if connection.ca else True
             self._clients[identity] = httpx.AsyncClient(
-                transport=self._transport, timeout=self._timeout, verify=verify, trust_env=False
+                transport=self._transport,
+                timeout=self._timeout,
+                verify=verify,
+                proxy=None if self._transport else proxy_for(connection.tracking_uri),
+                trust_env=False,
             )
         return self._clients[identity]
 

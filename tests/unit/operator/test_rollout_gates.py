@@ -260,14 +260,13 @@ async def test_a_wrong_answer_that_was_not_written_down_is_found_again_by_the_ne
 
 
 async def test_nobody_is_asked_whom_the_platform_team_has_not_named() -> None:
-    asked = HttpPrometheus("http://prometheus:9090/", ["https://thanos"])
     heard: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
         heard.append(request.url.host)
         return httpx.Response(200, json={"status": "success", "data": {"resultType": "scalar", "result": [0, "1"]}})
 
-    asked._client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    asked = HttpPrometheus("http://prometheus:9090/", ["https://thanos"], httpx.MockTransport(answer))
     for server in ("", "http://prometheus:9090", "https://thanos/"):
         assert (await asked.query(server, "up")).value == 1
     for server in ("http://169.254.169.254", "http://prometheus:9091", "http://prometheus:9090@other", "http://thanos"):
@@ -279,7 +278,6 @@ async def test_nobody_is_asked_whom_the_platform_team_has_not_named() -> None:
 
 
 async def test_prometheus_is_asked_by_its_api_and_says_what_is_wrong() -> None:
-    asked = HttpPrometheus("http://prometheus")
     replies = [
         {"status": "success", "data": {"resultType": "scalar", "result": [0, "0.5"]}},
         {"status": "success", "data": {"resultType": "vector", "result": [{"value": [0, "2"]}]}},
@@ -289,7 +287,7 @@ async def test_prometheus_is_asked_by_its_api_and_says_what_is_wrong() -> None:
         {"hello": "world"},
     ]
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json=replies.pop(0)))
-    asked._client = httpx.AsyncClient(transport=transport)
+    asked = HttpPrometheus("http://prometheus", transport=transport)
     found = [await asked.query("", "up") for _ in range(6)]
     assert [each.value for each in found] == [0.5, 2.0, None, None, None, None]
     said = [each.waiting for each in found]

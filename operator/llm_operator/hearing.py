@@ -1,0 +1,121 @@
+"""Do the watches hear? Read off the answers to their requests, as an aiohttp middleware sees them."""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import aiohttp
+
+from llm_operator.cluster import path_of
+
+NOT_ASKED = "it has not been asked for yet; if this lasts, the API server does not know the kind: install its CRD"
+GRACE_SECONDS = 10.0
+"""A stream that ended is opened again within moments; only one that stays away so long is missed."""
+
+
+@dataclass
+class _Stream:
+    kind: str
+    namespace: str
+    lost_at: float | None
+    """Since when it has not been open; None while it is."""
+    opened: bool = False
+    """Whether it ever was open: the watcher opens it once the first list has been read to its end."""
+    why: str = ""
+    """How its last request went; empty before the first."""
+
+
+class Hearing:
+    """One stream for each kind and namespace ("" for all of them).
+
+    A stream is heard once its first list has been answered and its watch is open. A silent stream is replaced by the
+    watcher after its inactivity time-out, so a connection that has died without a word counts as open until then.
+    Written by the watches' thread and read by others: each field is replaced whole.
+    """
+
+    def __init__(
+        self, kinds: Iterable[str], namespaces: Iterable[str] = (), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        places = tuple(namespaces) or ("",)
+        self._streams = {path_of(kind, place): _Stream(kind, place, None) for kind in kinds for place in places}
+        self._begun = False
+        self._trouble = ""
+        """How the last request for anything else failed: without discovery no stream is asked for."""
+
+    def begin(self) -> None:
+        """From now on every stream is expected to be heard."""
+        for stream in self._streams.values():
+            stream.lost_at = self._clock()
+        self._begun = True
+
+    async def observe(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """The middleware: passes everything on and notes how it went."""
+        # By its end: an API server may lie behind a path of its own.
+        stream = next((found for path, found in self._streams.items() if request.url.path.endswith(path)), None)
+        watching = request.url.query.get("watch") == "true"
+        if stream is not None and watching:
+            # Asked for anew: the one before has ended.
+            self._lost(stream, "its watch is not answered yet")
+        try:
+            answer = await handler(request)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._lost(stream, f"{type(error).__name__}: {error}")
+            raise
+        if answer.status >= 400:
+            self._lost(stream, f"{answer.status}: {_message(await answer.text())}")
+        elif stream is None:
+            self._trouble = ""
+        elif watching:
+            stream.lost_at, stream.opened = None, True
+        elif not stream.opened:
+            stream.why = "its first list is being read"
+        return answer
+
+    def _lost(self, stream: _Stream | None, why: str) -> None:
+        if stream is None:
+            self._trouble = why
+            return
+        if stream.lost_at is None:
+            stream.lost_at = self._clock()
+        stream.why = why
+
+    def missing(self) -> list[str]:
+        """One sentence for each stream that is not heard; empty: all are."""
+        if not self._begun:
+            return ["the watches have not begun yet"]
+        now = self._clock()
+        return [self._told(stream) for stream in self._streams.values() if not self._heard(stream, now)]
+
+    def _told(self, stream: _Stream) -> str:
+        where = f" in namespace {stream.namespace}" if stream.namespace else ""
+        return f"the watch of {stream.kind}{where} hears nothing: {stream.why or self._trouble or NOT_ASKED}"
+
+    def kinds(self) -> dict[str, bool]:
+        """By kind: whether all of its streams are heard; empty before the watches begin."""
+        if not self._begun:
+            return {}
+        now, found = self._clock(), dict[str, bool]()
+        for stream in self._streams.values():
+            found[stream.kind] = found.get(stream.kind, True) and self._heard(stream, now)
+        return found
+
+    def silence(self) -> float:
+        """Seconds for which the stream that has been missed longest has not been open; 0: all are open."""
+        now = self._clock()
+        return max((now - s.lost_at for s in self._streams.values() if s.lost_at is not None), default=0.0)
+
+    @staticmethod
+    def _heard(stream: _Stream, now: float) -> bool:
+        lost_at = stream.lost_at
+        return lost_at is None or (stream.opened and now - lost_at < GRACE_SECONDS)
+
+
+def _message(body: str) -> str:
+    try:
+        return str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200]
