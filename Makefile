@@ -6,7 +6,7 @@ VENV := $(or $(LLM_OPERATOR_VENV),.venv)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 DOCKER ?= docker
 
-.PHONY: demo test check generate run lint format type-check check-all bench build-docker run-docker logs help
+.PHONY: demo test check generate run lint format type-check check-all bench build-docker test-images sbom run-docker logs help
 
 demo: ## From kubectl apply to an answer of a real model, on this machine, without Docker
 	hack/demo $(ARGS)
@@ -41,9 +41,27 @@ check-all: check test ## check and test, what CI runs
 bench: ## Measure the runtime over HTTP beside its peers; writes docs/benchmarks
 	hack/bench $(ARGS)
 
-build-docker: engine ## Build both images, llm-operator and llm-runtime
-	$(DOCKER) build --file Dockerfile.operator --tag llm-operator:$(VERSION) .
-	$(DOCKER) build --file Dockerfile.runtime --tag llm-runtime:$(VERSION) .
+# What both Dockerfiles take; docs/images.md says what for.
+PREFIX = $(if $(REGISTRY),$(patsubst %/,%,$(REGISTRY))/)
+BUILD_ARGS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) \
+  $(foreach name,BASE_IMAGE BUILD_IMAGE,$(if $($(name)),--build-arg $(name)=$($(name)))) $(BUILD_OPTIONS)
+build-docker: engine ## Build both images; REGISTRY=host/path names them for it, PUSH=1 pushes, ACCELERATOR=cpu is small
+	@[[ -z "$(PUSH)" || -n "$(REGISTRY)" ]] || { echo "PUSH=1 needs REGISTRY=host/path, a registry that your cluster reaches." >&2; exit 2; }
+	$(DOCKER) build --file Dockerfile.operator $(BUILD_ARGS) --tag $(PREFIX)llm-operator:$(VERSION) .
+	$(DOCKER) build --file Dockerfile.runtime $(BUILD_ARGS) --build-arg ACCELERATOR=$(or $(ACCELERATOR),cuda) \
+	  --tag $(PREFIX)llm-runtime:$(VERSION) .
+	$(if $(PUSH),$(DOCKER) push $(PREFIX)llm-operator:$(VERSION) && $(DOCKER) push $(PREFIX)llm-runtime:$(VERSION))
+	@hack/image/next "$(PREFIX)" "$(VERSION)" "$(PUSH)"
+
+test-images: engine ## Run the built images as a cluster does: no root, read-only, no network; IMAGES="operator=… runtime=…"
+	hack/env
+	LLM_OPERATOR_IMAGES="$(or $(IMAGES),operator=$(PREFIX)llm-operator:$(VERSION) runtime=$(PREFIX)llm-runtime:$(VERSION))" \
+	  $(VENV)/bin/python -m pytest -q tests/images $(ARGS)
+
+sbom: engine ## Write what is in the built images to dist/*.cdx.json (CycloneDX)
+	mkdir -p dist
+	$(DOCKER) run --rm --entrypoint cat $(PREFIX)llm-operator:$(VERSION) /opt/llm-operator/sbom.cdx.json >dist/llm-operator.cdx.json
+	$(DOCKER) run --rm --entrypoint cat $(PREFIX)llm-runtime:$(VERSION) /opt/llm-runtime/sbom.cdx.json >dist/llm-runtime.cdx.json
 
 # Settings are those of `make run`. Only their names are written, so that no key shows in a terminal or a process list.
 SETTINGS := API_KEY AUTHENTICATION MODEL_NAME MODEL_VERSION MLFLOW_TRACKING_URI LOG_LEVEL
@@ -51,7 +69,7 @@ run-docker: engine ## Serve from the runtime image on port 8000: make run-docker
 	$(DOCKER) run --detach --rm --name llm-runtime --publish 127.0.0.1:8000:8000 \
 	  $(if $(wildcard .env),--env-file .env) $(foreach name,$(SETTINGS),$(if $($(name)),--env $(name))) \
 	  $(if $(MODEL),--volume "$(abspath $(MODEL)):/model:ro" --env MODEL_PATH=/model) \
-	  --volume llm-runtime-models:/models llm-runtime:$(VERSION)
+	  --volume llm-runtime-models:/models $(PREFIX)llm-runtime:$(VERSION)
 	@echo "Serving on http://127.0.0.1:8000 once the model is loaded: make logs; stop it with: $(DOCKER) stop llm-runtime"
 
 logs: engine ## Follow the logs of run-docker
