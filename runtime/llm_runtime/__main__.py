@@ -175,7 +175,14 @@ def _loaded(engine: "EngineClient", folder: Path) -> "Loaded":
     async def swap(config: RuntimeConfig, folder: Path) -> Loaded:
         return _loaded(await engine.swap(config, folder), folder)
 
-    return Loaded(engine, engine.codec, on_gpu=engine.device != "cpu", swap=swap, origin=origin(folder))
+    return Loaded(
+        engine,
+        engine.codec,
+        on_gpu=engine.device != "cpu",
+        swap=swap,
+        origin=origin(folder),
+        on_death=engine.on_death,
+    )
 
 
 def _folder(config: RuntimeConfig, models: Path) -> Path:

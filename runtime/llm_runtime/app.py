@@ -5,7 +5,6 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
@@ -49,6 +48,10 @@ LINGER_SECONDS = 2.0
 POLL_SECONDS = 0.05
 CUT_SECONDS = 5
 """For cut streams to send their last event."""
+FAILED_LINGER_SECONDS = 0.5
+"""After the engine's death requests are still answered, with 503, for so long: a closed port would tell them less."""
+FAILED_CUT_SECONDS = 1
+"""Then requests that wait for no engine, such as one whose body is slow, have so long."""
 
 
 class Application(FastAPI):
@@ -135,7 +138,8 @@ class Server(uvicorn.Server):
             )
         )
         self._drain: asyncio.Task[None] | None = None
-        self._services.on_failure = partial(setattr, self, "should_exit", True)
+        self._failing: asyncio.Task[None] | None = None
+        self._services.on_failure = self.on_failure
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -156,6 +160,19 @@ class Server(uvicorn.Server):
             log.info("Shutting down: no longer ready, running requests go on")
             self._services.begin_drain()
             self._drain = asyncio.create_task(self._leave(self._services.config.server.drain_seconds))
+
+    def on_failure(self) -> None:
+        """End soon: nothing here works any more, and only the end has the container started anew."""
+        if self._services.loaded is None:
+            self.should_exit = True
+        elif self._failing is None:
+            self._failing = asyncio.create_task(self._fail())
+
+    async def _fail(self) -> None:
+        """Streams have their errors already; those who come meanwhile get theirs."""
+        await asyncio.sleep(FAILED_LINGER_SECONDS)
+        self.config.timeout_graceful_shutdown = FAILED_CUT_SECONDS
+        self.should_exit = True
 
     async def _leave(self, drain_seconds: float) -> None:
         """Linger, so that clients move on; then close the port and give running requests the rest of the time."""

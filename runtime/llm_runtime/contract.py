@@ -144,7 +144,7 @@ class EngineConfig(_Section):
     max_queue_length: Annotated[int, Field(ge=1)] = 1024
     """Requests that may wait for a place in the batch; one more gets 429."""
     kv_cache_bytes: Annotated[int, Field(ge=1)] | None = None
-    """Memory for keys and values; None: four fifths of what is free after loading."""
+    """Memory for keys and values; None: four fifths of what is free after loading; on an unlimited CPU, up to 4 GiB."""
     prefix_caching: bool = True
     """Keep keys and values of prompt beginnings, so that the next prompt that begins alike need not compute them."""
     quantization: Literal["none", "int8"] = "none"

@@ -70,6 +70,8 @@ class Loaded:
     """Load another model in this one's place, while it serves; None where the engine can't."""
     origin: Origin | None = None
     """What its folder holds; None where nobody knows."""
+    on_death: Callable[[Callable[[FatalReport], None]], None] = lambda tell: None
+    """Have something called when the engine dies by itself; never, where it lives in this process."""
 
 
 class Services:
@@ -116,7 +118,7 @@ class Services:
         self.loaded: Loaded | None = None
         self.failure: FatalReport | None = None
         self.on_failure: Callable[[], None] = lambda: None
-        """Called once when the model can't be loaded, so that the server ends."""
+        """Called once when the model can't be loaded or its engine has died, so that the server ends."""
         self.arrival: Arrival | None = None
         """What an administrator has asked for and is on its way."""
         self._pipeline: Pipeline | None = None
@@ -168,7 +170,10 @@ class Services:
             case State.DRAINING:
                 return "The server is shutting down."
             case State.FAILED:
-                return f"The model could not be loaded: {self.failure.reason if self.failure else 'unknown'}."
+                reason = self.failure.reason if self.failure else "unknown"
+                if self.loaded:
+                    return f"The engine has stopped ({reason}); this replica starts again. Send the request again."
+                return f"The model could not be loaded: {reason}."
         return self._standing_still()
 
     def _standing_still(self) -> str | None:
@@ -299,6 +304,7 @@ class Services:
             self.state = State.LOADING
         try:
             loaded = await load()
+            loaded.on_death(self._engine_died)
             if self.adapters:
                 self.adapters.attach(loaded.engine)
                 await self.adapters.settled()
@@ -336,7 +342,14 @@ class Services:
         )
         self.metrics.engine = loaded.engine.stats
 
+    def _engine_died(self, report: FatalReport) -> None:
+        """Only a new process helps, and whoever started this one starts it again: sooner than a probe would tell."""
+        log.error("The engine has died (%s): this server ends, to be started again", report.reason)
+        self._fail(report)
+
     def _fail(self, report: FatalReport) -> None:
+        if self.failure:  # The first is the cause.
+            return
         self.failure, self.state = report, State.FAILED
         self.on_failure()
 

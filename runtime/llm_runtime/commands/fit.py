@@ -87,13 +87,16 @@ def _wanted(source: str | None, config: Path | None) -> RuntimeConfig:
 
 
 def _place(device: str, memory: int | None) -> tuple[str, int]:
-    """Where the model would compute, and how many bytes are free there."""
+    """Where the model would compute, and how many bytes are free there for it."""
+    from llm_runtime.models.fit import STARTED_BYTES
+
     gpu = None if device == "cpu" else _free_on_gpu()
     if device == "cuda" and gpu is None and memory is None:
         raise errors.ConfigInvalid("there is no GPU here; say what the other machine has with --memory")
     where = "cuda" if device == "cuda" or gpu is not None else "cpu"
-    free = gpu if where == "cuda" else available_bytes()
-    return where, memory if memory is not None else int(free or 0)
+    free = memory if memory is not None else gpu if where == "cuda" else available_bytes()
+    # On a CPU the server's own processes share it.
+    return where, max(int(free or 0) - (STARTED_BYTES if where == "cpu" else 0), 0)
 
 
 def _free_on_gpu() -> int | None:
@@ -128,7 +131,7 @@ def _table(source: str, plan: "Plan", need: "Need", free: int, refusal: tuple[st
         (need.cache, f"keys and values of one sequence of {plan.length} tokens"),
         (need.reserve, "reserve"),
         (need.total, "needed"),
-        (free, "there, on the GPU" if plan.device == "cuda" else "there"),
+        (free, "there, on the GPU" if plan.device == "cuda" else "there, beside the server itself"),
     ]
     lines = [f"{source} on {plan.device}", *(f"{-(-size // MIB):>10,} MiB  {what}" for size, what in rows)]
     lines += ["It does not fit. What would:", *(f"  {way}" for way in refusal)] if refusal else ["It fits."]

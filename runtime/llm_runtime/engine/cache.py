@@ -1,5 +1,7 @@
 """Keys and values of running sequences, and of beginnings worth keeping: blocks of a fixed number of tokens."""
 
+import math
+import mmap
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +43,8 @@ class KvCache:
     def __init__(self, shape: CacheShape, blocks: int, device: Any) -> None:
         self.shape, self.blocks = shape, blocks
         options = {"dtype": shape.dtype, "device": device}
-        # Zeros, not garbage: a masked score of NaN would stay NaN. On a CPU untouched pages of zeros take no memory.
-        self.keys = [torch.zeros(blocks, at.kv_heads, at.head_size, BLOCK_TOKENS, **options) for at in shape.layers]
-        self.values = [torch.zeros(blocks, at.kv_heads, BLOCK_TOKENS, at.value_size, **options) for at in shape.layers]
+        self.keys = [_zeros((blocks, at.kv_heads, at.head_size, BLOCK_TOKENS), **options) for at in shape.layers]
+        self.values = [_zeros((blocks, at.kv_heads, BLOCK_TOKENS, at.value_size), **options) for at in shape.layers]
 
     def write(self, layer: int, blocks: Any, offsets: Any, keys: Any, values: Any) -> None:
         """Store token i's keys and values, [tokens, kv_heads, head_size], at (blocks[i], offsets[i])."""
@@ -60,3 +61,16 @@ class KvCache:
             keys.reshape(rows, at.kv_heads, tokens, at.head_size),
             values.reshape(rows, at.kv_heads, tokens, at.value_size),
         )
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
+    """Zeros, not garbage: a masked score of NaN would stay NaN.
+
+    On a CPU they are pages that the kernel fills when they are first written, so a cache takes only what has been used
+    of it. torch.zeros would write them all.
+    """
+    size = math.prod(shape) * int(dtype.itemsize)
+    if torch.device(device).type != "cpu" or not size:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)

@@ -71,6 +71,8 @@ class EngineLink:
         self._figures = Figures()
         self._heard_at = 0.0
         self._closing = self._lost = False
+        self._death: FatalReport | None = None
+        self._mourners: list[Callable[[FatalReport], None]] = []
 
     def connect(self, channel: Channel) -> None:
         """Before anything else."""
@@ -121,13 +123,24 @@ class EngineLink:
                 self._answer(call, EngineFailed(fatal))
 
     def lost(self, report: FatalReport | None = None) -> None:
-        """The engine has gone: whoever waits for it hears so."""
+        """The engine has gone: whoever waits for it hears so. `report`: why, where nobody wanted it to go."""
         self._lost = True
         reason = FinishReason.CANCELLED if self._closing else FinishReason.ERROR
         for number in list(self._mailboxes):
             self._deliver([(number, None, "", None, (), reason.value, "the engine has stopped", 0)])
         for number in list(self._calls):
             self._answer(number, EngineFailed(report or GONE))
+        if report is not None and not self._closing:
+            self._death = report
+            for tell in self._mourners:
+                tell(report)
+
+    def on_death(self, tell: Callable[[FatalReport], None]) -> None:
+        """Have `tell` called once when the engine goes and nobody wanted it to; now where that is past."""
+        if self._death is not None:
+            tell(self._death)
+        else:
+            self._mourners.append(tell)
 
     @property
     def alive(self) -> bool:
@@ -239,6 +252,10 @@ class EngineClient:
 
     def stats(self) -> EngineStats:
         return replace(self._link.stats(), **self._own)
+
+    def on_death(self, tell: Callable[[FatalReport], None]) -> None:
+        """Have `tell` called once when the engine dies by itself; at once where it has died already."""
+        self._link.on_death(tell)
 
     async def drain(self, timeout_seconds: float) -> None:
         """Admit nothing more and wait; what still runs after the time-out is cancelled and gets its final event."""

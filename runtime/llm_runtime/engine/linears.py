@@ -49,9 +49,14 @@ def pack_linears(model: Any) -> None:
         if type(child) is nn.Linear and child.weight.device.type == "cpu"
     ]
     shapes = Counter((linear.out_features, linear.in_features, linear.weight.dtype) for _, _, linear in found)
+    # One that is there: a weight made for this would be as large as the largest, which for a small model is a fifth.
+    weights = {(linear.out_features, linear.in_features, linear.weight.dtype): linear.weight for _, _, linear in found}
     with torch.inference_mode():
-        gains = {shape: _gain(*shape) for shape in shapes}
-        for parent, name, linear in found:
+        gains = {shape: _gain(weights[shape].detach()) for shape in shapes}
+        del weights
+        # Each is let go as soon as it is packed: a list that held them all would have the weights in memory twice.
+        while found:
+            parent, name, linear = found.pop()
             if gains[linear.out_features, linear.in_features, linear.weight.dtype] >= _LEAST_GAIN:
                 setattr(parent, name, PackedLinear(linear))
     packed = sum(shapes[shape] for shape, gain in gains.items() if gain >= _LEAST_GAIN)
@@ -59,15 +64,15 @@ def pack_linears(model: Any) -> None:
         "linear layers packed",
         extra={
             "packed": packed,
-            "of": len(found),
+            "of": shapes.total(),
             "gains": {f"{n}x{k}": round(g, 2) for (n, k, _), g in gains.items()},
         },
     )
 
 
-def _gain(out_features: int, in_features: int, dtype: Any) -> float:
+def _gain(weight: Any) -> float:
     """How many times faster the packed product is, as the geometric mean over ROWS; 0 where it does not run."""
-    weight = torch.randn(out_features, in_features, dtype=dtype)
+    (_, in_features), dtype = weight.shape, weight.dtype
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
         gains = [_speedup(torch.randn(rows, in_features, dtype=dtype), weight, packed) for rows in ROWS]

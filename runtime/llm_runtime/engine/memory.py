@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
+from llm_runtime.engine import cgroup
 from llm_runtime.errors import OutOfMemory
 
-CGROUP = Path("/sys/fs/cgroup")
 MIB = 1 << 20
 
 
@@ -21,11 +21,18 @@ def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
         return 0
 
 
-def available_bytes(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Memory that this process may still take: the smaller of what the host and the container's limit leave."""
-    figures = [_host_available(meminfo), _limit_left(cgroup, "memory.max", "memory.current")]
-    figures.append(_limit_left(cgroup / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"))
-    return min(figure for figure in figures if figure is not None)
+def available_bytes(
+    root: Path = cgroup.ROOT, meminfo: Path = Path("/proc/meminfo"), membership: Path = cgroup.MEMBERSHIP
+) -> int:
+    """Memory that this process may still take: the smallest of what the host and the limits around it leave."""
+    left = [group.left_bytes for group in cgroup.memory_groups(root, membership)]
+    return min([_host_available(meminfo), *(size for size in left if size is not None)])
+
+
+def limit_bytes(root: Path = cgroup.ROOT, membership: Path = cgroup.MEMBERSHIP) -> int | None:
+    """The smallest memory limit around this process; None without any."""
+    limits = [group.limit_bytes for group in cgroup.memory_groups(root, membership)]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def blocks_that_fit(wanted: int, one_sequence: int, block_bytes: int, free_bytes: int) -> int:
@@ -61,19 +68,3 @@ def _host_available(meminfo: Path) -> int:
     except OSError:
         pass
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _limit_left(folder: Path, limit_file: str, usage_file: str) -> int | None:
-    """What a cgroup limit leaves; None without one. Cached file pages count as free: the kernel gives them back."""
-    try:
-        limit = (folder / limit_file).read_text().strip()
-        usage = int((folder / usage_file).read_text())
-        stat = dict(
-            line.split() for line in (folder / "memory.stat").read_text().splitlines() if len(line.split()) == 2
-        )
-    except (OSError, ValueError):
-        return None
-    if limit == "max" or int(limit) > 1 << 60:
-        return None
-    cached = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
-    return max(int(limit) - usage + cached, 0)

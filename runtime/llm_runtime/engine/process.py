@@ -7,6 +7,7 @@ whatever reason, the socket closes here, and when this process goes, it closes t
 import asyncio
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import cast
 
 from llm_runtime.contract import FatalReport, RuntimeConfig
+from llm_runtime.engine import cgroup
 from llm_runtime.engine.client import STALL_SECONDS, EngineClient, EngineLink, load
+from llm_runtime.engine.memory import MIB
 from llm_runtime.engine.messages import Command, Frames, frame
 from llm_runtime.engine.threads import configure_threads
 
@@ -52,6 +55,7 @@ class EngineProcess(asyncio.Protocol):
         self._socket = ours.dup()
         self._ending: asyncio.Task[None] | None = None
         self._wanted_gone = False
+        self._oom_kills_before = oom_kills(cgroup.memory_groups())
 
     @classmethod
     async def start(cls, link: EngineLink, command: Sequence[str]) -> "EngineProcess":
@@ -111,9 +115,12 @@ class EngineProcess(asyncio.Protocol):
         except subprocess.TimeoutExpired:
             self.kill()
             status = self._process.returncode
-        if status and not self._wanted_gone:
-            log.error("The engine's process ended with status %d", status)
-        self._link.lost(_report(status))
+        if self._wanted_gone:
+            self._link.lost()
+            return
+        report = death(status, cgroup.memory_groups(), self._oom_kills_before)
+        log.error("%s", report.message)
+        self._link.lost(report)
 
 
 def _spawn(command: Sequence[str], theirs: socket.socket) -> "subprocess.Popen[bytes]":
@@ -125,11 +132,47 @@ def _spawn(command: Sequence[str], theirs: socket.socket) -> "subprocess.Popen[b
     )
 
 
-def _report(status: int) -> FatalReport:
-    if status == -9:
-        message = "the engine's process was killed, most likely for lack of memory: raise the memory limit"
-        return FatalReport(reason="OutOfMemory", message=message)
-    return FatalReport(reason="EngineDied", message=f"the engine's process ended with status {status}; see the log")
+def oom_kills(groups: Sequence[cgroup.MemoryGroup]) -> int:
+    """Processes that the kernel has killed for lack of memory in this process's own cgroup."""
+    return groups[0].oom_kills if groups else 0
+
+
+def death(status: int, groups: Sequence[cgroup.MemoryGroup], oom_kills_before: int) -> FatalReport:
+    """What a process that ended with `status` died of, as subprocess counts: a signal's number is negative.
+
+    The kernel's own count tells a process that it killed for its memory from one that somebody else killed.
+    """
+    if status == -signal.SIGKILL and oom_kills(groups) > oom_kills_before:
+        return FatalReport(reason="OutOfMemory", message=_out_of_memory(groups))
+    if status == -signal.SIGKILL:
+        who = "by a person or a program" if groups else "by a person or a program, or by the kernel for its memory"
+        message = f"the engine's process was killed by signal 9 (SIGKILL) from outside: {who}; the server starts again"
+        return FatalReport(reason="EngineKilled", message=message)
+    if status < 0:
+        words = f"was ended by signal {-status} ({_signal_name(-status)})"
+        return FatalReport(reason="EngineDied", message=f"the engine's process {words}; the log above may say why")
+    words = f"ended with status {status}"
+    return FatalReport(reason="EngineDied", message=f"the engine's process {words}; the log above may say why")
+
+
+def _out_of_memory(groups: Sequence[cgroup.MemoryGroup]) -> str:
+    killed = "the engine's process was killed by the kernel for its memory"
+    limited = [group for group in groups if group.limit_bytes is not None]
+    if not limited:
+        return f"{killed}: the machine had none left and there is no limit; set a memory limit, or engine.kvCacheBytes"
+    tightest = min(limited, key=lambda group: group.limit_bytes or 0)
+    peak = f", of which {tightest.peak_bytes / MIB:.0f} MiB were used at most" if tightest.peak_bytes else ""
+    return (
+        f"{killed}: the limit is {(tightest.limit_bytes or 0) / MIB:.0f} MiB{peak}; raise the memory limit, or lower "
+        "engine.kvCacheBytes, engine.maxBatchSize or engine.maxModelLength"
+    )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
 
 
 def _log_level() -> str:

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from llm_runtime.contract import EngineConfig, ModelConfig
 from llm_runtime.engine.int8 import quantize_int8
-from llm_runtime.engine.memory import available_bytes, check_room
+from llm_runtime.engine.memory import available_bytes, check_room, limit_bytes
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelUnsupported, OutOfMemory
 from llm_runtime.models.agreement import difference, probe_tokens
 from llm_runtime.models.codec import (
@@ -176,8 +176,9 @@ def _check_fit(folder: Path, settings: Any, engine: EngineConfig, device: str, d
     """Before anything big is read. Raises OutOfMemory saying what would fit."""
     text = settings.get_text_config(decoder=True).to_dict()
     text["tie_word_embeddings"] = getattr(settings, "tie_word_embeddings", False)
-    plan = Plan(tensors_of(folder), text, engine, str(dtype).removeprefix("torch."), device)
     free = free_device_bytes(device)
+    limit = limit_bytes() if free is None else None
+    plan = Plan(tensors_of(folder), text, engine, str(dtype).removeprefix("torch."), device, limit)
     need = check_fit(plan, available_bytes() if free is None else free)
     log.info(
         "the model fits",

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from llm_runtime.contract import EngineConfig
 from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool
 from llm_runtime.engine.lora import AdapterSet
-from llm_runtime.engine.memory import available_bytes, blocks_that_fit
+from llm_runtime.engine.memory import available_bytes, blocks_that_fit, limit_bytes
 from llm_runtime.engine.recovery import Runner
 from llm_runtime.engine.sampler import Sampler
 from llm_runtime.engine.scheduler import Batch, Span
@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 PROBE_WINDOW = 5
 """Sliding windows are made so short for the probe: shorter than its first chunk, so that every way meets a border."""
+
+UNLIMITED_CACHE_BYTES = 4 << 30
+"""On a CPU without a memory limit the cache takes no more by default: the rest of the machine is not ours."""
 
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 """Rotary positions whose frequencies change for everybody as soon as the longest sequence of a batch passes a limit."""
@@ -218,10 +221,8 @@ def _measure(runner: SequentialRunner, loaded: Loaded, probe: list[int], length:
 
 def room_for(block_bytes: int, loaded: Loaded, engine: EngineConfig, length: int, *, sharing: bool) -> BlockPool:
     """Blocks of `block_bytes` each: for all sequences at full length, or what memory holds. Raises OutOfMemory."""
-    on_device = free_device_bytes(loaded.device)
-    left = available_bytes() if on_device is None else on_device
-    free = int(CACHE_FRACTION * left) if engine.kv_cache_bytes is None else min(engine.kv_cache_bytes, left)
     one = BlockPool.needed(length)
+    free = _cache_room(loaded.device, engine, one * block_bytes)
     blocks = blocks_that_fit(engine.max_batch_size * one, one, block_bytes, free)
     log.info(
         "key-value cache",
@@ -231,3 +232,16 @@ def room_for(block_bytes: int, loaded: Loaded, engine: EngineConfig, length: int
         },
     )  # fmt: skip
     return BlockPool(blocks, sharing)
+
+
+def _cache_room(device: str, engine: EngineConfig, one_sequence: int) -> int:
+    """Bytes that keys and values may take: as configured, or most of what is left."""
+    on_device = free_device_bytes(device)
+    left = available_bytes() if on_device is None else on_device
+    if engine.kv_cache_bytes is not None:
+        return min(engine.kv_cache_bytes, left)
+    most = int(CACHE_FRACTION * left)
+    if on_device is None and limit_bytes() is None:
+        # Nobody has said how much of the machine is for this server.
+        return min(most, max(UNLIMITED_CACHE_BYTES, one_sequence))
+    return most

@@ -23,9 +23,13 @@ def main() -> None:
 
     async def load() -> Loaded:
         engine = await start_engine(chosen, Path(ANSWER), WORKER)
-        return Loaded(engine, engine.codec)
+        return Loaded(engine, engine.codec, on_death=engine.on_death)
 
-    Server(create_app(Services(chosen, load)), "127.0.0.1", int(sys.argv[1])).run()
+    services = Services(chosen, load)
+    Server(create_app(services), "127.0.0.1", int(sys.argv[1])).run()
+    if services.failure:
+        logs.report_fatal(services.failure)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -102,18 +102,45 @@ def test_an_idle_server_leaves_at_once(start: Start) -> None:
     assert time.monotonic() - began < 1.5
 
 
-def test_a_killed_engine_ends_streams_with_an_error_and_fails_liveness(start: Start) -> None:
-    process, url = start(3)
+def engine_of(process: "subprocess.Popen[str]") -> int:
     [worker] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return int(worker)
+
+
+def test_a_killed_engine_ends_streams_with_an_error_and_then_the_server(start: Start) -> None:
+    process, url = start(30)
     with stream(url) as response:
         lines = response.iter_lines()
         next(lines)
-        os.kill(int(worker), signal.SIGKILL)
+        os.kill(engine_of(process), signal.SIGKILL)
         text = "\n".join(lines)
     assert "engine failed" in events(text)[-1]["error"]["message"]
-    eventually(lambda: (status(f"{url}/livez"), status(f"{url}/readyz")) == (503, 503))
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=20) == 1, "nobody had to send a signal"
+    said = list(process.stdout or [])
+    report = report_from_termination_message(said[-1])
+    assert report
+    assert report.reason == "EngineKilled"
+    assert "signal 9" in report.message
+    assert [json.loads(line)["outcome"] for line in said if '"usage"' in line] == ["failed"]
+
+
+def test_who_comes_while_a_server_ends_for_its_engines_death_is_told_to_come_back(start: Start) -> None:
+    process, url = start(30)
+    with httpx.Client(trust_env=False, timeout=20) as client:
+        os.kill(engine_of(process), signal.SIGKILL)
+        eventually(lambda: client.get(f"{url}/readyz").status_code == 503)
+        answer = client.post(f"{url}/v1/chat/completions", json=chat_body())
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    assert answer.json()["error"]["type"] == "server_error"
+    assert process.wait(timeout=20) == 1
+
+
+def test_a_client_that_is_slow_with_its_body_does_not_hold_up_the_end_of_a_broken_server(start: Start) -> None:
+    process, url = start(30)
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as slow:
+        slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        os.kill(engine_of(process), signal.SIGKILL)
+        assert process.wait(timeout=10) == 1
 
 
 def give_up(*arguments: str, **environment: str) -> FatalReport:

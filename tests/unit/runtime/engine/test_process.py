@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig
+from llm_runtime.contract import EngineConfig, FatalReport, ModelConfig, RuntimeConfig
+from llm_runtime.engine.cgroup import MemoryGroup
 from llm_runtime.engine.client import EngineClient
-from llm_runtime.engine.process import EngineProcess, start_engine
+from llm_runtime.engine.memory import MIB
+from llm_runtime.engine.process import EngineProcess, death, start_engine
 from llm_runtime.errors import EngineFailed, InvalidRequest, QueueFull, ServiceUnavailable
 from llm_runtime.request import FinishReason, TokenEvent
 from unit.runtime.engine.fakes import request, text_of
@@ -93,7 +95,7 @@ async def test_a_stream_that_is_left_frees_its_place(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "reason"), [("missing", "ModelNotFound"), ("broken", "LoadFailed"), ("dies", "OutOfMemory")]
+    ("folder", "reason"), [("missing", "ModelNotFound"), ("broken", "LoadFailed"), ("dies", "EngineKilled")]
 )
 async def test_a_model_that_does_not_load_says_why(start: Start, folder: str, reason: str) -> None:
     with pytest.raises(EngineFailed) as failed:
@@ -113,6 +115,44 @@ async def test_a_killed_engine_ends_every_stream_with_an_error(start: Start) -> 
     assert not client.stats().alive
     with pytest.raises(ServiceUnavailable):
         client.generate(request())
+
+
+async def test_whoever_asks_is_told_of_a_death_that_nobody_wanted(start: Start) -> None:
+    client, other, told = await start(), await start(), list[FatalReport]()
+    client.on_death(told.append)
+    other.on_death(told.append)
+    process_of(client).send_signal(signal.SIGSEGV)
+    await asyncio.to_thread(other.close)
+    await until(lambda: bool(told))
+    client.on_death(told.append)  # Also who asks late.
+    assert [report.reason for report in told] == ["EngineDied", "EngineDied"]
+    assert "signal 11 (SIGSEGV)" in told[0].message
+
+
+def group(limit_mib: int | None = 1024, oom_kills: int = 0) -> MemoryGroup:
+    return MemoryGroup(None if limit_mib is None else limit_mib * MIB, 900 * MIB, 1000 * MIB, 0, oom_kills)
+
+
+def test_the_kernels_count_tells_lack_of_memory_from_a_kill_from_outside() -> None:
+    report = death(-9, [group(oom_kills=3), group(limit_mib=None)], oom_kills_before=2)
+    assert report.reason == "OutOfMemory"
+    assert "the limit is 1024 MiB, of which 1000 MiB were used at most; raise the memory limit" in report.message
+    report = death(-9, [group(limit_mib=None, oom_kills=1)], oom_kills_before=0)
+    assert (report.reason, "there is no limit" in report.message) == ("OutOfMemory", True)
+    report = death(-9, [group(oom_kills=2)], oom_kills_before=2)
+    assert (report.reason, "signal 9 (SIGKILL) from outside" in report.message) == ("EngineKilled", True)
+
+
+def test_an_engine_that_ended_by_itself_is_said_to_have_ended_so() -> None:
+    assert death(1, [], 0) == FatalReport(
+        reason="EngineDied", message="the engine's process ended with status 1; the log above may say why"
+    )
+    assert "signal 6 (SIGABRT)" in death(-6, [group()], 0).message
+
+
+def test_the_tightest_limit_around_the_process_is_the_one_that_is_told() -> None:
+    report = death(-9, [group(2048, oom_kills=1), group(512)], 0)
+    assert "the limit is 512 MiB" in report.message
 
 
 async def test_an_engine_that_dies_between_requests_is_noticed(start: Start) -> None:

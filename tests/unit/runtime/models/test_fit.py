@@ -10,7 +10,16 @@ import pytest
 from llm_runtime.contract import EngineConfig
 from llm_runtime.engine.memory import MIB
 from llm_runtime.errors import ModelCorrupt, OutOfMemory
-from llm_runtime.models.fit import Plan, cache_bytes, check_fit, needed, tensors_of, ways_out, weight_bytes
+from llm_runtime.models.fit import (
+    PROCESS_BYTES,
+    Plan,
+    cache_bytes,
+    check_fit,
+    needed,
+    tensors_of,
+    ways_out,
+    weight_bytes,
+)
 from unit.runtime.models.fakes import safetensors, write_model
 
 HIDDEN, LAYERS, VOCABULARY = 1024, 8, 32000
@@ -26,6 +35,8 @@ TENSORS: dict[str, Any] = {
     f"model.layers.{i}.self_attn.q_proj.weight": {"dtype": "BF16", "shape": [HIDDEN, HIDDEN]} for i in range(LAYERS)
 }  # fmt: skip
 NUMBERS = LINEARS + 2 * VOCABULARY * HIDDEN
+BESIDE = PROCESS_BYTES + 4 * HIDDEN * HIDDEN
+"""A CPU's, with the largest layer a second time."""
 TOKEN_BYTES = 2 * LAYERS * 4 * 64 * 4
 
 
@@ -102,7 +113,7 @@ def test_a_refusal_says_what_is_needed_and_what_is_there() -> None:
         (plan(max_model_length=256).changed(max_batch_size=1024), 350, ["engine.maxBatchSize 512"]),
         (plan(max_model_length=4096, kv_cache_bytes=32 * MIB), 9000, ["maxModelLength 2048", "kvCacheBytes"]),
         (plan(max_model_length=4096), 20, []),
-        (plan("cpu", max_model_length=4096, quantization="int8"), 200, ["engine.dtype bfloat16"]),
+        (plan("cpu", max_model_length=4096, quantization="int8"), 500, ["engine.dtype bfloat16"]),
     ],
 )  # fmt: skip
 def test_every_way_out_is_true(wanted: Plan, free_mib: int, ways: list[str]) -> None:
@@ -131,9 +142,24 @@ def followed(wanted: Plan, free_bytes: int, words: str) -> tuple[Plan, int]:
 
 def test_on_a_cpu_int8_needs_the_whole_weights_for_a_moment() -> None:
     small = plan("cpu", max_model_length=256, quantization="int8")
-    assert needed(small).total == needed(small).loading == 4 * NUMBERS
-    assert "before they are quantised" in refusal(small, 4 * NUMBERS - 1)
+    assert needed(small).total == needed(small).loading == 4 * NUMBERS + BESIDE
+    assert "before they are quantised" in refusal(small, 4 * NUMBERS + BESIDE - 1)
     assert needed(replace(small, device="cuda")).total < 4 * NUMBERS
+
+
+def test_a_cpu_needs_room_for_its_processes_for_packing_and_for_a_second_output_layer() -> None:
+    tied = replace(plan("cpu", max_model_length=1024), settings=LLAMA | {"tie_word_embeddings": True})
+    need = needed(tied)
+    share = 1024 * TOKEN_BYTES / 4
+    assert need.reserve == pytest.approx(share + 4 * VOCABULARY * HIDDEN + BESIDE, abs=1)
+    assert needed(replace(tied, device="cuda")).reserve == pytest.approx(share, abs=1)
+
+
+def test_a_refusal_names_the_limit_that_would_do() -> None:
+    tight = replace(plan("cpu", max_model_length=4096), limit_bytes=1000 * MIB)
+    need = needed(tight).total
+    said = refusal(tight, need - 100 * MIB)
+    assert "which a memory limit of 1100 MiB leaves instead of 1000 MiB" in said
 
 
 def test_a_header_that_is_not_whole_is_corrupt_not_too_large(tmp_path: Path) -> None:
