@@ -119,11 +119,14 @@ def pod_state(pod: dict[str, Any]) -> str:
     name, status = pod["metadata"]["name"], pod.get("status", {})
     if "deletionTimestamp" in pod["metadata"]:
         return f"{name} ends"
-    for container in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
+    first = status.get("initContainerStatuses", [])
+    for container in [*first, *status.get("containerStatuses", [])]:
         state = container.get("state", {})
         if reason := state.get("waiting", {}).get("reason"):
             if reason != "PodInitializing":
                 return f"{name}: {reason}"
+        elif "running" in state and container in first:
+            return f"{name}: {container['name']} runs"
         elif "running" in state and not container.get("ready"):
             return f"{name}: {container['name']} runs, not ready yet"
     conditions = {each["type"]: each for each in status.get("conditions", [])}
@@ -200,7 +203,7 @@ class Demo:
         self.shell.run("cat manifests/samples/support-bot.yaml")
         self.shell.run("kubectl apply -f manifests/samples/support-bot.yaml -f manifests/samples/web-team-key.yaml")
         wait = f"kubectl wait llmd/{MODEL} --for=condition=Ready --timeout=300s"
-        with self.shell.follow(["kubectl", "get", "llmd", "--watch"], self.pods):
+        with self.shell.follow(["kubectl", "get", "llmd", "--watch"], self.roll_out):
             self.shell.run(wait, show=False)
         self.shell.run(wait)
         self.shell.run("kubectl get llmd,llmkey,service,pods")
@@ -228,6 +231,15 @@ class Demo:
         console.print(Text(answer, style="bold yellow"))
         return answer
 
+    def roll_out(self) -> str:
+        """What the LLMDeployment and its pods are at, in one line."""
+        told = f"kubectl get llmd {MODEL} -o jsonpath='{{.status.conditions[?(@.type==\"Ready\")].message}}'"
+        try:
+            message = self.shell.run(told, show=False).strip()
+        except CommandFailed:
+            message = ""
+        return "; ".join(filter(None, [message, self.pods()]))
+
     def pods(self, namespace: str = "default") -> str:
         """What each pod of a namespace is at, in one line."""
         try:
@@ -247,7 +259,7 @@ class Demo:
             typed(f"python -m devstack.registry alias {MODEL} {ALIAS} 2")
             moved = time.monotonic()
             set_alias(self.stack.mlflow.uri, MODEL, ALIAS, "2")
-            with self.shell.follow(["kubectl", "get", "llmd", "--watch"], self.pods):
+            with self.shell.follow(["kubectl", "get", "llmd", "--watch"], self.roll_out):
                 self.wait_for_version("2")
             console.print(f"[green]✓[/] version 2 serves, {time.monotonic() - moved:.1f} s after the alias moved")
             self.curl()

@@ -92,8 +92,11 @@ def pod(**status: Any) -> dict[str, Any]:
 def test_a_pods_state_names_what_it_waits_for() -> None:
     fetching = {"name": "fetch", "ready": False, "state": {"running": {}}}
     behind = {"name": "runtime", "ready": False, "state": {"waiting": {"reason": "PodInitializing"}}}
-    assert demo.pod_state(pod(initContainerStatuses=[fetching], containerStatuses=[behind])) == (
-        "bot-1: fetch runs, not ready yet"
+    assert demo.pod_state(pod(initContainerStatuses=[fetching], containerStatuses=[behind])) == "bot-1: fetch runs"
+    fetched = {"name": "fetch", "ready": True, "state": {"terminated": {"exitCode": 0}}}
+    loading = {"name": "runtime", "ready": False, "state": {"running": {}}}
+    assert demo.pod_state(pod(initContainerStatuses=[fetched], containerStatuses=[loading])) == (
+        "bot-1: runtime runs, not ready yet"
     )
     broken = {"name": "runtime", "ready": False, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
     assert demo.pod_state(pod(containerStatuses=[broken])) == "bot-1: CrashLoopBackOff"
