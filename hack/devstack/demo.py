@@ -114,6 +114,14 @@ def send(url: str, key: str) -> httpx.Response:
         return client.post(f"{url}/v1/chat/completions", headers={"Authorization": f"Bearer {key}"}, json=question())
 
 
+def message(deployment: dict[str, Any]) -> str:
+    """What an LLMDeployment says of itself."""
+    conditions = deployment.get("status", {}).get("conditions", [])
+    return next(
+        (str(each["message"]) for each in conditions if each["type"] == "Ready"), "not seen by the operator yet"
+    )
+
+
 def pod_state(pod: dict[str, Any]) -> str:
     """One pod in a few words: what its containers wait for, else why it is not ready, else that it is."""
     name, status = pod["metadata"]["name"], pod.get("status", {})
@@ -194,7 +202,7 @@ class Demo:
         chapter("2  Install the operator")
         edits = " ".join(f"-e {shlex.quote(f's|{old}|{new}|')}" for old, new in self.stack.install_edits())
         self.shell.run(f"sed {edits} manifests/install.yaml | kubectl apply --server-side -f -")
-        with step("operator ready", lambda: self.pods("llm-operator-system")):
+        with step("operator ready", self.operator):
             self.shell.run("kubectl -n llm-operator-system rollout status deployment --timeout=120s", show=False)
         self.shell.run("kubectl -n llm-operator-system get pods")
 
@@ -233,20 +241,18 @@ class Demo:
 
     def roll_out(self) -> str:
         """What the LLMDeployment and its pods are at, in one line."""
-        told = f"kubectl get llmd {MODEL} -o jsonpath='{{.status.conditions[?(@.type==\"Ready\")].message}}'"
-        try:
-            message = self.shell.run(told, show=False).strip()
-        except CommandFailed:
-            message = ""
-        return "; ".join(filter(None, [message, self.pods()]))
+        return self.state("default", "llmd,pods")
 
-    def pods(self, namespace: str = "default") -> str:
-        """What each pod of a namespace is at, in one line."""
+    def operator(self) -> str:
+        """What the operator's pods are at, in one line."""
+        return self.state("llm-operator-system", "pods")
+
+    def state(self, namespace: str, kinds: str) -> str:
         try:
-            items = json.loads(self.shell.run(f"kubectl -n {namespace} get pods -o json", show=False))["items"]
+            found = json.loads(self.shell.run(f"kubectl -n {namespace} get {kinds} -o json", show=False))["items"]
         except CommandFailed:
             return "the API server does not answer"
-        return "; ".join(map(pod_state, items)) or "no pods yet"
+        return "; ".join(pod_state(each) if each["kind"] == "Pod" else message(each) for each in found) or "no pods yet"
 
     def promote(self) -> None:
         chapter("5  Promote version 2 while clients keep asking")

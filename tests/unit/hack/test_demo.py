@@ -106,6 +106,17 @@ def test_a_pods_state_names_what_it_waits_for() -> None:
     assert demo.pod_state({"metadata": {"name": "bot-1", "deletionTimestamp": "now"}}) == "bot-1 ends"
 
 
+def test_a_roll_out_is_told_by_the_deployments_own_words_and_its_pods() -> None:
+    class Told:
+        def run(self, command: str, show: bool) -> str:
+            deployment = {"kind": "LLMDeployment", "status": {"conditions": [{"type": "Ready", "message": "0 of 1"}]}}
+            return json.dumps({"items": [deployment, {"kind": "Pod", **pod(phase="Pending")}]})
+
+    story = demo.Demo(cast("Stack", None))
+    story.shell = cast("demo.Shell", Told())
+    assert story.roll_out() == "0 of 1; bot-1: Pending"
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The demo's own files, with preparations that the test writes."""
