@@ -114,16 +114,27 @@ def send(url: str, key: str) -> httpx.Response:
         return client.post(f"{url}/v1/chat/completions", headers={"Authorization": f"Bearer {key}"}, json=question())
 
 
+def message(deployment: dict[str, Any]) -> str:
+    """What an LLMDeployment says of itself."""
+    conditions = deployment.get("status", {}).get("conditions", [])
+    return next(
+        (str(each["message"]) for each in conditions if each["type"] == "Ready"), "not seen by the operator yet"
+    )
+
+
 def pod_state(pod: dict[str, Any]) -> str:
     """One pod in a few words: what its containers wait for, else why it is not ready, else that it is."""
     name, status = pod["metadata"]["name"], pod.get("status", {})
     if "deletionTimestamp" in pod["metadata"]:
         return f"{name} ends"
-    for container in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
+    first = status.get("initContainerStatuses", [])
+    for container in [*first, *status.get("containerStatuses", [])]:
         state = container.get("state", {})
         if reason := state.get("waiting", {}).get("reason"):
             if reason != "PodInitializing":
                 return f"{name}: {reason}"
+        elif "running" in state and container in first:
+            return f"{name}: {container['name']} runs"
         elif "running" in state and not container.get("ready"):
             return f"{name}: {container['name']} runs, not ready yet"
     conditions = {each["type"]: each for each in status.get("conditions", [])}
@@ -191,7 +202,7 @@ class Demo:
         chapter("2  Install the operator")
         edits = " ".join(f"-e {shlex.quote(f's|{old}|{new}|')}" for old, new in self.stack.install_edits())
         self.shell.run(f"sed {edits} manifests/install.yaml | kubectl apply --server-side -f -")
-        with step("operator ready", lambda: self.pods("llm-operator-system")):
+        with step("operator ready", self.operator):
             self.shell.run("kubectl -n llm-operator-system rollout status deployment --timeout=120s", show=False)
         self.shell.run("kubectl -n llm-operator-system get pods")
 
@@ -200,7 +211,7 @@ class Demo:
         self.shell.run("cat manifests/samples/support-bot.yaml")
         self.shell.run("kubectl apply -f manifests/samples/support-bot.yaml -f manifests/samples/web-team-key.yaml")
         wait = f"kubectl wait llmd/{MODEL} --for=condition=Ready --timeout=300s"
-        with self.shell.follow(["kubectl", "get", "llmd", "--watch"], self.pods):
+        with self.shell.follow(["kubectl", "get", "llmd", "--watch"], self.roll_out):
             self.shell.run(wait, show=False)
         self.shell.run(wait)
         self.shell.run("kubectl get llmd,llmkey,service,pods")
@@ -228,13 +239,20 @@ class Demo:
         console.print(Text(answer, style="bold yellow"))
         return answer
 
-    def pods(self, namespace: str = "default") -> str:
-        """What each pod of a namespace is at, in one line."""
+    def roll_out(self) -> str:
+        """What the LLMDeployment and its pods are at, in one line."""
+        return self.state("default", "llmd,pods")
+
+    def operator(self) -> str:
+        """What the operator's pods are at, in one line."""
+        return self.state("llm-operator-system", "pods")
+
+    def state(self, namespace: str, kinds: str) -> str:
         try:
-            items = json.loads(self.shell.run(f"kubectl -n {namespace} get pods -o json", show=False))["items"]
+            found = json.loads(self.shell.run(f"kubectl -n {namespace} get {kinds} -o json", show=False))["items"]
         except CommandFailed:
             return "the API server does not answer"
-        return "; ".join(map(pod_state, items)) or "no pods yet"
+        return "; ".join(pod_state(each) if each["kind"] == "Pod" else message(each) for each in found) or "no pods yet"
 
     def promote(self) -> None:
         chapter("5  Promote version 2 while clients keep asking")
@@ -247,7 +265,7 @@ class Demo:
             typed(f"python -m devstack.registry alias {MODEL} {ALIAS} 2")
             moved = time.monotonic()
             set_alias(self.stack.mlflow.uri, MODEL, ALIAS, "2")
-            with self.shell.follow(["kubectl", "get", "llmd", "--watch"], self.pods):
+            with self.shell.follow(["kubectl", "get", "llmd", "--watch"], self.roll_out):
                 self.wait_for_version("2")
             console.print(f"[green]✓[/] version 2 serves, {time.monotonic() - moved:.1f} s after the alias moved")
             self.curl()

@@ -17,6 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 NODE_NAME = "process-node"
 
 
+def _told_already(_: str) -> None:
+    """Takes the lines of a wait that `progress` was told of."""
+
+
 class Stack:
     """A running development stack below one folder; leaving the `with` block ends all of it.
 
@@ -60,10 +64,12 @@ class Stack:
             self.folder / "cluster", progress=progress, provider=self.provider, context=self.context
         )
         self._undo.append(("the control plane", self.cluster.stop))
-        self._start_node(progress)
-        self.mlflow.wait(progress)
+        progress("waiting for the process node")
+        self._start_node()
+        progress("waiting for the MLflow server")
+        self.mlflow.wait(_told_already)
 
-    def _start_node(self, progress: Callable[[str], None]) -> None:
+    def _start_node(self) -> None:
         command = [
             *(sys.executable, "-m", "node", "--kubeconfig", str(self.cluster.kubeconfig), "--name", NODE_NAME),
             *("--folder", str(self.folder / "node"), "--path", str(Path(sys.executable).parent)),
@@ -76,7 +82,7 @@ class Stack:
         env = {"PYTHONPATH": str(ROOT / "hack"), "PATH": self.cluster.environment()["PATH"]}
         self.node = Child("process node", command, self.folder / "node.log", env=env)
         self._undo.append(("the process node and its pods", lambda: self.node.stop(grace_seconds=30)))
-        wait_until(self.node, self._node_ready, timeout_seconds=60, say=progress)
+        wait_until(self.node, self._node_ready, timeout_seconds=60, say=_told_already)
         if self.cluster.kind == "kind":
             self._keep_pods_here()
 

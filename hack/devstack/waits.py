@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SILENT_SECONDS = 5.0
-"""How long a wait may be silent, and how often it speaks afterwards."""
+SILENT_SECONDS, LATER_SECONDS = 5.0, 15.0
+"""How long a wait may be silent: at first, and once it lasts for minutes."""
 
 
 def complain(text: str) -> None:
@@ -21,13 +21,21 @@ def complain(text: str) -> None:
 
 @contextmanager
 def waiting(
-    what: Callable[[], str], say: Callable[[str], None] = complain, every_seconds: float = SILENT_SECONDS
+    what: Callable[[], str], say: Callable[[str], None] = complain, every_seconds: float | None = None
 ) -> Iterator[None]:
-    """Say `what()` and the seconds so far, again and again until the block ends. A quick block says nothing."""
+    """Say `what()` and the seconds so far, again and again until the block ends. A quick block says nothing.
+
+    Without `every_seconds` the lines come more rarely as time goes on.
+    """
     started, ended = time.monotonic(), threading.Event()
 
+    def pause() -> float:
+        if every_seconds is not None:
+            return every_seconds
+        return min(max((time.monotonic() - started) / 4, SILENT_SECONDS), LATER_SECONDS)
+
     def speak() -> None:
-        while not ended.wait(every_seconds):
+        while not ended.wait(pause()):
             say(f"{what()} ({time.monotonic() - started:.0f} s)")
 
     speaker = threading.Thread(target=speak, daemon=True)

@@ -92,8 +92,11 @@ def pod(**status: Any) -> dict[str, Any]:
 def test_a_pods_state_names_what_it_waits_for() -> None:
     fetching = {"name": "fetch", "ready": False, "state": {"running": {}}}
     behind = {"name": "runtime", "ready": False, "state": {"waiting": {"reason": "PodInitializing"}}}
-    assert demo.pod_state(pod(initContainerStatuses=[fetching], containerStatuses=[behind])) == (
-        "bot-1: fetch runs, not ready yet"
+    assert demo.pod_state(pod(initContainerStatuses=[fetching], containerStatuses=[behind])) == "bot-1: fetch runs"
+    fetched = {"name": "fetch", "ready": True, "state": {"terminated": {"exitCode": 0}}}
+    loading = {"name": "runtime", "ready": False, "state": {"running": {}}}
+    assert demo.pod_state(pod(initContainerStatuses=[fetched], containerStatuses=[loading])) == (
+        "bot-1: runtime runs, not ready yet"
     )
     broken = {"name": "runtime", "ready": False, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
     assert demo.pod_state(pod(containerStatuses=[broken])) == "bot-1: CrashLoopBackOff"
@@ -101,6 +104,17 @@ def test_a_pods_state_names_what_it_waits_for() -> None:
     assert demo.pod_state(pod(phase="Pending", conditions=[unplaced])) == "bot-1: 0/1 nodes are available"
     assert demo.pod_state(pod(phase="Running", conditions=[{"type": "Ready", "status": "True"}])) == "bot-1 is ready"
     assert demo.pod_state({"metadata": {"name": "bot-1", "deletionTimestamp": "now"}}) == "bot-1 ends"
+
+
+def test_a_roll_out_is_told_by_the_deployments_own_words_and_its_pods() -> None:
+    class Told:
+        def run(self, command: str, show: bool) -> str:
+            deployment = {"kind": "LLMDeployment", "status": {"conditions": [{"type": "Ready", "message": "0 of 1"}]}}
+            return json.dumps({"items": [deployment, {"kind": "Pod", **pod(phase="Pending")}]})
+
+    story = demo.Demo(cast("Stack", None))
+    story.shell = cast("demo.Shell", Told())
+    assert story.roll_out() == "0 of 1; bot-1: Pending"
 
 
 @pytest.fixture
