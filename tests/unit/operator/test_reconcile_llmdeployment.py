@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llm_operator.cluster import Unavailable
+from llm_operator.plans.rollout import stamp
 from llm_operator.reconcile import Done, Pace, Retry, reconcile
 from llm_operator.registry import AliasNotFound, RegistryUnreachable
 from llm_operator.state import Key
@@ -322,6 +323,32 @@ async def test_a_changed_key_secret_is_noticed_by_its_resource_version() -> None
     assert (await look(world, check)).wake == ()
     await world.cluster.patch("Secret", NAMESPACE, "bot-keys", {"data": {"keys.json": "e30="}})
     assert (await look(world, check)).wake == (KEY,)
+
+
+async def test_a_node_that_an_autoscaler_adds_is_read_off_the_events_of_the_pod_that_waits_for_it() -> None:
+    world = World()
+    await serving(world)
+    world.registry.aliases["bot"]["champion"] = "2"
+    await look(world)
+    new = world.status()["candidate"]["revision"]
+    message = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+    unplaced = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    pod(world, new, conditions=[unplaced])
+    await look(world)
+    for kind in ("Ready", "Progressing"):
+        assert world.condition(kind)["reason"] == "PodUnschedulable"
+        assert "a node is on its way" not in world.condition(kind)["message"]
+    added = {
+        "metadata": {"name": "scale-up", "namespace": NAMESPACE},
+        "involvedObject": {"kind": "Pod", "name": f"bot-{new}-x"},
+        "reason": "TriggeredScaleUp",
+        "message": "pod triggered scale-up: [{gpus 1->2 (max: 3)}]",
+        "lastTimestamp": stamp(world.clock()),
+    }
+    world.cluster._store("autoscaler", ("Event", NAMESPACE, "scale-up"), added)
+    await look(world)
+    for kind in ("Ready", "Progressing"):
+        assert "a node is on its way for it: pod triggered scale-up" in world.condition(kind)["message"]
 
 
 async def test_recreate_waits_for_the_last_old_pod() -> None:
