@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kindstack import KindCluster
 
 from devstack.registry import MlflowServer, push, set_alias
 from kind.site import ROOT, Front, Site
-from kindstack import KindCluster
 from unit.runtime import tiny_model
 
 ORDER = ("install", "keys", "engine", "promotions", "nodes", "surroundings", "upgrade")
@@ -57,11 +57,11 @@ def mlflow(cluster: KindCluster, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture(scope="session")
-def site(cluster: KindCluster, mlflow: MlflowServer) -> Iterator[Site]:
+def site(cluster: KindCluster, mlflow: MlflowServer) -> Site:
     """Installed with default values but for the addresses of images and registry."""
     made = Site(cluster, mlflow)
     made.installed_seconds = made.helm("install")
-    yield made
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ class Site:
         }
 
     def helm(self, verb: str, *options: str, **values: Any) -> float:
-        """`helm install` or `upgrade` with these values over the images'; returns the seconds until it is rolled out."""
+        """`helm install` or `upgrade` with these values over the images'; the seconds until it is rolled out."""
         chosen = merged(self.image_values(), values)
         started = time.monotonic()
         command = (verb, RELEASE, str(CHART), "--namespace", NAMESPACE, "--create-namespace", "--values", "-", *options)

@@ -29,7 +29,8 @@ spec:
 """
 PROBE = """
 import json, os, pathlib
-status = dict(line.split(":\\t", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines() if ":\\t" in line)
+lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+status = dict(line.split(":\\t", 1) for line in lines if ":\\t" in line)
 def writable(folder):
     try:
         (pathlib.Path(folder) / "probe").write_text("")
