@@ -14,6 +14,9 @@ demo: ## From kubectl apply to an answer of a real model, on this machine, witho
 test: ## All tests, or with TIER= unit, control-plane or e2e
 	hack/test $(or $(TIER),all) $(ARGS)
 
+e2e-kind: ## The suite on a real kind cluster; ARGS="up" keeps one, "down" removes it, KIND_IMAGE names the nodes' image
+	hack/e2e-kind $(ARGS)
+
 check: ## Format, lint, types, import rules, generated files
 	hack/check
 
@@ -55,7 +58,7 @@ logs: engine ## Follow the logs of run-docker
 	$(DOCKER) logs --follow llm-runtime
 
 help: ## Say what there is
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 .PHONY: engine
 engine:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from devstack import control_plane
+from devstack.waits import complain
 
 Kind = Literal["local", "kind", "context"]
 Provider = Literal["auto", "local", "kind", "context"]
@@ -38,7 +39,8 @@ class ClusterError(RuntimeError):
 class Cluster:
     """A running or attached control plane.
 
-    `kubeconfig` is the administrator's. `programs` holds kubectl, helm and kwok when the cluster is local, else None.
+    `kubeconfig` is the administrator's. `programs` holds kubectl, helm and kwok when the cluster is local, or where
+    no kubectl was on the PATH; else None.
     """
 
     kubeconfig: Path
@@ -64,12 +66,17 @@ class Cluster:
         """
         chosen = choose(provider, context)
         folder = folder.resolve()
+        if chosen == "context" and not context:
+            raise ClusterError(
+                "name the context: --provider context --context NAME (kubectl config get-contexts lists them)"
+            )
         folder.mkdir(parents=True, exist_ok=True)
-        if chosen == "context":
-            return cls(attach_context(folder, context), "context", folder)
+        programs = build(progress) if chosen == "local" or shutil.which("kubectl") is None else None
+        if context and chosen == "context":
+            return cls(attach_context(folder, context, programs), "context", folder, programs)
         if chosen == "kind":
-            return cls(create_kind(folder, progress), "kind", folder)
-        programs = build(progress)
+            return cls(create_kind(folder, progress), "kind", folder, programs)
+        assert programs is not None
         return cls(start_local(folder, programs, detach, progress), "local", folder, programs)
 
     @classmethod
@@ -80,11 +87,10 @@ class Cluster:
             raise ClusterError(
                 f"no cluster in {folder}: start one with `python -m devstack.cluster up --folder {folder}`"
             )
-        if (folder / "kind-name").exists():
-            return cls(folder / "kubeconfig", "kind", folder)
-        if (folder / "pids").exists():
-            return cls(folder / "kubeconfig", "local", folder, build(lambda _: None))
-        return cls(folder / "kubeconfig", "context", folder)
+        local = (folder / "pids").exists()
+        programs = build(complain) if local or shutil.which("kubectl") is None else None
+        kind: Kind = "kind" if (folder / "kind-name").exists() else "local" if local else "context"
+        return cls(folder / "kubeconfig", kind, folder, programs)
 
     def stop(self) -> None:
         """End what `start` started and remove its state; an attached cluster is left as it is. Safe to call twice."""
@@ -97,14 +103,17 @@ class Cluster:
 
     def environment(self) -> dict[str, str]:
         """The environment for programs that talk to this cluster: KUBECONFIG, and PATH with kubectl and helm."""
-        path = os.environ.get("PATH", os.defpath)
-        if self.programs is not None:
-            path = f"{self.programs}{os.pathsep}{path}"
-        return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": path}
+        return {**with_programs(self.programs), "KUBECONFIG": str(self.kubeconfig)}
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """Run kubectl and return its standard output. Raises ClusterError with what it said on standard error."""
         return run("kubectl", *arguments, environment=self.environment(), stdin=stdin)
+
+
+def with_programs(programs: Path | None) -> dict[str, str]:
+    """This process's environment with the built programs, where there are some, first on the PATH."""
+    path = os.environ.get("PATH", os.defpath)
+    return {**os.environ, "PATH": path if programs is None else f"{programs}{os.pathsep}{path}"}
 
 
 def choose(provider: Provider, context: str | None) -> Kind:
@@ -176,15 +185,12 @@ def create_kind(folder: Path, progress: Callable[[str], None]) -> Path:
     return kubeconfig
 
 
-def attach_context(folder: Path, context: str | None) -> Path:
+def attach_context(folder: Path, context: str, programs: Path | None) -> Path:
     """A kubeconfig of its own for the context, so that nothing here can follow a later `kubectl config use-context`."""
-    if not context:
-        raise ClusterError(
-            "name the context: --provider context --context NAME (kubectl config get-contexts lists them)"
-        )
     if (folder / "pids").exists():
         raise ClusterError(f"{folder} holds a local cluster: choose another --folder")
-    text = run("kubectl", "config", "view", "--raw", "--minify", "--flatten", "--context", context)
+    view = ("kubectl", "config", "view", "--raw", "--minify", "--flatten", "--context", context)
+    text = run(*view, environment=with_programs(programs))
     file = folder / "kubeconfig"
     file.touch(mode=0o600)
     file.write_text(text)
@@ -226,10 +232,6 @@ def main() -> None:
             print("\n".join(f"export {name}={shlex.quote(environment[name])}" for name in ("KUBECONFIG", "PATH")))
     except ClusterError as error:
         raise SystemExit(str(error)) from error
-
-
-def complain(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

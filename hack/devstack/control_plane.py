@@ -47,13 +47,16 @@ def start(folder: Path, programs: Path, *, detach: bool, progress: Callable[[str
     write_keys(folder, programs, api)
     launch = Launcher(folder, programs, detach)
     launch("etcd", etcd_flags(folder, etcd, peer))
+    progress("waiting for etcd")
     wait_for(lambda: port_open(etcd), launch, "etcd")
     launch("kube-apiserver", apiserver_flags(folder, etcd, api))
+    progress("waiting for kube-apiserver")
     wait_for(lambda: answers(folder, "/readyz"), launch, "kube-apiserver")
     launch("kube-controller-manager", controller_flags(folder))
     launch("kube-scheduler", scheduler_flags(folder))
     # Pods are refused until the controllers have made this account.
     account = "/api/v1/namespaces/default/serviceaccounts/default"
+    progress("waiting for kube-controller-manager")
     wait_for(lambda: answers(folder, account), launch, "kube-controller-manager")
     progress(f"Kubernetes is ready after {time.monotonic() - started:.1f} s: {kubeconfig(folder)}")
     return kubeconfig(folder)

@@ -8,13 +8,16 @@ import base64
 import json
 import os
 import shlex
+import shutil
 import signal
 import statistics
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import httpx
 from rich.text import Text
 
 from devstack import smollm
@@ -23,6 +26,7 @@ from devstack.load import RequestLoop, Tally
 from devstack.registry import set_alias
 from devstack.stack import ROOT, Stack
 from devstack.terminal import CommandFailed, Shell, chapter, console, say, step, typed, until
+from devstack.waits import waiting
 
 MODEL, ALIAS, QUESTION = "support-bot", "champion", smollm.QUESTION
 
@@ -38,11 +42,12 @@ def main() -> None:
     stack = Stack(ROOT / ".demo", provider=arguments.provider, context=arguments.context)
     try:
         with stack:
-            Demo(stack).play()
+            demo = Demo(stack)
+            demo.play()
             console.print(f"\n[bold green]Done[/] in {time.monotonic() - started:.0f} s.")
             if arguments.keep:
-                keep(stack)
-            say("Stopping everything …")
+                keep(demo)
+            stop(stack)
     except KeyboardInterrupt:
         console.print("\nInterrupted; everything that the demo started has been stopped.")
         sys.exit(130)
@@ -63,16 +68,71 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def keep(stack: Stack) -> None:
+def stop(stack: Stack) -> None:
+    """End all of it, saying what is waited for."""
+    with step("stop everything") as now:
+        stack.stop(progress=now)
+
+
+def keep(demo: "Demo") -> None:
     """Say how to use what runs, and wait for Ctrl-C."""
+    file = demo.write_exports()
     chapter("Yours to try, until Ctrl-C")
-    console.print(f"  export KUBECONFIG={stack.cluster.kubeconfig} MLFLOW_TRACKING_URI={stack.mlflow.uri}")
-    console.print("  kubectl get llmd,llmkey,pods")
-    console.print(f"  open {stack.mlflow.uri} in a browser, or: python -m devstack.registry alias {MODEL} {ALIAS} 1")
+    say("In another terminal, from this folder:")
+    typed(f". {file.relative_to(ROOT)}")
+    for command in (
+        "kubectl get llmd,llmkey,pods",
+        as_curl("$URL", "$KEY"),
+        f"python -m devstack.registry alias {MODEL} {ALIAS} 1",
+    ):
+        typed(command)
+    say(f"MLflow's pages: {demo.stack.mlflow.uri}")
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
         console.print()
+    finally:
+        file.unlink()  # It holds a key.
+
+
+def question() -> dict[str, object]:
+    """The body of the demo's request."""
+    return {"model": MODEL, "temperature": 0, "messages": [{"role": "user", "content": QUESTION}]}
+
+
+def as_curl(url: str, key: str) -> str:
+    """The demo's request as a person types it; `url` and `key` may be variables of the shell."""
+    return (
+        f'curl -s {url}/v1/chat/completions -H "Authorization: Bearer {key}" '
+        f"-H 'Content-Type: application/json' -d {shlex.quote(json.dumps(question()))}"
+    )
+
+
+def send(url: str, key: str) -> httpx.Response:
+    """The same request, sent without curl, so that the demo needs none."""
+    with httpx.Client(timeout=120, trust_env=False) as client:
+        return client.post(f"{url}/v1/chat/completions", headers={"Authorization": f"Bearer {key}"}, json=question())
+
+
+def pod_state(pod: dict[str, Any]) -> str:
+    """One pod in a few words: what its containers wait for, else why it is not ready, else that it is."""
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    if "deletionTimestamp" in pod["metadata"]:
+        return f"{name} ends"
+    for container in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
+        state = container.get("state", {})
+        if reason := state.get("waiting", {}).get("reason"):
+            if reason != "PodInitializing":
+                return f"{name}: {reason}"
+        elif "running" in state and not container.get("ready"):
+            return f"{name}: {container['name']} runs, not ready yet"
+    conditions = {each["type"]: each for each in status.get("conditions", [])}
+    if conditions.get("Ready", {}).get("status") == "True":
+        return f"{name} is ready"
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        return f"{name}: {scheduled.get('message') or scheduled.get('reason')}"
+    return f"{name}: {status.get('phase', 'Pending')}"
 
 
 class Demo:
@@ -92,30 +152,46 @@ class Demo:
 
     def set_the_stage(self) -> None:
         chapter("1  A Kubernetes control plane, an MLflow server and a node, on this machine")
-        with step("a real instruction-tuned model: SmolLM2-135M-Instruct as safetensors"):
-            self.version_1 = smollm.make(CACHE / "models" / "smollm2-135m-instruct", progress=lambda _: None)
+        with step("a real instruction-tuned model: SmolLM2-135M-Instruct as safetensors") as now:
+            self.version_1 = smollm.make(CACHE / "models" / "smollm2-135m-instruct", progress=now)
             self.version_2 = smollm.make_variant(self.version_1, CACHE / "models" / "smollm2-135m-pirate")
-        with step("control plane (etcd, API server, controllers, scheduler), MLflow server, process node"):
-            self.stack.start(progress=lambda _: None)
-        self.shell = Shell(
-            {
-                "KUBECONFIG": str(self.stack.cluster.kubeconfig),
-                "MLFLOW_TRACKING_URI": self.stack.mlflow.uri,
-                "PYTHONPATH": str(ROOT / "hack"),
-                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            }
-        )
-        typed(f"export KUBECONFIG={self.stack.cluster.kubeconfig}")
-        typed(f"export MLFLOW_TRACKING_URI={self.stack.mlflow.uri}")
+        with step("control plane (etcd, API server, controllers, scheduler), MLflow server, process node") as now:
+            self.stack.start(progress=now)
+        if shutil.which("g++") is None:
+            say("There is no g++ here to compile the runtime's kernels: the model will answer several times slower.")
+        self.exports = {
+            "KUBECONFIG": str(self.stack.cluster.kubeconfig),
+            "MLFLOW_TRACKING_URI": self.stack.mlflow.uri,
+            "PYTHONPATH": str(ROOT / "hack"),
+        }
+        # kubectl and helm of the cluster, then python and llm-runtime of the environment.
+        self.programs = [*filter(None, [self.stack.cluster.programs]), Path(sys.executable).parent]
+        path = os.pathsep.join([*map(str, self.programs), os.environ.get("PATH", os.defpath)])
+        self.shell = Shell({**self.exports, "PATH": path})
+        for name, value in self.exports.items():
+            typed(f"export {name}={value}")
+        typed(f"export PATH={self.search_path()}")
         self.shell.run("kubectl get nodes")
         say("Register the model in MLflow and let the alias `champion` name version 1:")
         self.shell.run(f"python -m devstack.registry push {MODEL} {self.version_1} --alias {ALIAS}")
+
+    def search_path(self) -> str:
+        return os.pathsep.join([*map(str, self.programs), "$PATH"])
+
+    def write_exports(self) -> Path:
+        """A file for `.` of a shell: with it, every command that the demo shows runs as it stands."""
+        file = ROOT / ".demo" / "exports"
+        values = {**self.exports, "URL": self.url, "KEY": self.key}
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
+        file.touch(mode=0o600)
+        file.write_text("\n".join([*lines, f'export PATH="{self.search_path()}"', ""]))
+        return file
 
     def install_the_operator(self) -> None:
         chapter("2  Install the operator")
         edits = " ".join(f"-e {shlex.quote(f's|{old}|{new}|')}" for old, new in self.stack.install_edits())
         self.shell.run(f"sed {edits} manifests/install.yaml | kubectl apply --server-side -f -")
-        with step("operator ready"):
+        with step("operator ready", lambda: self.pods("llm-operator-system")):
             self.shell.run("kubectl -n llm-operator-system rollout status deployment --timeout=120s", show=False)
         self.shell.run("kubectl -n llm-operator-system get pods")
 
@@ -124,7 +200,7 @@ class Demo:
         self.shell.run("cat manifests/samples/support-bot.yaml")
         self.shell.run("kubectl apply -f manifests/samples/support-bot.yaml -f manifests/samples/web-team-key.yaml")
         wait = f"kubectl wait llmd/{MODEL} --for=condition=Ready --timeout=300s"
-        with self.shell.follow(["kubectl", "get", "llmd", "--watch"]):
+        with self.shell.follow(["kubectl", "get", "llmd", "--watch"], self.pods):
             self.shell.run(wait, show=False)
         self.shell.run(wait)
         self.shell.run("kubectl get llmd,llmkey,service,pods")
@@ -137,22 +213,28 @@ class Demo:
         ).decode()
         self.url = self.stack.service_url(MODEL)
         typed(f"KEY=$({secret} | base64 -d)")
+        say("The demo sends this request itself, without curl:")
         self.curl()
 
     def curl(self) -> str:
-        """Ask the question with curl as a person would, and show the answer."""
-        messages = f'[{{"role": "user", "content": "{QUESTION}"}}]'
-        command = (
-            f'curl -s {self.url}/v1/chat/completions -H "Authorization: Bearer $KEY" '
-            "-H 'Content-Type: application/json' "
-            f'-d \'{{"model": "{MODEL}", "temperature": 0, "messages": {messages}}}\''
-        )
-        typed(command)
-        response = Shell({**self.shell.env, "KEY": self.key}).run(command, show=False)
-        answer = str(json.loads(response)["choices"][0]["message"]["content"])
-        console.print(Text(response.strip(), style="dim"))
+        """Ask the question, show it as a person would with curl, and show the answer."""
+        typed(as_curl(self.url, "$KEY"))
+        with waiting(lambda: "  … waiting for the answer", say):
+            response = send(self.url, self.key)
+        if not response.is_success:
+            raise CommandFailed(f"the model's endpoint answered {response.status_code}: {response.text}")
+        answer = str(response.json()["choices"][0]["message"]["content"])
+        console.print(Text(response.text.strip(), style="dim"))
         console.print(Text(answer, style="bold yellow"))
         return answer
+
+    def pods(self, namespace: str = "default") -> str:
+        """What each pod of a namespace is at, in one line."""
+        try:
+            items = json.loads(self.shell.run(f"kubectl -n {namespace} get pods -o json", show=False))["items"]
+        except CommandFailed:
+            return "the API server does not answer"
+        return "; ".join(map(pod_state, items)) or "no pods yet"
 
     def promote(self) -> None:
         chapter("5  Promote version 2 while clients keep asking")
@@ -165,14 +247,15 @@ class Demo:
             typed(f"python -m devstack.registry alias {MODEL} {ALIAS} 2")
             moved = time.monotonic()
             set_alias(self.stack.mlflow.uri, MODEL, ALIAS, "2")
-            with self.shell.follow(["kubectl", "get", "llmd", "--watch"]):
+            with self.shell.follow(["kubectl", "get", "llmd", "--watch"], self.pods):
                 self.wait_for_version("2")
             console.print(f"[green]✓[/] version 2 serves, {time.monotonic() - moved:.1f} s after the alias moved")
             self.curl()
             seen = loop.tally.requests
             until(lambda: loop.tally.requests >= seen + 6, "requests after the switch", timeout_seconds=120)
         finally:
-            tally = loop.stop()
+            with waiting(lambda: "  … waiting for the end of the last request", say):
+                tally = loop.stop()
         self.report(tally)
 
     def wait_for_version(self, version: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from devstack import golang
+
 SOURCE = Path(__file__).resolve().parents[2] / "hack" / "gateway"
 MODULE = "sigs.k8s.io/gateway-api"
 
@@ -27,9 +29,10 @@ def _module() -> Path:
     """The folder of the module's files, checked against hack/gateway/go.sum."""
     command = ["go", "mod", "download", "-json", MODULE]
     try:
-        done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise GatewayError("Go is needed to fetch the Gateway API: install it from go.dev/dl") from error
+        environment = golang.environment()
+    except golang.GoError as error:
+        raise GatewayError(str(error)) from error
+    done = subprocess.run(command, cwd=SOURCE, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise GatewayError(f"{MODULE} can't be fetched: {(done.stderr or done.stdout).strip()[-2000:]}")
     return Path(json.loads(done.stdout)["Dir"])

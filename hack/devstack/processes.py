@@ -12,6 +12,8 @@ from pathlib import Path
 
 import httpx
 
+from devstack.waits import complain, waiting
+
 
 class StartFailed(RuntimeError):
     """A process of the stack ended or stayed silent; the message ends with the tail of its log."""
@@ -61,15 +63,21 @@ class Child:
             self.process.wait(5)
 
 
-def wait_until(child: Child, ready: Callable[[], bool], timeout_seconds: float) -> None:
-    """Return once `ready()` holds; raise `StartFailed` if the child ends first or the time is up."""
+def wait_until(
+    child: Child, ready: Callable[[], bool], timeout_seconds: float, say: Callable[[str], None] = complain
+) -> None:
+    """Return once `ready()` holds; raise `StartFailed` if the child ends first or the time is up.
+
+    After some seconds says that the child is waited for, on standard error if nowhere else.
+    """
     deadline = time.monotonic() + timeout_seconds
-    while time.monotonic() < deadline:
-        if not child.running:
-            raise StartFailed(f"{child.name} ended with code {child.process.returncode}:\n{child.tail()}")
-        if ready():
-            return
-        time.sleep(0.1)
+    with waiting(lambda: f"waiting for the {child.name}", say):
+        while time.monotonic() < deadline:
+            if not child.running:
+                raise StartFailed(f"{child.name} ended with code {child.process.returncode}:\n{child.tail()}")
+            if ready():
+                return
+            time.sleep(0.1)
     raise StartFailed(f"{child.name} was not ready after {timeout_seconds:.0f} s:\n{child.tail()}")
 
 

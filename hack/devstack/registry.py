@@ -7,18 +7,19 @@ MLFLOW_TRACKING_URI.
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from devstack.processes import Child, answers, free_port, wait_until
+from devstack.waits import complain
 
 
 class MlflowServer:
     """An MLflow tracking server and registry with an SQL store and proxied artifacts.
 
     These lie in the folder, or at `artifacts`, `s3://…`, for which `env` has the store's address and keys. `options` go
-    to `mlflow server`.
+    to `mlflow server`. `host` is the address of this machine that it listens on.
     """
 
     def __init__(
@@ -28,14 +29,15 @@ class MlflowServer:
         artifacts: str | None = None,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
+        host: str = "127.0.0.1",
     ) -> None:
         port = port or free_port()
         self.env = env or {}
-        self.uri = f"http://127.0.0.1:{port}"
+        self.uri = f"http://{host}:{port}"
         self.folder = folder
         self.command = [
             *(sys.executable, "-m", "mlflow", "server"),
-            *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+            *("--host", host, "--port", str(port), "--workers", "1"),
             *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
             *("--artifacts-destination", artifacts or str(folder / "artifacts")),
             *options,
@@ -54,10 +56,10 @@ class MlflowServer:
         env = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         self.child = Child("MLflow server", self.command, self.folder / "server.log", env={**env, **self.env})
 
-    def wait(self) -> None:
-        """Return once a launched server answers; raises `StartFailed`."""
+    def wait(self, say: Callable[[str], None] = complain) -> None:
+        """Return once a launched server answers, telling `say` of a longer wait; raises `StartFailed`."""
         assert self.child is not None
-        wait_until(self.child, lambda: answers(f"{self.uri}/health"), timeout_seconds=120)
+        wait_until(self.child, lambda: answers(f"{self.uri}/health"), timeout_seconds=120, say=say)
 
     def stop(self) -> None:
         if self.child is not None:

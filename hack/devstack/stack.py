@@ -29,7 +29,7 @@ class Stack:
 
     def __init__(self, folder: Path, *, provider: Provider = "auto", context: str | None = None) -> None:
         self.folder, self.provider, self.context = folder, provider, context
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[tuple[str, Callable[[], None]]] = []
 
     def __enter__(self) -> Self:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -39,8 +39,14 @@ class Stack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self, progress: Callable[[str], None] = lambda _: None) -> None:
+        """End what was started, the last first. Safe to call twice."""
         while self._undo:
-            self._undo.pop()()
+            name, undo = self._undo.pop()
+            progress(f"waiting for the end of {name}")
+            undo()
 
     def start(self, progress: Callable[[str], None] = print) -> None:
         """Start the control plane while MLflow starts, then the process node.
@@ -48,16 +54,16 @@ class Stack:
         All from one thread: Linux ends a child with the thread that started it, not with the process.
         """
         self.mlflow = MlflowServer(self.folder / "mlflow")
-        self._undo.append(self.mlflow.stop)
+        self._undo.append(("the MLflow server", self.mlflow.stop))
         self.mlflow.launch()
         self.cluster = Cluster.start(
             self.folder / "cluster", progress=progress, provider=self.provider, context=self.context
         )
-        self._undo.append(self.cluster.stop)
-        self._start_node()
-        self.mlflow.wait()
+        self._undo.append(("the control plane", self.cluster.stop))
+        self._start_node(progress)
+        self.mlflow.wait(progress)
 
-    def _start_node(self) -> None:
+    def _start_node(self, progress: Callable[[str], None]) -> None:
         command = [
             *(sys.executable, "-m", "node", "--kubeconfig", str(self.cluster.kubeconfig), "--name", NODE_NAME),
             *("--folder", str(self.folder / "node"), "--path", str(Path(sys.executable).parent)),
@@ -66,10 +72,11 @@ class Stack:
             # The kernels are compiled once, as for an image, and not in each pod.
             *("--env", f"XDG_CACHE_HOME={CACHE / 'process-node'}"),
         ]
-        env = {"PYTHONPATH": str(ROOT / "hack")}
+        # It makes its certificate with the cluster's own programs where they are on the PATH.
+        env = {"PYTHONPATH": str(ROOT / "hack"), "PATH": self.cluster.environment()["PATH"]}
         self.node = Child("process node", command, self.folder / "node.log", env=env)
-        self._undo.append(lambda: self.node.stop(grace_seconds=30))
-        wait_until(self.node, self._node_ready, timeout_seconds=60)
+        self._undo.append(("the process node and its pods", lambda: self.node.stop(grace_seconds=30)))
+        wait_until(self.node, self._node_ready, timeout_seconds=60, say=progress)
         if self.cluster.kind == "kind":
             self._keep_pods_here()
 

@@ -12,6 +12,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.text import Text
 
+from devstack.waits import waiting
+
 console = Console(highlight=False, soft_wrap=True)
 Result = TypeVar("Result")
 
@@ -28,17 +30,37 @@ def chapter(title: str) -> None:
 
 def say(text: str) -> None:
     """One line of explanation between the commands."""
-    console.print(text, style="dim")
+    console.print(Text(text, style="dim"))
 
 
 @contextmanager
-def step(title: str) -> Iterator[None]:
-    """A long step: a spinner with the time that it took on a terminal, two plain lines in a log."""
-    started = time.monotonic()
-    if not console.is_terminal:
+def step(title: str, state: Callable[[], str] | None = None) -> Iterator[Callable[[str], None]]:
+    """A long step. What it waits for is asked of `state()`, or said by the block through the function it is given.
+
+    On a terminal a spinner shows that beside the seconds so far; in a log it is a line now and then.
+    """
+    started, doing = time.monotonic(), ""
+
+    def now(text: str) -> None:
+        nonlocal doing
+        doing = text
+
+    def line() -> str:
+        text = state() if state else doing
+        return f"{title}: {text}" if text else title
+
+    if console.is_terminal:
+        with console.status(Text(title)) as status:
+
+            def show(text: str) -> None:
+                status.update(Text(text))
+
+            with waiting(line, show, every_seconds=1.0):
+                yield now
+    else:
         console.print(f"… {title}")
-    with console.status(title):
-        yield
+        with waiting(lambda: f"  … {line()}", say):
+            yield now
     console.print(f"[green]✓[/] {title} [dim]{time.monotonic() - started:.1f} s[/]")
 
 
@@ -72,12 +94,16 @@ class Shell:
         return done.stdout
 
     @contextmanager
-    def follow(self, command: Sequence[str]) -> Iterator[None]:
-        """Let a command that watches something print beneath the block, and end it with the block."""
+    def follow(self, command: Sequence[str], state: Callable[[], str]) -> Iterator[None]:
+        """Let a command that watches something print beneath the block, and end it with the block.
+
+        What it does not tell, `state()` does, every few seconds.
+        """
         typed(shlex.join(command))
         watcher = subprocess.Popen(command, env=self.env, stdout=sys.stdout, stderr=subprocess.DEVNULL)
         try:
-            yield
+            with waiting(lambda: f"  … {state()}", say):
+                yield
         finally:
             watcher.terminate()
             watcher.wait()
@@ -86,8 +112,9 @@ class Shell:
 def until(holds: Callable[[], Result | None], what: str, timeout_seconds: float) -> Result:
     """Poll twice a second until `holds()` is truthy; raises `CommandFailed` naming `what` when the time is up."""
     deadline = time.monotonic() + timeout_seconds
-    while time.monotonic() < deadline:
-        if result := holds():
-            return result
-        time.sleep(0.5)
+    with waiting(lambda: f"  … waiting for {what}", say):
+        while time.monotonic() < deadline:
+            if result := holds():
+                return result
+            time.sleep(0.5)
     raise CommandFailed(f"{what}: not within {timeout_seconds:.0f} s")

@@ -89,7 +89,16 @@ async def _lead(
     registry = CachedRegistry(MlflowRegistry(), keep_seconds=settings.poll_seconds, rest_seconds=REST_SECONDS)
     pods, image = HttpPods(), settings.runtime_image
     prometheus = HttpPrometheus(settings.prometheus.url, settings.prometheus.allowed)
-    outside = Outside(cluster, registry, pods, connections, image, lambda: datetime.now(UTC), prometheus=prometheus)
+    outside = Outside(
+        cluster,
+        registry,
+        pods,
+        connections,
+        image,
+        lambda: datetime.now(UTC),
+        prometheus=prometheus,
+        fetch_resources=settings.fetch_resources.manifest(),
+    )
     pace = Pace(settings.verify_seconds, settings.settle_seconds)
     poll = Poll(cluster, registry, connections, queue, settings.watch_namespaces)
     receiver.wake = poll.wake

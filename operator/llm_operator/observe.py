@@ -20,6 +20,7 @@ from llm_operator.crds import (
     ModelStatus,
 )
 from llm_operator.plans import apikeys, faults, keys, names, source, verdicts
+from llm_operator.plans.rollout import room
 from llm_operator.pods import Pods
 from llm_operator.prometheus import Prometheus
 from llm_operator.registry import Reference, Registry, RegistryFault, read_connection
@@ -67,6 +68,8 @@ class Outside:
     ledgers: dict[Key, verdicts.Ledger] = field(default_factory=dict)
     """By LLMDeployment: the verdicts that the registry was told."""
     prometheus: Prometheus | None = None
+    fetch_resources: Manifest = field(default_factory=dict)
+    """Of the fetching container, where a specification has none."""
     baselines: dict[str, Baseline] = field(default_factory=dict)
     """By deployment uid. Taken again after a restart."""
     smoke: dict[tuple[str, str, str, str], SmokeOutcome] = field(default_factory=dict)
@@ -107,8 +110,10 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
     )
     children = [child for group in listed for child in group if names.owned(child, meta)]
     revisions = _revisions(children, pods)
-    mounts, figures = await asyncio.gather(
-        _mount_messages(outside.cluster, meta, pods), _figures(outside.pods, spec, status, pods)
+    mounts, figures, coming = await asyncio.gather(
+        _mount_messages(outside.cluster, meta, pods),
+        _figures(outside.pods, spec, status, pods),
+        _nodes_coming(outside, meta, status, pods),
     )
     found = {
         name: fault
@@ -125,10 +130,12 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         children=(*children, *(c for c in (*(monitors or ()), *(routes or ())) if names.owned(c, meta))),
         keys=held,
         image=outside.image,
+        fetch_resources=outside.fetch_resources,
         faults=found,
         database_missing=missing,
         service_monitors=monitors is not None,
         http_routes=routes is not None,
+        coming=coming,
         autoscaler=next((c for c in children if c["kind"] == "HorizontalPodAutoscaler"), None),
         adapters=adapters,
         connections=_connections(outside, adapters, status),
@@ -194,6 +201,20 @@ async def _mount_messages(cluster: Cluster, meta: Meta, pods: list[Manifest]) ->
         if events:
             newest = max(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
             found[name] = newest.get("message", "")
+    return found
+
+
+async def _nodes_coming(
+    outside: Outside, meta: Meta, status: LLMDeploymentStatus, pods: list[Manifest]
+) -> dict[str, str]:
+    """What cluster autoscalers say about nodes for pods that find none. Only roll-outs wait for nodes."""
+    if status.candidate is None or status.candidate.outcome is not None:
+        return {}
+    found: dict[str, str] = {}
+    for name in [pod["metadata"]["name"] for pod in pods if room.unplaced(pod) is not None][:3]:
+        events = await outside.cluster.list("Event", meta.namespace, fields=f"involvedObject.name={name}")
+        if said := room.coming(events, outside.clock()):
+            found[name] = said
     return found
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 
@@ -58,11 +58,30 @@ class PrometheusSettings(_Section):
     """Others that a gate may name, each written as here; no gate makes the operator ask any other address."""
 
 
+_Quantity = Annotated[str, BeforeValidator(str), Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?([kKMGT]i?|m)?$")]
+
+
+class ContainerResources(_Section):
+    """Compute resources of a container, as Kubernetes writes them."""
+
+    requests: dict[str, _Quantity] = Field(default_factory=lambda: {"cpu": "100m", "memory": "256Mi"})
+    """At least. Fetching was seen to take 136 MiB at most, whatever the model's size."""
+    limits: dict[str, _Quantity] = Field(default_factory=lambda: {"memory": "512Mi"})
+    """At most. No CPU limit: it would only make the download slower."""
+
+    def manifest(self) -> dict[str, dict[str, str]]:
+        """As a container has it; what is empty is left out."""
+        return {name: value for name, value in self.model_dump().items() if value}
+
+
 class Settings(_Section):
     """Everything that the platform team decides once for all LLMDeployments."""
 
     runtime_image: str
-    """Image of the pods that serve: new revisions take it, running ones keep theirs."""
+    """Image of the pods that serve, where an LLMDeployment names none: new revisions take it, running ones keep
+    theirs."""
+    fetch_resources: ContainerResources = ContainerResources()
+    """Of the init container that fetches the model: new revisions take them, running ones keep theirs."""
     watch_namespaces: tuple[str, ...] = ()
     """Empty: the whole cluster."""
     workers: Annotated[int, Field(ge=1, le=64)] = 8

@@ -120,10 +120,15 @@ class Figures:
     """Count of times between two tokens up to each bound, in seconds."""
 
 
+def pod_ended(pod: Manifest) -> bool:
+    """Whether the pod is at its end: evicted, refused by its node, or done. Such a pod stays listed and is none."""
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
 def pod_ready(pod: Manifest) -> bool:
     """Whether the pod is ready and stays: its own word, and it is neither leaving nor at its end."""
     status = pod.get("status") or {}
-    if pod["metadata"].get("deletionTimestamp") or status.get("phase") in ("Succeeded", "Failed"):
+    if pod["metadata"].get("deletionTimestamp") or pod_ended(pod):
         return False
     return any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or [])
 
@@ -236,7 +241,7 @@ class Observed:
     """All objects that this LLMDeployment owns, Secrets excepted."""
     keys: tuple[HeldKey, ...]
     image: str
-    """The runtime image for revisions made from now on."""
+    """The runtime image for revisions made from now on, where the specification names none."""
     faults: dict[str, Fault] = field(default_factory=dict)
     """By revision: what keeps its pods from getting ready."""
     database_missing: str = ""
@@ -256,10 +261,14 @@ class Observed:
     """What the reference stands for, where that waits for somebody's word and `resolution` is what was before."""
     evidence: Evidence = field(default_factory=Evidence)
     """About the candidate that is under way."""
+    fetch_resources: Manifest = field(default_factory=dict)
+    """Resources of the fetching container of revisions made from now on, where the specification has none."""
     operator_key: HeldKey | None = None
     """The operator's own key, by which it asks smoke prompts."""
     http_routes: bool = False
     """Whether the cluster knows the Gateway API's HTTPRoutes."""
+    coming: Mapping[str, str] = field(default_factory=dict)
+    """By name of a pod that finds no node: what a cluster autoscaler says about the node that it adds."""
 
 
 @dataclass(frozen=True)

@@ -120,10 +120,10 @@ class Models:
 
 
 class PlayedKubelet:
-    """One node whose pods get ready at once, unless a test says what becomes of them."""
+    """One node whose pods get ready at once, unless a test says what becomes of them. Pods at their end stay so."""
 
-    def __init__(self, api: Api) -> None:
-        self.api = api
+    def __init__(self, api: Api, name: str = NODE) -> None:
+        self.api, self.name = api, name
         self.fate: dict[tuple[str, str], Json] = {}
         """Container status by (namespace, model version) instead of getting ready; {} means: stay pending."""
         self._size: dict[str, str | None] = {"cpu": "1000", "memory": "1000Gi", "pods": "10000"}
@@ -136,10 +136,10 @@ class PlayedKubelet:
         node = {
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": NODE, "labels": {"played": "yes"}},
+            "metadata": {"name": self.name, "labels": {"played": "yes", "kubernetes.io/hostname": self.name}},
             "spec": {"taints": [{"key": "played", "value": "yes", "effect": "NoSchedule"}]},
         }
-        self.api.call("PATCH", f"/api/v1/nodes/{NODE}", node, "application/apply-patch+yaml", fieldManager="test")
+        self.api.call("PATCH", f"/api/v1/nodes/{self.name}", node, "application/apply-patch+yaml", fieldManager="test")
         self._thread.start()
 
     def resize(self, resource: str, amount: str | None) -> None:
@@ -150,7 +150,7 @@ class PlayedKubelet:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
-        self.api.call("DELETE", f"/api/v1/nodes/{NODE}")
+        self.api.call("DELETE", f"/api/v1/nodes/{self.name}")
 
     def _run(self) -> None:
         while not self._stop.wait(0.1):
@@ -168,17 +168,19 @@ class PlayedKubelet:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         ready = {"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": now}
         status = {"status": {"conditions": [ready], "capacity": self._size, "allocatable": self._size}}
-        self.api.call("PATCH", f"/api/v1/nodes/{NODE}/status", status, "application/merge-patch+json")
-        self.api.call("PATCH", f"/api/v1/nodes/{NODE}", {"spec": {"taints": [
+        self.api.call("PATCH", f"/api/v1/nodes/{self.name}/status", status, "application/merge-patch+json")
+        self.api.call("PATCH", f"/api/v1/nodes/{self.name}", {"spec": {"taints": [
             {"key": "played", "value": "yes", "effect": "NoSchedule"}]}}, "application/merge-patch+json")  # fmt: skip
 
     def _pods(self) -> list[Json]:
-        return list(self.api.call("GET", "/api/v1/pods", fieldSelector=f"spec.nodeName={NODE}")["items"])
+        return list(self.api.call("GET", "/api/v1/pods", fieldSelector=f"spec.nodeName={self.name}")["items"])
 
     def _play(self, pod: Json) -> None:
         meta = pod["metadata"]
         if "deletionTimestamp" in meta:
             self.api.delete("Pod", meta["namespace"], meta["name"], gracePeriodSeconds=0)
+            return
+        if pod["status"].get("phase") in ("Failed", "Succeeded"):
             return
         status = self._status(pod)
         known = {k: pod["status"].get(k) for k in status}

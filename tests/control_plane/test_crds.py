@@ -111,6 +111,14 @@ def test_the_smallest_resources_are_accepted_and_only_scalars_are_defaulted(api:
          "either value or valueFrom"),
         ("spec.pod.env", [{"name": "DATABASE_URL", "value": "sqlite:///x"}], "write spec.database"),
         ("spec.pod.serviceAccountName", "admin", "unknown field"),
+        ("spec.image", "", "write an image as registry.example.com/team/image:tag"),
+        ("spec.image", "https://example.com/llm-runtime:1", "write an image as"),
+        ("spec.image", "example.com/LLM-Runtime:1", "write an image as"),
+        ("spec.image", "example.com/llm-runtime:1 ", "write an image as"),
+        ("spec.image", f"example.com/llm-runtime@sha256:{'a' * 63}", "write an image as"),
+        ("spec.image", {"repository": "llm-runtime"}, 'unknown field "spec.image.repository"'),
+        ("spec.pod.imagePullPolicy", "Sometimes", 'supported values: "Always", "IfNotPresent", "Never"'),
+        ("spec.pod.fetchResources", {"limits": {"memory": "much"}}, "spec.pod.fetchResources.limits.memory"),
         ("spec.access", {"defaultTier": "gold"}, "defaultTier must be the name of one of tiers"),
         ("spec.access", {"defaultTier": "gold", "tiers": [{"name": "free"}]}, "defaultTier must be the name of one"),
         ("spec.access.tiers", [{"name": "free"}, {"name": "free"}], "Duplicate value"),
@@ -184,6 +192,20 @@ def test_a_default_adapter_is_one_of_the_adapters(api: Api) -> None:
 )
 def test_a_model_without_a_registry_is_accepted(api: Api, uri: str) -> None:
     assert create(api, edited(GOOD, "spec.model", {"uri": uri}))["spec"]["model"] == {"uri": uri}
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "llm-runtime",
+        "llm-runtime:1.4-cpu",
+        "localhost:5000/llm-runtime",
+        "registry.example.com/team_a/llm--runtime:v1",
+        f"registry.example.com:5000/a/b/c:1@sha256:{'0123456789abcdef' * 4}",
+    ],
+)
+def test_an_image_is_written_as_in_a_pod(api: Api, image: str) -> None:
+    assert create(api, edited(GOOD, "spec.image", image))["spec"]["image"] == image
 
 
 def test_a_version_may_be_written_with_and_without_quotes(api: Api) -> None:

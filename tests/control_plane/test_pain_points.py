@@ -57,7 +57,7 @@ def ready_pods(place: Place) -> list[Json]:
 def test_deadlock_without_a_free_gpu_is_told_and_ends_with_the_old_version_serving(place: Place) -> None:
     model = place.model()
     gpu = {"limits": {GPU: 1}}
-    place.deploy(resources=gpu, rollout={"strategy": "BlueGreen", "progressDeadlineSeconds": 10})
+    place.deploy(resources=gpu, rollout={"progressDeadlineSeconds": 10})
     old = place.ready()["stable"]["revision"]
     place.models.promote(model, 2)
     told = eventually(lambda: c if (c := place.condition("Progressing"))["reason"] == "PodUnschedulable" else None)

@@ -11,6 +11,7 @@ import httpx
 
 from control_plane.operator_fixtures import Api, Json
 from llm_operator.cluster import path_of
+from llm_operator.state import pod_ready
 
 
 @contextmanager
@@ -33,3 +34,31 @@ def recorded(api: Api, kind: str, namespace: str) -> Iterator[list[Json]]:
     threading.Thread(target=follow, daemon=True).start()
     yield found
     stop.set()
+
+
+def behind(services: list[Json], pods: list[Json], since: int, service: str = "bot") -> list[int]:
+    """Ready pods that the Service selects, after every change of either since a resource version.
+
+    Two requests see two moments; resource versions put the states of both kinds into the one order in which they were.
+    """
+    selector: Json = {}
+    known: dict[str, Json] = {}
+    counted: list[int] = []
+    for state in sorted((*services, *pods), key=lambda each: int(each["metadata"]["resourceVersion"])):
+        if state["kind"] == "Pod":
+            known[state["metadata"]["uid"]] = state
+        elif state["metadata"]["name"] == service:
+            selector = state["spec"]["selector"]
+        if int(state["metadata"]["resourceVersion"]) > since:
+            counted.append(sum(_answers(pod, selector) for pod in known.values()))
+    return counted
+
+
+def moment(api: Api, namespace: str) -> int:
+    """The resource version of now."""
+    return int(api.call("GET", path_of("Pod", namespace))["metadata"]["resourceVersion"])
+
+
+def _answers(pod: Json, selector: Json) -> bool:
+    labels = pod["metadata"]["labels"]
+    return pod_ready(pod) and all(labels.get(key) == value for key, value in selector.items())

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kindstack import KindCluster
 
 from devstack.registry import MlflowServer, push, set_alias
 from kind.site import ROOT, Front, Site
+from kindstack.__main__ import FOLDER
+from kindstack.cluster import KindCluster
 from unit.runtime import tiny_model
 
-ORDER = ("install", "keys", "engine", "promotions", "nodes", "surroundings", "upgrade")
+ORDER = ("network", "install", "keys", "engine", "promotions", "nodes", "surroundings", "upgrade")
 """What comes early is what a newcomer meets first; what takes the installation apart comes last."""
 
 
@@ -27,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def cluster() -> KindCluster:
     """The cluster that hack/e2e-kind has started; it ends there, too."""
-    return KindCluster.attach(Path(os.environ["LLM_OPERATOR_KIND"]))
+    return KindCluster.attach(FOLDER)
 
 
 @pytest.fixture(scope="session")
@@ -39,9 +40,8 @@ def mlflow(cluster: KindCluster, tmp_path_factory: pytest.TempPathFactory) -> It
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": base64.urlsafe_b64encode(os.urandom(32)).decode(),
         "MLFLOW_WEBHOOK_CACHE_TTL": "1",
     }
-    # Only loopback and the network of this cluster's own nodes hear it.
-    options = ("--host", "0.0.0.0", "--allowed-hosts", "*")
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), env=env, options=options)
+    # On this machine's address in the nodes' network: pods reach it as they would reach any server.
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), env=env, host=cluster.host_address())
     server.start()
     folder = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("first", "second", "corrupt")):

@@ -2,17 +2,17 @@
 
 import base64
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from devstack.load import RequestLoop, Tally
 from devstack.registry import MlflowServer
 from e2e.world import World
+from kindstack.cluster import KindCluster
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "llm-operator"
@@ -22,33 +22,12 @@ OPERATOR = f"app.kubernetes.io/name=llm-operator,app.kubernetes.io/instance={REL
 PROMPT = "hello world"
 
 
-class Cluster(Protocol):
-    """What the suite needs of a cluster; `kindstack` has it on kind."""
-
-    nodes: list[str]
-    operator_image: str
-    runtime_image: str
-
-    def kubectl(self, *arguments: str, stdin: str | None = None) -> str: ...
-
-    def helm(self, *arguments: str, stdin: str | None = None) -> str: ...
-
-    def node_exec(self, node: str, *command: str) -> str: ...
-
-    def host_address(self) -> str: ...
-
-
 class Site:
     """A cluster, a registry that its pods reach, and the operator as `helm install` makes it."""
 
-    def __init__(self, cluster: Cluster, mlflow: MlflowServer) -> None:
+    def __init__(self, cluster: KindCluster, mlflow: MlflowServer) -> None:
         self.cluster, self.mlflow = cluster, mlflow
         self.installed_seconds = 0.0
-
-    @property
-    def registry(self) -> str:
-        """The registry's address for pods."""
-        return f"http://{self.cluster.host_address()}:{self.mlflow.uri.rpartition(':')[2]}"
 
     def image_values(self) -> dict[str, Any]:
         """What everybody who installs has to say: where the images and the registry are."""
@@ -58,7 +37,7 @@ class Site:
         return {
             "image": {"repository": operator[0], "tag": operator[2]},
             "runtime": {"image": {"repository": runtime[0], "tag": runtime[2]}},
-            "connections": {"default": {"trackingUri": self.registry}},
+            "connections": {"default": {"trackingUri": self.mlflow.uri}},
         }
 
     def helm(self, verb: str, *options: str, **values: Any) -> float:
@@ -75,13 +54,10 @@ class Site:
         self.cluster.kubectl("-n", NAMESPACE, *command)
 
     def get(self, *arguments: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.cluster.kubectl("get", *arguments, "-o", "json"))
-        return found
+        return self.cluster.get(*arguments)
 
     def service_url(self, name: str, namespace: str = "default") -> str:
-        service = self.get("service", name, "-n", namespace)["spec"]
-        port = service["ports"][0]["port"]
-        return f"http://{service['clusterIP']}" + (f":{port}" if port != 80 else "")
+        return self.cluster.service_address(name, namespace)
 
     def key(self, name: str) -> str:
         """The text of an ApiKey, from its Secret."""
@@ -146,11 +122,7 @@ def seconds_since_made(pod: dict[str, Any], condition: str) -> float:
     return (datetime.fromisoformat(at) - made).total_seconds()
 
 
-def inside(pod: dict[str, Any], cluster: Cluster, *command: str) -> str:
+def inside(pod: dict[str, Any], cluster: KindCluster, *command: str) -> str:
     """Run a command in the serving container of a pod."""
     meta = pod["metadata"]
     return cluster.kubectl("-n", meta["namespace"], "exec", meta["name"], "-c", "runtime", "--", *command)
-
-
-def docker(*arguments: str) -> str:
-    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True).stdout

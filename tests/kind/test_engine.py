@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from devstack.cluster import ClusterError
 from kind.site import Front, Site, inside
+from kindstack.shell import KindError
 
 pytestmark = pytest.mark.kind
 
@@ -77,7 +77,7 @@ def test_a_dead_engine_is_told_and_back_within_seconds(site: Site, mortal: Front
         inside(pod, site.cluster, "python", "-c", KILL, engine)
         words = ("EngineKilled", "OutOfMemory")
     else:
-        with suppress(ClusterError):  # the command dies with its container
+        with suppress(KindError):  # the command dies with its container
             inside(pod, site.cluster, "python", "-c", HOG, engine)
         words = ("OutOfMemory",)
     mortal.until(lambda: told(mortal, words), "the cause", 30)

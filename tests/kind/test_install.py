@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from kind.site import NAMESPACE, RELEASE, ROOT, Front, Site, inside, seconds_since_made
+from kindstack.shell import KindError
 
 pytestmark = pytest.mark.kind
 
@@ -70,7 +71,7 @@ def test_a_sample_and_its_key_answer_from_the_host_and_from_a_pod(site: Site, bo
         answer = client.post("/v1/chat/completions", json=body, headers=headers)
     assert answer.status_code == 200, answer.text
     (pod,) = site.pods(bot.name)
-    with pytest.raises(Exception, match="401"):
+    with pytest.raises(KindError, match="401"):
         inside(pod, site.cluster, "python", "-c", CLIENT.format(name=bot.name, namespace="default"))
 
 

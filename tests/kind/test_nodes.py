@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from devstack.cluster import ClusterError
 from kind.site import NAMESPACE, Front, Site
+from kindstack.shell import KindError
 
 pytestmark = pytest.mark.kind
 
@@ -113,7 +113,7 @@ def test_a_restarted_api_server_costs_no_request(site: Site, spread: Front) -> N
 def answers(site: Site) -> bool:
     try:
         return site.cluster.kubectl("get", "--raw", "/readyz") == "ok"
-    except ClusterError:
+    except KindError:
         return False
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from devstack.cluster import ClusterError
 from kind.site import NAMESPACE, RELEASE, ROOT, Front, Site
+from kindstack.shell import KindError
 
 pytestmark = pytest.mark.kind
 
@@ -61,13 +61,13 @@ def test_from_the_manifest_to_helm_as_the_docs_say(site: Site, lasting: Front) -
     for old, new in (
         ("llm-operator:0.1.0", f"{values['image']['repository']}:{values['image']['tag']}"),
         ("llm-runtime:0.1.0", f"{values['runtime']['image']['repository']}:{values['runtime']['image']['tag']}"),
-        ("http://mlflow.mlflow.svc.cluster.local:5000", site.registry),
+        ("http://mlflow.mlflow.svc.cluster.local:5000", site.mlflow.uri),
     ):
         assert old in text
         text = text.replace(old, new)
     site.cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
     site.rolled_out()
-    with pytest.raises(ClusterError, match="ownership"):
+    with pytest.raises(KindError, match="ownership"):
         site.helm("install")
     site.helm("install", "--take-ownership", "--force-conflicts")
     assert uids(site) == before

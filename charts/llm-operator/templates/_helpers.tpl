@@ -13,6 +13,12 @@ app.kubernetes.io/name: llm-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* The pods that the operator makes (operator/llm_operator/plans/names.py). */}}
+{{- define "llm-operator.runtimeSelector" -}}
+app.kubernetes.io/name: llm-runtime
+app.kubernetes.io/managed-by: llm-operator
+{{- end }}
+
 {{- define "llm-operator.labels" -}}
 {{ include "llm-operator.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -24,6 +30,19 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- define "llm-operator.image" -}}
 {{- if .image.digest }}{{ .image.repository }}@{{ .image.digest }}
 {{- else }}{{ .image.repository }}:{{ .image.tag | default .version }}
+{{- end }}
+{{- end }}
+
+{{/* Call with a list of addresses: their ports as egress rules want them, in order and each once. */}}
+{{- define "llm-operator.ports" -}}
+{{- $ports := list }}
+{{- range . }}
+{{- $url := urlParse . }}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (ternary "443" "80" (eq $url.scheme "https")) }}
+{{- $ports = append $ports (int $port) }}
+{{- end }}
+{{- range $ports | uniq | sortAlpha }}
+- {protocol: TCP, port: {{ . }}}
 {{- end }}
 {{- end }}
 
@@ -73,6 +92,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{/* The operator's configuration file: operator/llm_operator/settings.py reads it. */}}
 {{- define "llm-operator.config" -}}
 runtimeImage: {{ include "llm-operator.image" (dict "image" .Values.runtime.image "version" .Chart.AppVersion) | quote }}
+fetchResources: {{ .Values.runtime.fetchResources | toJson }}
 pollSeconds: {{ .Values.pollSeconds }}
 logFormat: {{ .Values.logFormat }}
 webhookPort: 8090

@@ -131,6 +131,7 @@ def definitions() -> dict[str, Json]:
             _column("Desired", ".spec.replicas", "integer"),
             _column("URL", ".status.url"),
             _column("Adapters", ".status.conditions[?(@.type=='AdaptersReady')].status", priority=1),
+            _column("Image", ".status.stable.image", priority=1),
             _column("Message", _ready("message"), priority=1),
             _AGE,
         ],

@@ -87,6 +87,22 @@ BodySize = Annotated[str, BeforeValidator(str), *_at_least(1024, "1Mi")]
 """The same, for a request body."""
 
 
+ImageReference = Annotated[
+    str,
+    Field(
+        max_length=512,
+        json_schema_extra=rules(
+            (
+                r"self.matches('^([a-zA-Z0-9][-a-zA-Z0-9.]*(:[0-9]+)?/)?[a-z0-9]+([._-]+[a-z0-9]+)*"
+                r"(/[a-z0-9]+([._-]+[a-z0-9]+)*)*(:[a-zA-Z0-9_][-a-zA-Z0-9_.]{0,127})?(@sha256:[a-f0-9]{64})?$')",
+                "write an image as registry.example.com/team/image:tag, or with @sha256: and 64 digits behind it",
+            )
+        ),
+    ),
+]
+"""An image as a pod names it."""
+
+
 class Condition(Section):
     """One aspect of an object's state, as metav1.Condition."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from llm_operator.crds.access import AccessSpec
-from llm_operator.crds.common import AnnotationMap, LabelMap, ObjectName, Quantity, Size
+from llm_operator.crds.common import AnnotationMap, ImageReference, LabelMap, ObjectName, Quantity, Size
 from llm_operator.crds.model import DEFAULT_ADAPTER_EXISTS, MAX_ADAPTERS, AdapterName, AdapterSpec, ModelSpec
 from llm_operator.crds.pod import PodSpec, Resources
 from llm_operator.crds.rollout import RolloutSpec
@@ -184,8 +184,11 @@ class LLMDeploymentSpec(Section):
     """How many pods serve. Written by the autoscaler when there is one."""
     autoscaling: AutoscalingSpec | None = None
     """Let a HorizontalPodAutoscaler choose `replicas`."""
+    image: ImageReference | None = None
+    """The runtime's image for these pods, like `registry.example.com/llm-runtime:1.4-cpu`; absent: the one in the
+    operator's configuration when the revision is made. A changed image is a new revision."""
     resources: Resources | None = None
-    """Compute resources of each pod."""
+    """Compute resources of each pod's serving container."""
     rollout: RolloutSpec = RolloutSpec()
     """How a new version reaches the clients."""
     model_cache: ModelCacheSpec | None = None

@@ -217,7 +217,7 @@ class ImagePullSecret(Section):
 
 
 class Resources(Section):
-    """Compute resources of the serving container."""
+    """Compute resources of a container."""
 
     limits: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
     """At most: `{nvidia.com/gpu: 1, memory: 24Gi}`."""
@@ -248,6 +248,10 @@ class PodSpec(Section):
         Annotated[tuple[ImagePullSecret, ...], Field(max_length=8, json_schema_extra=_named_list())] | None
     ) = None
     """Credentials for the runtime image's registry."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    """When the kubelet pulls the runtime image; absent: Always for the tag latest and for none, else IfNotPresent."""
+    fetch_resources: Resources | None = None
+    """Compute resources of the init container that fetches the model; absent: the operator's configuration says."""
     env: Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=_named_list())] | None = None
     """Environment variables of the serving container."""
     labels: Annotated[LabelMap, Field(json_schema_extra=rules(_OWN_LABELS))] | None = None

@@ -129,7 +129,8 @@ class RolloutSpec(Section):
 
     strategy: Literal["Auto", "Rolling", "BlueGreen", "Canary", "Recreate"] = "Auto"
     """BlueGreen: all new pods beside the old, then switch. Rolling: pod by pod. Canary: traffic in steps. Recreate: the
-    old go first. Auto: BlueGreen where both fit, else Rolling, else (one pod) Recreate."""
+    old go first, an interruption. Auto: BlueGreen where both fit, else Rolling; a single pod waits for room, as Auto
+    never interrupts."""
     canary: CanarySpec | None = None
     """The steps of strategy Canary."""
     blue_green: BlueGreenSpec | None = None

@@ -20,7 +20,7 @@ from llm_operator.plans import (
     workload,
 )
 from llm_operator.plans.reasons import Reason
-from llm_operator.state import Fault, HeldKey, Manifest, Observed, Occurrence, Plan
+from llm_operator.state import Fault, HeldKey, Manifest, Observed, Occurrence, Plan, pod_ended
 
 CHILD_KINDS = ("Deployment", "ConfigMap", "Service", "ServiceAccount", "HorizontalPodAutoscaler", "PodDisruptionBudget")
 """What is listed to be pruned. Secrets are not: the operator may not list them, their names are known."""
@@ -44,6 +44,7 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
             kept=revision.kept(observed),
             evidence=observed.evidence,
             routed=traffic.routed(observed),
+            coming=observed.coming,
         )
     )
     objects, lost = _objects(observed, decision)
@@ -238,6 +239,7 @@ def _nudge(observed: Observed) -> tuple[tuple[str, str], ...]:
         for children in observed.revisions.values()
         for pod in children.pods
         if not pod["metadata"].get("deletionTimestamp")
+        and not pod_ended(pod)
         and (pod["metadata"].get("annotations") or {}).get(names.KEYS_ANNOTATION) != digest
     )
 

@@ -210,7 +210,7 @@ def _under_way(picture: Picture) -> str:
     pods = picture.decision.replicas.get(candidate.revision, picture.replicas)
     counted = f"{children.ready if children else 0} of {pods} pods of version {candidate.version} are ready"
     stage = stages.describe(picture.observed.spec.rollout, candidate)
-    parts = (counted, picture.download, stage, _keeps(picture), fault.message if fault else "")
+    parts = (counted, picture.download, stage, _keeps(picture), fault.message if fault else "", picture.decision.advice)
     return "; ".join(part for part in parts if part)
 
 

@@ -30,6 +30,7 @@ REVISION_FIELDS = {
         "system_prompt": True,
         "chat_template": True,
     },
+    "image": True,
     "engine": True,
     "server": True,
     "access": {"authentication"},

@@ -56,7 +56,8 @@ def _of_container(pod: Manifest, container: Manifest) -> Fault | None:
         return Fault(
             "ImagePullFailed",
             f"the image {container.get('image', '')!r} of {what} can't be pulled: {message or reason}; check "
-            "runtimeImage in the operator's configuration and spec.pod.imagePullSecrets",
+            "spec.image (where it is absent: runtimeImage in the operator's configuration) and "
+            "spec.pod.imagePullSecrets",
         )
     if reason in _CREATE:
         return Fault(
@@ -76,10 +77,11 @@ def _of_exit(pod: Manifest, container: Manifest, ended: Manifest, waiting: str) 
         return Fault(report.reason, report.message, terminal=report.reason not in RETRYABLE_REPORTS)
     logs = f"{_kubectl(pod)} logs {_name(pod)} -c {container['name']} --previous"
     if ended.get("reason") == "OOMKilled":
+        field = "spec.pod.fetchResources" if container["name"] == names.FETCH_CONTAINER else "spec.resources"
         return Fault(
             "OutOfMemory",
             f"container {container['name']} of pod {_name(pod)} was killed for its memory: raise "
-            f"spec.resources.limits.memory ({logs})",
+            f"{field}.limits.memory ({logs})",
             terminal=container.get("restartCount", 0) >= 3,
         )
     if waiting == "CrashLoopBackOff":
@@ -96,7 +98,7 @@ def _of_exit(pod: Manifest, container: Manifest, ended: Manifest, waiting: str) 
 def _unschedulable(pod: Manifest, message: str) -> Fault:
     scarce = sorted(set(re.findall(r"Insufficient ([\w./-]*\w)", message)))
     what = f"not enough {', '.join(scarce)}: " if scarce else ""
-    hint = "; free some, add a node, or write rollout.strategy: Recreate" if scarce else ""
+    hint = "; free some or add a node" if scarce else ""
     return Fault("PodUnschedulable", f"pod {_name(pod)} finds no node: {what}{message}{hint} ({_describe(pod)})")
 
 

@@ -16,6 +16,8 @@ def service_monitor(meta: Meta, spec: LLMDeploymentSpec) -> Manifest:
         "kind": "ServiceMonitor",
         "metadata": metadata,
         "spec": {
+            # All runtimes are one job: the alerts and dashboards of the chart and of compose know it by this name.
+            "jobLabel": "app.kubernetes.io/name",
             "selector": {
                 "matchLabels": names.selector(meta),
                 "matchExpressions": [{"key": names.PREVIEW_LABEL, "operator": "DoesNotExist"}],

@@ -20,12 +20,15 @@ class Memory:
 
 
 def wanted(observed: Observed) -> Wanted | None:
-    """The revision that the specification asks for; its image is the one that it was first made with."""
+    """The revision that the specification asks for; its image is the one that it was first made with.
+
+    That is spec.image, which the revision's id covers, or else what the operator's configuration said at that time.
+    """
     model = observed.resolution.model
     if model is None:
         return None
     revision = revision_id(observed.spec, model)
-    return Wanted(revision, model.version, _image(observed, revision) or observed.image)
+    return Wanted(revision, model.version, _image(observed, revision) or observed.spec.image or observed.image)
 
 
 def kept(observed: Observed) -> dict[str, Wanted]:
@@ -58,7 +61,8 @@ def memory(observed: Observed, revision: str) -> Memory | None:
     return Memory(
         config_text(runtime_config(observed.meta.name, observed.spec, model, observed.connection)),
         # A template that runs is kept as it is: a newer operator's would restart the pods.
-        running or workload.pod_template(observed.meta, observed.spec, revision, target.image),
+        running
+        or workload.pod_template(observed.meta, observed.spec, revision, target.image, observed.fetch_resources),
     )
 
 

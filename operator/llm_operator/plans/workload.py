@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from llm_operator.crds import LLMDeploymentSpec
-from llm_operator.crds.model import ModelSpec
+from llm_operator.crds.pod import PodSpec
 from llm_operator.crds.schema import Section
 from llm_operator.crds.server import DatabaseSpec, SecretKey
 from llm_operator.plans import names, source
@@ -62,8 +62,11 @@ def deployment(meta: Meta, spec: LLMDeploymentSpec, revision: str, template: Man
     }
 
 
-def pod_template(meta: Meta, spec: LLMDeploymentSpec, revision: str, image: str) -> Manifest:
-    """The pod of a new revision: fetch, then serve, under the restricted Pod Security profile."""
+def pod_template(meta: Meta, spec: LLMDeploymentSpec, revision: str, image: str, fetch_resources: Manifest) -> Manifest:
+    """The pod of a new revision: fetch, then serve, under the restricted Pod Security profile.
+
+    `fetch_resources` are those of the init container where the specification has none.
+    """
     pod = spec.pod
     optional = {
         "nodeSelector": pod.node_selector,
@@ -92,7 +95,7 @@ def pod_template(meta: Meta, spec: LLMDeploymentSpec, revision: str, image: str)
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "initContainers": [_fetch(image, meta, spec.model)],
+            "initContainers": [_fetch(image, meta, spec, fetch_resources)],
             "containers": [_serve(image, spec)],
             "volumes": _volumes(meta, spec, revision),
             **{name: value for name, value in optional.items() if value},
@@ -105,10 +108,11 @@ def _spread(meta: Meta, spec: LLMDeploymentSpec) -> list[Manifest] | None:
     return [{**selector, **constraint} for constraint in plain(spec.pod.topology_spread_constraints) or []] or None
 
 
-def _container(name: str, image: str, command: tuple[str, ...], *flags: str) -> Manifest:
+def _container(name: str, image: str, pod: PodSpec, command: tuple[str, ...], *flags: str) -> Manifest:
     return {
         "name": name,
         "image": image,
+        **({"imagePullPolicy": pod.image_pull_policy} if pod.image_pull_policy else {}),
         "command": list(command),
         "args": [contract.CONFIG_FLAG, CONFIG_PATH, *flags, contract.MODELS_FLAG, contract.MODELS_MOUNT],
         # The last log line is a FatalReport: it reaches the pod's status without a path to agree on.
@@ -121,12 +125,13 @@ def _container(name: str, image: str, command: tuple[str, ...], *flags: str) -> 
     }
 
 
-def _fetch(image: str, meta: Meta, model: ModelSpec) -> Manifest:
+def _fetch(image: str, meta: Meta, spec: LLMDeploymentSpec, resources: Manifest) -> Manifest:
+    model, pod = spec.model, spec.pod
     credentials, registry = model.credentials_secret_ref, bool(model.mlflow)
-    return _container(names.FETCH_CONTAINER, image, contract.FETCH_COMMAND) | {
+    return _container(names.FETCH_CONTAINER, image, pod, contract.FETCH_COMMAND) | {
         **({"envFrom": [{"secretRef": {"name": credentials.name}}]} if credentials else {}),
         "env": [_home(), *(_credential(meta, name) for name in _CREDENTIALS if registry), *source.path(model.uri)],
-        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}},
+        "resources": plain(pod.fetch_resources) if pod.fetch_resources else resources,
         "volumeMounts": [
             {"name": "config", "mountPath": contract.CONFIG_MOUNT, "readOnly": True},
             *([{"name": "registry", "mountPath": REGISTRY_MOUNT, "readOnly": True}] if registry else []),
@@ -157,7 +162,7 @@ def _credential(meta: Meta, name: str) -> Manifest:
 
 
 def _serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
-    return _container("runtime", image, contract.SERVE_COMMAND, contract.KEYS_FLAG, KEYS_PATH) | {
+    return _container("runtime", image, spec.pod, contract.SERVE_COMMAND, contract.KEYS_FLAG, KEYS_PATH) | {
         "env": [_home(), *source.path(spec.model.uri), *_databases(spec.database), *(plain(spec.pod.env) or [])],
         "ports": [{"name": "http", "containerPort": contract.PORT, "protocol": "TCP"}],
         **({"resources": plain(spec.resources)} if spec.resources else {}),

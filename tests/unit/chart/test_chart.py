@@ -1,58 +1,17 @@
 """The chart, rendered by the real helm."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from llm_operator import settings
+from unit.chart.rendered import CHART, ROOT, Chart, Json
+
 # Helm is a program of its own: on a busy machine it alone may take two seconds.
 pytestmark = pytest.mark.timeout(20)
-
-ROOT = Path(__file__).resolve().parents[3]
-CHART = ROOT / "charts" / "llm-operator"
-Json = dict[str, Any]
-
-
-@pytest.fixture(scope="session")
-def helm() -> str:
-    """Built by hack/kube with the control plane; a second call returns at once."""
-    built = subprocess.run([ROOT / "hack" / "kube" / "build"], stdout=subprocess.PIPE, text=True, check=True)
-    return f"{built.stdout.strip()}/helm"
-
-
-class Chart:
-    def __init__(self, helm: str) -> None:
-        self.helm = helm
-
-    def template(self, **values: Any) -> subprocess.CompletedProcess[str]:
-        command = [
-            self.helm,
-            "template",
-            "llm-operator",
-            str(CHART),
-            "--namespace",
-            "llm-operator-system",
-            "--values",
-            "-",
-        ]
-        return subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, check=False)
-
-    def objects(self, **values: Any) -> list[Json]:
-        rendered = self.template(**values)
-        assert rendered.returncode == 0, rendered.stderr
-        return [found for found in yaml.safe_load_all(rendered.stdout) if found]
-
-    def one(self, kind: str, **values: Any) -> Json:
-        (found,) = [each for each in self.objects(**values) if each["kind"] == kind]
-        return found
-
-
-@pytest.fixture
-def chart(helm: str) -> Chart:
-    return Chart(helm)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +22,8 @@ def chart(helm: str) -> Chart:
         pytest.param({"pollSeconds": 0}, id="poll-never-pauses"),
         pytest.param({"logFormat": "xml"}, id="log-format"),
         pytest.param({"image": {"repository": "x", "digest": "latest"}}, id="digest-no-digest"),
+        pytest.param({"runtime": {"image": {"repository": "x", "pullPolicy": "Always"}}}, id="no-effect-on-pods"),
+        pytest.param({"runtime": {"fetchResources": {"limits": {"memory": "much"}}}}, id="no-quantity"),
         pytest.param({"watchNamespaces": ["Team A"]}, id="no-namespace-name"),
         pytest.param({"connections": {"default": {"trackingUri": "mlflow:5000"}}}, id="uri-without-scheme"),
         pytest.param({"connections": {"other": {"workspace": "w"}}}, id="connection-without-uri"),
@@ -151,6 +112,14 @@ def test_a_changed_configuration_restarts_the_operator(chart: Chart) -> None:
     assert stamp() != stamp(pollSeconds=5)
 
 
+def test_the_operator_reads_every_setting_that_the_chart_writes(chart: Chart, tmp_path: Path) -> None:
+    for values in ({}, {"runtime": {"fetchResources": {"requests": {}, "limits": {"cpu": 1, "memory": "1Gi"}}}}):
+        file = tmp_path / "config.yaml"
+        file.write_text(chart.one("ConfigMap", **values)["data"]["config.yaml"])
+        found = settings.load(file)
+    assert found.fetch_resources.manifest()["limits"] == {"cpu": "1", "memory": "1Gi"}
+
+
 def test_crds_survive_an_uninstall_and_follow_an_upgrade(chart: Chart) -> None:
     crds = [each for each in chart.objects() if each["kind"] == "CustomResourceDefinition"]
     assert {each["spec"]["names"]["kind"] for each in crds} == {"LLMDeployment", "ApiKey"}
@@ -163,7 +132,7 @@ def test_crds_survive_an_uninstall_and_follow_an_upgrade(chart: Chart) -> None:
 def test_optional_parts_come_and_go(chart: Chart) -> None:
     kinds = {each["kind"] for each in chart.objects()}
     assert "PodDisruptionBudget" in kinds
-    assert "ServiceMonitor" not in kinds
+    assert not kinds & {"ServiceMonitor", "PrometheusRule", "NetworkPolicy", "Pod"}
     bare = chart.objects(
         replicas=1, rbac={"create": False, "aggregateToUserRoles": False}, serviceAccount={"create": False}
     )

@@ -21,12 +21,14 @@ from llm_runtime import contract
 from llm_runtime.metrics import Metrics
 from llm_runtime.request import EngineStats
 from llm_runtime.settings import Environment
+from promql import TARGET_LABELS, labels_in, series_in
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "manifests"
 COMPOSE: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 PROMETHEUS = FOLDER / "compose/prometheus"
+RUNBOOK = (ROOT / "docs/operations.md").read_text()
 DASHBOARD = json.loads((FOLDER / "compose/grafana/dashboards/llm-runtime.json").read_text())
 
 
@@ -144,24 +146,9 @@ def exposed() -> Iterator[str]:
 
 
 SERIES = set(exposed())
-LABELS = {"instance", "job", "le"} | {
+LABELS = TARGET_LABELS | {
     label for one in vars(Metrics()).values() if isinstance(one, MetricWrapperBase) for label in one._labelnames
 }
-_WORDS = {"and", "or", "unless", "by", "without", "on", "ignoring"}
-
-
-def series_in(expression: str) -> set[str]:
-    """The names of a PromQL expression that are series: what is no label, function, keyword or string."""
-    bare = re.sub(r'"[^"]*"', "", expression)
-    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", bare)
-    bare = re.sub(r"\b(by|without|on|ignoring)\s*\([^)]*\)", "", bare)
-    return {name for name in re.findall(r"[a-zA-Z_:][\w:]*(?!\w|\s*\()", bare) if name not in _WORDS}
-
-
-def labels_in(expression: str) -> set[str]:
-    inside = " ".join(re.findall(r"\{([^}]*)\}", expression))
-    grouped = ",".join(re.findall(r"\b(?:by|without)\s*\(([^)]*)\)", expression))
-    return set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", inside)) | set(re.findall(r"\w+", grouped))
 
 
 def expressions() -> list[tuple[str, str]]:
@@ -197,6 +184,7 @@ def test_every_alert_says_what_it_means_and_what_to_do() -> None:
         for rule in group["rules"]:
             assert {"summary", "description"} == set(rule["annotations"]), rule["alert"]
             assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+            assert f"### {rule['alert']}\n" in RUNBOOK, f"docs/operations.md has no section {rule['alert']}"
 
 
 def test_the_dashboard_is_whole() -> None:

@@ -36,7 +36,20 @@ def ended(message: str, **more: Any) -> dict[str, Any]:
     ("trouble", "reason", "named"),
     [
         (pod(conditions=[PENDING]), "PodUnschedulable", "not enough memory, nvidia.com/gpu"),
-        (waiting("ImagePullBackOff", "not found"), "ImagePullFailed", "runtimeImage"),
+        (
+            waiting("ImagePullBackOff", "not found"),
+            "ImagePullFailed",
+            "check spec.image (where it is absent: runtimeIm",
+        ),
+        (
+            pod(
+                initContainerStatuses=[
+                    {"name": "fetch", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
+                ]
+            ),
+            "OutOfMemory",
+            "spec.pod.fetchResources.limits.memory",
+        ),
         (waiting("CreateContainerConfigError", 'secret "x" not found'), "ContainerConfigError", 'secret "x"'),
         (ended("Traceback\nKeyError"), "CrashLoopBackOff", "KeyError (kubectl logs p -c runtime --previous)"),
         (ended('{"reason": "DiskFull", "message": "needs 4 GB"}'), "DiskFull", "needs 4 GB"),

@@ -18,6 +18,7 @@ import yaml
 from llm_operator import plans
 from llm_operator.crds import ApiKeySpec, LLMDeploymentSpec, LLMDeploymentStatus
 from llm_operator.plans import keys, source, workload
+from llm_operator.settings import ContainerResources
 from llm_operator.state import (
     Connection,
     Evidence,
@@ -33,6 +34,7 @@ from llm_operator.state import (
 )
 
 GOLDEN = Path(__file__).parent / "golden"
+FETCH_RESOURCES = ContainerResources().manifest()
 META = Meta("LLMDeployment", "default", "support-bot", "11111111-2222-3333-4444-555555555555", 1)
 
 
@@ -69,6 +71,7 @@ def observed(case: dict[str, Any]) -> Observed:
         children=(),
         keys=held,
         image="example.com/llm-runtime:1",
+        fetch_resources=FETCH_RESOURCES,
         service_monitors=case.get("service_monitors", False),
         adapters=tuple(
             ResolvedAdapter(each, Resolution(ModelVersion(each.mlflow.name, each.mlflow.version or "7")))
@@ -91,7 +94,7 @@ def _revisions(case: dict[str, Any]) -> dict[str, RevisionChildren]:
     spec = LLMDeploymentSpec.model_validate(case["spec"])
 
     def stored(revision: str) -> Manifest:
-        template = workload.pod_template(META, spec, revision, "example.com/llm-runtime:1")
+        template = workload.pod_template(META, spec, revision, "example.com/llm-runtime:1", FETCH_RESOURCES)
         return {"data": {"config.json": "{}", "template.json": json.dumps(template)}}
 
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,6 +105,53 @@ async def test_a_newer_operator_with_another_image_touches_no_deployment() -> No
     await serving(world)
     world.cluster.writes.clear()
     world.restarted("example.com/runtime:2")
+    await look(world)
+    assert world.cluster.writes == []
+
+
+def containers(world: World, revision: str) -> list[Any]:
+    pods = world.cluster.objects["Deployment", NAMESPACE, f"bot-{revision}"]["spec"]["template"]["spec"]
+    return [*pods["initContainers"], *pods["containers"]]
+
+
+async def test_an_image_of_its_own_counts_over_the_operators_and_the_status_tells_it() -> None:
+    world = World()
+    own = await serving(world, image="example.com/runtime:cpu")
+    assert {each["image"] for each in containers(world, own)} == {"example.com/runtime:cpu"}
+    assert world.status()["stable"]["image"] == "example.com/runtime:cpu"
+    world.cluster.writes.clear()
+    world.restarted("example.com/runtime:2")
+    await look(world)
+    assert world.cluster.writes == []
+
+
+async def test_a_changed_image_is_rolled_out_and_without_it_the_operators_is_taken() -> None:
+    world = World()
+    plain = await serving(world)
+    world.restarted("example.com/runtime:2")
+    own = await serving(world, image="example.com/runtime:cpu")
+    assert own != plain
+    # Its revision has gone with a change of what else shapes the pods: then it is made with the present image.
+    fresh = await serving(world, engine={"maxModelLength": 1024})
+    assert world.status()["stable"]["image"] == "example.com/runtime:2"
+    assert {each["image"] for each in containers(world, fresh)} == {"example.com/runtime:2"}
+
+
+async def test_the_fetching_container_has_the_operators_resources_or_its_own() -> None:
+    world = World()
+    world.outside = replace(world.outside, fetch_resources={"limits": {"memory": "512Mi"}})
+    fetch, serve = containers(world, await serving(world))
+    assert fetch["resources"] == {"limits": {"memory": "512Mi"}}
+    assert "resources" not in serve
+    fetch, _ = containers(world, await serving(world, pod={"fetchResources": {"requests": {"memory": "1Gi"}}}))
+    assert fetch["resources"] == {"requests": {"memory": "1Gi"}}
+
+
+async def test_an_operator_with_other_resources_for_fetching_touches_no_deployment() -> None:
+    world = World()
+    await serving(world)
+    world.cluster.writes.clear()
+    world.outside = replace(world.outside, fetch_resources={"limits": {"memory": "2Gi"}})
     await look(world)
     assert world.cluster.writes == []
 

@@ -23,6 +23,7 @@ def written(folder: Path, text: str) -> Path:
         ("pollSeconds: 3", "runtimeImage"),
         ("runtimeImage: a\nconnections: {x: {trackingUri: 'mlflow:5000'}}", "connections.x.trackingUri"),
         ("runtimeImage: a\nprometheus: {allowed: ['prometheus:9090']}", "prometheus.allowed.0"),
+        ("runtimeImage: a\nfetchResources: {limits: {memory: much}}", "fetchResources.limits.memory"),
         ("runtimeImage: [", "not YAML"),
     ],
 )

@@ -158,7 +158,7 @@ async def test_the_asynchronous_client_does_the_same(server: Harness) -> None:
     assert place.choices[0].message.parsed == Place(city="Kiel")
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
+@pytest.mark.skipif(None in map(shutil.which, ("node", "npm")), reason="Node.js 20 or newer with npm is not installed")
 @pytest.mark.torch  # Not for torch, but for the time that npm and Node take.
 def test_the_client_for_node_passes_its_script(server: Harness) -> None:
     environment = {**os.environ, "BASE_URL": f"{server.url}/v1", "API_KEY": KEY, "PACKAGES": str(node_packages())}

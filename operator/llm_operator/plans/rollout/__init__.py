@@ -5,6 +5,7 @@ directives  what people annotate: pause, skip, abort, rollback-to
 strategies  how far it is on its way, and when it has arrived
 judge       promoted, given up, or a step further
 share       pods per revision, and who is behind the Service
+room        whether its pods have a place, and whether stopping an old pod would make one
 """
 
 from dataclasses import replace

@@ -5,7 +5,7 @@ from dataclasses import replace
 from llm_operator.crds import CandidateStatus, RevisionStatus
 from llm_operator.plans import gates
 from llm_operator.plans.reasons import Reason
-from llm_operator.plans.rollout import directives, sizes, strategies, times
+from llm_operator.plans.rollout import directives, room, sizes, strategies, times
 from llm_operator.plans.rollout.choose import ended
 from llm_operator.plans.rollout.situation import Decision, Situation, parse, stamp
 from llm_operator.state import Evidence, Fault, Occurrence
@@ -31,7 +31,10 @@ def judge(situation: Situation, decision: Decision) -> Decision:
     fault = situation.faults.get(candidate.revision)
     if fault is not None and fault.terminal:
         return _fail(situation, decision, candidate, fault)
+    if (fault := _in_vain(situation, decision, candidate)) is not None:
+        return _fail(situation, decision, candidate, fault)
     if times.expects(situation, decision, candidate) and times.left(situation, candidate) <= 0:
+        fault = situation.faults.get(candidate.revision)
         return _fail(situation, decision, candidate, _late(situation, candidate, fault))
     return decision
 
@@ -72,10 +75,23 @@ def _refusal(situation: Situation, decision: Decision, candidate: CandidateStatu
     return None
 
 
+def _in_vain(situation: Situation, decision: Decision, candidate: CandidateStatus) -> Fault | None:
+    """Old pods were stopped to make room and it was not enough: they come back, now and not at the deadline."""
+    if decision.stable is None or candidate.paused:
+        return None
+    if (lack := room.in_vain(situation, candidate, decision.stable)) is None:
+        return None
+    fault = situation.faults.get(candidate.revision)
+    said, reason = (fault.message, fault.reason) if fault else (lack.message, Reason.PodUnschedulable)
+    return Fault(reason, f"stopping old pods ({candidate.strategy}) made no room for the new: {said}", terminal=True)
+
+
 def _late(situation: Situation, candidate: CandidateStatus, fault: Fault | None) -> Fault:
     ready, waiting = situation.ready(candidate.revision), [v for v in candidate.verdict or () if v.state == "Waiting"]
     wanted = sizes.wanted_pods(situation, candidate)
     why = f": {fault.message}" if fault else "".join(f"; {gates.told(verdict)}" for verdict in waiting)
+    advice = room.advice(situation, candidate)
+    why += f"; {advice}" if advice else ""
     return Fault(
         Reason.ProgressDeadlineExceeded,
         f"{ready} of {wanted} pods were ready after {situation.spec.progress_deadline_seconds} s{why}",

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from llm_operator.crds import CandidateStatus, RevisionStatus
 from llm_operator.plans import gates
-from llm_operator.plans.rollout import sizes, strategies, times
+from llm_operator.plans.rollout import room, sizes, strategies, times
 from llm_operator.plans.rollout.situation import Decision, Situation, since, stamp
 
 GATE_LOOK_SECONDS = 2.0
@@ -27,6 +27,8 @@ def share(situation: Situation, decision: Decision) -> Decision:
         serving = _between(situation, stable, candidate, replicas)
     decision = replace(decision, replicas=replicas, serving=serving)
     decision = replace(decision, candidate=_noted(situation, decision))
+    if decision.rolling_out and decision.candidate is not None and situation.replicas:
+        decision = replace(decision, advice=room.advice(situation, decision.candidate))
     return replace(decision, requeue_seconds=_next_look(situation, decision, bool(settling)))
 
 
@@ -175,8 +177,9 @@ def _next_look(situation: Situation, decision: Decision, settling: bool) -> floa
             looks.append(max(1.0, times.left(situation, candidate) + 0.5))
         if candidate.step_started_at is not None and not candidate.paused:
             looks.append(max(1.0, times.hold_left(situation, decision, candidate) + 0.1))
-        if strategies.scarce(situation, candidate) and (room := strategies.room_left(situation, candidate)) > 0:
-            looks.append(room + 0.5)
+        if room.lack(situation, candidate) is not None:
+            waits = (room.left(situation, candidate), room.help_left(situation, candidate))
+            looks += [seconds + 0.5 for seconds in waits if seconds > 0]
         if situation.spec.gates and situation.answering(candidate.revision):
             looks.append(GATE_LOOK_SECONDS)
         if candidate.strategy in ("Rolling", "Canary") and _third(situation, decision):

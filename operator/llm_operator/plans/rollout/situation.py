@@ -6,7 +6,7 @@ from datetime import datetime
 
 from llm_operator.crds import CandidateStatus, DirectiveStatus, HistoryEntry, LLMDeploymentStatus, RevisionStatus
 from llm_operator.crds.rollout import RolloutSpec
-from llm_operator.state import Evidence, Fault, Manifest, Occurrence, RevisionChildren
+from llm_operator.state import Evidence, Fault, Manifest, Occurrence, RevisionChildren, pod_ended
 
 _NOTHING = RevisionChildren("", None, None)
 
@@ -42,18 +42,28 @@ class Situation:
     """What the gates are judged by."""
     routed: bool = False
     """An HTTPRoute shares out the traffic."""
+    coming: Mapping[str, str] = field(default_factory=dict)
+    """By name of a pod that finds no node: the word of a cluster autoscaler that adds one."""
 
     def children(self, revision: str) -> RevisionChildren:
         return self.revisions.get(revision, _NOTHING)
 
     def pods(self, revision: str) -> int:
         """Pods that exist, those that are leaving included."""
-        return len(self.children(revision).pods)
+        return sum(not pod_ended(pod) for pod in self.children(revision).pods)
+
+    def staying_pods(self, revision: str) -> int:
+        """Pods that exist and are not leaving."""
+        return sum(exists(pod) for pod in self.children(revision).pods)
+
+    def placed(self, revision: str) -> int:
+        """Pods that have a node and stay."""
+        pods = self.children(revision).pods
+        return sum(exists(pod) and bool((pod.get("spec") or {}).get("nodeName")) for pod in pods)
 
     def staying(self, revision: str) -> int:
         """Pods that a Service may find: those that exist and are not leaving, or that are on order."""
-        children = self.children(revision)
-        return max(children.wanted, sum(not leaving(pod) for pod in children.pods))
+        return max(self.children(revision).wanted, self.staying_pods(revision))
 
     def ready(self, revision: str) -> int:
         return self.children(revision).ready
@@ -82,6 +92,8 @@ class Decision:
     """The annotation that pins a revision, as it was understood."""
     remarks: tuple[str, ...] = ()
     """What a person who steers should read in the condition Progressing."""
+    advice: str = ""
+    """Where the candidate's pods have no room: what it waits for, and the ways out."""
 
     @property
     def rolling_out(self) -> bool:
@@ -97,6 +109,11 @@ class Decision:
 def leaving(pod: Manifest) -> bool:
     """Whether the pod was told to stop."""
     return bool(pod.get("metadata", {}).get("deletionTimestamp"))
+
+
+def exists(pod: Manifest) -> bool:
+    """Whether the pod is one that runs or will: it neither leaves nor is it at its end."""
+    return not leaving(pod) and not pod_ended(pod)
 
 
 def stamp(moment: datetime) -> str:

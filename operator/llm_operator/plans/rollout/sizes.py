@@ -3,7 +3,7 @@
 import math
 
 from llm_operator.crds import CandidateStatus
-from llm_operator.plans.rollout.situation import Situation, leaving
+from llm_operator.plans.rollout.situation import Situation, exists
 from llm_operator.state import Manifest
 
 ALL = 100
@@ -54,8 +54,8 @@ def restarts(situation: Situation, candidate: CandidateStatus) -> int:
 
 
 def _endings(pod: Manifest) -> int:
-    if leaving(pod):
-        return 0
+    if not exists(pod):
+        return 0  # Its node has ended it, or it was told to stop: no crash.
     found = 0
     for container in pod.get("status", {}).get("containerStatuses") or []:
         state = container.get("state") or {}

@@ -5,14 +5,11 @@ from typing import Any
 
 from llm_operator.crds import CandidateStatus
 from llm_operator.plans import gates
-from llm_operator.plans.rollout import directives
-from llm_operator.plans.rollout.situation import Decision, Situation, since, stamp
+from llm_operator.plans.rollout import directives, room
+from llm_operator.plans.rollout.situation import Decision, Situation, stamp
 from llm_operator.plans.rollout.sizes import canary_pods, step_of, switched, wanted_pods
 from llm_operator.plans.rollout.times import hold_left
 from llm_operator.state import Occurrence
-
-ROOM_SECONDS = 30.0
-"""How long a pod must have found no node before that counts: evictions and scale-downs make room in this time."""
 
 
 def select(situation: Situation, decision: Decision) -> Decision:
@@ -26,8 +23,10 @@ def select(situation: Situation, decision: Decision) -> Decision:
     else:
         strategy, reason = asked, "spec.rollout.strategy says so"
     change: dict[str, Any] = {"strategy": strategy, "strategy_reason": reason}
+    if candidate.strategy not in (None, strategy):
+        change["progressed_at"] = stamp(situation.now)
     if strategy == "Rolling":
-        change |= _room(situation, candidate, automatic=asked == "Auto")
+        change |= _room(situation, candidate, chosen=asked == "Auto" and candidate.strategy != strategy)
         change["replicas"] = max(1, candidate.replicas or situation.answering(candidate.revision))
     changed = candidate.model_copy(update=change)
     told = decision.occurrences
@@ -37,39 +36,34 @@ def select(situation: Situation, decision: Decision) -> Decision:
 
 
 def _automatic(situation: Situation, candidate: CandidateStatus) -> tuple[str, str]:
-    """BlueGreen until the scheduler says that there is no room for it. The scheduler itself is the judge of room."""
+    """BlueGreen until there is no room for it, then Rolling. It never interrupts: Recreate is asked for by name."""
     if candidate.strategy in ("Rolling", "Recreate"):
+        # Before 2026-11-28 Auto chose Recreate: then the old pods are gone already, and going on is the shortest way.
         return candidate.strategy, candidate.strategy_reason or ""
-    if not _no_room(situation, candidate):
+    lack = room.lasting(situation, candidate)
+    if lack is None:
         return "BlueGreen", "Auto: as long as the new pods find room beside the old"
-    why = situation.faults[candidate.revision].message
-    if situation.replicas > 1:
-        return "Rolling", f"Auto: no room for all new pods beside the old: {why}"[:1024]
-    return "Recreate", f"Auto: no room for a second pod: {why}"[:1024]
+    if situation.replicas == 1:
+        return "BlueGreen", "Auto: it waits for room, as stopping the only pod would be an interruption"
+    if not lack.freed:
+        return "BlueGreen", "Auto: it waits for room, as stopping an old pod would make none"
+    return "Rolling", f"Auto: no room for all new pods beside the old: {lack.message}"[:1024]
 
 
-def _room(situation: Situation, candidate: CandidateStatus, *, automatic: bool) -> dict[str, Any]:
-    if automatic or candidate.surge == 0:
-        return {"surge": 0}
-    if situation.replicas > 1 and _no_room(situation, candidate):
-        why = situation.faults[candidate.revision].message
-        return {"surge": 0, "strategy_reason": f"one pod less at a time, no room for one more: {why}"[:1024]}
-    return {"surge": 1}
-
-
-def _no_room(situation: Situation, candidate: CandidateStatus) -> bool:
-    return scarce(situation, candidate) and room_left(situation, candidate) <= 0
-
-
-def scarce(situation: Situation, candidate: CandidateStatus) -> bool:
-    """Whether a pod of the candidate finds no node for lack of a resource."""
-    fault = situation.faults.get(candidate.revision)
-    return fault is not None and fault.reason == "PodUnschedulable" and "Insufficient" in fault.message
-
-
-def room_left(situation: Situation, candidate: CandidateStatus) -> float:
-    """Seconds until a pod that finds no node counts as one that there is no room for."""
-    return ROOM_SECONDS - since(situation.now, candidate.progressed_at or candidate.started_at)
+def _room(situation: Situation, candidate: CandidateStatus, *, chosen: bool) -> dict[str, Any]:
+    """How many pods Rolling may have beyond `replicas`. The only pod that serves is never stopped for a new one."""
+    if situation.replicas == 1:
+        return {"surge": 1}
+    if candidate.surge == 0:
+        return {"surge": 0, "strategy_reason": candidate.strategy_reason}
+    if chosen:
+        # One that has a place needs no old pod to make it.
+        return {"surge": 1 if situation.placed(candidate.revision) else 0}
+    lack = room.lasting(situation, candidate)
+    if lack is None or not lack.freed:
+        return {"surge": 1}
+    why = f"one pod less at a time, no room for one more: {lack.message}"[:1024]
+    return {"surge": 0, "strategy_reason": why, "progressed_at": stamp(situation.now)}
 
 
 def progress(situation: Situation, decision: Decision, candidate: CandidateStatus) -> tuple[CandidateStatus, bool]:

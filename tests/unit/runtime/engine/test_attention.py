@@ -16,7 +16,7 @@ from llm_runtime.engine.cache import CacheShape, KvCache, LayerShape  # noqa: E4
 from llm_runtime.engine.scheduler import Span  # noqa: E402
 from unit.runtime.engine.fakes import sequence  # noqa: E402
 
-needs_kernel = pytest.mark.skipif(native.library() is None, reason="no kernel and no compiler")
+needs_kernel = pytest.mark.skipif(native.library() is None, reason="no compiled kernels: apt-get install g++")
 MIXED = ((0, 1), (5, 1), (31, 1), (32, 1), (200, 1), (0, 40), (100, 33), (64, 2))
 """(start, count) of spans: first and later tokens, at borders of blocks, whole prompts and chunks."""
 

@@ -1,0 +1,91 @@
+"""The verbs of hack/e2e-kind: up, down, load, and test, which is all of them around pytest."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from kindstack import images
+from kindstack.cluster import KindCluster
+from kindstack.phases import Phases
+from kindstack.shell import ROOT, KindError
+
+FOLDER = ROOT / ".e2e-kind"
+
+
+def main() -> None:
+    """Parse the command line and do it; a failure is one line on standard error."""
+    parser = argparse.ArgumentParser(
+        prog="hack/e2e-kind", description="The suite of tests/kind on a real kind cluster."
+    )
+    parser.add_argument("verb", nargs="?", default="test", choices=("test", "up", "load", "down"))
+    parser.add_argument("--image", default=os.environ.get("KIND_IMAGE"), help="the nodes' image, also KIND_IMAGE")
+    parser.add_argument("--tools", type=Path, required=True, help="folder of kubectl and helm: hack/kube/build")
+    arguments, rest = parser.parse_known_args()
+    # A run that is ended by its caller removes its cluster, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(VERBS[arguments.verb](arguments, rest))
+    except KindError as error:
+        sys.exit(f"e2e-kind: {error}")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def up(arguments: argparse.Namespace, phases: Phases) -> KindCluster:
+    """A cluster with both images in it."""
+    cluster = KindCluster.start(FOLDER, arguments.tools, phases, image=arguments.image)
+    try:
+        load(cluster, phases)
+    except BaseException:
+        cluster.stop()
+        raise
+    return cluster
+
+
+def load(cluster: KindCluster, phases: Phases) -> None:
+    for image in (images.OPERATOR, images.RUNTIME):
+        with phases(f"building {image}"):
+            images.build(cluster.engine, image, phases.progress)
+        with phases(f"loading {image} into {len(cluster.nodes)} nodes"):
+            cluster.load_image(image)
+
+
+def verb_up(arguments: argparse.Namespace, _: list[str]) -> int:
+    phases = Phases(say)
+    cluster = up(arguments, phases)
+    say(f"\n{phases.table()}\n\nexport KUBECONFIG={cluster.kubeconfig}")
+    return 0
+
+
+def verb_load(_: argparse.Namespace, __: list[str]) -> int:
+    load(KindCluster.attach(FOLDER), Phases(say))
+    return 0
+
+
+def verb_down(_: argparse.Namespace, __: list[str]) -> int:
+    if (FOLDER / "state.json").exists():
+        KindCluster.attach(FOLDER).stop()
+    return 0
+
+
+def verb_test(arguments: argparse.Namespace, rest: list[str]) -> int:
+    phases = Phases(say)
+    with up(arguments, phases):
+        with phases("tests/kind"):
+            status = subprocess.run([sys.executable, "-m", "pytest", "tests/kind", "-q", *rest], cwd=ROOT).returncode
+        phases.write(FOLDER / "phases.json")
+    say(f"\n{phases.table()}")
+    return status
+
+
+VERBS = {"test": verb_test, "up": verb_up, "load": verb_load, "down": verb_down}
+
+if __name__ == "__main__":
+    main()

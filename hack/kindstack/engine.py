@@ -1,0 +1,180 @@
+"""A Docker engine: the one that answers where it can start a node, else Debian's own with its state in our cache."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from devstack.cache import CACHE
+from kindstack.shell import KindError, run
+
+FOLDER = CACHE / "kind" / "engine"
+SYS_RESOURCE = 24  # the number of CAP_SYS_RESOURCE, capabilities(7)
+START_SECONDS = 60
+PROBE = "localhost/llm-operator-probe:1"
+NO_ROOT = (
+    "no Docker engine answers, and only root can start one: start your engine, or run this as root (sudo), where "
+    "Debian's docker.io is installed and started for the time of the run"
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A Docker engine, and how its clients reach it. `own` is true for one that this package started."""
+
+    own: bool
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def docker(self, *arguments: str | Path, stdin: str | None = None, timeout_seconds: float | None = None) -> str:
+        """Run the docker command. Raises KindError with what it said."""
+        return run("docker", *arguments, env=self.environment, stdin=stdin, timeout_seconds=timeout_seconds)
+
+    def has(self, image: str) -> bool:
+        """Whether the engine keeps this image."""
+        return bool(self.docker("images", "--quiet", image).strip())
+
+    def pull(self, image: str, progress: Callable[[str], None]) -> bool:
+        """Fetch an image; False where its registry can't be reached, which is found out within seconds."""
+        if self.has(image):
+            return True
+        try:
+            self.docker("manifest", "inspect", image, timeout_seconds=15)
+        except KindError:
+            return False
+        progress(f"pulling {image}")
+        self.docker("pull", "--quiet", image)
+        return True
+
+
+def find(static_program: Path, progress: Callable[[str], None]) -> Engine:
+    """The engine to use. `static_program` ends well with `version`: it is run in a container to try the engine.
+
+    Raises KindError where there is none and none can be started.
+    """
+    given = Engine(own=False)
+    if shutil.which("docker") and answers(given):
+        trouble = refusal(given, static_program)
+        if trouble is None:
+            return given
+        progress(f"the Docker engine that answers can't start privileged containers: {trouble}")
+        progress("starting one of our own beside it")
+    return start(static_program, progress)
+
+
+def answers(engine: Engine) -> bool:
+    try:
+        engine.docker("info", timeout_seconds=10)
+    except KindError:
+        return False
+    return True
+
+
+def refusal(engine: Engine, static_program: Path) -> str | None:
+    """Why the engine can't run a privileged container, as kind's nodes are; None where it can."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "probe.tar"
+        with tarfile.open(archive, "w") as tar:
+            tar.add(static_program, "program")
+        engine.docker("import", archive, PROBE)
+    try:
+        engine.docker("run", "--rm", "--privileged", "--network", "none", PROBE, "/program", "version")
+    except KindError as error:
+        return str(error).splitlines()[-1]
+    finally:
+        engine.docker("rmi", "--force", PROBE)
+    return None
+
+
+def start(static_program: Path, progress: Callable[[str], None]) -> Engine:
+    """Start Debian's engine with its data, its state and its socket below the cache, or use the one that runs there."""
+    if os.geteuid() != 0:
+        raise KindError(NO_ROOT)
+    if shutil.which("dockerd") is None:
+        install(progress)
+    engine = Engine(own=True, environment={"DOCKER_HOST": f"unix://{FOLDER / 'docker.sock'}"})
+    if (FOLDER / "docker.sock").exists() and answers(engine):
+        return engine
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    # Left by an engine that was killed; a live one would have answered.
+    for leftover in ("docker.pid", "docker.sock"):
+        (FOLDER / leftover).unlink(missing_ok=True)
+    command = [
+        *("dockerd", "--host", f"unix://{FOLDER / 'docker.sock'}", "--pidfile", str(FOLDER / "docker.pid")),
+        *("--data-root", str(FOLDER / "data"), "--exec-root", str(FOLDER / "exec")),
+        # Neither the firewall nor the bridge of an engine beside it is touched: kind makes a network of its own.
+        *("--iptables=false", "--ip6tables=false", "--bridge=none"),
+    ]
+    if not may_raise_limits():
+        command += ["--add-runtime", f"nosysres={runtime_wrapper()}", "--default-runtime", "nosysres"]
+    with (FOLDER / "dockerd.log").open("w") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    progress(f"waiting for dockerd (log: {FOLDER / 'dockerd.log'})")
+    deadline = time.monotonic() + START_SECONDS
+    while not answers(engine):
+        if process.poll() is not None or time.monotonic() > deadline:
+            said = "\n".join((FOLDER / "dockerd.log").read_text(errors="replace").splitlines()[-5:])
+            raise KindError(f"dockerd did not start; the end of {FOLDER / 'dockerd.log'}:\n{said}")
+        time.sleep(0.3)
+    if trouble := refusal(engine, static_program):
+        raise KindError(f"this machine can't run privileged containers, which kind's nodes are: {trouble}")
+    return engine
+
+
+def install(progress: Callable[[str], None]) -> None:
+    if shutil.which("apt-get") is None:
+        raise KindError("no Docker engine answers and none is installed: install Docker, and start it")
+    progress("installing Debian's docker.io")
+    quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+    # The package would start an engine of its own, with its data elsewhere.
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        run("apt-get", "update", "-qq", env=quiet)
+        run("apt-get", "install", "-qq", "--no-install-recommends", "docker.io", "iptables", env=quiet)
+    finally:
+        if ours:
+            policy.unlink()
+
+
+def may_raise_limits() -> bool:
+    """Whether this process has CAP_SYS_RESOURCE, which runc wants for privileged containers."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapBnd:"):
+            return bool(int(line.split()[1], 16) >> SYS_RESOURCE & 1)
+    return True
+
+
+def runtime_wrapper() -> Path:
+    """An OCI runtime that is runc without CAP_SYS_RESOURCE, for machines that lack it: see runc_wrapper.py."""
+    source = Path(__file__).with_name("runc_wrapper.py")
+    runc = shutil.which("runc") or "/usr/sbin/runc"
+    wrapper = FOLDER / "runc-without-sys-resource"
+    wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} -I {source} {runc} "$@"\n')
+    wrapper.chmod(0o755)
+    return wrapper
+
+
+def stop(engine: Engine) -> None:
+    """End an engine that this package started; its images stay for the next run."""
+    pid_file = FOLDER / "docker.pid"
+    if not engine.own or not pid_file.exists():
+        return
+    pid = int(pid_file.read_text())
+    os.kill(pid, 15)
+    deadline = time.monotonic() + START_SECONDS
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.2)

@@ -1,0 +1,85 @@
+"""The programs of a kind cluster, built from their Go modules once and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from devstack.cache import CACHE
+from kindstack.shell import ROOT, KindError, run
+
+KUBERNETES = ROOT / "hack" / "kube"
+OTHERS = ROOT / "hack" / "kind" / "programs"
+KIND = "sigs.k8s.io/kind"
+CONTAINERD = "github.com/containerd/containerd/v2/cmd"
+# Snapshotters that need C libraries or file systems which no node has.
+TAGS = "no_btrfs,no_devmapper,no_zfs"
+# For the machine that runs kind; the rest is for its nodes, which only an image made here needs.
+HERE = (KIND,)
+NODE = (
+    *(f"{CONTAINERD}/containerd", f"{CONTAINERD}/containerd-shim-runc-v2", f"{CONTAINERD}/ctr"),
+    *("sigs.k8s.io/cri-tools/cmd/crictl", "./coredns", "./pause", "./podnet"),
+)
+
+
+def kind(progress: Callable[[str], None]) -> Path:
+    """The kind program. Raises KindError where Go is missing or the build fails."""
+    return build("kind", progress, (OTHERS, HERE)) / "kind"
+
+
+def of_a_node(progress: Callable[[str], None]) -> Path:
+    """The folder with what a node runs: containerd and its helpers, CoreDNS, Kubernetes. Raises KindError."""
+    return build("node", progress, (OTHERS, NODE), (KUBERNETES, ("./node",)))
+
+
+def build(name: str, progress: Callable[[str], None], *parts: tuple[Path, tuple[str, ...]]) -> Path:
+    """Build packages of Go modules into a folder that is named after their content, unless it is there."""
+    digest = hashlib.sha256(go("env", "GOVERSION").encode())
+    for module, packages in parts:
+        digest.update(" ".join(packages).encode())
+        for file in [module / "go.mod", module / "go.sum", *sorted(module.glob("*/*.go"))]:
+            digest.update(file.read_bytes())
+    folder = CACHE / "kind" / "programs" / f"{name}-{digest.hexdigest()[:16]}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as partial:
+        whole = Path(partial) / folder.name
+        whole.mkdir()
+        for module, packages in parts:
+            for package in packages:
+                progress(f"building {package.removeprefix('./')}")
+                flags = ("-trimpath", "-tags", TAGS, "-ldflags", f"-s -w {stamp()}")
+                go("build", *flags, "-o", f"{whole}/", package, cwd=module)
+        whole.rename(folder)
+    return folder
+
+
+def stamp() -> str:
+    """The version that Kubernetes' programs say they are."""
+    version = kubernetes_version()
+    major, minor = version[1:].split(".")[:2]
+    package = "k8s.io/component-base/version"
+    return f"-X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}"
+
+
+def kubernetes_version() -> str:
+    """What hack/kube/go.mod names, like v1.36.3."""
+    match = re.search(r"k8s\.io/kubernetes (v\S+)", (KUBERNETES / "go.mod").read_text())
+    if match is None:
+        raise KindError("hack/kube/go.mod names no k8s.io/kubernetes version; restore it with git")
+    return match[1]
+
+
+def sources(module: str, within: Path = OTHERS) -> Path:
+    """The folder of a module's files in Go's module cache, checked against go.sum."""
+    return Path(json.loads(go("mod", "download", "-json", module, cwd=within))["Dir"])
+
+
+def go(*arguments: str, cwd: Path = OTHERS) -> str:
+    return run("go", *arguments, cwd=cwd, env={"CGO_ENABLED": "0", "GOFLAGS": os.environ.get("GOFLAGS", "")})

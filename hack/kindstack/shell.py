@@ -1,0 +1,55 @@
+"""Commands of this package: run to their end, with an error that says what was run and what it answered."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class KindError(RuntimeError):
+    """The cluster can't be had or used; the message says what happened, and what to do next."""
+
+
+def run(
+    *command: str | Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: str | None = None,
+    timeout_seconds: float | None = None,
+) -> str:
+    """Run a command and return its standard output. `env` is added to this process's own. Raises KindError."""
+    words = [str(word) for word in command]
+    environment = {**os.environ, **(env or {})}
+    program = shutil.which(words[0], path=environment.get("PATH"))
+    if program is None:
+        raise KindError(f"{words[0]} is not installed")
+    try:
+        done = subprocess.run(
+            [program, *words[1:]],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=environment,
+            cwd=cwd,
+            input=stdin,
+            timeout=timeout_seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise KindError(f"{shown(words)} did not end within {timeout_seconds:.0f} s") from error
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()
+        hint = "; free some space and run it again" if "no space left on device" in said else ""
+        raise KindError(f"{shown(words)} failed (exit {done.returncode}): {said[-3000:]}{hint}")
+    return done.stdout
+
+
+def shown(words: list[str]) -> str:
+    """The beginning of a command, short enough for one line of an error."""
+    text = " ".join(words)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,203 @@
+"""Whether a candidate's pods have a place to run, and whether stopping an old pod would make one.
+
+The scheduler and the API server are the judges: they alone know taints, affinities, volumes and quotas. What they say
+is read here, so that an old pod is stopped for a new one only where that can help.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from llm_operator.crds import CandidateStatus, RevisionStatus
+from llm_operator.crds.common import quantity_value
+from llm_operator.plans.rollout.situation import Situation, exists, since
+from llm_operator.state import Manifest
+
+PATIENCE_SECONDS = 30.0
+"""How long a pod must have had no place before that counts: evictions and scale-downs make room in this time."""
+HELP_SECONDS = 60.0
+"""How long a pod may still have no place after an old pod has had its time to stop."""
+NODE_SECONDS = 900.0
+"""How long a node that was ordered may take: the cluster autoscaler gives one up after 15 minutes."""
+ADDS = ("TriggeredScaleUp", "Nominated")
+"""Reasons of Events by which the cluster autoscaler and Karpenter say that a node will be there for the pod."""
+ADDS_NOT = ("NotTriggerScaleUp",)
+"""By which the former says that there won't."""
+NOT_HELPFUL = "Preemption is not helpful"
+"""The scheduler's words for a node where no pod's going would make room."""
+VICTIMS = "No preemption victims found"
+"""Its words for a node where other pods stand in the way, none of them of a lower priority."""
+_HELD = re.compile(
+    r"too many pods|free ports|anti-affinity|topology spread constraints(?! .missing)|ReadWriteOncePod|volume count"
+    r"|available disk|cannot allocate all claims|not enough|enough resources",
+    re.IGNORECASE,
+)
+"""What an old pod may hold, besides resources with a name."""
+_INSUFFICIENT = re.compile(r"insufficient ([\w./-]*\w)", re.IGNORECASE)
+_QUOTA = re.compile(
+    r"exceeded quota: (?P<name>[^,]+), requested: (?P<requested>.+), used: .+, limited: (?P<limited>.+)"
+)
+
+
+@dataclass(frozen=True)
+class Lack:
+    """A pod of the candidate has no place."""
+
+    message: str
+    """What the scheduler or the API server says."""
+    freed: bool
+    """An old pod that goes may leave the room that is missing."""
+    coming: str = ""
+    """What a cluster autoscaler says about the node that it adds for the pod."""
+
+
+def lack(situation: Situation, candidate: CandidateStatus) -> Lack | None:
+    """What keeps a pod of the candidate from having a place; None while all have one or nothing is said."""
+    children = situation.children(candidate.revision)
+    stable = situation.status.stable
+    old = [p for p in situation.children(stable.revision).pods if exists(p)] if stable else []
+    for pod in filter(exists, children.pods):
+        if (said := unplaced(pod)) is not None:
+            return Lack(said, freed(said, old), _coming(pod, situation.coming))
+    if situation.staying_pods(candidate.revision) < children.wanted and (said := _refusal(children.deployment)):
+        return Lack(said, bool(old) and _quota_frees(said))
+    return None
+
+
+def left(situation: Situation, candidate: CandidateStatus) -> float:
+    """Seconds until a lack of room counts."""
+    return PATIENCE_SECONDS - since(situation.now, candidate.progressed_at or candidate.started_at)
+
+
+def lasting(situation: Situation, candidate: CandidateStatus) -> Lack | None:
+    """The lack of room, once it has lasted and no node is on its way."""
+    found = lack(situation, candidate)
+    return found if found is not None and not found.coming and left(situation, candidate) <= 0 else None
+
+
+def in_vain(situation: Situation, candidate: CandidateStatus, stable: RevisionStatus) -> Lack | None:
+    """The lack of room that stays although old pods were stopped for the candidate and are gone."""
+    given = candidate.strategy == "Recreate" or (candidate.strategy == "Rolling" and candidate.surge == 0)
+    old = situation.children(stable.revision)
+    if not given or situation.pods(stable.revision) > old.wanted:
+        return None
+    if since(situation.now, candidate.progressed_at or candidate.started_at) < _help_seconds(situation):
+        return None
+    return lasting(situation, candidate)
+
+
+def help_left(situation: Situation, candidate: CandidateStatus) -> float:
+    """Seconds until stopping an old pod may be said to have been in vain."""
+    return _help_seconds(situation) - since(situation.now, candidate.progressed_at or candidate.started_at)
+
+
+def _help_seconds(situation: Situation) -> float:
+    return situation.spec.drain_seconds + HELP_SECONDS
+
+
+def advice(situation: Situation, candidate: CandidateStatus) -> str:
+    """What the candidate waits for and how a person can help it; empty while it has room or an old pod makes some."""
+    found = lack(situation, candidate)
+    if found is None or situation.status.stable is None or candidate.strategy == "Recreate":
+        return ""
+    if found.coming:
+        return f"a node is on its way for it: {found.coming}"
+    if not found.freed:
+        return "stopping an old pod would make no room for it: correct what is named, or add a node where it fits"
+    if candidate.strategy == "Rolling" and candidate.surge == 0:
+        return ""
+    if situation.replicas == 1:
+        return (
+            "the one pod that serves is not stopped for it: free room, add a node, or permit an interruption by name, "
+            "rollout.strategy: Recreate"
+        )
+    if situation.spec.strategy in ("Auto", "Rolling"):
+        return f"if none comes in {max(0, round(left(situation, candidate)))} s, one old pod at a time makes room"
+    return (
+        "free room, add a node, or write rollout.strategy: Auto, which stops one old pod at a time "
+        "(rollout.strategy: Recreate interrupts)"
+    )
+
+
+def coming(events: Iterable[Manifest], now: datetime) -> str:
+    """What a cluster autoscaler says about a node that it adds for a pod, from the pod's Events; empty: none comes."""
+    known = [event for event in events if event.get("reason") in (*ADDS, *ADDS_NOT)]
+    newest = max(known, key=_moment, default=None)
+    if newest is None or newest["reason"] in ADDS_NOT or since(now, _moment(newest)) > NODE_SECONDS:
+        return ""
+    return str(newest.get("message") or newest["reason"])[:512]
+
+
+def _moment(event: Manifest) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")
+
+
+def _coming(pod: Manifest, nodes: Mapping[str, str]) -> str:
+    nominated = (pod.get("status") or {}).get("nominatedNodeName")
+    if nominated:
+        return f"the scheduler has other pods stopped for it on node {nominated}"
+    return nodes.get(str(pod["metadata"].get("name")), "")
+
+
+def unplaced(pod: Manifest) -> str | None:
+    """What the scheduler says of a pod that it finds no node for; None where it has one or has not been looked at."""
+    for condition in (pod.get("status") or {}).get("conditions") or []:
+        if (condition.get("type"), condition.get("reason")) == ("PodScheduled", "Unschedulable"):
+            return str(condition.get("message") or "") if condition.get("status") == "False" else None
+    return None
+
+
+def freed(said: str, old: Iterable[Manifest]) -> bool:
+    """Whether an old pod that goes may leave the room that the scheduler misses."""
+    old = list(old)
+    if not old:
+        return False
+    reasons, _, preemption = said.partition("preemption:")
+    if _never(preemption):
+        return False
+    scarce = _INSUFFICIENT.findall(reasons)
+    if any(_holds(pod, resource) for pod in old for resource in scarce):
+        return True
+    # Whatever the reason is called: for this node the scheduler says itself that another pod stands in the way.
+    stands = VICTIMS in preemption and not scarce
+    return stands or _HELD.search(reasons) is not None
+
+
+def _never(preemption: str) -> bool:
+    """Whether the scheduler says of every node that no pod's going would help."""
+    parts = re.findall(r"\d+ ([^,.]+)", preemption.partition(":")[2])
+    return bool(parts) and all(part.startswith(NOT_HELPFUL) for part in parts)
+
+
+def _holds(pod: Manifest, resource: str) -> bool:
+    spec = pod.get("spec") or {}
+    parts = [spec, *(spec.get("containers") or []), *(spec.get("initContainers") or [])]
+    asked = [(each.get("resources") or {}).get("requests") or {} for each in parts]
+    return any(quantity_value(str(requests.get(resource, "0"))) > 0 for requests in asked)
+
+
+def _refusal(deployment: Manifest | None) -> str:
+    for condition in ((deployment or {}).get("status") or {}).get("conditions") or []:
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+            return str(condition.get("message") or "")
+    return ""
+
+
+def _quota_frees(said: str) -> bool:
+    """Whether a quota that is used up would hold the pod if another were gone; any other refusal stays."""
+    match = _QUOTA.search(said)
+    if match is None:
+        return False
+    requested, limited = _amounts(match["requested"]), _amounts(match["limited"])
+    return bool(requested) and all(amount <= limited.get(name, 0) for name, amount in requested.items())
+
+
+def _amounts(said: str) -> dict[str, Decimal]:
+    found: dict[str, Decimal] = {}
+    for name, amount in re.findall(r"([\w./-]+)=([\w.]+)", said):
+        with suppress(ValueError):
+            found[name] = quantity_value(amount)
+    return found

@@ -1,0 +1,90 @@
+"""NetworkPolicies: off by default; on, they leave everything open that the operator and its pods are known to need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llm_operator.plans import names
+from llm_operator.state import Meta
+from llm_runtime import contract
+from unit.chart.rendered import Chart, Json
+
+pytestmark = pytest.mark.timeout(20)
+META = Meta("LLMDeployment", "team-a", "bot", "u", 1)
+PEER = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+
+
+def ports(rules: list[Json]) -> set[int]:
+    """Of rules that name no peer: reachable anywhere."""
+    return {each["port"] for rule in rules if "to" not in rule for each in rule.get("ports", ())}
+
+
+def policies(chart: Chart, **policy: Any) -> dict[str, Json]:
+    connections = {
+        "default": {"trackingUri": "http://mlflow.mlflow:5000"},
+        "cloud": {"trackingUri": "https://mlflow.example.com/team"},
+        "plain": {"trackingUri": "http://mlflow.example.com"},
+    }
+    values = {"connections": connections, "prometheusUrl": "http://prometheus:9090", "networkPolicy": policy}
+    return {each["metadata"]["namespace"]: each["spec"] for each in chart.all("NetworkPolicy", **values)}
+
+
+def test_the_operator_reaches_what_its_configuration_names(chart: Chart) -> None:
+    (spec,) = policies(chart, enabled=True, apiServerPorts=[6443]).values()
+    assert ports(spec["egress"]) == {53, 6443, 5000, 443, 80, 9090}
+    assert spec["podSelector"] == chart.one("Deployment")["spec"]["selector"]
+
+
+def test_the_operator_reaches_the_pods_that_it_makes(chart: Chart) -> None:
+    (spec,) = policies(chart, enabled=True).values()
+    peers = [peer["podSelector"]["matchLabels"] for rule in spec["egress"] for peer in rule.get("to", ())]
+    assert any(peer.items() <= names.labels(META, "r").items() for peer in peers)
+    # A stand-by hands webhooks on to the leader.
+    assert chart.one("Deployment")["spec"]["selector"]["matchLabels"] in peers
+
+
+def test_metrics_and_webhooks_are_open_to_everybody_or_to_those_named_and_helm_test(chart: Chart) -> None:
+    (spec,) = policies(chart, enabled=True).values()
+    (rule,) = spec["ingress"]
+    opened = {each["name"] for each in chart.one("Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"]}
+    assert {each["port"] for each in rule["ports"]} == opened
+    assert "from" not in rule
+    (spec,) = policies(chart, enabled=True, ingressFrom=[PEER]).values()
+    first, own = spec["ingress"][0]["from"]
+    assert first == PEER
+    for pod in (chart.test_pod()["metadata"], chart.one("Deployment")["spec"]["template"]["metadata"]):
+        assert own["podSelector"]["matchLabels"].items() <= pod["labels"].items()
+
+
+def test_pods_that_serve_are_asked_on_their_port_and_reach_registry_and_stores(chart: Chart) -> None:
+    found = policies(chart, runtime={"namespaces": ["team-a", "team-b"]})
+    assert set(found) == {"team-a", "team-b"}
+    spec = found["team-a"]
+    assert spec["podSelector"]["matchLabels"].items() <= names.labels(META, "r").items()
+    assert spec["ingress"] == [{"ports": [{"protocol": "TCP", "port": contract.PORT}]}]
+    assert ports(spec["egress"]) == {53, 5000, 443, 80, 5432, 6379}
+
+
+def test_the_operator_may_ask_the_pods_also_where_others_may_not(chart: Chart) -> None:
+    found = policies(chart, runtime={"namespaces": ["team-a"], "ingressFrom": [PEER]})
+    first, operator = found["team-a"]["ingress"][0]["from"]
+    assert first == PEER
+    assert operator["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "llm-operator-system"}
+    assert operator["podSelector"] == chart.one("Deployment")["spec"]["selector"]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param({"ingressFrom": [{}]}, id="peer-without-a-selector-is-everybody"),
+        pytest.param({"ingressFrom": [{"pods": {}}]}, id="no-peer"),
+        pytest.param({"apiServerPorts": [0]}, id="no-port"),
+        pytest.param({"runtime": {"namespaces": ["*"]}}, id="no-namespace"),
+    ],
+)
+def test_wrong_peers_and_ports_are_refused(chart: Chart, policy: Json) -> None:
+    refused = chart.template(networkPolicy={"enabled": True, **policy})
+    assert refused.returncode != 0
+    assert "schema" in refused.stderr

@@ -1,0 +1,146 @@
+"""What the demo shows is what it does, and what it hints at runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from devstack import demo
+from devstack.stack import Stack
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Recorder(BaseHTTPRequestHandler):
+    """Keeps what it was asked, and answers with nothing."""
+
+    asked: dict[str, Any]
+
+    def do_POST(self) -> None:
+        Recorder.asked = {
+            "path": self.path,
+            "authorization": self.headers["Authorization"],
+            "type": self.headers["Content-Type"],
+            "body": json.loads(self.rfile.read(int(self.headers["Content-Length"]))),
+        }
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_the_curl_that_is_shown_is_the_request_that_is_sent() -> None:
+    server = HTTPServer(("127.0.0.1", 0), Recorder)
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    demo.send(url, "the-key")
+    thread.join()
+    server.server_close()
+
+    # The shell takes the line apart as it would for curl, which need not be there.
+    shown = 'curl() { printf "%s\\0" "$@"; }; ' + demo.as_curl(url, "$KEY")
+    done = subprocess.run(
+        ["bash", "-c", shown],
+        env={"KEY": "the-key", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    silent, address, *options = done.stdout.rstrip("\0").split("\0")
+    assert silent == "-s"
+    assert address == url + Recorder.asked["path"]
+    assert options[::2] == ["-H", "-H", "-d"]
+    headers = [f"Authorization: {Recorder.asked['authorization']}", f"Content-Type: {Recorder.asked['type']}"]
+    assert [options[1], options[3]] == headers
+    assert json.loads(options[5]) == Recorder.asked["body"]
+
+
+def test_the_hints_run_in_another_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Fails without the file: `python -m devstack.registry` needs PYTHONPATH, and `python` and kubectl a PATH.
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    (tmp_path / ".demo").mkdir()
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs" / "kubectl").symlink_to("/bin/true")
+    story = demo.Demo(cast("Stack", None))
+    story.exports = {"PYTHONPATH": str(ROOT / "hack"), "MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
+    story.programs = [tmp_path / "programs", Path(sys.executable).parent]
+    story.url, story.key = "http://127.96.0.1", "a-key"
+    file = story.write_exports()
+    assert file.stat().st_mode & 0o077 == 0
+    command = f'. {file} && kubectl && python -m devstack.registry alias --help && echo "$URL $KEY"'
+    done = subprocess.run(
+        ["bash", "-c", command], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("http://127.96.0.1 a-key\n")
+
+
+def pod(**status: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "bot-1"}, "status": status}
+
+
+def test_a_pods_state_names_what_it_waits_for() -> None:
+    fetching = {"name": "fetch", "ready": False, "state": {"running": {}}}
+    behind = {"name": "runtime", "ready": False, "state": {"waiting": {"reason": "PodInitializing"}}}
+    assert demo.pod_state(pod(initContainerStatuses=[fetching], containerStatuses=[behind])) == (
+        "bot-1: fetch runs, not ready yet"
+    )
+    broken = {"name": "runtime", "ready": False, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+    assert demo.pod_state(pod(containerStatuses=[broken])) == "bot-1: CrashLoopBackOff"
+    unplaced = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}
+    assert demo.pod_state(pod(phase="Pending", conditions=[unplaced])) == "bot-1: 0/1 nodes are available"
+    assert demo.pod_state(pod(phase="Running", conditions=[{"type": "Ready", "status": "True"}])) == "bot-1 is ready"
+    assert demo.pod_state({"metadata": {"name": "bot-1", "deletionTimestamp": "now"}}) == "bot-1 ends"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The demo's own files, with preparations that the test writes."""
+    hack = tmp_path / "hack"
+    shutil.copytree(ROOT / "hack" / "devstack", hack / "devstack", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "hack" / "demo", hack / "demo")
+    (hack / "kube").mkdir()
+    return tmp_path
+
+
+def script(file: Path, text: str) -> None:
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+
+
+def run_demo(checkout: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "LLM_OPERATOR_CACHE": str(checkout / "cache"), **settings}
+    command = [sys.executable, str(checkout / "hack" / "demo"), "--provider", "local"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
+
+
+def test_a_failed_preparation_ends_the_other_one(checkout: Path) -> None:
+    # Before, a missing python3-venv was told at once and ended the demo after the four minutes of the build.
+    script(checkout / "hack" / "env", f"while [ ! -s {checkout}/pid ]; do sleep 0.05; done; echo no venv >&2; exit 1")
+    script(
+        checkout / "hack" / "kube" / "build",
+        f"sleep 600 & echo $! >{checkout}/pid.new; mv {checkout}/pid.new {checkout}/pid; wait",
+    )
+    done = run_demo(checkout)
+    assert done.returncode == 1
+    assert done.stdout == "  python  | no venv\n"
+    assert done.stderr == "demo: the preparation failed, see the lines above\n"
+    build = Path("/proc") / (checkout / "pid").read_text().strip() / "cmdline"
+    assert not build.exists() or b"sleep" not in build.read_bytes()  # the kernel may have given its number away
+
+
+def test_a_home_that_can_not_be_written_to_is_told_at_once(checkout: Path) -> None:
+    done = run_demo(checkout, HOME="/proc")
+    assert done.returncode == 1
+    assert done.stderr.startswith("demo: /proc can't be written to")
+    assert done.stderr.count("\n") == 1

