@@ -183,9 +183,9 @@ class KindCluster:
         """Run kubectl and return its standard output. Raises KindError with what it said."""
         return run(f"{self.state.tools}/kubectl", *arguments, env=self.environment(), stdin=stdin)
 
-    def helm(self, *arguments: str) -> str:
+    def helm(self, *arguments: str, stdin: str | None = None) -> str:
         """Run helm and return its standard output. Raises KindError with what it said."""
-        return run(f"{self.state.tools}/helm", *arguments, env=self.environment())
+        return run(f"{self.state.tools}/helm", *arguments, env=self.environment(), stdin=stdin)
 
     def get(self, *arguments: str) -> dict[str, Any]:
         """`kubectl get -o json` of one object or a list."""

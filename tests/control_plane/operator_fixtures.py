@@ -337,12 +337,17 @@ def account(api: Api) -> Iterator[Path]:
         place = f"/namespaces/{meta['namespace']}" if "namespace" in meta else ""
         path = f"{root}{place}/{plural}/{meta['name']}"
         api.call("PATCH", path, manifest, "application/apply-patch+yaml", fieldManager="test", force="true")
-    path = "/api/v1/namespaces/llm-operator-system/serviceaccounts/llm-operator/token"
-    token = api.call("POST", path, {"spec": {"expirationSeconds": 7200}})["status"]["token"]
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kubeconfig"
-        file.write_text(yaml.safe_dump(_kubeconfig(api, token)))
-        yield file
+        yield account_config(api, Path(folder), "llm-operator-system", "llm-operator")
+
+
+def account_config(api: Api, folder: Path, namespace: str, name: str) -> Path:
+    """A kubeconfig with a ServiceAccount's token."""
+    path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
+    token = api.call("POST", path, {"spec": {"expirationSeconds": 7200}})["status"]["token"]
+    file = folder / "kubeconfig"
+    file.write_text(yaml.safe_dump(_kubeconfig(api, token)))
+    return file
 
 
 def _kubeconfig(api: Api, token: str) -> Json:
@@ -412,6 +417,14 @@ def operator(api: Api, account: Path, models: Models, tmp_path_factory: pytest.T
     assert "unexpected" not in log, log[-4000:]
     denied = [line for line in log.splitlines() if "is forbidden: User" in line]
     assert not denied, denied[:3]
+
+
+@pytest.fixture(scope="module")
+def quiet(operator: Operator) -> Iterator[None]:
+    """The session's operator stops for a while: here the tests start and end operators themselves."""
+    operator.stop()
+    yield
+    operator.start()
 
 
 @pytest.fixture

@@ -31,14 +31,6 @@ POLL_SECONDS = 2.0
 Json = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def quiet(operator: Operator) -> Iterator[None]:
-    """The session's operator stops for a while: here the tests start and end operators themselves."""
-    operator.stop()
-    yield
-    operator.start()
-
-
 @pytest.fixture
 def start(
     place: Place, quiet: None, account: Path, models: Models, tmp_path: Path

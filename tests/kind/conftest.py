@@ -1,47 +1,77 @@
-"""A real kind cluster of two nodes, which hack/e2e-kind has started, a real MLflow server, and the chart installed."""
+"""The suite on kind: `make e2e-kind` has made cluster and images; the modules share one installation, in this order."""
 
+import base64
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from devstack.registry import MlflowServer
+from devstack.registry import MlflowServer, push, set_alias
+from kind.site import ROOT, Front, Site
 from kindstack.__main__ import FOLDER
 from kindstack.cluster import KindCluster
+from unit.runtime import tiny_model
 
-NAMESPACE = "llm-operator-system"
+ORDER = ("network", "install", "keys", "engine", "promotions", "nodes", "surroundings", "upgrade")
+"""What comes early is what a newcomer meets first; what takes the installation apart comes last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return ORDER.index(item.path.stem.removeprefix("test_"))
+
+    items.sort(key=lambda item: place(item) if item.path.parent == Path(__file__).parent else -1)
 
 
 @pytest.fixture(scope="session")
 def cluster() -> KindCluster:
+    """The cluster that hack/e2e-kind has started; it ends there, too."""
     return KindCluster.attach(FOLDER)
 
 
 @pytest.fixture(scope="session")
 def mlflow(cluster: KindCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """On this machine's address in the nodes' network: pods reach it as they would reach any server."""
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), host=cluster.host_address())
+    """A real registry on this machine that pods reach; three versions of `support-bot`, the third with cut weights."""
+    env = {
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": base64.urlsafe_b64encode(os.urandom(32)).decode(),
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",
+    }
+    # On this machine's address in the nodes' network: pods reach it as they would reach any server.
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), env=env, host=cluster.host_address())
     server.start()
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("first", "second", "corrupt")):
+        made = tiny_model.make(folder / name, seed=seed)
+        if name == "corrupt":
+            weights = made / "model.safetensors"
+            weights.write_bytes(weights.read_bytes()[:-1000])
+        push(server.uri, "support-bot", made)
+    set_alias(server.uri, "support-bot", "champion", "1")
+    push(server.uri, "playground", folder / "first", alias="latest-candidate")
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="session")
-def installed(cluster: KindCluster, mlflow: MlflowServer) -> Iterator[str]:
-    """The chart with its defaults, but for the images and the registry's address; its namespace."""
-    operator, runtime = (name.split(":") for name in (cluster.operator_image, cluster.runtime_image))
-    values = {
-        "image.repository": operator[0],
-        "image.tag": operator[1],
-        "runtime.image.repository": runtime[0],
-        "runtime.image.tag": runtime[1],
-        "connections.default.trackingUri": mlflow.uri,
-    }
-    chart = Path(__file__).resolve().parents[2] / "charts" / "llm-operator"
-    cluster.helm(
-        *("upgrade", "--install", "llm-operator", str(chart), "--namespace", NAMESPACE, "--create-namespace"),
-        *(word for name, value in values.items() for word in ("--set-string", f"{name}={value}")),
-    )
-    yield NAMESPACE
-    cluster.helm("uninstall", "llm-operator", "--namespace", NAMESPACE, "--wait")
-    cluster.kubectl("delete", "namespace", NAMESPACE)
+def site(cluster: KindCluster, mlflow: MlflowServer) -> Site:
+    """Installed with default values but for the addresses of images and registry."""
+    made = Site(cluster, mlflow)
+    made.installed_seconds = made.helm("install")
+    return made
+
+
+@pytest.fixture(scope="session")
+def bot(site: Site) -> Front:
+    """The sample `support-bot` with its key, as README says."""
+    samples = ROOT / "manifests" / "samples"
+    began = time.monotonic()
+    site.cluster.kubectl("apply", "-f", str(samples / "support-bot.yaml"), "-f", str(samples / "web-team-key.yaml"))
+    front = Front(site, "support-bot")
+    front.ready()
+    print(f"apply → Ready: {time.monotonic() - began:.1f} s")
+    site.cluster.kubectl("wait", "llmkey/web-team", "--for=condition=Ready", "--timeout=60s")
+    return front

@@ -1,0 +1,128 @@
+"""Nodes and their programs go away and come back: two replicas lose no request, and the status names the node."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from kind.site import NAMESPACE, Front, Site
+from kindstack.shell import KindError
+
+pytestmark = pytest.mark.kind
+
+NAME = "spread"
+DEPLOYMENT = f"""
+apiVersion: llm-operator.dev/v1alpha1
+kind: LLMDeployment
+metadata: {{name: {NAME}}}
+spec:
+  model: {{mlflow: {{name: support-bot, version: 1}}}}
+  engine: {{maxModelLength: 256, maxBatchSize: 8}}
+  access: {{authentication: Disabled}}
+  replicas: 2
+  resources: {{requests: {{cpu: 50m, memory: 256Mi}}}}
+  rollout: {{drainSeconds: 20}}
+  pod:
+    topologySpreadConstraints:
+      - {{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway}}
+"""
+
+
+@pytest.fixture(scope="module")
+def spread(site: Site) -> Iterator[Front]:
+    site.cluster.kubectl("apply", "-f", "-", stdin=DEPLOYMENT)
+    front = Front(site, NAME)
+    front.ready()
+    yield front
+    site.cluster.kubectl("delete", "llmd", NAME, "--wait=true", "--timeout=90s")
+
+
+def nodes_of(site: Site) -> set[str]:
+    return {pod["spec"]["nodeName"] for pod in site.pods(NAME)}
+
+
+def worker(site: Site) -> str:
+    return next(node for node in site.cluster.nodes if "worker" in node)
+
+
+def all_ready(front: Front) -> bool:
+    return front.is_ready() and front.status().get("readyReplicas", 2) == 2
+
+
+def test_a_drained_node_costs_no_request(site: Site, spread: Front) -> None:
+    node = worker(site)
+    spread.until(lambda: node in nodes_of(site), "a pod on the worker")
+    with spread.load() as tally:
+        began = time.monotonic()
+        command = ("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=240s")
+        site.cluster.kubectl(*command)
+        seconds = time.monotonic() - began
+        spread.until(lambda: all_ready(spread), "both replicas elsewhere")
+    site.cluster.kubectl("uncordon", node)
+    print(f"drain: {seconds:.1f} s, {tally.requests} requests, 0 failed")
+
+
+def test_a_node_whose_kubelet_is_silent_is_named_and_serves_on(site: Site, spread: Front) -> None:
+    move_one_to(site, spread, worker(site))
+    with spread.load(clients=2) as tally:
+        began = time.monotonic()
+        site.cluster.node_exec(worker(site), "systemctl", "stop", "kubelet")
+        try:
+            spread.until(lambda: "NodeLost" in json.dumps(spread.status()), "NodeLost", 120)
+            told = time.monotonic() - began
+        finally:
+            site.cluster.node_exec(worker(site), "systemctl", "start", "kubelet")
+        began = time.monotonic()
+        spread.until(spread.is_ready, "Ready again", 120)
+    print(f"kubelet stopped → NodeLost {told:.1f} s; back {time.monotonic() - began:.1f} s, {tally.requests} requests")
+
+
+def move_one_to(site: Site, spread: Front, node: str) -> None:
+    """After a drain both pods are on one node: one is deleted, and the scheduler spreads them again."""
+    if node not in nodes_of(site):
+        site.cluster.kubectl("delete", "pod", site.pods(NAME)[0]["metadata"]["name"])
+        spread.until(lambda: node in nodes_of(site) and spread.is_ready(), "one pod on each node")
+
+
+@pytest.mark.parametrize("program", ["kubelet", "containerd"])
+def test_a_restarted_node_program_costs_no_request_and_no_container(site: Site, spread: Front, program: str) -> None:
+    restarts = {pod["metadata"]["uid"]: restart_count(pod) for pod in site.pods(NAME)}
+    with spread.load(clients=2):
+        for node in site.cluster.nodes:
+            site.cluster.node_exec(node, "systemctl", "restart", program)
+        spread.until(spread.is_ready, "Ready", 120)
+    assert {pod["metadata"]["uid"]: restart_count(pod) for pod in site.pods(NAME)} == restarts
+
+
+def restart_count(pod: dict[str, dict[str, list[dict[str, int]]]]) -> int:
+    return pod["status"]["containerStatuses"][0]["restartCount"]
+
+
+def test_a_restarted_api_server_costs_no_request(site: Site, spread: Front) -> None:
+    plane = next(node for node in site.cluster.nodes if "control-plane" in node)
+    with spread.load(clients=2):
+        container = site.cluster.node_exec(plane, "crictl", "ps", "-q", "--name", "kube-apiserver").split()[0]
+        site.cluster.node_exec(plane, "crictl", "stop", container)
+        spread.until(lambda: answers(site), "the API server", 120)
+        site.cluster.kubectl("scale", "llmd", NAME, "--replicas=3")
+        spread.until(lambda: len(site.pods(NAME)) == 3 and spread.is_ready(), "the operator to hear again", 180)
+    site.cluster.kubectl("scale", "llmd", NAME, "--replicas=2")
+
+
+def answers(site: Site) -> bool:
+    try:
+        return site.cluster.kubectl("get", "--raw", "/readyz") == "ok"
+    except KindError:
+        return False
+
+
+def test_killed_operators_cost_no_request_and_come_back(site: Site, spread: Front) -> None:
+    before = {pod["metadata"]["name"] for pod in site.operator_pods()}
+    with spread.load(clients=2):
+        site.cluster.kubectl("-n", NAMESPACE, "delete", "pod", *sorted(before), "--grace-period=0", "--force")
+        site.rolled_out()
+        began = time.monotonic()
+        site.cluster.kubectl("annotate", "llmd", NAME, f"example.com/touched={began}", "--overwrite")
+        spread.until(lambda: site.get("lease", "llm-operator", "-n", NAMESPACE)["spec"]["holderIdentity"], "a leader")
+    assert not before & {pod["metadata"]["name"] for pod in site.operator_pods()}

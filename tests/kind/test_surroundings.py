@@ -1,0 +1,115 @@
+"""What clusters do around the product: no DNS, proxies, a registry that only the operator reaches, foreign volumes."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from devstack.registry import set_alias
+from kind.site import NAMESPACE, Front, Site
+
+pytestmark = pytest.mark.kind
+
+NAME = "around"
+DEPLOYMENT = f"""
+apiVersion: llm-operator.dev/v1alpha1
+kind: LLMDeployment
+metadata: {{name: {NAME}}}
+spec:
+  model: {{mlflow: {{name: support-bot, alias: around}}}}
+  engine: {{maxModelLength: 256, maxBatchSize: 4}}
+  access: {{authentication: Disabled}}
+  resources: {{requests: {{cpu: 50m, memory: 256Mi}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def around(site: Site) -> Iterator[Front]:
+    set_alias(site.mlflow.uri, "support-bot", "around", "1")
+    site.cluster.kubectl("apply", "-f", "-", stdin=DEPLOYMENT)
+    front = Front(site, NAME)
+    front.ready()
+    yield front
+    site.cluster.kubectl("delete", "llmd", NAME, "--wait=true", "--timeout=90s")
+
+
+def scale_dns(site: Site, replicas: int) -> None:
+    site.cluster.kubectl("-n", "kube-system", "scale", "deployment", "coredns", f"--replicas={replicas}")
+    if replicas:
+        site.cluster.kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s")
+    else:
+        site.cluster.kubectl(
+            "-n", "kube-system", "wait", "pod", "-l", "k8s-app=kube-dns", "--for=delete", "--timeout=60s"
+        )
+
+
+def test_an_operator_gets_ready_and_works_while_the_clusters_dns_is_down(site: Site, around: Front) -> None:
+    scale_dns(site, 0)
+    try:
+        began = time.monotonic()
+        site.cluster.kubectl("-n", NAMESPACE, "rollout", "restart", "deployment/llm-operator")
+        site.rolled_out()
+        print(f"without DNS: operators restarted in {time.monotonic() - began:.1f} s")
+        promote(site, around, "2")
+    finally:
+        scale_dns(site, 2)
+
+
+def test_a_proxy_with_networks_in_no_proxy_is_no_hindrance(site: Site, around: Front) -> None:
+    """Nothing answers at the proxy: whatever were sent there would fail."""
+    network = ".".join(site.cluster.host_address().split(".")[:2]) + ".0.0/16"
+    env = [
+        {"name": "HTTPS_PROXY", "value": "http://127.0.0.1:9"},
+        {"name": "HTTP_PROXY", "value": "http://127.0.0.1:9"},
+        {"name": "NO_PROXY", "value": f"localhost,{network}"},
+    ]
+    site.helm("upgrade", env=env)
+    try:
+        promote(site, around, "1")
+    finally:
+        site.helm("upgrade")
+
+
+def promote(site: Site, front: Front, version: str) -> None:
+    set_alias(site.mlflow.uri, "support-bot", "around", version)
+    front.until(lambda: front.status()["stable"]["version"] == version and front.is_ready(), f"version {version}")
+
+
+VOLUME = """
+apiVersion: v1
+kind: PersistentVolume
+metadata: {{name: foreign}}
+spec:
+  capacity: {{storage: 1Gi}}
+  accessModes: [ReadWriteMany]
+  storageClassName: ""
+  hostPath: {{path: {path}, type: Directory}}
+  claimRef: {{namespace: default, name: foreign}}
+  nodeAffinity:
+    required:
+      nodeSelectorTerms: [{{matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{node}]}}]}}]
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: foreign}}
+spec:
+  accessModes: [ReadWriteMany]
+  storageClassName: ""
+  volumeName: foreign
+  resources: {{requests: {{storage: 1Gi}}}}
+"""
+
+
+def test_a_volume_of_another_owner_is_named(site: Site) -> None:
+    node, path = site.cluster.nodes[0], "/var/lib/foreign"
+    site.cluster.node_exec(node, "install", "-d", "-o", "1234", "-g", "1234", "-m", "0755", path)
+    site.cluster.kubectl("apply", "-f", "-", stdin=VOLUME.format(path=path, node=node))
+    own = DEPLOYMENT.replace(f"name: {NAME}}}", "name: foreign}", 1).replace("alias: around", "version: 1")
+    cache = "  modelCache: {persistentVolumeClaim: {claimName: foreign}}\n"
+    site.cluster.kubectl("apply", "-f", "-", stdin=own + cache)
+    front = Front(site, "foreign")
+    try:
+        front.until(lambda: "65532" in front.condition("Ready", "foreign")["message"], "the owner that is needed", 90)
+        print("foreign volume:", front.condition("Ready", "foreign")["message"])
+    finally:
+        site.cluster.kubectl("delete", "llmd/foreign", "pvc/foreign", "pv/foreign", "--timeout=90s")
