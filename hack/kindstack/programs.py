@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from devstack import golang
 from devstack.cache import CACHE
 from kindstack.shell import ROOT, KindError, run
 
@@ -82,4 +82,9 @@ def sources(module: str, within: Path = OTHERS) -> Path:
 
 
 def go(*arguments: str, cwd: Path = OTHERS) -> str:
-    return run("go", *arguments, cwd=cwd, env={"CGO_ENABLED": "0", "GOFLAGS": os.environ.get("GOFLAGS", "")})
+    """Run a command of Go, the pinned one where there is none on the PATH. Raises KindError."""
+    try:
+        environment = golang.environment()
+    except golang.GoError as error:
+        raise KindError(str(error)) from error
+    return run("go", *arguments, cwd=cwd, env={**environment, "CGO_ENABLED": "0"})
