@@ -157,7 +157,7 @@ def _credential(meta: Meta, name: str) -> Manifest:
 
 
 def _serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
-    return _container("runtime", image, contract.SERVE_COMMAND, contract.KEYS_FLAG, KEYS_PATH) | {
+    return _container(names.RUNTIME_CONTAINER, image, contract.SERVE_COMMAND, contract.KEYS_FLAG, KEYS_PATH) | {
         "env": [_home(), *source.path(spec.model.uri), *_databases(spec.database), *(plain(spec.pod.env) or [])],
         "ports": [{"name": "http", "containerPort": contract.PORT, "protocol": "TCP"}],
         **({"resources": plain(spec.resources)} if spec.resources else {}),
