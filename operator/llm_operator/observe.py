@@ -80,6 +80,8 @@ class Outside:
 
 
 DIGESTS_KEPT = 200_000
+WAITING_ASKED = 8
+"""Of more pods that wait for their containers at once, Events are not read: they wait for the same."""
 
 
 def meta_of(resource: Manifest) -> Meta:
@@ -113,15 +115,16 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
     )
     children = [child for group in listed for child in group if names.owned(child, meta)]
     revisions = _revisions(children, pods)
-    mounts, figures, coming = await asyncio.gather(
-        _mount_messages(outside.cluster, meta, pods),
+    events, figures, coming = await asyncio.gather(
+        _events(outside.cluster, meta, pods),
         _figures(outside.pods, spec, status, pods),
         _nodes_coming(outside, meta, status, pods),
     )
+    now = outside.clock()
     found = {
         name: fault
         for name, each in revisions.items()
-        if (fault := faults.worst(each.pods, each.deployment, mounts)) is not None
+        if (fault := faults.worst(each.pods, each.deployment, events, now)) is not None
     }
     return Observed(
         meta=meta,
@@ -195,16 +198,13 @@ def _revisions(children: list[Manifest], pods: list[Manifest]) -> dict[str, Revi
     }
 
 
-async def _mount_messages(cluster: Cluster, meta: Meta, pods: list[Manifest]) -> dict[str, str]:
-    """What the kubelet says about volumes, asked only for pods that have nothing else to show."""
-    waiting = [pod["metadata"]["name"] for pod in pods if faults.waits_for_mounts(pod)][:3]
-    found: dict[str, str] = {}
-    for name in waiting:
-        events = await cluster.list("Event", meta.namespace, fields=f"involvedObject.name={name},reason=FailedMount")
-        if events:
-            newest = max(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
-            found[name] = newest.get("message", "")
-    return found
+async def _events(cluster: Cluster, meta: Meta, pods: list[Manifest]) -> dict[str, list[Manifest]]:
+    """What is said about pods that wait for their containers: they have nothing else to show."""
+    waiting = [pod["metadata"]["name"] for pod in pods if faults.waits_for_containers(pod)][:WAITING_ASKED]
+    found = await asyncio.gather(
+        *(cluster.list("Event", meta.namespace, fields=f"involvedObject.name={name}") for name in waiting)
+    )
+    return dict(zip(waiting, found, strict=True))
 
 
 async def _nodes_coming(

@@ -278,6 +278,8 @@ class Occurrence:
     type: str
     reason: str
     message: str
+    once: bool = False
+    """It is about one moment: written before, it is not counted again."""
 
 
 @dataclass(frozen=True)

@@ -171,3 +171,59 @@ def test_refused_pods_are_told(place: Place) -> None:
     place.api.call("POST", f"/api/v1/namespaces/{place.name}/resourcequotas", quota)
     place.deploy()
     assert "exceeded quota" in says(place, "Available", "PodsRefused")["message"]
+
+
+def the_pod(place: Place) -> str:
+    return str(eventually(lambda: place.api.list("Pod", place.name))[0]["metadata"]["name"])
+
+
+@pytest.mark.parametrize(
+    ("told", "words", "reason", "advice"),
+    [
+        ("FailedAttachVolume", "Multi-Attach error for volume v", "AttachFailed", "ReadWriteMany"),
+        ("FailedMount", "references non-existent secret key", "MountFailed", "must exist"),
+        ("FailedCreatePodSandBox", 'no runtime for "nvidia" is configured', "SandboxFailed", "runtimeClassName"),
+    ],
+)
+def test_what_only_events_say_of_a_waiting_pod_is_told(
+    place: Place, told: str, words: str, reason: str, advice: str
+) -> None:
+    place.kubelet.fate[place.name, "1"] = {}
+    place.model()
+    place.deploy()
+    pod, now = the_pod(place), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    event = {
+        "metadata": {"name": f"{pod}.1", "namespace": place.name}, "type": "Warning", "reason": told, "message": words,
+        "involvedObject": {"kind": "Pod", "name": pod, "namespace": place.name}, "lastTimestamp": now,
+    }  # fmt: skip
+    began = time.monotonic()
+    place.api.call("POST", f"/api/v1/namespaces/{place.name}/events", event)
+    available = says(place, "Available", reason)
+    print(f"{told} → status: {time.monotonic() - began:.1f} s")
+    assert words in available["message"]
+    assert advice in available["message"]
+
+
+def test_a_container_killed_for_its_memory_is_told_once_and_after_it_is_ready_again(place: Place) -> None:
+    place.model()
+    place.deploy()
+    place.ready()
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    last = {"exitCode": 0, "reason": "OOMKilled", "finishedAt": now, "startedAt": now, "containerID": "c://1"}
+    container = {
+        "name": "runtime", "image": "i", "imageID": "", "ready": False, "restartCount": 1,
+        "state": {"running": {"startedAt": now}}, "lastState": {"terminated": last},
+    }  # fmt: skip
+    moment = {"lastTransitionTime": now}
+    scheduled = {"type": "PodScheduled", "status": "True", **moment}
+
+    def said(ready: str) -> dict[str, Any]:
+        conditions = [scheduled, *({"type": kind, "status": ready, **moment} for kind in ("Ready", "ContainersReady"))]
+        return {"phase": "Running", "conditions": conditions, "containerStatuses": [container]}
+
+    place.kubelet.fate[place.name, "1"] = said("False")
+    assert "spec.resources.limits.memory" in says(place, "Available", "OutOfMemory")["message"]
+    place.kubelet.fate[place.name, "1"] = said("True")
+    place.ready()
+    assert "containers were restarted 1 time" in place.condition("Ready")["message"]
+    assert len(place.events("OutOfMemory")) == 1

@@ -49,6 +49,45 @@ def runtimes(world: World) -> list[int]:
     return found
 
 
+def of_worker(pid: int) -> bool:
+    """Whether it is an engine's process."""
+    return b"llm_runtime.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def engines(world: World) -> list[int]:
+    """The engine's process of each server, a child of it."""
+    children = [Path(f"/proc/{pid}/task/{pid}/children").read_text().split() for pid in runtimes(world)]
+    return [int(child) for each in children for child in each if of_worker(int(child))]
+
+
+def restarts(world: World) -> int:
+    chosen = (
+        "-l",
+        f"llm-operator.dev/deployment={NAME}",
+        "-o",
+        "jsonpath={.items[*].status.containerStatuses[0].restartCount}",
+    )
+    return sum(int(count) for count in world.kubectl("get", "pods", *chosen).split())
+
+
+def test_a_killed_engine_has_its_container_started_again_at_once_and_its_cause_told(mortal: World) -> None:
+    before, victims = restarts(mortal), engines(mortal)
+    assert victims
+    killed = time.monotonic()
+    os.kill(victims[0], signal.SIGKILL)
+    mortal.until(lambda: restarts(mortal) == before + 1, "the container to be started again", 30)
+    print(f"engine killed → container started again: {time.monotonic() - killed:.1f} s")
+    mortal.until(lambda: "EngineKilled" in mortal.condition("Ready", NAME)["message"], "the cause", 30)
+    print(f"engine killed → cause told: {time.monotonic() - killed:.1f} s")
+    mortal.until(lambda: mortal.condition("Ready", NAME)["status"] == "True", "the pod to be back")
+    print(f"engine killed → ready again: {time.monotonic() - killed:.1f} s")
+    assert "containers were restarted" in mortal.condition("Ready", NAME)["message"]
+    events = mortal.kubectl(
+        "get", "events", "--field-selector", f"involvedObject.name={NAME}", "-o", "jsonpath={.items[*].reason}"
+    )
+    assert events.split().count("EngineKilled") == 1
+
+
 def test_ready_is_taken_back_within_seconds_when_all_processes_are_killed(mortal: World) -> None:
     victims = runtimes(mortal)
     assert len(victims) >= 2, victims

@@ -1,7 +1,7 @@
 """Pure planning: what was observed → what should be. No I/O, no clock, no chance."""
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from llm_operator.crds import Condition, LLMDeploymentStatus, ModelStatus
 from llm_operator.plans import (
@@ -10,6 +10,7 @@ from llm_operator.plans import (
     approval,
     autoscale,
     conditions,
+    faults,
     keys,
     monitor,
     names,
@@ -24,6 +25,9 @@ from llm_operator.state import Fault, HeldKey, Manifest, Observed, Occurrence, P
 
 CHILD_KINDS = ("Deployment", "ConfigMap", "Service", "ServiceAccount", "HorizontalPodAutoscaler", "PodDisruptionBudget")
 """What is listed to be pruned. Secrets are not: the operator may not list them, their names are known."""
+
+RESTART_NEWS = timedelta(minutes=30)
+"""Events live for an hour, by default, and an Event that is there is not written again."""
 
 
 def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> Plan:
@@ -49,14 +53,17 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
     )
     objects, lost = _objects(observed, decision)
     fault = _fault(observed, lost)
-    status = _status(observed, decision, conditions.Picture(observed, decision, replicas, fault), now)
-    asked = (decision.requeue_seconds, adapter_status.look_again(observed, status, now))
+    picture = conditions.Picture(observed, decision, replicas, fault)
+    status = _status(observed, decision, picture, now)
+    stalls_in = conditions.stalls_in(picture, now)
+    deadline = stalls_in.total_seconds() if stalls_in is not None and stalls_in > timedelta() else None
+    asked = (decision.requeue_seconds, adapter_status.look_again(observed, status, now), deadline)
     looks = [seconds for seconds in asked if seconds is not None]
     return Plan(
         objects=objects,
         delete=prune(observed, objects, decision),
         status=status,
-        occurrences=(*decision.occurrences, *_tell(observed, status)),
+        occurrences=(*decision.occurrences, *_tell(observed, status), *_restarts(observed, now)),
         nudge=_nudge(observed),
         requeue_seconds=min(looks, default=None),
     )
@@ -203,6 +210,16 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
         told += _waiting(before.get("UpdateAvailable"), after["UpdateAvailable"])
     told += _hindered(before.get("Progressing"), after["Progressing"])
     return tuple(dict.fromkeys(told))
+
+
+def _restarts(observed: Observed, now: datetime) -> tuple[Occurrence, ...]:
+    """One for each restart of a container, whether its pod is ready again or not."""
+    found = faults.restarts(pod for each in observed.revisions.values() for pod in each.pods)
+    return tuple(
+        Occurrence("Warning", restart.fault.reason, restart.words, once=True)
+        for restart in found
+        if now - restart.finished < RESTART_NEWS
+    )
 
 
 def _waiting(before: Condition | None, after: Condition) -> list[Occurrence]:

@@ -5,10 +5,10 @@ kstatus: a summary Ready, and Reconciling and Stalled that are true only when so
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from llm_operator.crds import Condition
-from llm_operator.plans import adapter_status, approval, downloads, names, stages
+from llm_operator.plans import adapter_status, approval, downloads, faults, names, stages
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import Decision, stamp
 from llm_operator.state import Fault, Manifest, Observed, RevisionChildren
@@ -59,14 +59,15 @@ class Picture:
 
 def deployment(picture: Picture, now: datetime) -> tuple[Condition, ...]:
     """All conditions, in the order in which a reader wants them."""
-    stalled = _stall(picture)
+    stalled = _stall(picture, now)
+    restarted = _restarted(picture, now)
     verdicts: dict[str, Verdict] = {
-        "Ready": _ready(picture, stalled),
+        "Ready": _with(restarted, _ready(picture, stalled)),
         "Reconciling": _reconciling(picture, stalled),
         "Stalled": ("True", stalled.reason, stalled.message)
         if stalled
         else ("False", Reason.NoFault, "nothing is stuck"),
-        "Available": _available(picture),
+        "Available": _with(restarted, _available(picture)),
         "ModelResolved": _resolved(picture),
         **({"RegistryReachable": _reachable(picture)} if picture.observed.spec.model.mlflow else {}),
         "Applied": _applied(picture),
@@ -140,8 +141,8 @@ def invalid(previous: Iterable[Condition], message: str, generation: int, now: d
     return settle(verdicts, previous, generation, now)
 
 
-def _stall(picture: Picture) -> Fault | None:
-    """What will not pass by itself."""
+def _stall(picture: Picture, now: datetime) -> Fault | None:
+    """What will not pass by itself, or has had as long as a roll-out may take to pass."""
     fault, candidate = picture.observed.resolution.fault, picture.decision.candidate
     if picture.applied is not None and picture.applied.terminal:
         return picture.applied
@@ -153,7 +154,48 @@ def _stall(picture: Picture) -> Fault | None:
         return fault
     if candidate is not None and candidate.outcome is not None:
         return Fault(candidate.reason or "ProgressDeadlineExceeded", _failed(picture), terminal=True)
-    return None
+    left = stalls_in(picture, now)
+    if left is None or left > timedelta() or (fault := picture.serving_fault) is None:
+        return None
+    seconds = picture.observed.spec.rollout.progress_deadline_seconds
+    counted = f"{picture.ready} of {picture.replicas} pods are ready, for more than {seconds} s"
+    return Fault(fault.reason, f"{counted}: {fault.message}", terminal=True)
+
+
+def stalls_in(picture: Picture, now: datetime) -> timedelta | None:
+    """How long until a fault of pods that should serve counts as one that will not pass; None without one.
+
+    It has as long as a roll-out may take, counted from the moment at which the first pod at fault was last ready.
+    """
+    if picture.decision.rolling_out or picture.ready >= picture.replicas or picture.serving_fault is None:
+        return None
+    pods = [pod for each in picture.serving for pod in each.pods if faults.hindered(pod)]
+    since = min((at for pod in pods if (at := faults.unready_since(pod)) is not None), default=None)
+    if since is None:
+        return None
+    return since + timedelta(seconds=picture.observed.spec.rollout.progress_deadline_seconds) - now
+
+
+RESTARTS_TOLD = timedelta(days=1)
+
+
+def _restarted(picture: Picture, now: datetime) -> str:
+    """That containers of the serving pods were started again, for a day: a ready pod shows nothing of it."""
+    found = faults.restarts(pod for each in picture.serving for pod in each.pods)
+    recent = [restart for restart in found if now - restart.finished < RESTARTS_TOLD]
+    if not recent:
+        return ""
+    times = sum(restart.count for restart in recent)
+    last = recent[0]
+    return (
+        f"containers were restarted {times} {'time' if times == 1 else 'times'}, last in pod {last.pod} at "
+        f"{stamp(last.finished)}: {last.fault.reason}"
+    )
+
+
+def _with(addition: str, verdict: Verdict) -> Verdict:
+    status, reason, message = verdict
+    return status, reason, "; ".join(part for part in (message, addition) if part)
 
 
 def _failed(picture: Picture) -> str:

@@ -1,33 +1,49 @@
 """What keeps a pod from getting ready, in words for the person who will put it right."""
 
 import re
-from collections.abc import Iterable
+import signal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from llm_operator.plans import names
-from llm_operator.state import Fault, Manifest, pod_ready
+from llm_operator.state import Fault, Manifest, pod_ended, pod_ready
 from llm_runtime.contract import report_from_termination_message
 
-RETRYABLE_REPORTS = frozenset({"RegistryUnreachable", "DiskFull"})
+RETRYABLE_REPORTS = frozenset({"RegistryUnreachable", "DiskFull", "EngineKilled", "EngineDied"})
 """Reports that another attempt of the same pod may get past."""
 _IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _CREATE = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 
 
-def worst(pods: Iterable[Manifest], deployment: Manifest | None, mounts: dict[str, str]) -> Fault | None:
+RECENT = timedelta(minutes=10)
+"""A container that ended longer ago than this, and runs again, is not why its pod is not ready now."""
+OWN_CONTAINERS = (names.FETCH_CONTAINER, names.RUNTIME_CONTAINER)
+"""Others were put into the pod by somebody else: a mesh, an agent."""
+KILLS_FOR_GOOD = 3
+"""After so many restarts, running out of memory is not chance."""
+
+
+def worst(
+    pods: Iterable[Manifest],
+    deployment: Manifest | None,
+    events: Mapping[str, Iterable[Manifest]],
+    now: datetime | None = None,
+) -> Fault | None:
     """The most telling fault among the pods of one revision: the program's own report before anything else.
 
-    `mounts` holds what the kubelet said about volumes, by pod name.
+    `events` holds what was said about pods that wait for their containers, by pod name.
     """
-    found = [fault for pod in pods if (fault := of_pod(pod, mounts.get(pod["metadata"]["name"], "")))]
+    found = [fault for pod in pods if (fault := of_pod(pod, events.get(pod["metadata"]["name"], ()), now))]
     found.sort(key=lambda fault: (not fault.terminal, _ORDER.get(fault.reason, 0)))
     return found[0] if found else _refused(deployment)
 
 
-_ORDER = {"CrashLoopBackOff": 1, "PodUnschedulable": 2, "PodEvicted": 3}
+_ORDER = {"ContainerRestarted": 1, "CrashLoopBackOff": 1, "PodUnschedulable": 2, "PodEvicted": 3}
 """The later, the less it says: an evicted pod stays in the list long after another has taken its place."""
 
 
-def of_pod(pod: Manifest, mount: str = "") -> Fault | None:
+def of_pod(pod: Manifest, events: Iterable[Manifest] = (), now: datetime | None = None) -> Fault | None:
     """The fault of one pod, or None when it is ready, leaving or simply on its way."""
     status = pod.get("status", {})
     if pod["metadata"].get("deletionTimestamp") or ready(pod):
@@ -41,14 +57,60 @@ def of_pod(pod: Manifest, mount: str = "") -> Fault | None:
         return _unschedulable(pod, scheduled.get("message", ""))
     containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     for container in containers:
-        if fault := _of_container(pod, container):
+        if fault := _of_container(pod, container, now):
             return fault
-    if mount:
-        return Fault("MountFailed", f"pod {_name(pod)} can't mount a volume: {mount} ({_describe(pod)})")
-    return None
+    return _of_events(pod, events)
 
 
-def _of_container(pod: Manifest, container: Manifest) -> Fault | None:
+def _of_events(pod: Manifest, events: Iterable[Manifest]) -> Fault | None:
+    """The last trouble that was told of a pod, unless it has got further since."""
+    told: tuple[str, str] | None = None
+    for event in sorted(events, key=_when):
+        reason = event.get("reason") or ""
+        if reason in _TROUBLES:
+            told = reason, (event.get("message") or "no further word")[-_WORDS:]
+        elif reason in _GOT_FURTHER or (told and (told[0], reason) == ("FailedAttachVolume", "SuccessfulAttachVolume")):
+            told = None
+    if told is None:
+        return None
+    kind, words, advice = _TROUBLES[told[0]]
+    return Fault(kind, f"pod {_name(pod)} {words}: {told[1]}{advice} ({_describe(pod)})")
+
+
+_WORDS = 600
+"""Characters of an Event's message; what matters stands at the end of a chain of causes."""
+_GOT_FURTHER = {"Pulling", "Pulled", "Created", "Started"}
+_MOUNT = (
+    "MountFailed",
+    "can't mount a volume",
+    "; the Secret, ConfigMap or claim that it names must exist and be usable",
+)
+_SANDBOX = (
+    "SandboxFailed",
+    "can't get its sandbox",
+    "; the node's container runtime or network is at fault, or spec.pod.runtimeClassName: another node may do",
+)
+_TROUBLES = {
+    "FailedMount": _MOUNT,
+    "FailedMapVolume": _MOUNT,
+    "FailedAttachVolume": (
+        "AttachFailed",
+        "waits for a volume that can't be attached to its node",
+        "; a ReadWriteOnce claim serves one node at a time: use a ReadWriteMany claim or rollout.strategy "
+        "Recreate, or wait until the other pod has gone",
+    ),
+    "FailedCreatePodSandBox": _SANDBOX,
+    "NetworkNotReady": _SANDBOX,
+}
+"""Reason, words and advice by the reason of the Event. The pod itself says nothing: it stays in ContainerCreating."""
+
+
+def _when(event: Manifest) -> str:
+    series = event.get("series") or {}
+    return str(series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or "")
+
+
+def _of_container(pod: Manifest, container: Manifest, now: datetime | None) -> Fault | None:
     waiting = container.get("state", {}).get("waiting") or {}
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     what = f"container {container['name']} of pod {_name(pod)}"
@@ -57,7 +119,8 @@ def _of_container(pod: Manifest, container: Manifest) -> Fault | None:
             "ImagePullFailed",
             f"the image {container.get('image', '')!r} of {what} can't be pulled: {message or reason}; check "
             "spec.image (where it is absent: runtimeImage in the operator's configuration) and "
-            "spec.pod.imagePullSecrets",
+            f"spec.pod.imagePullSecrets; an image that was only loaded onto node {_node(pod)} is removed by its clean-up "
+            "when the disk is full: load it again",
         )
     if reason in _CREATE:
         return Fault(
@@ -65,34 +128,102 @@ def _of_container(pod: Manifest, container: Manifest) -> Fault | None:
             f"{what} can't be created: {message or reason}; make what is missing, or correct spec.pod.env "
             f"({_describe(pod)})",
         )
-    ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated") or {}
-    if ended and ended.get("exitCode"):
-        return _of_exit(pod, container, ended, reason)
-    return None
+    ended = container.get("state", {}).get("terminated") or _last_end(container, now)
+    return _of_exit(pod, container, ended, reason) if _failed(ended) else None
+
+
+def _failed(ended: Manifest) -> bool:
+    """A kill for memory counts whatever the exit code: it may have hit another process than the container's first."""
+    return bool(ended.get("exitCode")) or ended.get("reason") == "OOMKilled"
+
+
+def _last_end(container: Manifest, now: datetime | None) -> Manifest:
+    """How the attempt before ended, as long as that is news."""
+    ended: Manifest = container.get("lastState", {}).get("terminated") or {}
+    running = "running" in container.get("state", {})
+    finished = _time(ended.get("finishedAt"))
+    old = running and now is not None and finished is not None and now - finished > RECENT
+    return {} if old else ended
 
 
 def _of_exit(pod: Manifest, container: Manifest, ended: Manifest, waiting: str) -> Fault | None:
-    report = report_from_termination_message(ended.get("message") or "")
-    if report is not None:
-        return Fault(report.reason, report.message, terminal=report.reason not in RETRYABLE_REPORTS)
+    own = container["name"] in OWN_CONTAINERS
+    what = f"container {container['name']} of pod {_name(pod)}{'' if own else ' (not one of the operator)'}"
     logs = f"{_kubectl(pod)} logs {_name(pod)} -c {container['name']} --previous"
-    if ended.get("reason") == "OOMKilled":
-        field = "spec.pod.fetchResources" if container["name"] == names.FETCH_CONTAINER else "spec.resources"
-        return Fault(
-            "OutOfMemory",
-            f"container {container['name']} of pod {_name(pod)} was killed for its memory: raise "
-            f"{field}.limits.memory ({logs})",
-            terminal=container.get("restartCount", 0) >= 3,
-        )
+    out_of_memory, often = ended.get("reason") == "OOMKilled", container.get("restartCount", 0) >= KILLS_FOR_GOOD
+    report = report_from_termination_message(ended.get("message") or "") if own else None
+    if report is not None:
+        # Killed by the kernel is not yet too small: the same pod may have served for days.
+        passing = report.reason in RETRYABLE_REPORTS or (out_of_memory and not often)
+        return Fault(report.reason, report.message, terminal=not passing)
+    if out_of_memory:
+        whose = _memory_field(container["name"]) if own else "its memory limit, where it was put into the pod"
+        return Fault("OutOfMemory", f"{what} was killed for its memory: raise {whose} ({logs})", terminal=own and often)
+    tail = (ended.get("message") or "").strip()[-400:]
+    words = f": {tail}" if tail else ""
     if waiting == "CrashLoopBackOff":
-        tail = (ended.get("message") or "").strip()[-400:]
-        return Fault(
-            "CrashLoopBackOff",
-            f"container {container['name']} of pod {_name(pod)} ends with exit code {ended['exitCode']} again and again"
-            + (f": {tail}" if tail else "")
-            + f" ({logs})",
-        )
-    return None
+        return Fault("CrashLoopBackOff", f"{what} ends with {_code(ended)} again and again{words} ({logs})")
+    return Fault("ContainerRestarted", f"{what} has ended with {_code(ended)} and is started again{words} ({logs})")
+
+
+def _memory_field(container: str) -> str:
+    """Where the limit of one of the operator's containers is written."""
+    field = "spec.pod.fetchResources" if container == names.FETCH_CONTAINER else "spec.resources"
+    return f"{field}.limits.memory"
+
+
+def _code(ended: Manifest) -> str:
+    code = int(ended.get("exitCode") or 0)
+    try:
+        return f"exit code {code} ({signal.Signals(code - 128).name})" if code > 128 else f"exit code {code}"
+    except ValueError:
+        return f"exit code {code}"
+
+
+@dataclass(frozen=True)
+class Restart:
+    """A container of the operator's that was started again, and why."""
+
+    pod: str
+    container: str
+    count: int
+    """How often it was, the last time included."""
+    finished: datetime
+    fault: Fault
+
+    @property
+    def words(self) -> str:
+        """For an Event: the same for the same restart, and for no other."""
+        return f"pod {self.pod}, restart {self.count} of container {self.container}: {self.fault.message}"
+
+
+def restarts(pods: Iterable[Manifest]) -> list[Restart]:
+    """The last restart of each container after a failure, newest first; of pods that stay."""
+    found = [
+        Restart(_name(pod), container["name"], int(container["restartCount"]), finished, fault)
+        for pod in pods
+        if not pod["metadata"].get("deletionTimestamp")
+        for container in pod.get("status", {}).get("containerStatuses") or []
+        if container["name"] in OWN_CONTAINERS and container.get("restartCount")
+        if _failed(ended := container.get("lastState", {}).get("terminated") or {})
+        if (finished := _time(ended.get("finishedAt"))) and (fault := _of_exit(pod, container, ended, ""))
+    ]
+    return sorted(found, key=lambda restart: restart.finished, reverse=True)
+
+
+def hindered(pod: Manifest) -> bool:
+    """Whether a pod should be ready and is not: neither leaving nor at its end."""
+    return not (pod["metadata"].get("deletionTimestamp") or pod_ended(pod) or ready(pod))
+
+
+def unready_since(pod: Manifest) -> datetime | None:
+    """Since when a pod that is not ready has not been."""
+    changed = _condition(pod.get("status", {}), "Ready").get("lastTransitionTime")
+    return _time(changed or pod["metadata"].get("creationTimestamp"))
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
 
 
 def _unschedulable(pod: Manifest, message: str) -> Fault:
@@ -164,8 +295,8 @@ def _describe(pod: Manifest) -> str:
     return f"{_kubectl(pod)} describe pod {_name(pod)}"
 
 
-def waits_for_mounts(pod: Manifest) -> bool:
-    """Whether a pod has a node but no container yet: then only the kubelet's Events say why."""
+def waits_for_containers(pod: Manifest) -> bool:
+    """Whether a pod has a node but no container yet: then only Events say why."""
     status = pod.get("status", {})
     if pod["metadata"].get("deletionTimestamp") or _condition(status, "PodScheduled").get("status") != "True":
         return False

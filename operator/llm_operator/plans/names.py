@@ -11,6 +11,7 @@ PREVIEW_LABEL = f"{GROUP}/preview"
 KEYS_ANNOTATION = f"{GROUP}/keys"
 MANAGED_BY = "llm-operator"
 FETCH_CONTAINER = "fetch"
+RUNTIME_CONTAINER = "runtime"
 """The init container that brings the model."""
 MANAGED_SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY}"
 

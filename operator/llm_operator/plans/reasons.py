@@ -58,7 +58,10 @@ class Reason(StrEnum):
         "a container can't be created, as when a Secret in pod.env is missing",
     )
     CrashLoopBackOff = "CrashLoopBackOff", "a container ends again and again without saying why"
+    ContainerRestarted = "ContainerRestarted", "a container ended without saying why, and was started again"
     MountFailed = "MountFailed", "a volume can't be mounted"
+    AttachFailed = "AttachFailed", "a volume can't be attached to the pod's node"
+    SandboxFailed = "SandboxFailed", "a pod can't get its sandbox: the node's container runtime or network is at fault"
     PodEvicted = "PodEvicted", "a node has ended the pod: short of memory or disk, shutting down, no room on arrival"
     NodeLost = "NodeLost", "the node of a pod does not answer"
     PodsRefused = "PodsRefused", "the API server refuses the pods: quota, Pod Security, an admission webhook"
@@ -83,6 +86,8 @@ class Reason(StrEnum):
     )
     DiskFull = "DiskFull", "not enough room for the model; the message says how much is needed and free"
     OutOfMemory = "OutOfMemory", "not enough memory for weights and cache, or killed for it"
+    EngineKilled = "EngineKilled", "the engine's process was killed from outside (SIGKILL); its container starts again"
+    EngineDied = "EngineDied", "the engine's process ended by a signal or with a status; its container starts again"
     AdapterFailed = "AdapterFailed", "AdaptersReady is False: a pod can't load an adapter, for a reason not listed here"
     # Children
     NameTaken = "NameTaken", "an object that is not ours has a child's name"

@@ -162,7 +162,8 @@ def _credential(meta: Meta, name: str) -> Manifest:
 
 
 def _serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
-    return _container("runtime", image, spec.pod, contract.SERVE_COMMAND, contract.KEYS_FLAG, KEYS_PATH) | {
+    command = contract.SERVE_COMMAND, contract.KEYS_FLAG, KEYS_PATH
+    return _container(names.RUNTIME_CONTAINER, image, spec.pod, *command) | {
         "env": [_home(), *source.path(spec.model.uri), *_databases(spec.database), *(plain(spec.pod.env) or [])],
         "ports": [{"name": "http", "containerPort": contract.PORT, "protocol": "TCP"}],
         **({"resources": plain(spec.resources)} if spec.resources else {}),

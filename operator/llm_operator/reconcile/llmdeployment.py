@@ -15,7 +15,8 @@ from llm_operator.reconcile.result import Done, Pace, Retry
 from llm_operator.reconcile.status import report, stamp, tell
 from llm_operator.state import Fault, HeldKey, Key, Manifest, Meta, Observed, Occurrence, Plan
 
-MOUNT_LOOK_SECONDS = 5.0
+WAITING_LOOK_SECONDS = 3.0
+"""How often Events of a pod without containers are read: they come without the pod changing."""
 DOWNLOAD_LOOK_SECONDS = 5.0
 """How often the status tells how far a download is."""
 
@@ -177,8 +178,8 @@ def _next_look(observed: Observed, plan: Plan, fault: Fault | None, pace: Pace) 
     if observed.database_missing:
         looks.append(pace.verify_seconds)
     pods = [pod for each in observed.revisions.values() for pod in each.pods]
-    if any(faults.waits_for_mounts(pod) for pod in pods):
-        looks.append(MOUNT_LOOK_SECONDS)
+    if any(faults.waits_for_containers(pod) for pod in pods):
+        looks.append(WAITING_LOOK_SECONDS)
     if any(faults.fetching(pod) for pod in pods):
         looks.append(DOWNLOAD_LOOK_SECONDS)
     return min(looks, default=None)

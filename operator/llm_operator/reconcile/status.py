@@ -35,15 +35,19 @@ async def _write(cluster: Cluster, meta: Meta, wanted: Manifest) -> None:
 async def tell(cluster: Cluster, meta: Meta, occurrences: tuple[Occurrence, ...], now: str) -> None:
     """Events for `kubectl describe`. One that can't be written is logged: Events never hold up the work."""
     for occurrence in occurrences:
-        level = logging.INFO if occurrence.type == "Normal" else logging.WARNING
-        log.log(level, "%s %s/%s: %s: %s", meta.kind, meta.namespace, meta.name, occurrence.reason, occurrence.message)
         try:
-            await _record(cluster, meta, occurrence, now)
+            new = await _record(cluster, meta, occurrence, now)
         except ApiError as error:
             log.warning("an Event for %s/%s was not written: %s", meta.namespace, meta.name, error)
+            new = True
+        if new:
+            level = logging.INFO if occurrence.type == "Normal" else logging.WARNING
+            said = (meta.kind, meta.namespace, meta.name, occurrence.reason, occurrence.message)
+            log.log(level, "%s %s/%s: %s: %s", *said)
 
 
-async def _record(cluster: Cluster, meta: Meta, occurrence: Occurrence, now: str) -> None:
+async def _record(cluster: Cluster, meta: Meta, occurrence: Occurrence, now: str) -> bool:
+    """Whether this is news: False for what is told once and was."""
     told = f"{meta.uid}/{occurrence.reason}/{occurrence.message}"
     name = f"{meta.name[:200]}.{hashlib.sha256(told.encode()).hexdigest()[:16]}"
     event = {
@@ -70,10 +74,13 @@ async def _record(cluster: Cluster, meta: Meta, occurrence: Occurrence, now: str
     try:
         await cluster.create(event)
     except Conflict:
+        if occurrence.once:
+            return False
         # The same was told before: count it, as client-go's recorder does.
         before = await cluster.get("Event", meta.namespace, name)
         count = int((before or {}).get("count") or 1) + 1
         await cluster.patch("Event", meta.namespace, name, {"count": count, "lastTimestamp": now})
+    return True
 
 
 __all__ = ["report", "stamp", "tell"]

@@ -49,6 +49,12 @@ def test_every_service_is_confined_and_has_a_health_check() -> None:
         assert "start_period" in service["healthcheck"], name
 
 
+def test_the_runtime_has_a_memory_limit_and_no_swap_beyond_it() -> None:
+    runtime = SERVICES["runtime"]
+    assert runtime["mem_limit"] == runtime["memswap_limit"] == "${RUNTIME_MEMORY:-4g}"
+    assert "RUNTIME_MEMORY=4g" in (FOLDER / "compose/env.example").read_text()
+
+
 def test_images_are_pinned_to_a_version() -> None:
     for name, service in SERVICES.items():
         tag = re.sub(r"\$\{[A-Z_]+:-(.*?)\}", r"\1", service["image"]).rpartition(":")[2]

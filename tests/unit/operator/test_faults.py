@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -117,8 +118,8 @@ def test_the_programs_own_report_is_told_before_anything_else() -> None:
 
 def test_a_pod_without_containers_is_explained_by_the_kubelets_events() -> None:
     stuck = pod(phase="Pending", conditions=[{"type": "PodScheduled", "status": "True"}])
-    assert faults.waits_for_mounts(stuck)
-    fault = faults.of_pod(stuck, "claim models not found")
+    assert faults.waits_for_containers(stuck)
+    fault = faults.of_pod(stuck, [event("FailedMount", "claim models not found")])
     assert fault is not None
     assert fault.reason == "MountFailed"
 
@@ -128,3 +129,93 @@ def test_a_quota_is_told_although_there_is_no_pod() -> None:
     fault = faults.worst([], {"metadata": {"name": "d"}, "status": {"conditions": [condition]}}, {})
     assert fault is not None
     assert fault.reason == "PodsRefused"
+
+
+NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+
+
+def event(reason: str, message: str = "", at: str = "2026-01-01T11:59:00Z") -> dict[str, Any]:
+    return {"reason": reason, "message": message, "lastTimestamp": at}
+
+
+def starting() -> dict[str, Any]:
+    container = {"name": "runtime", "state": {"waiting": {"reason": "ContainerCreating"}}}
+    return pod(phase="Pending", conditions=conditions(PodScheduled="True"), containerStatuses=[container])
+
+
+def restarted(
+    name: str = "runtime", at: str = "2026-01-01T11:59:00Z", count: int = 1, ready: str = "False", **ended: Any
+) -> dict[str, Any]:
+    container = {
+        "name": name, "restartCount": count, "state": {"running": {}},
+        "lastState": {"terminated": {"exitCode": 1, "finishedAt": at, **ended}},
+    }  # fmt: skip
+    return pod(phase="Running", conditions=conditions(Ready=ready), containerStatuses=[container])
+
+
+@pytest.mark.parametrize(
+    ("told", "reason", "named"),
+    [
+        ("FailedMount", "MountFailed", "claim models not found"),
+        ("FailedMapVolume", "MountFailed", "must exist and be usable"),
+        ("FailedAttachVolume", "AttachFailed", "ReadWriteMany"),
+        ("FailedCreatePodSandBox", "SandboxFailed", "runtimeClassName"),
+        ("NetworkNotReady", "SandboxFailed", "another node may do"),
+    ],
+)
+def test_what_only_events_tell_of_a_pod_without_containers_is_told(told: str, reason: str, named: str) -> None:
+    fault = faults.of_pod(starting(), [event("Scheduled"), event(told, "claim models not found")])
+    assert fault is not None
+    assert (fault.reason, fault.terminal) == (reason, False)
+    assert named in fault.message
+
+
+def test_the_last_trouble_counts_until_the_pod_gets_further() -> None:
+    early, late = event("FailedAttachVolume", "a", "2026-01-01T11:00:00Z"), event("FailedMount", "b")
+    fault = faults.of_pod(starting(), [late, early])
+    assert fault is not None
+    assert fault.reason == "MountFailed"
+    assert faults.of_pod(starting(), [early, event("SuccessfulAttachVolume")]) is None
+    assert faults.of_pod(starting(), [late, event("Pulling", at="2026-01-01T11:59:30Z")]) is None
+
+
+def test_a_kill_for_memory_is_told_also_with_exit_code_0() -> None:
+    fault = faults.of_pod(restarted(exitCode=0, reason="OOMKilled"), now=NOW)
+    assert fault is not None
+    assert (fault.reason, fault.terminal) == ("OutOfMemory", False)
+    often = faults.of_pod(restarted(exitCode=0, reason="OOMKilled", count=3), now=NOW)
+    assert often is not None
+    assert often.terminal
+
+
+def test_the_runtimes_own_words_about_its_killed_engine_are_told_and_pass() -> None:
+    said = '{"reason": "OutOfMemory", "message": "the limit is 3072 MiB"}'
+    fault = faults.of_pod(restarted(message=said, reason="OOMKilled"), now=NOW)
+    assert fault is not None
+    assert (fault.reason, fault.message, fault.terminal) == ("OutOfMemory", "the limit is 3072 MiB", False)
+    killed = faults.of_pod(restarted(message='{"reason": "EngineKilled", "message": "signal 9"}'), now=NOW)
+    assert killed is not None
+    assert (killed.reason, killed.terminal) == ("EngineKilled", False)
+
+
+def test_an_end_without_words_is_told_while_it_is_news() -> None:
+    fault = faults.of_pod(restarted(exitCode=139), now=NOW)
+    assert fault is not None
+    assert fault.reason == "ContainerRestarted"
+    assert "exit code 139 (SIGSEGV)" in fault.message
+    assert faults.of_pod(restarted(at="2026-01-01T11:30:00Z"), now=NOW) is None
+
+
+def test_a_container_that_others_put_into_the_pod_is_named_as_foreign() -> None:
+    fault = faults.of_pod(restarted("istio-proxy", reason="OOMKilled", count=9), now=NOW)
+    assert fault is not None
+    assert not fault.terminal
+    assert "istio-proxy of pod p (not one of the operator)" in fault.message
+    assert "spec.resources" not in fault.message
+
+
+def test_restarts_are_listed_also_of_ready_pods_and_only_of_our_containers() -> None:
+    killed = restarted(ready="True", count=2, reason="OOMKilled")
+    [found] = faults.restarts([killed, restarted("istio-proxy"), restarted(exitCode=0, reason="Completed")])
+    assert (found.count, found.fault.reason, found.finished.minute) == (2, "OutOfMemory", 59)
+    assert found.words.startswith("pod p, restart 2 of container runtime: ")
