@@ -119,8 +119,8 @@ def _of_container(pod: Manifest, container: Manifest, now: datetime | None) -> F
             "ImagePullFailed",
             f"the image {container.get('image', '')!r} of {what} can't be pulled: {message or reason}; check "
             "spec.image (where it is absent: runtimeImage in the operator's configuration) and "
-            f"spec.pod.imagePullSecrets; an image that was only loaded onto node {_node(pod)} is removed by its clean-up "
-            "when the disk is full: load it again",
+            f"spec.pod.imagePullSecrets; an image that was only loaded onto node {_node(pod)} is removed by its "
+            "clean-up when the disk is full: load it again",
         )
     if reason in _CREATE:
         return Fault(

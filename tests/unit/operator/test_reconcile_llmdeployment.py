@@ -126,13 +126,24 @@ async def test_an_image_of_its_own_counts_over_the_operators_and_the_status_tell
     assert world.cluster.writes == []
 
 
-async def test_a_changed_image_is_rolled_out_and_without_it_the_operators_is_taken() -> None:
+async def test_a_changed_image_is_rolled_out_and_without_it_the_revision_from_before_comes_back_as_it_was() -> None:
     world = World()
     plain = await serving(world)
+    image = world.status()["stable"]["image"]
     world.restarted("example.com/runtime:2")
     own = await serving(world, image="example.com/runtime:cpu")
     assert own != plain
-    # Its revision has gone with a change of what else shapes the pods: then it is made with the present image.
+    await world.deploy()
+    await look(world)
+    assert world.status()["stable"]["revision"] == plain
+    assert world.status()["stable"]["image"] == image
+    assert {each["image"] for each in containers(world, plain)} == {image}
+
+
+async def test_a_new_revision_without_an_image_of_its_own_takes_the_operators_present_one() -> None:
+    world = World()
+    await serving(world, image="example.com/runtime:cpu")
+    world.restarted("example.com/runtime:2")
     fresh = await serving(world, engine={"maxModelLength": 1024})
     assert world.status()["stable"]["image"] == "example.com/runtime:2"
     assert {each["image"] for each in containers(world, fresh)} == {"example.com/runtime:2"}
