@@ -21,7 +21,6 @@ from devstack.registry import push, set_alias
 from devstack.stack import Stack
 from e2e.reference import greedy
 from e2e.world import World
-from llm_operator.crds.common import quantity_value
 from unit.runtime import tiny_model
 
 pytestmark = pytest.mark.e2e
@@ -221,62 +220,6 @@ def test_without_load_the_new_version_answers_soon(promo: Promo) -> None:
             f"without load: {time.monotonic() - began:.1f} s from the alias to an answer of the new version, two pods"
         )
     promo.world.until(lambda: promo.serves(coming), "the roll-out's end")
-
-
-def test_on_a_full_node_the_only_pod_serves_on_until_there_is_room_and_no_request_fails(promo: Promo) -> None:
-    """By Auto, the default. It used to stop the pod after 30 s: then requests failed until the new one was ready."""
-    coming = "first" if promo.serves("second") else "second"
-    promo.rollout(strategy="Auto", gates=None)
-    promo.world.kubectl("scale", "llmd", NAME, "--replicas=1")
-    old = promo.status["stable"]["revision"]
-    promo.world.until(lambda: len(pods_of(promo, old).split()) == 1, "one pod")
-    with promo.load(clients=2) as tally:
-        with full_node(promo.world):
-            promo.promote(coming)
-            promo.world.until(lambda: "free room" in promo.world.condition("Progressing", NAME)["message"], "its word")
-            said = promo.world.condition("Progressing", NAME)["message"]
-            promo.world.until(lambda: "stopping the only pod" in reason_of(promo), "the time of Auto's patience")
-            waited = tally.requests
-        began = time.monotonic()
-        promo.world.until(lambda: promo.serves(coming), "the new version")
-    assert "not enough cpu" in said
-    assert len(tally.answers) == 2
-    print(
-        f"full node, one pod: {waited} requests while it waited, the new version {time.monotonic() - began:.1f} s "
-        f"after there was room, {tally.requests} requests, 0 failed"
-    )
-
-
-@contextmanager
-def full_node(world: World) -> Iterator[None]:
-    """Another pod asks for all but 50m of what the node has left."""
-    node = world.stack.get("node", "process-node")
-    pods = json.loads(world.kubectl("get", "pods", "-A", "-o", "json"))["items"]
-    asked = [
-        quantity_value(str((container.get("resources", {}).get("requests") or {}).get("cpu", "0")))
-        for pod in pods
-        if pod["spec"].get("nodeName") == "process-node"
-        for container in pod["spec"]["containers"]
-    ]
-    free = int(1000 * (quantity_value(node["status"]["allocatable"]["cpu"]) - sum(asked)))
-    container = {
-        "name": "sleep",
-        "image": "any",
-        "command": ["python3", "-c", "import time; time.sleep(900)"],
-        "resources": {"requests": {"cpu": f"{free - 50}m"}},
-    }
-    spec = {"containers": [container], "nodeName": "process-node", "terminationGracePeriodSeconds": 1}
-    spec["tolerations"] = [{"operator": "Exists"}]
-    blocker = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "blocker"}, "spec": spec}
-    world.kubectl("apply", "-f", "-", stdin=json.dumps(blocker))
-    try:
-        yield
-    finally:
-        world.kubectl("delete", "pod", "blocker", "--grace-period=1")
-
-
-def reason_of(promo: Promo) -> str:
-    return str((promo.status.get("candidate") or {}).get("strategyReason"))
 
 
 def answered_by(client: httpx.Client) -> str:

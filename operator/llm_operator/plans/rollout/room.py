@@ -115,7 +115,7 @@ def advice(situation: Situation, candidate: CandidateStatus) -> str:
             "rollout.strategy: Recreate"
         )
     if situation.spec.strategy in ("Auto", "Rolling"):
-        return f"if none comes in {max(0, round(left(situation, candidate)))} s, one old pod at a time makes room"
+        return f"if there is none for {PATIENCE_SECONDS:.0f} s, one old pod at a time makes room"
     return (
         "free room, add a node, or write rollout.strategy: Auto, which stops one old pod at a time "
         "(rollout.strategy: Recreate interrupts)"
