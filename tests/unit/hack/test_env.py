@@ -19,9 +19,8 @@ def checkout(tmp_path: Path) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     python = tmp_path / "python"
-    python.write_text(
-        '#!/bin/sh\n[ "$2" = venv ] || exit 0\nfor venv; do :; done\nmkdir -p "$venv/bin"\ntouch "$venv/bin/python"\nexit 1\n'
-    )
+    begin = 'for venv; do :; done\nmkdir -p "$venv/bin"\ntouch "$venv/bin/python"'
+    python.write_text(f'#!/bin/sh\n[ "$2" = venv ] || exit 0\n{begin}\nexit 1\n')
     python.chmod(0o755)
     return tmp_path
 
