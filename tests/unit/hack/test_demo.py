@@ -124,6 +124,8 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "hack" / "devstack", hack / "devstack", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "hack" / "demo", hack / "demo")
     (hack / "kube").mkdir()
+    for name in (".venv", "cache/kube"):  # as after a first run: the disk's room for one is not what is tested
+        (tmp_path / name).mkdir(parents=True)
     return tmp_path
 
 
@@ -134,6 +136,7 @@ def script(file: Path, text: str) -> None:
 
 def run_demo(checkout: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "LLM_OPERATOR_CACHE": str(checkout / "cache"), **settings}
+    environment.pop("LLM_OPERATOR_VENV", None)
     command = [sys.executable, str(checkout / "hack" / "demo"), "--provider", "local"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
 
