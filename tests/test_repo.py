@@ -91,7 +91,7 @@ def test_every_make_target_says_what_it_does() -> None:
 
 
 def test_the_scripts_that_make_calls_exist_and_run() -> None:
-    for name in sorted(set(re.findall(r"\bhack/[\w-]+", (ROOT / "Makefile").read_text())) | {".ci/run"}):
+    for name in sorted(set(re.findall(r"\bhack/[\w/-]+", (ROOT / "Makefile").read_text())) | {".ci/run"}):
         file = ROOT / name
         assert file.is_file(), f"the Makefile calls {name}, which is not there"
         assert file.stat().st_mode & 0o111, f"{name} is not executable"
@@ -178,3 +178,15 @@ def test_the_runtime_for_cpus_has_the_same_torch_and_none_of_nvidias_kernels() -
     left_out = {pin.partition("==")[0] for pin in pins("runtime") - pins("runtime-cpu")}
     assert pins("runtime-cpu") < pins("runtime")
     assert all(name.startswith(("nvidia-", "cuda-", "triton")) for name in left_out)
+
+
+def test_the_workflow_builds_every_image_and_runs_no_action_of_a_moving_version() -> None:
+    """It runs on GitHub only, so what can be said by reading is said here."""
+    workflow = yaml.safe_load((ROOT / ".github/workflows/images.yaml").read_text())
+    job = workflow["jobs"]["publish"]
+    images = {(one["file"], one["accelerator"]) for one in job["strategy"]["matrix"]["include"]}
+    assert images == {("Dockerfile.operator", ""), ("Dockerfile.runtime", "cuda"), ("Dockerfile.runtime", "cpu")}
+    used = [step["uses"] for step in job["steps"] if "uses" in step]
+    assert all(re.fullmatch(r"[\w/-]+@v\d+\.\d+\.\d+", action) for action in used), used
+    build = next(step["with"] for step in job["steps"] if "build-push-action" in step.get("uses", ""))
+    assert (build["push"], build["sbom"], build["provenance"]) == (True, True, "mode=max")

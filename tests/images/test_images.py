@@ -16,7 +16,7 @@ DOCKER = os.environ.get("DOCKER", "docker")
 GUARDED = ["--rm", "--read-only", "--network", "none", "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
            "--tmpfs", "/tmp"]  # fmt: skip
 MEGABYTE = 1_000_000
-LARGEST = {"operator": 250 * MEGABYTE, "cpu": 1_250 * MEGABYTE, "cuda": 5_000 * MEGABYTE}
+LARGEST = {"operator": 250 * MEGABYTE, "cpu": 1_250 * MEGABYTE, "cuda": 5_400 * MEGABYTE}
 
 pytestmark = pytest.mark.skipif(not IMAGES, reason="no images are named: make build-docker test-images")
 
