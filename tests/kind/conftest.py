@@ -20,7 +20,11 @@ def cluster() -> KindCluster:
 @pytest.fixture(scope="session")
 def mlflow(cluster: KindCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """On this machine's address in the nodes' network: pods reach it as they would reach any server."""
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), host=cluster.host_address())
+    folder, anyone = (
+        tmp_path_factory.mktemp("mlflow"),
+        ("--allowed-hosts", "*"),
+    )  # MLflow refuses other names than localhost
+    server = MlflowServer(folder, host=cluster.host_address(), options=anyone)
     server.start()
     yield server
     server.stop()
