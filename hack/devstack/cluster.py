@@ -10,7 +10,6 @@ All state lies below the folder; $HOME/.kube is never written. See docs/process-
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import shlex
 import shutil
@@ -23,6 +22,9 @@ from typing import Literal
 
 from devstack import control_plane
 from devstack.waits import complain
+from kindstack.cluster import KindCluster
+from kindstack.phases import Phases
+from kindstack.shell import KindError
 
 Kind = Literal["local", "kind", "context"]
 Provider = Literal["auto", "local", "kind", "context"]
@@ -56,12 +58,14 @@ class Cluster:
         progress: Callable[[str], None] = print,
         provider: Provider = "auto",
         context: str | None = None,
+        image: str | None = None,
         detach: bool = False,
     ) -> Cluster:
         """Start a cluster with its state below `folder`, or return the one that runs there.
 
-        `auto` takes kind where a Docker engine answers and kind is installed, else local processes; an existing cluster
-        only on request (`provider="context"` and its name). A local cluster ends with this process unless `detach`.
+        `auto` takes kind where a Docker engine answers, else local processes; an existing cluster only on request
+        (`provider="context"` and its name). `image` is that of a kind cluster's node; without one it is KIND_IMAGE,
+        kind's own, or one of packages. A local cluster ends with this process unless `detach`.
         Raises ClusterError.
         """
         chosen = choose(provider, context)
@@ -71,11 +75,12 @@ class Cluster:
                 "name the context: --provider context --context NAME (kubectl config get-contexts lists them)"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        programs = build(progress) if chosen == "local" or shutil.which("kubectl") is None else None
+        programs = build(progress) if chosen != "context" or shutil.which("kubectl") is None else None
         if context and chosen == "context":
             return cls(attach_context(folder, context, programs), "context", folder, programs)
         if chosen == "kind":
-            return cls(create_kind(folder, progress), "kind", folder, programs)
+            assert programs is not None
+            return cls(create_kind(folder, image, programs, progress), "kind", folder, programs)
         assert programs is not None
         return cls(start_local(folder, programs, detach, progress), "local", folder, programs)
 
@@ -87,19 +92,19 @@ class Cluster:
             raise ClusterError(
                 f"no cluster in {folder}: start one with `python -m devstack.cluster up --folder {folder}`"
             )
+        if (folder / "state.json").exists():
+            return cls(folder / "kubeconfig", "kind", folder, Path(KindCluster.attach(folder).state.tools))
         local = (folder / "pids").exists()
         programs = build(complain) if local or shutil.which("kubectl") is None else None
-        kind: Kind = "kind" if (folder / "kind-name").exists() else "local" if local else "context"
-        return cls(folder / "kubeconfig", kind, folder, programs)
+        return cls(folder / "kubeconfig", "local" if local else "context", folder, programs)
 
     def stop(self) -> None:
         """End what `start` started and remove its state; an attached cluster is left as it is. Safe to call twice."""
         if self.kind == "local":
             control_plane.stop(self.folder)
             shutil.rmtree(self.folder, ignore_errors=True)
-        elif self.kind == "kind" and (self.folder / "kind-name").exists():
-            run("kind", "delete", "cluster", "--name", (self.folder / "kind-name").read_text())
-            (self.folder / "kind-name").unlink()
+        elif self.kind == "kind" and (self.folder / "state.json").exists():
+            KindCluster.attach(self.folder).stop()
 
     def environment(self) -> dict[str, str]:
         """The environment for programs that talk to this cluster: KUBECONFIG, and PATH with kubectl and helm."""
@@ -120,7 +125,7 @@ def choose(provider: Provider, context: str | None) -> Kind:
     if provider == "context" or (provider == "auto" and context):
         return "context"
     if provider == "auto":
-        return "kind" if shutil.which("kind") and docker_answers() else "local"
+        return "kind" if docker_answers() else "local"
     return provider
 
 
@@ -172,17 +177,16 @@ def clear(folder: Path) -> None:
     folder.mkdir()
 
 
-def create_kind(folder: Path, progress: Callable[[str], None]) -> Path:
-    """One kind cluster per folder, named after it so that two checkouts do not share one."""
-    name = "llm-operator-" + hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-    kubeconfig = folder / "kubeconfig"
-    (folder / "kind-name").write_text(name)
-    if name in run("kind", "get", "clusters").split():
-        run("kind", "export", "kubeconfig", "--name", name, "--kubeconfig", str(kubeconfig))
-        return kubeconfig
-    progress(f"creating the kind cluster {name} (a minute or two)")
-    run("kind", "create", "cluster", "--name", name, "--kubeconfig", str(kubeconfig), "--wait", "180s")
-    return kubeconfig
+def create_kind(folder: Path, image: str | None, programs: Path, progress: Callable[[str], None]) -> Path:
+    """One kind cluster per folder, named after it so that two checkouts do not share one. `image` is the nodes'."""
+    try:
+        if (folder / "state.json").exists():
+            return KindCluster.attach(folder).kubeconfig
+        return KindCluster.start(
+            folder, programs, Phases(progress), image=image or os.environ.get("KIND_IMAGE"), workers=0
+        ).kubeconfig
+    except KindError as error:
+        raise ClusterError(str(error)) from error
 
 
 def attach_context(folder: Path, context: str, programs: Path | None) -> Path:
@@ -213,6 +217,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m devstack.cluster", description="A cluster for development.")
     parser.add_argument("verb", choices=["up", "down", "env"])
     parser.add_argument("--folder", type=Path, required=True, help="holds all of the cluster's state")
+    parser.add_argument("--image", help="image of a kind cluster's node (KIND_IMAGE)")
     parser.add_argument("--provider", choices=["auto", "local", "kind", "context"], default="auto")
     parser.add_argument("--context", help="an existing context of your KUBECONFIG, with --provider context")
     return parser.parse_args()
@@ -223,7 +228,12 @@ def main() -> None:
     try:
         if options.verb == "up":
             Cluster.start(
-                options.folder, progress=complain, provider=options.provider, context=options.context, detach=True
+                options.folder,
+                progress=complain,
+                provider=options.provider,
+                context=options.context,
+                image=options.image,
+                detach=True,
             )
         elif options.verb == "down":
             Cluster.attach(options.folder).stop()

@@ -39,7 +39,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["TQDM_DISABLE"] = "1"  # Bars of libraries would tear the demo's own lines.
     started = time.monotonic()
-    stack = Stack(ROOT / ".demo", provider=arguments.provider, context=arguments.context)
+    stack = Stack(ROOT / ".demo", provider=arguments.provider, context=arguments.context, image=arguments.image)
     try:
         with stack:
             demo = Demo(stack)
@@ -62,6 +62,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="stay up after the story, until Ctrl-C")
     parser.add_argument("--provider", choices=("auto", "local", "kind", "context"), default="auto")
     parser.add_argument("--context", help="use this context of your KUBECONFIG instead of a cluster of the demo's own")
+    parser.add_argument(
+        "--image", help="the node's image in a kind cluster, also KIND_IMAGE; else kind's own, or one made here"
+    )
     arguments = parser.parse_args()
     if arguments.context:
         arguments.provider = "context"

@@ -24,15 +24,18 @@ def _told_already(_: str) -> None:
 class Stack:
     """A running development stack below one folder; leaving the `with` block ends all of it.
 
-    `provider` and `context` choose the cluster as `Cluster.start` does; MLflow and the process node are always local.
+    `provider`, `context` and `image` choose the cluster as `Cluster.start` does; MLflow and the process node are always
+    local.
     """
 
     cluster: Cluster
     mlflow: MlflowServer
     node: Child
 
-    def __init__(self, folder: Path, *, provider: Provider = "auto", context: str | None = None) -> None:
-        self.folder, self.provider, self.context = folder, provider, context
+    def __init__(
+        self, folder: Path, *, provider: Provider = "auto", context: str | None = None, image: str | None = None
+    ) -> None:
+        self.folder, self.provider, self.context, self.image = folder, provider, context, image
         self._undo: list[tuple[str, Callable[[], None]]] = []
 
     def __enter__(self) -> Self:
@@ -61,7 +64,7 @@ class Stack:
         self._undo.append(("the MLflow server", self.mlflow.stop))
         self.mlflow.launch()
         self.cluster = Cluster.start(
-            self.folder / "cluster", progress=progress, provider=self.provider, context=self.context
+            self.folder / "cluster", progress=progress, provider=self.provider, context=self.context, image=self.image
         )
         self._undo.append(("the control plane", self.cluster.stop))
         progress("waiting for the process node")

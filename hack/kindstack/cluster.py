@@ -21,6 +21,7 @@ from kindstack.shell import KindError, run
 CHUNK = 1 << 20
 READY_SECONDS = 180
 NETWORK = "kind"
+FREE_GIB = 15
 UNPRIVILEGED_SCORES = '[plugins."io.containerd.grpc.v1.cri"]\n  restrict_oom_score_adj = true'
 
 
@@ -61,6 +62,8 @@ class KindCluster:
         """
         folder = folder.resolve()
         folder.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(folder).free >> 30) < FREE_GIB:
+            raise KindError(f"{FREE_GIB} GiB of free disk are needed for nodes and images, {free} GiB are free")
         number = int(hashlib.sha256(str(folder).encode()).hexdigest()[:8], 16)
         with phases("kind (Go build)"):
             program = programs.kind(phases.progress)
@@ -129,12 +132,14 @@ class KindCluster:
             "imageGCHighThresholdPercent": 100,
             "imageGCLowThresholdPercent": 99,
         }
-        untainted = {"kind": "InitConfiguration", "nodeRegistration": {"taints": []}}
+        patches = [json.dumps(kubelet)]
+        if workers:  # kind lets a control plane take pods by itself where it is the only node
+            patches.append(json.dumps({"kind": "InitConfiguration", "nodeRegistration": {"taints": []}}))
         config: dict[str, Any] = {
             "kind": "Cluster",
             "apiVersion": "kind.x-k8s.io/v1alpha4",
             "networking": {"podSubnet": pods, "serviceSubnet": self.state.services},
-            "kubeadmConfigPatches": [json.dumps(kubelet), json.dumps(untainted)],
+            "kubeadmConfigPatches": patches,
             "nodes": [{"role": role} for role in ("control-plane", *["worker"] * workers)],
         }
         if not engines.may_raise_limits():
@@ -142,10 +147,17 @@ class KindCluster:
             config["containerdConfigPatches"] = [UNPRIVILEGED_SCORES]
         file = self.folder / "kind.yaml"
         file.write_text(json.dumps(config, indent=2))  # JSON is YAML
-        self._kind(
-            *("create", "cluster", "--name", self.name, "--image", self.state.image, "--config", file),
-            *("--kubeconfig", self.kubeconfig),
-        )
+        try:
+            self._kind(
+                *("create", "cluster", "--name", self.name, "--image", self.state.image, "--config", file),
+                *("--kubeconfig", self.kubeconfig),
+            )
+        except KindError as error:
+            (self.folder / "create.log").write_text(str(error))
+            reason = next((line for line in str(error).splitlines() if line.startswith("ERROR: ")), str(error))
+            raise KindError(
+                f"kind can't create the cluster: {reason}; all of it: {self.folder / 'create.log'}"
+            ) from error
         self._route("replace")
 
     def _wait(self) -> None:

@@ -45,7 +45,7 @@ def run(
     if done.returncode:
         said = (done.stderr or done.stdout).strip()
         hint = "; free some space and run it again" if "no space left on device" in said else ""
-        raise KindError(f"{shown(words)} failed (exit {done.returncode}): {said[-3000:]}{hint}")
+        raise KindError(f"{shown(words)} failed (exit {done.returncode}): {clipped(said)}{hint}")
     return done.stdout
 
 
@@ -53,3 +53,8 @@ def shown(words: list[str]) -> str:
     """The beginning of a command, short enough for one line of an error."""
     text = " ".join(words)
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def clipped(text: str) -> str:
+    """Both ends of a long output: the reason stands at one of them."""
+    return text if len(text) <= 3000 else f"{text[:1500]}\n…\n{text[-1500:]}"

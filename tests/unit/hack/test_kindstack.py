@@ -1,0 +1,83 @@
+"""hack/kindstack: what it decides before there is a cluster."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kindstack import engine, shell
+from kindstack.cluster import KindCluster
+from kindstack.phases import Phases
+from kindstack.shell import KindError
+
+WRAPPER = Path(engine.__file__).with_name("runc_wrapper.py")
+PRIVILEGED = {
+    "capabilities": {"bounding": ["CAP_CHOWN", "CAP_SYS_RESOURCE"], "effective": ["CAP_SYS_RESOURCE"]},
+    "oomScoreAdj": -998,
+    "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1048576, "soft": 1048576}],
+}
+
+
+def wrapped(*arguments: str, cwd: Path) -> str:
+    """What the runtime behind the wrapper is called with."""
+    command = [sys.executable, "-I", str(WRAPPER), "/bin/echo", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("option", [["--bundle", "bundle"], ["--bundle=bundle"], ["-b", "bundle"]])
+def test_a_new_container_asks_for_nothing_that_the_machine_lacks(tmp_path: Path, option: list[str]) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "config.json").write_text(json.dumps({"process": PRIVILEGED, "hostname": "node"}))
+    assert wrapped("--root", "r", "create", *option, "name", cwd=tmp_path) == " ".join(
+        ["--root", "r", "create", *option, "name"]
+    )
+    assert json.loads((tmp_path / "bundle" / "config.json").read_text()) == {
+        "process": {"capabilities": {"bounding": ["CAP_CHOWN"], "effective": []}, "oomScoreAdj": 0},
+        "hostname": "node",
+    }
+
+
+def test_so_does_a_command_in_a_running_container(tmp_path: Path) -> None:
+    (tmp_path / "process.json").write_text(json.dumps(PRIVILEGED))
+    wrapped("exec", "--process", "process.json", "name", cwd=tmp_path)
+    assert json.loads((tmp_path / "process.json").read_text())["capabilities"]["bounding"] == ["CAP_CHOWN"]
+
+
+def test_other_verbs_touch_no_file(tmp_path: Path) -> None:
+    assert wrapped("delete", "name", cwd=tmp_path) == "delete name"
+
+
+def test_without_root_the_error_says_both_ways_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.os, "geteuid", lambda: 1000)
+    with pytest.raises(KindError, match=r"start your engine, or run this as root"):
+        engine.start(Path("/bin/true"), print)
+
+
+def test_a_failed_command_is_named_with_what_it_said() -> None:
+    with pytest.raises(KindError, match=r"sh -c echo 'no space left on device'.*failed \(exit 3\).*free some space"):
+        shell.run("sh", "-c", "echo 'no space left on device' >&2; exit 3")
+
+
+def test_a_long_output_keeps_both_its_ends() -> None:
+    text = shell.clipped("reason" + "x" * 5000 + "end")
+    assert text.startswith("reason")
+    assert text.endswith("end")
+    assert len(text) < 3100
+
+
+def test_where_no_cluster_is_the_error_says_how_to_start_one(tmp_path: Path) -> None:
+    with pytest.raises(KindError, match="hack/e2e-kind up"):
+        KindCluster.attach(tmp_path)
+
+
+def test_phases_are_told_as_they_go_in_a_table_and_as_json(tmp_path: Path) -> None:
+    lines: list[str] = []
+    phases = Phases(lines.append)
+    with phases("first"):
+        assert lines == ["… first"]
+    assert lines[1].startswith("✓ first: ")
+    assert [line.split()[0] for line in phases.table().splitlines()] == ["first", "total"]
+    phases.write(tmp_path / "phases.json")
+    assert json.loads((tmp_path / "phases.json").read_text()) == {"first": 0.0}
