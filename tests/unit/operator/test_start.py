@@ -1,4 +1,4 @@
-"""The real entry point as the image runs it: a user without a name, no home, nothing but an address of the API server."""
+"""The real entry point as the image runs it: a user without a name, no home, only the API server's address."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -76,12 +76,12 @@ async def operator(server: ApiServer, folder: Path, *before: str) -> AsyncIterat
         await process.wait()
 
 
-async def answers(running: Running, status: int) -> httpx.Response:
-    """Its /readyz, once it answers with this status."""
+async def answers(running: Running, status: int, missing: Sequence[str] = ()) -> None:
+    """Wait until its /readyz answers this."""
     while True:
         answer = await running.ready()
-        if answer is not None and answer.status_code == status:
-            return answer
+        if answer is not None and (answer.status_code, answer.json()["missing"]) == (status, list(missing)):
+            return
         await asyncio.sleep(0.05)
 
 
@@ -98,8 +98,7 @@ async def test_a_leader_whose_watches_are_refused_is_not_ready_and_names_the_kin
         server.refuses.add("configmaps")
         async with operator(server, tmp_path) as running:
             said = ["the watch of ConfigMap hears nothing: 403: configmaps is forbidden"]
-            while (await asyncio.wait_for(answers(running, 503), 60)).json()["missing"] != said:
-                await asyncio.sleep(0.05)
+            await asyncio.wait_for(answers(running, 503, said), 60)
             server.refuses.clear()
             await asyncio.wait_for(answers(running, 200), 60)
 
