@@ -26,6 +26,10 @@ tokenizer 55 MiB, warm-up 17, the HTTP process 27 more than before, and some tha
 STARTED_BYTES = 560 * MIB
 """What they have taken before this check, of which nothing is left for the model: 447 MiB with torch, and
 83 without."""
+START_DIFFERENCE_BYTES = 16 * MIB
+"""By so much the next start of the same server may have taken more when it gets here."""
+LIMIT_STEP_BYTES = 32 * MIB
+"""A limit that is proposed is a round number of these."""
 LEAST_LENGTH = 256
 """No shorter maxModelLength is proposed: it would start, and answer nobody."""
 
@@ -104,7 +108,8 @@ def check_fit(plan: Plan, free_bytes: int) -> Need:
         there += f", and engine.kvCacheBytes allows {_mib(limit)} for keys and values"
     enough = ""
     if plan.limit_bytes is not None and need.total > free_bytes:
-        more = f"a memory limit of {_mib(plan.limit_bytes + need.total - free_bytes)}"
+        enough_bytes = plan.limit_bytes + need.total - free_bytes + START_DIFFERENCE_BYTES
+        more = f"a memory limit of {_mib(-(-enough_bytes // LIMIT_STEP_BYTES) * LIMIT_STEP_BYTES)}"
         enough = f", which {more} leaves instead of {_mib(plan.limit_bytes)}"
     raise OutOfMemory(
         f"the model does not fit: it needs {_mib(need.total)} ({_parts(plan, need, asked)}), but {there}. "
@@ -240,8 +245,9 @@ def _head_copy(plan: Plan) -> int:
 
 
 def _largest_linear(plan: Plan) -> int:
+    """Of the layers that are packed; a tied output layer is one of them, though it is not among the tensors."""
     shapes = [tensor["shape"] for name, tensor in plan.tensors.items() if _is_linear(name, tensor, surely=False)]
-    return max([math.prod(shape) * DTYPE_BYTES[plan.dtype] for shape in shapes], default=0)
+    return max([_head_copy(plan), *(int(math.prod(shape)) * DTYPE_BYTES[plan.dtype] for shape in shapes)])
 
 
 def _int8_saves(plan: Plan, *, surely: bool) -> int:
@@ -260,7 +266,8 @@ def _is_linear(name: str, tensor: Mapping[str, Any], *, surely: bool) -> bool:
 
 
 def _parts(plan: Plan, need: Need, asked: str) -> str:
-    loading = f"; {_mib(need.loading)} for weights before they are quantised" if need.loading > need.weights else ""
+    whole = plan.engine.quantization == "int8" and need.loading > need.weights
+    loading = f"; {_mib(need.loading)} for a moment, before the weights are quantised" if whole else ""
     return (
         f"weights {_mib(need.weights)} as {asked}, keys and values of one sequence of {plan.length} tokens "
         f"{_mib(need.cache)}, reserve {_mib(need.reserve)}{loading}"

@@ -53,7 +53,12 @@ def test_a_limit_that_is_too_small_is_refused_with_one_that_serves(tmp_path: Pat
     port = free_port()
     with limited(TOO_LITTLE_MIB) as enter:
         ended = subprocess.run(
-            [*enter, *command(tmp_path, port)], env=environment, stdout=subprocess.PIPE, text=True, check=False
+            [*enter, *command(tmp_path, port)],
+            env=environment,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
         )
     report = report_from_termination_message(ended.stdout)
     assert report
@@ -62,7 +67,7 @@ def test_a_limit_that_is_too_small_is_refused_with_one_that_serves(tmp_path: Pat
     assert named, report.message
     with (
         limited(int(named[1])) as enter,
-        subprocess.Popen([*enter, *command(tmp_path, port)], env=environment) as server,
+        subprocess.Popen([*enter, *command(tmp_path, port)], env=environment, cwd=tmp_path) as server,
     ):
         try:
             eventually(lambda: answers(f"http://127.0.0.1:{port}"), seconds=120)
