@@ -53,6 +53,7 @@ def mlflow(cluster: KindCluster, tmp_path_factory: pytest.TempPathFactory) -> It
         push(server.uri, "support-bot", made)
     set_alias(server.uri, "support-bot", "champion", "1")
     push(server.uri, "playground", folder / "first", alias="latest-candidate")
+    push(server.uri, "assistant", folder / "first", alias="champion")
     yield server
     server.stop()
 

@@ -89,7 +89,6 @@ def test_an_open_sample_answers_by_its_name_in_the_clusters_dns(site: Site, bot:
     ("sample", "name", "reason"),
     [
         ("autoscaled-gpu.yaml", "assistant", "PodUnschedulable"),
-        ("pinned-with-cache.yaml", "contracts", "PodUnschedulable"),
         ("without-registry.yaml", "translator", "PodUnschedulable"),
     ],
 )

@@ -121,7 +121,8 @@ def test_a_roll_out_is_told_by_the_deployments_own_words_and_its_pods() -> None:
 def checkout(tmp_path: Path) -> Path:
     """The demo's own files, with preparations that the test writes."""
     hack = tmp_path / "hack"
-    shutil.copytree(ROOT / "hack" / "devstack", hack / "devstack", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("devstack", "kindstack"):
+        shutil.copytree(ROOT / "hack" / package, hack / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "hack" / "demo", hack / "demo")
     (hack / "kube").mkdir()
     for name in (".venv", "cache/kube"):  # as after a first run: the disk's room for one is not what is tested
