@@ -25,7 +25,8 @@ class Tally:
 class RequestLoop:
     """`clients` threads that ask the same question one request after another, every other one as a stream.
 
-    Each request is a connection of its own, as from many clients, and is never retried: a failure is a failure.
+    Each request is a connection of its own, as from many clients, and is never retried: a failure is a failure. An
+    empty `key` sends none.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class RequestLoop:
         max_tokens: int = 24,
         pause_seconds: float = 0.0,
     ) -> None:
-        self.url, self.headers = f"{url}/v1/chat/completions", {"Authorization": f"Bearer {key}"}
+        self.url, self.headers = f"{url}/v1/chat/completions", {"Authorization": f"Bearer {key}"} if key else {}
         self.body = {
             "model": model,
             "messages": [{"role": "user", "content": question}],

@@ -28,7 +28,7 @@ spec:
 """
 FIND_ENGINE = (
     "import glob; print(*[p.split('/')[2] for p in glob.glob('/proc/[0-9]*/cmdline')"
-    " if b'llm_runtime.worker' in open(p, 'rb').read()])"
+    " if b'-m\\0llm_runtime.worker' in open(p, 'rb').read()])"
 )
 KILL = "import os, sys; os.kill(int(sys.argv[1]), 9)"
 HOG = """
@@ -107,7 +107,7 @@ def test_a_limit_that_is_too_small_is_refused_before_the_weights_are_read(site: 
 
 
 def test_an_image_that_cannot_be_pulled_never_takes_over_and_becomes_stalled(site: Site, mortal: Front) -> None:
-    patch = {"spec": {"image": "llm-runtime.invalid/nobody/llm-runtime:9"}}
+    patch = {"spec": {"image": "127.0.0.1:9/nobody/llm-runtime:9"}}
     mortal.kubectl("patch", "llmd", NAME, "--type=merge", "-p", json.dumps(patch))
     mortal.until(lambda: mortal.condition("Ready", NAME)["reason"] == "ImagePullFailed", "ImagePullFailed", 30)
     assert "spec.image" in mortal.condition("Ready", NAME)["message"]
