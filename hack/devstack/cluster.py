@@ -63,12 +63,12 @@ class Cluster:
     ) -> Cluster:
         """Start a cluster with its state below `folder`, or return the one that runs there.
 
-        `auto` takes kind where a Docker engine answers, else local processes; an existing cluster only on request
-        (`provider="context"` and its name). `image` is that of a kind cluster's node; without one it is KIND_IMAGE,
-        kind's own, or one of packages. A local cluster ends with this process unless `detach`.
+        `auto` takes kind where a Docker engine answers and either kind is installed or a node image is named, else
+        local processes; an existing cluster only on request (`provider="context"` and its name). `image` is that of a
+        kind cluster's node; without one it is KIND_IMAGE, kind's own, or one of packages. A local cluster ends with this process unless `detach`.
         Raises ClusterError.
         """
-        chosen = choose(provider, context)
+        chosen = choose(provider, context, image)
         folder = folder.resolve()
         if chosen == "context" and not context:
             raise ClusterError(
@@ -121,11 +121,17 @@ def with_programs(programs: Path | None) -> dict[str, str]:
     return {**os.environ, "PATH": path if programs is None else f"{programs}{os.pathsep}{path}"}
 
 
-def choose(provider: Provider, context: str | None) -> Kind:
+def choose(provider: Provider, context: str | None, image: str | None = None) -> Kind:
+    """What `provider` stands for on this machine.
+
+    `auto` takes kind where an engine answers and a person has shown a wish for it, by an image or an installed kind:
+    without either, minutes would go into a node image, and local processes do as well.
+    """
     if provider == "context" or (provider == "auto" and context):
         return "context"
     if provider == "auto":
-        return "kind" if docker_answers() else "local"
+        wished = image or os.environ.get("KIND_IMAGE") or shutil.which("kind")
+        return "kind" if wished and docker_answers() else "local"
     return provider
 
 
