@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -62,8 +61,8 @@ def engine_of(site: Site) -> str:
 
 
 def told(front: Front, words: tuple[str, ...]) -> bool:
-    """Whether the status or an Event of the deployment says one of these."""
-    fields = f"involvedObject.name={NAME},involvedObject.kind=LLMDeployment"
+    """Whether the status or an Event of this very deployment says one of these: Events outlive their objects."""
+    fields = f"involvedObject.uid={front.llmd(NAME)['metadata']['uid']}"
     events = front.kubectl("get", "events", "--field-selector", fields, "-o", "json")
     return any(word in events or word in json.dumps(front.status()) for word in words)
 
@@ -77,7 +76,7 @@ def test_a_dead_engine_is_told_and_back_within_seconds(site: Site, mortal: Front
         inside(pod, site.cluster, "python", "-c", KILL, engine)
         words = ("EngineKilled", "OutOfMemory")
     else:
-        with suppress(KindError):  # the command dies with its container
+        with pytest.raises(KindError, match="137"):  # the command dies with its container
             inside(pod, site.cluster, "python", "-c", HOG, engine)
         words = ("OutOfMemory",)
     mortal.until(lambda: told(mortal, words), "the cause", 30)
