@@ -65,8 +65,8 @@ class Cluster:
 
         `auto` takes kind where a Docker engine answers and either kind is installed or a node image is named, else
         local processes; an existing cluster only on request (`provider="context"` and its name). `image` is that of a
-        kind cluster's node; without one it is KIND_IMAGE, kind's own, or one of packages. A local cluster ends with this process unless `detach`.
-        Raises ClusterError.
+        kind cluster's node; without one it is KIND_IMAGE, kind's own, or one of packages.
+        A local cluster ends with this process unless `detach`. Raises ClusterError.
         """
         chosen = choose(provider, context, image)
         folder = folder.resolve()
