@@ -160,7 +160,7 @@ def test_an_evicted_pod_that_stays_listed_is_no_pod(place: Place, strategy: str)
     place.api.patch("Pod", place.name, evicted, {"status": EVICTED}, "/status")
     eventually(lambda: len(place.api.list("Pod", place.name)) == 3)
     place.ready(version="1")
+    assert place.get("Pod", evicted)
     for version in (2, 3):
         place.models.promote(model, version)
         place.ready(version=str(version))
-    assert place.get("Pod", evicted)
