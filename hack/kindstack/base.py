@@ -16,12 +16,13 @@ OFFICIAL = "python:3.11-slim-bookworm"
 SUITE = "bookworm"
 PACKAGES = ("python3", "python3-venv", "ca-certificates")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-# Settings of installers that name where packages come from, if this machine has them: (here, in the image).
+# Installers' settings that name where packages come from, if this machine has them: (here, in the image). Of one target
+# the later wins: a person's own over the machine's.
 SETTINGS = (
     (Path("/etc/pip.conf"), "/etc/pip.conf"),
-    (Path.home() / ".config/pip/pip.conf", "/root/.config/pip/pip.conf"),
+    (Path.home() / ".config/pip/pip.conf", "/etc/pip.conf"),
     (Path("/etc/uv/uv.toml"), "/etc/uv/uv.toml"),
-    (Path.home() / ".config/uv/uv.toml", "/root/.config/uv/uv.toml"),
+    (Path.home() / ".config/uv/uv.toml", "/etc/uv/uv.toml"),
 )
 VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from devstack import golang
 from devstack.cache import CACHE
+from devstack.waits import locked
 from kindstack.shell import ROOT, KindError, run
 
 KUBERNETES = ROOT / "hack" / "kube"
@@ -47,7 +48,14 @@ def build(name: str, progress: Callable[[str], None], *parts: tuple[Path, tuple[
     folder = CACHE / "kind" / "programs" / f"{name}-{digest.hexdigest()[:16]}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.parent / ".lock", "another process is building the programs of a kind cluster", progress):
+        if not folder.is_dir():
+            _build(folder, progress, parts)
+    return folder
+
+
+def _build(folder: Path, progress: Callable[[str], None], parts: tuple[tuple[Path, tuple[str, ...]], ...]) -> None:
+    """Beside the final place, then renamed: nobody ever runs half a build."""
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as partial:
         whole = Path(partial) / folder.name
         whole.mkdir()
@@ -57,7 +65,6 @@ def build(name: str, progress: Callable[[str], None], *parts: tuple[Path, tuple[
                 flags = ("-trimpath", "-tags", TAGS, "-ldflags", f"-s -w {stamp()}")
                 go("build", *flags, "-o", f"{whole}/", package, cwd=module)
         whole.rename(folder)
-    return folder
 
 
 def stamp() -> str:

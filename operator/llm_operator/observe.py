@@ -82,6 +82,8 @@ class Outside:
 DIGESTS_KEPT = 200_000
 WAITING_ASKED = 8
 """Of more pods that wait for their containers at once, Events are not read: they wait for the same."""
+UNPLACED_ASKED = 3
+"""The same of pods that find no node: a cluster autoscaler says the same of all."""
 
 
 def meta_of(resource: Manifest) -> Meta:
@@ -200,11 +202,16 @@ def _revisions(children: list[Manifest], pods: list[Manifest]) -> dict[str, Revi
 
 async def _events(cluster: Cluster, meta: Meta, pods: list[Manifest]) -> dict[str, list[Manifest]]:
     """What is said about pods that wait for their containers: they have nothing else to show."""
-    waiting = [pod["metadata"]["name"] for pod in pods if faults.waits_for_containers(pod)][:WAITING_ASKED]
+    waiting = [pod["metadata"]["name"] for pod in pods if faults.waits_for_containers(pod)]
+    return await _events_of(cluster, meta, waiting[:WAITING_ASKED])
+
+
+async def _events_of(cluster: Cluster, meta: Meta, pods: list[str]) -> dict[str, list[Manifest]]:
+    """The Events of these pods, by their names."""
     found = await asyncio.gather(
-        *(cluster.list("Event", meta.namespace, fields=f"involvedObject.name={name}") for name in waiting)
+        *(cluster.list("Event", meta.namespace, fields=f"involvedObject.name={name}") for name in pods)
     )
-    return dict(zip(waiting, found, strict=True))
+    return dict(zip(pods, found, strict=True))
 
 
 async def _nodes_coming(
@@ -213,12 +220,10 @@ async def _nodes_coming(
     """What cluster autoscalers say about nodes for pods that find none. Only roll-outs wait for nodes."""
     if status.candidate is None or status.candidate.outcome is not None:
         return {}
-    found: dict[str, str] = {}
-    for name in [pod["metadata"]["name"] for pod in pods if room.unplaced(pod) is not None][:3]:
-        events = await outside.cluster.list("Event", meta.namespace, fields=f"involvedObject.name={name}")
-        if said := room.coming(events, outside.clock()):
-            found[name] = said
-    return found
+    unplaced = [pod["metadata"]["name"] for pod in pods if room.unplaced(pod) is not None]
+    events = await _events_of(outside.cluster, meta, unplaced[:UNPLACED_ASKED])
+    said = {name: room.coming(told, outside.clock()) for name, told in events.items()}
+    return {name: word for name, word in said.items() if word}
 
 
 async def _resolve(
