@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import random
 import re
 import sqlite3
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,7 +197,6 @@ def _sqlite(address: URL) -> AsyncEngine:
         hide_parameters=True,
         **sizes,
     )
-    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
 
@@ -219,19 +220,38 @@ class _SQLiteConnection(aiosqlite.Connection):
 
 
 def _open_sqlite(database: str, **options: Any) -> aiosqlite.Connection:
-    connection = _SQLiteConnection(partial(sqlite3.connect, database, **options), iter_chunk_size=64)
+    connection = _SQLiteConnection(partial(_connect_sqlite, database, **options), iter_chunk_size=64)
     connection._thread.daemon = True  # As SQLAlchemy does it with those that it makes itself.
     return connection
 
 
-def _prepare_sqlite(connection: Any, _record: object) -> None:
+def _connect_sqlite(database: str, **options: Any) -> sqlite3.Connection:
+    """Open the file and prepare the connection, in the connection's own thread."""
+    connection: sqlite3.Connection = sqlite3.connect(database, **options)
     connection.isolation_level = None  # Python's driver would begin transactions late, and end them before DDL.
-    # WAL: the report of a month and the next flush don't wait for each other.
-    # Locked: somebody else is turning it on, for all connections and for good.
-    with suppress(sqlite3.OperationalError):
-        connection.execute("PRAGMA journal_mode=WAL").close()
+    _turn_wal_on(connection)
     for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
+    return connection
+
+
+def _turn_wal_on(connection: sqlite3.Connection) -> None:
+    """With a write-ahead log, the report of a month and the next flush don't wait for each other.
+
+    The change wants the file for itself, and holds a reader's lock while it waits for that. A writer that is about to
+    commit waits for the reader: both would wait until SQLite gives up. So each attempt ends at once and lets go.
+    """
+    deadline = time.monotonic() + STATEMENT_SECONDS
+    connection.execute("PRAGMA busy_timeout=0").close()
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+            break
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                break  # The file then works as it is, or its first statement says what is wrong with it.
+            time.sleep(random.uniform(0.001, 0.02))
+    connection.execute(f"PRAGMA busy_timeout={STATEMENT_SECONDS * 1000:.0f}").close()
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -164,3 +165,24 @@ async def test_a_database_that_hangs_is_away_in_bounded_time_and_comes_back(
     assert database._engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     assert caplog.text.count("does not answer") == 1
     await database.close()
+
+
+async def test_a_new_file_gets_its_write_ahead_log_also_beside_a_writer(tmp_path: Path) -> None:
+    """The change waits for the writer, and the writer never for the change."""
+    file = tmp_path / "runtime.db"
+    writer = sqlite3.connect(file, timeout=2, isolation_level=None, check_same_thread=False)
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("CREATE TABLE first (name TEXT)")
+    late = Database(f"sqlite:///{file}")
+
+    async def read() -> tuple[int, str]:
+        async with late.read() as connection:
+            rows = await connection.scalar(text("SELECT count(*) FROM first"))
+            return int(rows or 0), str(await connection.scalar(text("PRAGMA journal_mode")))
+
+    reading = asyncio.create_task(read())
+    await asyncio.sleep(0.2)
+    await asyncio.to_thread(writer.execute, "COMMIT")
+    assert await reading == (0, "wal")
+    await late.close()
+    writer.close()
