@@ -85,10 +85,13 @@ def after_apply(plan: Plan, observed: Observed, fault: Fault | None, now: dateti
 
 
 def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Manifest, ...], str]:
-    """Everything that should exist, in the order of need; and a running revision that can't be rebuilt."""
+    """Everything that should exist, in the order of need; and a running revision that can't be rebuilt.
+
+    Keys come first: a revocation waits for nothing.
+    """
     meta, spec = observed.meta, observed.spec
     mounted = keys.keys_secret(meta, spec.access, _keys(observed), adapters.adapter_file(observed))
-    found: list[Manifest] = [network.service_account(meta), mounted]
+    found: list[Manifest] = [mounted, network.service_account(meta)]
     if observed.connection and (secret := keys.registry_secret(meta, observed.connection)):
         found.append(secret)
     found += traffic.objects(observed, decision)

@@ -39,7 +39,6 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     observed = await gates.gather(outside, observed)
     plan = plans.deployment(observed, settle_seconds=pace.settle_seconds, now=outside.clock())
     fault = await _apply(outside, observed, plan)
-    await _nudge(outside.cluster, observed, plan)
     await _report(outside, resource, observed, plan, fault)
     if fault is not None and not fault.terminal:
         raise Retry(fault.message)
@@ -91,11 +90,17 @@ async def _refuse(outside: Outside, resource: Manifest, error: ValidationError, 
 
 
 async def _apply(outside: Outside, observed: Observed, plan: Plan) -> Fault | None:
-    """Apply everything, then prune. Returns the first fault; the rest is applied all the same."""
+    """Apply everything, then prune. Returns the first fault; the rest is applied all the same.
+
+    Pods are told of changed keys as soon as these are written: a revocation waits for no other object.
+    """
     cluster, found = outside.cluster, list[Fault]()
+    mounted = ("Secret", names.keys_secret(observed.meta))
     for manifest in plan.objects:
         try:
             await _put(outside, observed, manifest)
+            if (manifest["kind"], manifest["metadata"]["name"]) == mounted:
+                await _nudge(cluster, observed, plan)
         except _NameTaken as error:
             found.append(Fault(Reason.NameTaken, str(error), terminal=True))
         except Refused as error:

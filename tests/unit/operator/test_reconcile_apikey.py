@@ -6,7 +6,9 @@ import base64
 import json
 from typing import Any
 
-from llm_operator.reconcile import Done, Pace, reconcile
+import pytest
+
+from llm_operator.reconcile import Done, Pace, Retry, reconcile
 from llm_operator.state import Key
 from llm_runtime.contract import KeyFile, hash_key, key_id_of
 from unit.operator.fakes import NAMESPACE, World
@@ -111,9 +113,15 @@ async def test_pods_are_nudged_once_per_change_of_the_keys() -> None:
     before = world.cluster.objects["Pod", NAMESPACE, "pod"]["metadata"]["annotations"]["llm-operator.dev/keys"]
     await world.put("ApiKey", "team", {"deployments": ["bot"]})
     await look(world)
-    await look(world, BOT)
+    world.cluster.writes.clear()
+    world.cluster.refuses = {"ServiceAccount", "Service", "Deployment"}
+    with pytest.raises(Retry):
+        await look(world, BOT)
     after = world.cluster.objects["Pod", NAMESPACE, "pod"]["metadata"]["annotations"]["llm-operator.dev/keys"]
-    assert after != before
+    assert after != before, "a key's revocation waits for no other object"
+    assert [name for _, _, name in world.cluster.writes][:2] == ["bot-keys", "pod"]
+    world.cluster.refuses = set()
+    await look(world, BOT)
     world.cluster.writes.clear()
     await look(world, BOT)
     assert world.cluster.writes == []
