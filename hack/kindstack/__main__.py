@@ -12,13 +12,15 @@ from pathlib import Path
 from kindstack import images
 from kindstack.cluster import KindCluster
 from kindstack.phases import Phases
-from kindstack.shell import ROOT, KindError
+from kindstack.shell import ROOT, KindError, MachineLacks
 
 FOLDER = ROOT / ".e2e-kind"
+EXIT_MACHINE_LACKS = 3
+"""The exit status where this machine can't run a cluster; nothing has failed then, and nothing was tested."""
 
 
 def main() -> None:
-    """Parse the command line and do it; a failure is one line on standard error."""
+    """Parse the command line and do it; a failure is one line."""
     parser = argparse.ArgumentParser(
         prog="hack/e2e-kind", description="The suite of tests/kind on a real kind cluster."
     )
@@ -31,7 +33,8 @@ def main() -> None:
     try:
         sys.exit(VERBS[arguments.verb](arguments, rest))
     except KindError as error:
-        sys.exit(f"e2e-kind: {error}")
+        say(f"e2e-kind: {error}")
+        sys.exit(EXIT_MACHINE_LACKS if isinstance(error, MachineLacks) else 1)
 
 
 def say(line: str) -> None:
@@ -79,7 +82,9 @@ def verb_test(arguments: argparse.Namespace, rest: list[str]) -> int:
     phases = Phases(say)
     with up(arguments, phases):
         with phases("tests/kind"):
-            status = subprocess.run([sys.executable, "-m", "pytest", "tests/kind", "-q", *rest], cwd=ROOT).returncode
+            # With the names and figures of tests as they run: they take minutes.
+            command = [sys.executable, "-m", "pytest", "tests/kind", "-v", "-s", "--durations=12", *rest]
+            status = subprocess.run(command, cwd=ROOT).returncode
         phases.write(FOLDER / "phases.json")
     say(f"\n{phases.table()}")
     return status

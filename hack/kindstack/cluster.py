@@ -16,7 +16,7 @@ from kindstack import engine as engines
 from kindstack import node_image, programs
 from kindstack.engine import Engine
 from kindstack.phases import Phases
-from kindstack.shell import KindError, run
+from kindstack.shell import KindError, MachineLacks, run
 
 CHUNK = 1 << 20
 READY_SECONDS = 180
@@ -63,7 +63,7 @@ class KindCluster:
         folder = folder.resolve()
         folder.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(folder).free >> 30) < FREE_GIB:
-            raise KindError(f"{FREE_GIB} GiB of free disk are needed for nodes and images, {free} GiB are free")
+            raise MachineLacks(f"{FREE_GIB} GiB of free disk are needed for nodes and images, {free} GiB are free")
         number = int(hashlib.sha256(str(folder).encode()).hexdigest()[:8], 16)
         with phases("kind (Go build)"):
             program = programs.kind(phases.progress)

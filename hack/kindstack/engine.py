@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from devstack.cache import CACHE
-from kindstack.shell import KindError, run
+from kindstack.shell import KindError, MachineLacks, run
 
 FOLDER = CACHE / "kind" / "engine"
 SYS_RESOURCE = 24  # the number of CAP_SYS_RESOURCE, capabilities(7)
@@ -97,7 +97,7 @@ def refusal(engine: Engine, static_program: Path) -> str | None:
 def start(static_program: Path, progress: Callable[[str], None]) -> Engine:
     """Start Debian's engine with its data, its state and its socket below the cache, or use the one that runs there."""
     if os.geteuid() != 0:
-        raise KindError(NO_ROOT)
+        raise MachineLacks(NO_ROOT)
     if shutil.which("dockerd") is None:
         install(progress)
     engine = Engine(own=True, environment={"DOCKER_HOST": f"unix://{FOLDER / 'docker.sock'}"})
@@ -125,13 +125,13 @@ def start(static_program: Path, progress: Callable[[str], None]) -> Engine:
             raise KindError(f"dockerd did not start; the end of {FOLDER / 'dockerd.log'}:\n{said}")
         time.sleep(0.3)
     if trouble := refusal(engine, static_program):
-        raise KindError(f"this machine can't run privileged containers, which kind's nodes are: {trouble}")
+        raise MachineLacks(f"this machine can't run privileged containers, which kind's nodes are: {trouble}")
     return engine
 
 
 def install(progress: Callable[[str], None]) -> None:
     if shutil.which("apt-get") is None:
-        raise KindError("no Docker engine answers and none is installed: install Docker, and start it")
+        raise MachineLacks("no Docker engine answers and none is installed: install Docker, and start it")
     progress("installing Debian's docker.io")
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
     # The package would start an engine of its own, with its data elsewhere.
@@ -143,6 +143,8 @@ def install(progress: Callable[[str], None]) -> None:
     try:
         run("apt-get", "update", "-qq", env=quiet)
         run("apt-get", "install", "-qq", "--no-install-recommends", "docker.io", "iptables", env=quiet)
+    except KindError as error:
+        raise MachineLacks(f"no Docker engine answers, and Debian's can't be installed: {error}") from error
     finally:
         if ours:
             policy.unlink()

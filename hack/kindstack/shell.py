@@ -15,6 +15,10 @@ class KindError(RuntimeError):
     """The cluster can't be had or used; the message says what happened, and what to do next."""
 
 
+class MachineLacks(KindError):
+    """This machine can't run a cluster as it is: no engine and no right to start one, no space. Nothing is broken."""
+
+
 def run(
     *command: str | Path,
     env: Mapping[str, str] | None = None,

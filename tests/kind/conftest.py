@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from devstack.registry import MlflowServer, push, set_alias
+from kind import figures
+from kind.figures import note
 from kind.site import ROOT, Front, Site
 from kindstack.__main__ import FOLDER
 from kindstack.cluster import KindCluster
 from unit.runtime import tiny_model
 
-ORDER = ("network", "install", "keys", "engine", "promotions", "nodes", "surroundings", "upgrade")
+ORDER = ("network", "install", "start", "keys", "engine", "promotions", "nodes", "surroundings", "upgrade")
 """What comes early is what a newcomer meets first; what takes the installation apart comes last."""
 
 
@@ -23,6 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return ORDER.index(item.path.stem.removeprefix("test_"))
 
     items.sort(key=lambda item: place(item) if item.path.parent == Path(__file__).parent else -1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if figures.SEEN:
+        terminalreporter.section("seen on the kind cluster")
+        terminalreporter.write_line(figures.table())
+        figures.write(FOLDER / "figures.json")
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +83,6 @@ def bot(site: Site) -> Front:
     site.cluster.kubectl("apply", "-f", str(samples / "support-bot.yaml"), "-f", str(samples / "web-team-key.yaml"))
     front = Front(site, "support-bot")
     front.ready()
-    print(f"apply → Ready: {time.monotonic() - began:.1f} s")
+    note("apply of the sample → Ready, weights fetched", f"{time.monotonic() - began:.1f} s")
     site.cluster.kubectl("wait", "llmkey/web-team", "--for=condition=Ready", "--timeout=60s")
     return front

@@ -40,11 +40,11 @@ class Site:
             "connections": {"default": {"trackingUri": self.mlflow.uri}},
         }
 
-    def helm(self, verb: str, *options: str, **values: Any) -> float:
+    def helm(self, verb: str, *options: str, chart: Path = CHART, **values: Any) -> float:
         """`helm install` or `upgrade` with these values over the images'; the seconds until it is rolled out."""
         chosen = merged(self.image_values(), values)
         started = time.monotonic()
-        command = (verb, RELEASE, str(CHART), "--namespace", NAMESPACE, "--create-namespace", "--values", "-", *options)
+        command = (verb, RELEASE, str(chart), "--namespace", NAMESPACE, "--create-namespace", "--values", "-", *options)
         self.cluster.helm(*command, stdin=json.dumps(chosen))
         self.rolled_out()
         return time.monotonic() - started

@@ -7,6 +7,7 @@ import httpx
 import pytest
 import yaml
 
+from kind.figures import note
 from kind.site import NAMESPACE, RELEASE, ROOT, Front, Site, inside, seconds_since_made
 from kindstack.shell import KindError
 
@@ -55,7 +56,8 @@ def test_the_operator_gets_ready_with_default_values(site: Site) -> None:
     assert len(pods) == 2
     assert [pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods] == [0, 0]
     seconds = [seconds_since_made(pod, "Ready") for pod in pods]
-    print(f"operator: created → Ready {max(seconds):.0f} s, helm install → rolled out {site.installed_seconds:.1f} s")
+    note("operator's pod made → Ready", f"{max(seconds):.0f} s")
+    note("helm install → rolled out", f"{site.installed_seconds:.1f} s")
 
 
 def test_helm_test_agrees(site: Site) -> None:

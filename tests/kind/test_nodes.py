@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kind.figures import note
 from kind.site import NAMESPACE, Front, Site
 from kindstack.shell import KindError
 
@@ -60,7 +61,7 @@ def test_a_drained_node_costs_no_request(site: Site, spread: Front) -> None:
         seconds = time.monotonic() - began
         spread.until(lambda: all_ready(spread), "both replicas elsewhere")
     site.cluster.kubectl("uncordon", node)
-    print(f"drain: {seconds:.1f} s, {tally.requests} requests, 0 failed")
+    note("a node drained", f"{seconds:.1f} s, {tally.requests} requests, 0 failed")
 
 
 def test_a_node_whose_kubelet_is_silent_is_named_and_serves_on(site: Site, spread: Front) -> None:
@@ -75,7 +76,8 @@ def test_a_node_whose_kubelet_is_silent_is_named_and_serves_on(site: Site, sprea
             site.cluster.node_exec(worker(site), "systemctl", "start", "kubelet")
         began = time.monotonic()
         spread.until(spread.is_ready, "Ready again", 120)
-    print(f"kubelet stopped → NodeLost {told:.1f} s; back {time.monotonic() - began:.1f} s, {tally.requests} requests")
+    back = time.monotonic() - began
+    note("kubelet stopped", f"NodeLost after {told:.1f} s, back {back:.1f} s, {tally.requests} requests, 0 failed")
 
 
 def move_one_to(site: Site, spread: Front, node: str) -> None:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from devstack.registry import set_alias
+from kind.figures import note
 from kind.site import NAMESPACE, RELEASE, Front, Site
 
 pytestmark = pytest.mark.kind
@@ -88,9 +89,9 @@ def test_a_promotion_fails_no_request(site: Site, promo: Front, noticed: str, st
         promo.until(lambda: promo.status()["stable"]["version"] == coming and promo.is_ready(), "the new version")
         seconds = time.monotonic() - began
     assert len(tally.answers) == 2
-    print(
-        f"{strategy} by {noticed}: alias → candidate {ordered:.1f} s, → stable {seconds:.1f} s, "
-        f"{tally.requests} requests, 0 failed"
+    note(
+        f"{strategy} by {noticed}",
+        f"alias → candidate {ordered:.1f} s, → stable {seconds:.1f} s, {tally.requests} requests, 0 failed",
     )
 
 

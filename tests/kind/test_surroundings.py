@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from devstack.registry import set_alias
+from kind.figures import note
 from kind.site import NAMESPACE, Front, Site
 
 pytestmark = pytest.mark.kind
@@ -49,7 +50,7 @@ def test_an_operator_gets_ready_and_works_while_the_clusters_dns_is_down(site: S
         began = time.monotonic()
         site.cluster.kubectl("-n", NAMESPACE, "rollout", "restart", "deployment/llm-operator")
         site.rolled_out()
-        print(f"without DNS: operators restarted in {time.monotonic() - began:.1f} s")
+        note("operators restarted without DNS", f"{time.monotonic() - began:.1f} s")
         promote(site, around, "2")
     finally:
         scale_dns(site, 2)
@@ -110,6 +111,6 @@ def test_a_volume_of_another_owner_is_named(site: Site) -> None:
     front = Front(site, "foreign")
     try:
         front.until(lambda: "65532" in front.condition("Ready", "foreign")["message"], "the owner that is needed", 90)
-        print("foreign volume:", front.condition("Ready", "foreign")["message"])
+        note("a volume of another owner", front.condition("Ready", "foreign")["message"])
     finally:
         site.cluster.kubectl("delete", "llmd/foreign", "pvc/foreign", "pv/foreign", "--timeout=90s")

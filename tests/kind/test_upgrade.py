@@ -1,10 +1,14 @@
 """The installation changes under its users: upgrades, uninstalling, another way of installing."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+import yaml
 
-from kind.site import NAMESPACE, RELEASE, ROOT, Front, Site
+from kind.figures import note
+from kind.site import CHART, NAMESPACE, RELEASE, ROOT, Front, Site
 from kindstack.shell import KindError
 
 pytestmark = pytest.mark.kind
@@ -39,7 +43,40 @@ def test_an_upgrade_restarts_no_pod_and_fails_no_request(site: Site, lasting: Fr
     with lasting.load(clients=2) as tally:
         seconds = site.helm("upgrade", logFormat="console")
     assert uids(site) == before
-    print(f"helm upgrade: {seconds:.1f} s, {tally.requests} requests, 0 failed")
+    note("helm upgrade", f"{seconds:.1f} s, {tally.requests} requests, 0 failed")
+
+
+def test_older_crds_do_no_harm_and_an_upgrade_brings_the_new_fields(site: Site, lasting: Front, tmp_path: Path) -> None:
+    field = {"spec": {"image": site.cluster.runtime_image}}
+    site.helm("upgrade", chart=chart_with_older_crds(tmp_path / "chart"))
+    lasting.kubectl("patch", "llmd", NAME, "--type=merge", "-p", json.dumps({"spec": {**field["spec"], "replicas": 2}}))
+    lasting.until(lambda: len(site.pods(NAME)) == 2 and lasting.is_ready(), "this operator's work over older CRDs")
+    assert "image" not in lasting.llmd(NAME)["spec"], "the older CRD knows no such field"
+    site.helm("upgrade")
+    lasting.kubectl("patch", "llmd", NAME, "--type=merge", "-p", json.dumps({"spec": {"replicas": 1}}))
+    patched = lasting.kubectl(
+        "patch",
+        "llmd",
+        NAME,
+        "--type=merge",
+        "--dry-run=server",
+        "-o",
+        "jsonpath={.spec.image}",
+        "-p",
+        json.dumps(field),
+    )
+    assert patched == site.cluster.runtime_image
+    lasting.until(lambda: len(site.pods(NAME)) == 1 and lasting.is_ready(), "one replica again")
+
+
+def chart_with_older_crds(folder: Path) -> Path:
+    """This chart with the CRD of a release that had no spec.image yet."""
+    shutil.copytree(CHART, folder)
+    file = folder / "files" / "crds" / "llmdeployments.yaml"
+    crd = yaml.safe_load(file.read_text())
+    del crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["image"]
+    file.write_text(yaml.safe_dump(crd, sort_keys=False))
+    return folder
 
 
 def test_uninstalled_everything_serves_on_and_a_new_install_takes_it_over(site: Site, lasting: Front) -> None:

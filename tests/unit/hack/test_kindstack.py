@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from kindstack import __main__ as main
 from kindstack import engine, shell
 from kindstack.cluster import KindCluster
 from kindstack.phases import Phases
-from kindstack.shell import KindError
+from kindstack.shell import KindError, MachineLacks
 
 WRAPPER = Path(engine.__file__).with_name("runc_wrapper.py")
 PRIVILEGED = {
@@ -51,8 +52,23 @@ def test_other_verbs_touch_no_file(tmp_path: Path) -> None:
 
 def test_without_root_the_error_says_both_ways_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.os, "geteuid", lambda: 1000)
-    with pytest.raises(KindError, match=r"start your engine, or run this as root"):
+    with pytest.raises(MachineLacks, match=r"start your engine, or run this as root"):
         engine.start(Path("/bin/true"), print)
+
+
+@pytest.mark.parametrize(("error", "status"), [(MachineLacks("no engine"), 3), (KindError("a failed build"), 1)])
+def test_ci_can_tell_a_machine_without_clusters_from_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: KindError, status: int
+) -> None:
+    def refuse(*_: object) -> int:
+        raise error
+
+    monkeypatch.setitem(main.VERBS, "test", refuse)
+    monkeypatch.setattr(sys, "argv", ["hack/e2e-kind", "--tools", "/tools"])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == status
+    assert str(error) in capsys.readouterr().out
 
 
 def test_a_failed_command_is_named_with_what_it_said() -> None:

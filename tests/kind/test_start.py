@@ -1,0 +1,109 @@
+"""From `kubectl apply` to the first token, with the weights in a volume: where the seconds go."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from kind.figures import note
+from kind.site import Front, Site
+
+pytestmark = pytest.mark.kind
+
+Pod = dict[str, Any]
+NAME = "quick"
+FOLDER = "/var/lib/weights"
+VOLUME = """
+apiVersion: v1
+kind: PersistentVolume
+metadata: {{name: weights}}
+spec:
+  capacity: {{storage: 1Gi}}
+  accessModes: [ReadWriteMany]
+  storageClassName: ""
+  hostPath: {{path: {folder}, type: Directory}}
+  claimRef: {{namespace: default, name: weights}}
+  nodeAffinity:
+    required:
+      nodeSelectorTerms: [{{matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{node}]}}]}}]
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: weights}}
+spec:
+  accessModes: [ReadWriteMany]
+  storageClassName: ""
+  volumeName: weights
+  resources: {{requests: {{storage: 1Gi}}}}
+"""
+DEPLOYMENT = f"""
+apiVersion: llm-operator.dev/v1alpha1
+kind: LLMDeployment
+metadata: {{name: {NAME}}}
+spec:
+  model: {{mlflow: {{name: support-bot, version: 1}}}}
+  modelCache: {{persistentVolumeClaim: {{claimName: weights}}}}
+  engine: {{maxModelLength: 256, maxBatchSize: 4}}
+  access: {{authentication: Disabled}}
+  resources: {{requests: {{cpu: 50m, memory: 256Mi}}}}
+"""
+
+
+@pytest.fixture
+def volume(site: Site) -> Iterator[None]:
+    """A volume that the runtime's user may write to, and that outlives the deployment."""
+    node = site.cluster.nodes[-1]
+    site.cluster.node_exec(node, "install", "-d", "-o", "65532", "-g", "65532", FOLDER)
+    site.cluster.kubectl("apply", "-f", "-", stdin=VOLUME.format(folder=FOLDER, node=node))
+    yield
+    site.cluster.kubectl("delete", "pvc/weights", "pv/weights", "--timeout=90s")
+
+
+PHASES: tuple[tuple[str, Callable[[Pod], bool]], ...] = (
+    ("pod made", lambda _: True),
+    ("fetched", lambda pod: is_true(pod, "Initialized")),
+    ("container started", lambda pod: pod["status"]["containerStatuses"][0]["state"].get("running") is not None),
+    ("pod ready", lambda pod: is_true(pod, "Ready")),
+)
+
+
+def test_the_first_token_comes_within_seconds_where_the_weights_are_there(site: Site, bot: Front, volume: None) -> None:
+    seconds_to_first_token(site)  # This pod fetches the weights into the volume.
+    phases = seconds_to_first_token(site)
+    note("apply → first token, weights cached", ", ".join(f"{what} {at:.1f} s" for what, at in phases.items()))
+
+
+def seconds_to_first_token(site: Site) -> dict[str, float]:
+    """Apply the deployment, ask until a token comes, delete it; the seconds since the beginning of each step."""
+    began = time.monotonic()
+    site.cluster.kubectl("apply", "-f", "-", stdin=DEPLOYMENT)
+    seen = {"applied": time.monotonic() - began}
+    front = Front(site, NAME)
+    try:
+        for what, there in PHASES:
+            front.until(lambda there=there: any(map(there, site.pods(NAME))), what, 180)
+            seen[what] = time.monotonic() - began
+        take_a_token(front)
+        seen["first token"] = time.monotonic() - began
+    finally:
+        site.cluster.kubectl("delete", "llmd", NAME, "--wait=true", "--timeout=90s")
+        front.until(lambda: not site.get("pods", "-l", f"llm-operator.dev/deployment={NAME}")["items"], "no pod", 90)
+    return seen
+
+
+def take_a_token(front: Front) -> None:
+    """A stream's first piece of text, from the Service."""
+    body = {"model": NAME, "prompt": "hello", "max_tokens": 8, "stream": True}
+    with httpx.stream("POST", f"{front.url}/v1/completions", json=body, trust_env=False, timeout=60) as answer:
+        assert answer.status_code == 200, answer.read()
+        for line in answer.iter_lines():
+            if line.startswith("data: {") and json.loads(line[6:])["choices"]:
+                return
+    raise AssertionError("the stream ended without a token")
+
+
+def is_true(pod: Pod, condition: str) -> bool:
+    return any(c["type"] == condition and c["status"] == "True" for c in pod["status"].get("conditions", []))
