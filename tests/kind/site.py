@@ -91,6 +91,12 @@ class Front(World):
     def status(self) -> dict[str, Any]:
         return dict(self.llmd(self.name).get("status", {}))
 
+    def told(self, *words: str) -> bool:
+        """Whether the status or an Event of this very deployment says one of these: Events outlive their objects."""
+        fields = f"involvedObject.uid={self.llmd(self.name)['metadata']['uid']}"
+        events = self.kubectl("get", "events", "--field-selector", fields, "-o", "json")
+        return any(word in events + json.dumps(self.status()) for word in words)
+
     @property
     def url(self) -> str:
         return self.site.service_url(self.name)

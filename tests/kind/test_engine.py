@@ -80,13 +80,6 @@ def run_out_of_memory(site: Site, pod: dict[str, Any], engine: str) -> None:
         inside(pod, site.cluster, "python", "-c", HOG, engine)
 
 
-def told(front: Front, words: tuple[str, ...]) -> bool:
-    """Whether the status or an Event of this very deployment says one of these: Events outlive their objects."""
-    fields = f"involvedObject.uid={front.llmd(NAME)['metadata']['uid']}"
-    events = front.kubectl("get", "events", "--field-selector", fields, "-o", "json")
-    return any(word in events or word in json.dumps(front.status()) for word in words)
-
-
 @pytest.mark.parametrize("how", ["killed", "out of memory"])
 def test_a_dead_engine_is_told_and_back_within_seconds(site: Site, mortal: Front, how: str) -> None:
     (pod,) = site.pods(NAME)
@@ -98,7 +91,7 @@ def test_a_dead_engine_is_told_and_back_within_seconds(site: Site, mortal: Front
     else:
         run_out_of_memory(site, pod, engine)
         words = ("OutOfMemory",)
-    mortal.until(lambda: told(mortal, words), "the cause", 30)
+    mortal.until(lambda: mortal.told(*words), "the cause", 30)
     cause = time.monotonic() - began
     mortal.until(lambda: runtime_status(site)["restartCount"] >= 1, "another container", 60)
     anew = time.monotonic() - began
@@ -117,7 +110,7 @@ def test_a_limit_that_is_too_small_is_refused_before_the_weights_are_read(site: 
     site.cluster.kubectl("apply", "-f", "-", stdin=small)
     front = Front(site, NAME)
     try:
-        front.until(lambda: told(front, ("ModelTooLarge", "OutOfMemory", "WillNotFit")), "the reason", 120)
+        front.until(lambda: front.told("ModelTooLarge", "OutOfMemory", "WillNotFit"), "the reason", 120)
         note("limit of 200 Mi", "{reason}: {message}".format(**front.condition("Ready", NAME)))
         assert "memory" in front.condition("Ready", NAME)["message"]
     finally:

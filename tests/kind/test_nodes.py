@@ -3,11 +3,12 @@
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from kind.figures import note
-from kind.site import NAMESPACE, Front, Site
+from kind.site import NAMESPACE, Front, Site, inside
 from kindstack.shell import KindError
 
 pytestmark = pytest.mark.kind
@@ -128,3 +129,32 @@ def test_killed_operators_cost_no_request_and_come_back(site: Site, spread: Fron
         site.cluster.kubectl("annotate", "llmd", NAME, f"example.com/touched={began}", "--overwrite")
         spread.until(lambda: site.get("lease", "llm-operator", "-n", NAMESPACE)["spec"]["holderIdentity"], "a leader")
     assert not before & {pod["metadata"]["name"] for pod in site.operator_pods()}
+
+
+FULL = "held = [open(f'/tmp/{n}', 'wb').write(b'x' * (16 << 20)) for n in range(8)]"
+
+
+def test_a_pod_that_its_node_evicts_is_told_and_replaced(site: Site, bot: Front) -> None:
+    """Over its limit of local disk, as that is what a test can bring about; kubelets end such a pod without grace."""
+    front = Front(site, "hoarder")
+    limits = "resources: {requests: {cpu: 50m, memory: 256Mi}, limits: {ephemeral-storage: 64Mi}}"
+    own = DEPLOYMENT.replace(f"name: {NAME}}}", "name: hoarder}", 1)
+    site.cluster.kubectl(
+        "apply", "-f", "-", stdin=own.replace("resources: {requests: {cpu: 50m, memory: 256Mi}}", limits)
+    )
+    try:
+        front.ready()
+        evicted = site.pods("hoarder")[0]
+        inside(evicted, site.cluster, "python", "-c", FULL)
+        front.until(lambda: phase(site, evicted) == "Failed", "the eviction", 120)
+        began = time.monotonic()
+        front.until(lambda: front.told("PodEvicted"), "PodEvicted", 60)
+        note("a pod evicted → told", f"{time.monotonic() - began:.1f} s")
+        front.until(lambda: front.is_ready() and front.status()["readyReplicas"] == 2, "another pod", 120)
+    finally:
+        site.cluster.kubectl("delete", "llmd", "hoarder", "--wait=true", "--timeout=90s")
+
+
+def phase(site: Site, pod: dict[str, Any]) -> str:
+    found = site.get("pods", "--field-selector", f"metadata.name={pod['metadata']['name']}")["items"]
+    return str(found[0]["status"]["phase"]) if found else "gone"
