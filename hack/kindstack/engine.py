@@ -169,9 +169,9 @@ def runtime_wrapper() -> Path:
 
 
 def stop(engine: Engine) -> None:
-    """End an engine that this package started; its images stay for the next run."""
+    """End an engine that this package started, unless another checkout's cluster runs in it. Its images stay."""
     pid_file = FOLDER / "docker.pid"
-    if not engine.own or not pid_file.exists():
+    if not engine.own or not pid_file.exists() or engine.docker("ps", "--quiet").strip():
         return
     pid = int(pid_file.read_text())
     os.kill(pid, 15)

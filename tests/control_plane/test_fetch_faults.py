@@ -191,5 +191,5 @@ def test_a_read_only_volume_serves_what_it_has_and_refuses_what_it_has_not(
     folder = fetch(config, volume)
     subprocess.run(["mount", "-o", "remount,ro", str(volume)], check=True)
     assert fetch(config, volume) == folder
-    with pytest.raises(ConfigInvalid, match="check the volume of the model cache"):
+    with pytest.raises(ConfigInvalid, match="mounted read-only: the model cache must be writable"):
         fetch(pinned(front, mlflow_server, tmp_path / "other"), volume)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from devstack.registry import set_alias
@@ -74,6 +75,34 @@ def test_a_proxy_with_networks_in_no_proxy_is_no_hindrance(site: Site, around: F
 def promote(site: Site, front: Front, version: str) -> None:
     set_alias(site.mlflow.uri, "support-bot", "around", version)
     front.until(lambda: front.status()["stable"]["version"] == version and front.is_ready(), f"version {version}")
+
+
+def test_a_registry_that_only_the_operator_reaches_is_told_as_such(site: Site, around: Front) -> None:
+    """As behind a firewall that knows the operator's namespace: pods are refused at the nodes."""
+    server = httpx.URL(site.mlflow.uri)
+    towards = f"-d {server.host} -p tcp --dport {server.port}"
+    operators = [pod["status"]["podIP"] for pod in site.operator_pods()]
+    rules = [f"{towards} -j REJECT", *(f"-s {address} {towards} -j ACCEPT" for address in operators)]
+    front = Front(site, "cut-off")
+    try:
+        firewall(site, "-I", rules)
+        site.cluster.kubectl("apply", "-f", "-", stdin=DEPLOYMENT.replace(f"name: {NAME}}}", "name: cut-off}", 1))
+        front.until(
+            lambda: front.condition("Ready", "cut-off")["reason"] == "RegistryUnreachable", "the pods' word", 120
+        )
+        note("a registry that pods can't reach", front.condition("Ready", "cut-off")["message"])
+        assert front.condition("RegistryReachable", "cut-off")["status"] == "True", "the operator reaches it"
+        assert "pod" in front.condition("Ready", "cut-off")["message"]
+    finally:
+        firewall(site, "-D", rules)
+    front.ready()
+    site.cluster.kubectl("delete", "llmd", "cut-off", "--wait=true", "--timeout=90s")
+
+
+def firewall(site: Site, verb: str, rules: list[str]) -> None:
+    for node in site.cluster.nodes:
+        for rule in rules:
+            site.cluster.node_exec(node, "iptables", verb, "FORWARD", *rule.split())
 
 
 VOLUME = """

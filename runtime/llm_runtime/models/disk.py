@@ -1,5 +1,6 @@
 """The volume of the model cache: room, locks, links, and its errors in words."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -86,4 +87,20 @@ def disk_errors(what: str) -> Iterator[None]:
         fatal = fatal_of(error, what)
         if isinstance(fatal, DiskFull):
             raise fatal from error
-        raise ConfigInvalid(f"{what} failed: {error}; check the volume of the model cache") from error
+        raise ConfigInvalid(f"{what} failed: {error}; {remedy(error)}") from error
+
+
+def remedy(error: OSError) -> str:
+    """What to do about a folder that refuses: who owns it, and who is asking."""
+    if error.errno == errno.EROFS:
+        return "the volume is mounted read-only: the model cache must be writable"
+    if isinstance(error, PermissionError) and isinstance(error.filename, str):
+        folder = next((each for each in Path(error.filename).parents if each.is_dir()), Path("/"))
+        owner, groups = folder.stat(), sorted({os.getegid(), *os.getgroups()})
+        return (
+            f"{folder} belongs to user {owner.st_uid} and group {owner.st_gid} with mode {owner.st_mode & 0o7777:o}, "
+            f"and this is user {os.geteuid()} with groups {', '.join(map(str, groups))}: "
+            "let it write there (chown or chgrp), or take a volume that Kubernetes gives to the pod's group (fsGroup; "
+            "hostPath and most NFS volumes stay as they are)"
+        )
+    return "check the volume of the model cache"

@@ -1,6 +1,7 @@
 """The way to a verified folder, and every way it can go wrong: nothing half is ever visible."""
 
 import errno
+import os
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from llm_runtime.errors import (
     RegistryDenied,
     RegistryUnreachable,
 )
-from llm_runtime.models.disk import point_to
+from llm_runtime.models.disk import disk_errors, point_to
 from llm_runtime.models.fetch import Fetcher, fetch
 from llm_runtime.models.local import local_model
 from llm_runtime.models.sources import fetched, folder_name
@@ -222,7 +223,7 @@ def test_threads_that_ask_at_once_download_once(fetcher: Fetcher, registry: Fold
 RACER = """
 import sys; sys.path[:0] = [{runtime!r}, {tests!r}]
 from pathlib import Path
-from llm_runtime.models.disk import point_to
+from llm_runtime.models.disk import disk_errors, point_to
 from llm_runtime.models.fetch import Fetcher
 from unit.runtime.models.fakes import VERSION, FolderRegistry
 registry = FolderRegistry(Path({source!r}))
@@ -292,6 +293,18 @@ def test_an_unwritable_cache_is_told(tmp_path: Path, registry: FolderRegistry) -
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigInvalid, match="check the volume"):
         Fetcher(registry, tmp_path / "file/models").fetch(VERSION)
+
+
+def test_a_volume_of_another_owner_is_told_with_both_names(tmp_path: Path) -> None:
+    """Root may write everywhere, so the kernel's refusal is played."""
+    tmp_path.chmod(0o2750)
+    refusal = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "models" / ".lock-x"))
+    with pytest.raises(ConfigInvalid) as told, disk_errors("preparing the cache"):
+        raise refusal
+    owner = tmp_path.stat()
+    assert f"{tmp_path} belongs to user {owner.st_uid} and group {owner.st_gid} with mode 2750" in str(told.value)
+    assert f"this is user {os.geteuid()} with groups" in str(told.value)
+    assert "fsGroup" in str(told.value)
 
 
 def test_the_next_start_goes_on_with_the_files_that_are_missing(fetcher: Fetcher, registry: FolderRegistry) -> None:
