@@ -22,7 +22,8 @@ from llm_runtime.request import Caller
 
 log = logging.getLogger(__name__)
 
-CHECK_SECONDS = 0.25
+CHECK_SECONDS = 0.05
+"""A stat of the key file takes two microseconds, and is made for a request only."""
 MAX_CALLERS = 10_000
 """Callers kept ready; one more and all are made anew, which takes microseconds each."""
 NO_DIGEST = "0" * 64

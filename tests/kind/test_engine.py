@@ -40,13 +40,14 @@ while pathlib.Path(f"/proc/{sys.argv[1]}").exists() and time.monotonic() < deadl
         held.append(bytearray(b"x" * (4 << 20)))
     time.sleep(0.05)
 """
-# Takes a container's id; lets it keep what it has and 32 MiB, in either version of control groups.
+# Takes a container's id; leaves it 48 MiB beyond what can't be dropped, in either version of control groups.
 SQUEEZE = """
+room() { awk -v name=$1 '$1 == name {print $2 + 48 * 1048576}' $2; }
 for folder in $(find /sys/fs/cgroup -type d -name "*$1*"); do
   if [ -f $folder/memory.limit_in_bytes ]; then
-    echo $(($(cat $folder/memory.usage_in_bytes) + (32 << 20))) >$folder/memory.limit_in_bytes
+    room total_rss $folder/memory.stat >$folder/memory.limit_in_bytes
   elif [ -f $folder/memory.max ]; then
-    echo $(($(cat $folder/memory.current) + (32 << 20))) >$folder/memory.max
+    room anon $folder/memory.stat >$folder/memory.max
   fi
 done
 """
