@@ -186,7 +186,7 @@ def clear(folder: Path) -> None:
 def create_kind(folder: Path, image: str | None, programs: Path, progress: Callable[[str], None]) -> Path:
     """One kind cluster per folder, named after it so that two checkouts do not share one. `image` is the nodes'."""
     try:
-        if (folder / "state.json").exists():
+        if (folder / "state.json").exists() and (folder / "kubeconfig").exists():
             return KindCluster.attach(folder).kubeconfig
         return KindCluster.start(
             folder, programs, Phases(progress), image=image or os.environ.get("KIND_IMAGE"), workers=0

@@ -84,6 +84,8 @@ class KindCluster:
         cluster = cls(folder, state)
         with phases("removing a leftover"):
             cluster._delete()
+        # Before there is anything to remove: hack/e2e-kind down finds what a killed start leaves.
+        (folder / "state.json").write_text(json.dumps(asdict(state)))
         try:
             with phases("kind create cluster"):
                 cluster._create(workers, pods=f"10.{150 + number % 50}.0.0/16")
@@ -92,7 +94,6 @@ class KindCluster:
         except BaseException:
             cluster.stop()
             raise
-        (folder / "state.json").write_text(json.dumps(asdict(state)))
         return cluster
 
     @classmethod

@@ -69,9 +69,12 @@ def mlflow(cluster: KindCluster, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(scope="session")
 def site(cluster: KindCluster, mlflow: MlflowServer) -> Site:
-    """Installed with default values but for the addresses of images and registry."""
+    """Installed with default values but for the addresses of images and registry.
+
+    On a kept cluster (hack/e2e-kind up) the installation of the run before is upgraded.
+    """
     made = Site(cluster, mlflow)
-    made.installed_seconds = made.helm("install")
+    made.installed_seconds = made.helm("upgrade" if made.installed() else "install")
     return made
 
 

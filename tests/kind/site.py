@@ -49,6 +49,9 @@ class Site:
         self.rolled_out()
         return time.monotonic() - started
 
+    def installed(self) -> bool:
+        return RELEASE in self.cluster.helm("list", "--namespace", NAMESPACE, "--short").split()
+
     def rolled_out(self) -> None:
         command = ("rollout", "status", f"deployment/{RELEASE}", "--timeout=180s")
         self.cluster.kubectl("-n", NAMESPACE, *command)

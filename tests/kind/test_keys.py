@@ -74,8 +74,8 @@ def test_deleted_keys_are_refused_at_once(site: Site, bot: Front) -> None:
     # Not by kubectl, whose own start takes as long as the rest.
     api = CustomObjectsApi(new_client_from_config(str(site.cluster.kubeconfig)))
     for name, key in keys.items():
-        # At any moment, as people do: a kubelet looks at its containers each second, and syncs a pod once between.
-        time.sleep(random.uniform(0, 1))
+        # One by one: a kubelet syncs a pod again only after its next look at the containers, which is once a second.
+        time.sleep(random.uniform(1, 2))
         began = time.monotonic()
         api.delete_namespaced_custom_object("llm-operator.dev", "v1alpha1", "default", "apikeys", name)
         seconds_until(url, key, 401)

@@ -115,3 +115,49 @@ def test_recreate_interrupts_only_because_it_was_asked_to(site: Site, promo: Fro
     coming = "2" if promo.status()["stable"]["version"] == "1" else "1"
     set_alias(site.mlflow.uri, "support-bot", "promoted", coming)
     promo.until(lambda: promo.status()["stable"]["version"] == coming and promo.is_ready(), "the new version")
+
+
+CROWDED = "crowded"
+ONE_FITS = f"""
+apiVersion: llm-operator.dev/v1alpha1
+kind: LLMDeployment
+metadata: {{name: {CROWDED}}}
+spec:
+  model: {{mlflow: {{name: support-bot, alias: crowded}}}}
+  engine: {{maxModelLength: 256, maxBatchSize: 8}}
+  access: {{authentication: Disabled}}
+  resources: {{requests: {{cpu: CPU, memory: 256Mi}}}}
+  rollout: {{drainSeconds: 20}}
+  pod: {{nodeSelector: {{kubernetes.io/hostname: NODE}}}}
+"""
+
+
+def test_a_single_replica_on_a_full_node_is_interrupted_only_by_that_name(site: Site, bot: Front) -> None:
+    """`Auto` waits for room, says what is missing, and leaves the old version serving; `Recreate` goes on at once."""
+    node = site.get("node", site.cluster.nodes[-1])
+    cpu = f"{round(0.55 * quantity(node['status']['allocatable']['cpu']) * 1000)}m"
+    set_alias(site.mlflow.uri, "support-bot", "crowded", "1")
+    text = ONE_FITS.replace("CPU", cpu).replace("NODE", node["metadata"]["name"])
+    site.cluster.kubectl("apply", "-f", "-", stdin=text)
+    front = Front(site, CROWDED)
+    try:
+        front.ready()
+        with front.load(clients=2) as tally:
+            set_alias(site.mlflow.uri, "support-bot", "crowded", "2")
+            front.until(
+                lambda: "not enough cpu" in front.condition("Progressing", CROWDED)["message"], "what is scarce"
+            )
+            reason = "stopping the only pod"
+            front.until(lambda: reason in str(front.status()["candidate"].get("strategyReason")), "Auto's choice")
+            assert front.status()["stable"]["version"] == "1"
+        note("a single replica on a full node, Auto", f"waits, {tally.requests} requests, 0 failed")
+        patch = json.dumps({"spec": {"rollout": {"strategy": "Recreate"}}})
+        front.kubectl("patch", "llmd", CROWDED, "--type=merge", "-p", patch)
+        front.until(lambda: front.status()["stable"]["version"] == "2" and front.is_ready(), "version 2")
+    finally:
+        site.cluster.kubectl("delete", "llmd", CROWDED, "--wait=true", "--timeout=90s")
+
+
+def quantity(text: str) -> float:
+    """A number of CPUs as Kubernetes writes it."""
+    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
