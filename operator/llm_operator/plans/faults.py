@@ -155,7 +155,7 @@ def _of_exit(pod: Manifest, container: Manifest, ended: Manifest, waiting: str) 
     if report is not None:
         # Killed by the kernel is not yet too small: the same pod may have served for days.
         passing = report.reason in RETRYABLE_REPORTS or (out_of_memory and not often)
-        return Fault(report.reason, report.message, terminal=not passing)
+        return Fault(report.reason, f"{_whose(pod, report.reason)}{report.message}", terminal=not passing)
     if out_of_memory:
         whose = _memory_field(container["name"]) if own else "its memory limit, where it was put into the pod"
         return Fault("OutOfMemory", f"{what} was killed for its memory: raise {whose} ({logs})", terminal=own and often)
@@ -164,6 +164,16 @@ def _of_exit(pod: Manifest, container: Manifest, ended: Manifest, waiting: str) 
     if waiting == "CrashLoopBackOff":
         return Fault("CrashLoopBackOff", f"{what} ends with {_code(ended)} again and again{words} ({logs})")
     return Fault("ContainerRestarted", f"{what} has ended with {_code(ended)} and is started again{words} ({logs})")
+
+
+def _whose(pod: Manifest, reason: str) -> str:
+    """The operator asks the same server, from another place: what a pod can't reach may be there for the operator."""
+    if reason != "RegistryUnreachable":
+        return ""
+    return (
+        f"pod {_name(pod)} can't reach the registry, whatever the operator can: the NetworkPolicies, DNS and proxies "
+        "of its own namespace apply to it; "
+    )
 
 
 def _memory_field(container: str) -> str:

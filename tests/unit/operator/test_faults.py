@@ -74,6 +74,14 @@ def test_only_reports_that_another_attempt_can_not_mend_are_terminal() -> None:
         assert fault.terminal is terminal
 
 
+def test_a_registry_that_a_pod_can_not_reach_is_told_as_the_pods_trouble() -> None:
+    fault = faults.of_pod(ended('{"reason": "RegistryUnreachable", "message": "no answer from http://mlflow"}'))
+    assert fault is not None
+    assert "can't reach the registry, whatever the operator can" in fault.message
+    assert "NetworkPolicies, DNS and proxies of its own namespace" in fault.message
+    assert fault.message.endswith("no answer from http://mlflow")
+
+
 def test_ready_and_leaving_pods_have_no_fault() -> None:
     assert faults.of_pod(pod(conditions=[{"type": "Ready", "status": "True"}])) is None
     leaving = ended("x")
