@@ -251,6 +251,7 @@ def test_metrics_are_scraped_from_the_allowed_namespace(site: Site, peers: Peers
 
 
 def test_a_stand_by_hands_a_webhook_on_to_the_leader(site: Site, peers: Peers, walls: None) -> None:
+    """Both are of one policy, and kube-router is content with a rule of either direction: unit tests want both."""
     replicas = operators(site)
     assert len(replicas) == 2
     for pod in replicas:
