@@ -16,7 +16,8 @@ from kindstack.shell import ROOT, KindError
 RECIPE = ROOT / "hack" / "kind" / "node"
 # kubeadm's names for the images of a control plane, from the sources of the release that is built.
 CONSTANTS = "cmd/kubeadm/app/constants/constants.go"
-PODNET = "localhost/podnet:1"
+# What hack/kind/node/manifests/default-cni.yaml calls the images of the pods' network.
+NETWORK = ["localhost/podnet:1", "localhost/kube-router:1"]
 TARGETS = ("kubernetes", "coredns", "pause", "node")
 # containerd runs for the import only; what it keeps is in the image then.
 IMPORT = """
@@ -47,9 +48,9 @@ def choose(engine: Engine, named: str | None, progress: Callable[[str], None]) -
 
 def make(engine: Engine, progress: Callable[[str], None]) -> str:
     """A node image of Debian's packages and Go modules. Its name has a hash of all that goes into it."""
-    built = programs.of_a_node(progress)
+    built = [programs.of_a_node(progress), programs.of_policies(progress)]
     origin = base.for_building(engine, base.plain(engine, progress))
-    digest = hashlib.sha256(built.name.encode() + base.identity(engine, origin))
+    digest = hashlib.sha256(" ".join(each.name for each in built).encode() + base.identity(engine, origin))
     for file in [Path(__file__), *sorted(RECIPE.rglob("*"))]:
         if file.is_file():
             digest.update(file.read_bytes())
@@ -59,7 +60,8 @@ def make(engine: Engine, progress: Callable[[str], None]) -> str:
     with tempfile.TemporaryDirectory(prefix="llm-operator-node-") as folder:
         context = Path(folder)
         shutil.copytree(RECIPE, context, dirs_exist_ok=True)
-        shutil.copytree(built, context / "programs")
+        for each in built:
+            shutil.copytree(each, context / "programs", dirs_exist_ok=True)
         files = programs.sources(programs.KIND) / "images/base/files"
         # Go's module cache is read-only.
         shutil.copytree(files, context / "files", copy_function=shutil.copyfile)
@@ -106,7 +108,7 @@ def image_names(engine: Engine, node: str) -> dict[str, list[str]]:
         *("run", "--rm", "--network", "none", "--entrypoint", "kubeadm", node, "config", "images", "list"),
         *("--kubernetes-version", programs.kubernetes_version()),
     ).split()
-    names: dict[str, list[str]] = {"kubernetes": [PODNET], "coredns": [], "pause": []}
+    names: dict[str, list[str]] = {"kubernetes": [*NETWORK], "coredns": [], "pause": []}
     for image in listed:
         target = next((each for each in ("coredns", "pause") if f"/{each}:" in image), "kubernetes")
         names[target].append(image)

@@ -16,6 +16,7 @@ from kindstack.shell import ROOT, KindError, run
 
 KUBERNETES = ROOT / "hack" / "kube"
 OTHERS = ROOT / "hack" / "kind" / "programs"
+POLICIES = ROOT / "hack" / "kind" / "policies"
 KIND = "sigs.k8s.io/kind"
 CONTAINERD = "github.com/containerd/containerd/v2/cmd"
 # Snapshotters that need C libraries or file systems which no node has.
@@ -26,6 +27,7 @@ NODE = (
     *(f"{CONTAINERD}/containerd", f"{CONTAINERD}/containerd-shim-runc-v2", f"{CONTAINERD}/ctr"),
     *("sigs.k8s.io/cri-tools/cmd/crictl", "./coredns", "./pause", "./podnet"),
 )
+FIREWALL = ("github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",)
 
 
 def kind(progress: Callable[[str], None]) -> Path:
@@ -36,6 +38,11 @@ def kind(progress: Callable[[str], None]) -> Path:
 def of_a_node(progress: Callable[[str], None]) -> Path:
     """The folder with what a node runs: containerd and its helpers, CoreDNS, Kubernetes. Raises KindError."""
     return build("node", progress, (OTHERS, NODE), (KUBERNETES, ("./node",)))
+
+
+def of_policies(progress: Callable[[str], None]) -> Path:
+    """The folder with kube-router, which enforces NetworkPolicies on a node. Raises KindError."""
+    return build("policies", progress, (POLICIES, FIREWALL))
 
 
 def build(name: str, progress: Callable[[str], None], *parts: tuple[Path, tuple[str, ...]]) -> Path:

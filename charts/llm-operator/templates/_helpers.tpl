@@ -46,6 +46,16 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
+{{/* Call with a list of ports: the egress rule for DNS. */}}
+{{- define "llm-operator.dnsEgress" -}}
+# DNS
+- ports:
+    {{- range . }}
+    - {protocol: UDP, port: {{ . }}}
+    - {protocol: TCP, port: {{ . }}}
+    {{- end }}
+{{- end }}
+
 {{/* What the operator does in a namespace that it watches. tests/control_plane/ run the operator under these rules. */}}
 {{- define "llm-operator.rules" -}}
 - apiGroups: [llm-operator.dev]

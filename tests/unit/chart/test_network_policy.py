@@ -37,6 +37,19 @@ def test_the_operator_reaches_what_its_configuration_names(chart: Chart) -> None
     assert spec["podSelector"] == chart.one("Deployment")["spec"]["selector"]
 
 
+def test_dns_may_listen_on_another_port(chart: Chart) -> None:
+    for spec in policies(chart, enabled=True, dnsPorts=[5353], runtime={"namespaces": ["team-a"]}).values():
+        assert {"ports": [{"protocol": way, "port": 5353} for way in ("UDP", "TCP")]} in spec["egress"]
+        assert 53 not in ports(spec["egress"])
+
+
+def test_no_rule_is_left_that_opens_every_port(chart: Chart) -> None:
+    """A rule with neither peers nor ports lets everything through."""
+    empty = {"dnsPorts": [], "apiServerPorts": [], "runtime": {"namespaces": ["team-a"], "egressPorts": []}}
+    for spec in policies(chart, enabled=True, **empty).values():
+        assert all(rule.get("ports") or rule.get("to") for rule in spec["egress"])
+
+
 def test_the_operator_reaches_the_pods_that_it_makes(chart: Chart) -> None:
     (spec,) = policies(chart, enabled=True).values()
     peers = [peer["podSelector"]["matchLabels"] for rule in spec["egress"] for peer in rule.get("to", ())]

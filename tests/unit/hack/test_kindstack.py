@@ -1,6 +1,7 @@
 """hack/kindstack: what it decides before there is a cluster."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kindstack import __main__ as main
-from kindstack import engine, shell
+from kindstack import engine, node_image, shell
 from kindstack.cluster import KindCluster
 from kindstack.phases import Phases
 from kindstack.shell import KindError, MachineLacks
@@ -97,3 +98,9 @@ def test_phases_are_told_as_they_go_in_a_table_and_as_json(tmp_path: Path) -> No
     assert [line.split()[0] for line in phases.table().splitlines()] == ["first", "total"]
     phases.write(tmp_path / "phases.json")
     assert json.loads((tmp_path / "phases.json").read_text()) == {"first": 0.0}
+
+
+def test_the_images_of_the_pods_network_are_those_in_the_node() -> None:
+    """No registry has them: a name that differs would be an image that never comes."""
+    manifests = (node_image.RECIPE / "manifests" / "default-cni.yaml").read_text()
+    assert sorted(re.findall(r"image: (\S+)", manifests)) == sorted(node_image.NETWORK)
