@@ -36,5 +36,5 @@ def _module() -> Path:
     with waiting(lambda: f"  fetching {MODULE}", complain):
         done = subprocess.run(command, cwd=SOURCE, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise GatewayError(f"{MODULE} can't be fetched: {(done.stderr or done.stdout).strip()[-2000:]}")
+        raise GatewayError(f"{MODULE} can't be fetched: {golang.reason((done.stderr or done.stdout).splitlines())}")
     return Path(json.loads(done.stdout)["Dir"])

@@ -47,7 +47,7 @@ def _build(source: Path, package: str, target: Path, say: Callable[[str], None])
         command = ["go", "build", "-v", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w"]
         say(f"building hack/{source.name} from source, once")
         progress = "  {compiled} packages compiled, {fetched} modules fetched"
-        tail = golang.follow([*command, "-o", str(partial), package], source, environment, progress, say)
-        if tail is not None:
-            raise GoProgramError(f"the build of hack/{source.name} failed: " + "\n".join(tail)[-2000:])
+        command += ["-o", str(partial), package]
+        if why := golang.follow(command, source, environment, progress, say):
+            raise GoProgramError(f"the build of hack/{source.name} failed: {why}")
         partial.rename(target)

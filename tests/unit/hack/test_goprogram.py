@@ -52,7 +52,7 @@ def test_a_failed_build_has_the_words_of_go_and_leaves_nothing(source: Path) -> 
     go(source, "echo 'judges: no required module provides package x' >&2; exit 1")
     left = source.parent / "cache" / "judges" / ".partial-killed"  # of a build that was killed
     left.mkdir(parents=True)
-    with pytest.raises(goprogram.GoProgramError, match=r"the build of hack/judges failed: .*no required module"):
+    with pytest.raises(goprogram.GoProgramError, match=r"(?s)the build of hack/judges failed: .*no required module"):
         goprogram.program(source, say=lambda _: None)
     assert [each.name for each in left.parent.iterdir()] == [".lock"]
 
