@@ -119,7 +119,7 @@ def installed(say: Callable[[str], None] = complain) -> Path:
                 if not program.is_file():
                     install(folder, say)
     except OSError as error:
-        raise GoError(f"Go can't be installed below {CACHE}: {error}") from error
+        raise GoError(f"Go can't be installed below {CACHE} ({error}); LLM_OPERATOR_CACHE can move it.") from error
     return program.parent
 
 
