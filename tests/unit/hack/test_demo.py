@@ -6,6 +6,7 @@ import json
 import os
 import runpy
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -170,6 +171,18 @@ def test_a_failed_preparation_ends_the_other_one(checkout: Path) -> None:
     assert done.stderr == "demo: the preparation failed, see the lines above\n"
     build = Path("/proc") / (checkout / "pid").read_text().strip() / "cmdline"
     assert not build.exists() or b"sleep" not in build.read_bytes()  # the kernel may have given its number away
+
+
+def test_a_program_that_listens_on_the_runtimes_port_of_all_addresses_is_told(names: dict[str, Any]) -> None:
+    # Before, the demo waited five minutes for pods that could not listen.
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        names["POD_PORT"] = port = other.getsockname()[1]
+        assert names["taken"]() == (
+            f"pods can't listen on port {port} (Address already in use): end the program that does (ss -ltnp)"
+        )
+    assert names["taken"]() is None
 
 
 def test_a_home_that_can_not_be_written_to_is_told_at_once(checkout: Path) -> None:
