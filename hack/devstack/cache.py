@@ -5,14 +5,25 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+
+def home() -> Path:
+    """This user's home folder; the program ends with advice where there is none."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        sys.exit(
+            f"User {os.getuid()} has no name on this machine and so no home folder: set HOME to a folder of yours."
+        )
+
+
 CACHE = Path(
-    os.environ.get("LLM_OPERATOR_CACHE")
-    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-operator"
+    os.environ.get("LLM_OPERATOR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "llm-operator"
 )
 
 

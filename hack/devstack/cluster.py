@@ -31,6 +31,7 @@ Provider = Literal["auto", "local", "kind", "context"]
 BUILD = Path(__file__).resolve().parent.parent / "kube" / "build"
 # A start can lose a free port to another program between choosing it and listening on it.
 ATTEMPTS = 3
+VARIABLES = ("KUBECONFIG", "KUBECACHEDIR", "PATH")
 
 
 class ClusterError(RuntimeError):
@@ -107,8 +108,12 @@ class Cluster:
             KindCluster.attach(self.folder).stop()
 
     def environment(self) -> dict[str, str]:
-        """The environment for programs that talk to this cluster: KUBECONFIG, and PATH with kubectl and helm."""
-        return {**with_programs(self.programs), "KUBECONFIG": str(self.kubeconfig)}
+        """The environment for programs that talk to this cluster: KUBECONFIG, and PATH with kubectl and helm.
+
+        What they learn of the API is kept in the folder, too: else it would stay below $HOME/.kube.
+        """
+        own = {"KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(self.folder / "kubectl-cache")}
+        return {**with_programs(self.programs), **own}
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """Run kubectl and return its standard output. Raises ClusterError with what it said on standard error."""
@@ -245,7 +250,7 @@ def main() -> None:
             Cluster.attach(options.folder).stop()
         else:
             environment = Cluster.attach(options.folder).environment()
-            print("\n".join(f"export {name}={shlex.quote(environment[name])}" for name in ("KUBECONFIG", "PATH")))
+            print("\n".join(f"export {name}={shlex.quote(environment[name])}" for name in VARIABLES))
     except ClusterError as error:
         raise SystemExit(str(error)) from error
 

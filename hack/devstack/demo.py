@@ -48,12 +48,13 @@ def main() -> None:
             if arguments.keep:
                 keep(demo)
             stop(stack)
+        stack.remove()
     except KeyboardInterrupt:
         console.print("\nInterrupted; everything that the demo started has been stopped.")
         sys.exit(130)
     except (CommandFailed, RuntimeError, OSError) as error:
         console.print(Text("\nThe demo failed: ", style="bold red"), Text(str(error)))
-        console.print(f"Logs are below {ROOT / '.demo'}: node.log, cluster/, mlflow/server.log, node/")
+        console.print(f"What it wrote is below {stack.folder}: {', '.join(stack.left())}")
         sys.exit(1)
 
 
@@ -181,7 +182,8 @@ class Demo:
         # kubectl and helm of the cluster, then python and llm-runtime of the environment.
         self.programs = [*filter(None, [self.stack.cluster.programs]), Path(sys.executable).parent]
         path = os.pathsep.join([*map(str, self.programs), os.environ.get("PATH", os.defpath)])
-        self.shell = Shell({**self.exports, "PATH": path})
+        unseen = {"PATH": path, "KUBECACHEDIR": self.stack.cluster.environment()["KUBECACHEDIR"]}
+        self.shell = Shell({**self.exports, **unseen})
         for name, value in self.exports.items():
             typed(f"export {name}={value}")
         typed(f"export PATH={self.search_path()}")

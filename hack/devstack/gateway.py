@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from devstack import golang
+from devstack.waits import complain, waiting
 
 SOURCE = Path(__file__).resolve().parents[2] / "hack" / "gateway"
 MODULE = "sigs.k8s.io/gateway-api"
@@ -32,7 +33,8 @@ def _module() -> Path:
         environment = golang.environment()
     except golang.GoError as error:
         raise GatewayError(str(error)) from error
-    done = subprocess.run(command, cwd=SOURCE, env=environment, capture_output=True, text=True, check=False)
+    with waiting(lambda: f"  fetching {MODULE}", complain):
+        done = subprocess.run(command, cwd=SOURCE, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise GatewayError(f"{MODULE} can't be fetched: {(done.stderr or done.stdout).strip()[-2000:]}")
+        raise GatewayError(f"{MODULE} can't be fetched: {golang.reason((done.stderr or done.stdout).splitlines())}")
     return Path(json.loads(done.stdout)["Dir"])

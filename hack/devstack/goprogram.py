@@ -1,44 +1,53 @@
-"""Programs in Go that tests ask: built once into the user's cache, named after what went into them."""
+"""Programs in Go that tests ask: built once into the user's cache, named after what went into them.
+
+Standard library only, as is all of the Go part of devstack.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from devstack import golang
-from devstack.cache import CACHE
-from devstack.waits import locked
+from devstack.cache import CACHE, workplace
+from devstack.waits import complain, locked
 
 
 class GoProgramError(RuntimeError):
     """The program can't be built; the message has what Go said."""
 
 
-def program(source: Path, package: str = ".") -> Path:
-    """`package` of the module in the folder `source`, built; a minute or so the first time. Raises GoProgramError."""
+def program(source: Path, package: str = ".", say: Callable[[str], None] = complain) -> Path:
+    """`package` of the module in the folder `source`, built; a minute or so the first time, of which `say` is told.
+
+    Raises GoProgramError.
+    """
     digest = hashlib.sha256()
     for file in [source / "go.mod", source / "go.sum", *sorted(source.glob("*.go"))]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     folder = CACHE / source.name
     built = folder / digest.hexdigest()[:16]
-    with locked(folder / ".lock", f"another process is building hack/{source.name}"):
-        if not built.exists():
-            _build(source, package, built)
+    try:
+        with locked(folder / ".lock", f"another process is building hack/{source.name}", say):
+            if not built.exists():
+                _build(source, package, built, say)
+    except golang.GoError as error:
+        raise GoProgramError(str(error)) from error
+    except OSError as error:
+        raise GoProgramError(f"hack/{source.name} can't be built below {CACHE}: {error}") from error
     return built
 
 
-def _build(source: Path, package: str, target: Path) -> None:
+def _build(source: Path, package: str, target: Path, say: Callable[[str], None]) -> None:
     """Beside the final place, then renamed: nobody ever runs half a program."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        partial = Path(folder) / source.name
-        command = ["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", str(partial), package]
-        try:
-            environment = {**golang.environment(), "CGO_ENABLED": "0"}
-        except golang.GoError as error:
-            raise GoProgramError(str(error)) from error
-        done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise GoProgramError(f"the build of hack/{source.name} failed: {done.stderr.strip()[-2000:]}")
+    environment = golang.environment(say)
+    with workplace(target.parent) as folder:
+        partial = folder / source.name
+        command = ["go", "build", "-v", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w"]
+        say(f"building hack/{source.name} from source, once")
+        progress = "  {compiled} packages compiled, {fetched} modules fetched"
+        command += ["-o", str(partial), package]
+        if why := golang.follow(command, source, environment, progress, say):
+            raise GoProgramError(f"the build of hack/{source.name} failed: {why}")
         partial.rename(target)

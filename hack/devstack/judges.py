@@ -31,10 +31,15 @@ class Verdict:
     """What Argo CD shows beside it."""
 
 
+def built() -> Path:
+    """The program; half a minute the first time. Raises GoProgramError."""
+    return program(SOURCE)
+
+
 def judge(objects: list[dict[str, Any]]) -> list[Verdict]:
     """The verdicts on `objects`, in their order. Raises JudgesError, or GoProgramError when they can't be built."""
     done = subprocess.run(
-        [str(program(SOURCE)), str(HEALTH)], input=json.dumps(objects), capture_output=True, text=True, check=False
+        [str(built()), str(HEALTH)], input=json.dumps(objects), capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise JudgesError(done.stderr.strip())

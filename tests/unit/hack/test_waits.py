@@ -6,6 +6,9 @@ import fcntl
 import threading
 from pathlib import Path
 
+import pytest
+
+from devstack import terminal, waits
 from devstack.waits import locked, waiting
 
 
@@ -50,3 +53,20 @@ def test_a_free_lock_is_taken_silently(tmp_path: Path) -> None:
     with locked(tmp_path / "folder" / "lock", "another build runs", said.append):
         pass
     assert said == []
+
+
+def test_a_command_that_is_shown_says_that_it_still_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Before, an upload of 40 s on a busy machine was a silent demo.
+    monkeypatch.setattr(waits, "SILENT_SECONDS", 0.01)
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        (tmp_path / "told").touch()
+
+    monkeypatch.setattr(terminal, "say", say)
+    command = f"until [ -e {tmp_path}/told ]; do sleep 0.05; done; echo done"
+    assert terminal.Shell({}).run(command) == "done\n"
+    assert said[0].startswith("  … this command still runs (")

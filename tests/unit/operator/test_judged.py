@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from devstack.judges import SOURCE, Verdict, judge, program
+from devstack.judges import Verdict, built, judge
 from llm_operator import crds
 from llm_operator.reconcile import Pace, Retry, reconcile
 from llm_operator.registry import AliasNotFound, RegistryUnreachable
@@ -31,7 +31,7 @@ CORRUPT = {"initContainerStatuses": [
 @pytest.fixture(scope="session", autouse=True)
 def judges() -> None:
     """Built before the first test's two seconds begin."""
-    program(SOURCE)
+    built()
 
 
 class Life:

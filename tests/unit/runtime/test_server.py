@@ -15,7 +15,9 @@ import httpx
 import pytest
 
 from harness import chat_body, events
+from llm_runtime import __main__ as command_line
 from llm_runtime.contract import FatalReport, report_from_termination_message
+from llm_runtime.errors import ConfigInvalid
 from waiting import eventually
 
 # Each test starts a process of its own, which takes a second where a unit test may take two.
@@ -167,7 +169,7 @@ def test_a_wrong_key_in_the_configuration_is_named_in_the_last_line(tmp_path: Pa
 
 
 def test_required_authentication_without_any_place_for_keys_does_not_start() -> None:
-    report = give_up("serve", MODEL_PATH="/nowhere")
+    report = give_up("serve", "--port", "0", MODEL_PATH="/nowhere")
     assert report.reason == "ConfigInvalid"
     assert "API_KEY" in report.message
     assert "DATABASE_URL" in report.message
@@ -202,4 +204,20 @@ def test_a_port_that_is_taken_is_the_last_line() -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         report = give_up("serve", "--host", "127.0.0.1", "--port", port, MODEL_PATH="/nowhere", API_KEY="k")
-    assert port in report.message
+    # Before: "the lines above say why", in a pod's status, where there are no lines above.
+    assert report.message == (
+        f"can't listen on 127.0.0.1:{port}: another program does; end it, or choose another port (API_PORT)"
+    )
+
+
+def test_an_address_that_this_machine_has_not_is_told_with_the_reason() -> None:
+    with pytest.raises(ConfigInvalid, match=r"can't listen on 192\.0\.2\.1:0: Cannot assign requested address"):
+        command_line._refuse_taken("192.0.2.1", 0)
+
+
+def test_a_name_with_one_address_of_this_machine_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    # `localhost` where IPv6 is off: the server leaves that address out.
+    stream = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+    found = [(*stream, ("192.0.2.1", 0)), (*stream, ("127.0.0.1", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    command_line._refuse_taken("localhost", 0)

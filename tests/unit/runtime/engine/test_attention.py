@@ -110,3 +110,14 @@ def test_an_image_carries_kernels_and_needs_no_compiler(monkeypatch: pytest.Monk
         assert str(tmp_path) in str(built._name)
     finally:
         native.library.cache_clear()
+
+
+def test_a_user_without_a_name_and_a_home_gets_a_scratch_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Before: RuntimeError, "Could not determine home directory", and no model.
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert native._cache_folder().parent == tmp_path
