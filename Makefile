@@ -17,6 +17,9 @@ test: ## All tests, or with TIER= unit, control-plane or e2e
 e2e-kind: ## The suite on a real kind cluster; ARGS="up" keeps one, "down" removes it, KIND_IMAGE names the nodes' image
 	hack/e2e-kind $(ARGS)
 
+e2e-compose: ## The suite on the compose stack, where Docker 25 answers; ARGS="up" keeps it, "down" removes it
+	hack/e2e-compose $(ARGS)
+
 check: ## Format, lint, types, import rules, generated files
 	hack/check
 
