@@ -6,7 +6,7 @@ VENV := $(or $(LLM_OPERATOR_VENV),.venv)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 DOCKER ?= docker
 
-.PHONY: demo test check generate run lint format type-check check-all bench build-docker test-images sbom run-docker logs help
+.PHONY: demo test check generate e2e-kind e2e-compose run lint format type-check check-all bench build-docker test-images sbom run-docker logs help
 
 demo: ## From kubectl apply to an answer of a real model, on this machine, without Docker
 	hack/demo $(ARGS)

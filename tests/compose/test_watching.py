@@ -96,6 +96,8 @@ def test_every_panel_shows_something_under_load(quick: Site) -> None:
     finally:
         tally = load.stop()
     assert not empty
+    instances = quick.prometheus.get("/api/v1/label/instance/values", params={"match[]": "model_loaded"})
+    assert instances.json()["data"] == ["runtime:8000"], "the dashboard's choice of instances"
     assert tally.requests
     assert not tally.failures
 
