@@ -6,7 +6,7 @@ VENV := $(or $(LLM_OPERATOR_VENV),.venv)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 DOCKER ?= docker
 
-.PHONY: demo test check generate run lint format type-check check-all bench build-docker test-images sbom run-docker logs help
+.PHONY: demo test check generate e2e-kind e2e-compose run lint format type-check check-all bench build-docker test-images sbom run-docker logs help
 
 demo: ## From kubectl apply to an answer of a real model, on this machine, without Docker
 	hack/demo $(ARGS)
@@ -16,6 +16,9 @@ test: ## All tests, or with TIER= unit, control-plane or e2e
 
 e2e-kind: ## The suite on a real kind cluster; ARGS="up" keeps one, "down" removes it, KIND_IMAGE names the nodes' image
 	hack/e2e-kind $(ARGS)
+
+e2e-compose: ## The suite on the compose stack, where Docker 25 answers; ARGS="up" keeps it, "down" removes it
+	hack/e2e-compose $(ARGS)
 
 check: ## Format, lint, types, import rules, generated files
 	hack/check

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from llm_runtime import errors
+from llm_runtime.commands import faults
 from llm_runtime.contract import report_from_termination_message
 from llm_runtime.models.disk import check_room, disk_errors
 from llm_runtime.models.locate import Located, local_artifacts, locate_pickles
@@ -29,11 +30,8 @@ def convert(source: Source, target: Target) -> None:
     The pickles are opened, by PyTorch's loader for tensors only (weights_only) and in a process of its own: a file that
     wants to run code is refused. Do it only with files whose maker you trust.
     """
-    try:
+    with faults("convert"):
         written = _convert(source, target)
-    except errors.Fatal as fatal:
-        typer.echo(f"convert: {fatal}", err=True)
-        raise typer.Exit(1) from fatal
     typer.echo(f"{target} holds {', '.join(written)}; register it with `llm-runtime push {target} --name …`")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llm_runtime import errors, settings
+from llm_runtime.commands import faults
 from llm_runtime.contract import CONFIG_FLAG, ModelConfig, RuntimeConfig
 from llm_runtime.engine.memory import MIB, available_bytes
 
@@ -48,14 +49,11 @@ def fit(
     from llm_runtime.models.fit import needed, verdict
     from llm_runtime.models.outline import outline
 
-    try:
+    with faults("fit", status=2):
         asked = bytes_of(memory) if memory else None
         wanted = _wanted(source, config)
         where, free = _place(device or wanted.engine.device, asked)
         found = outline(wanted.model)
-    except errors.Fatal as fatal:
-        typer.echo(f"fit: {fatal}", err=True)
-        raise typer.Exit(2) from fatal
     plan = found.plan(wanted.engine, where)
     need, refusal = needed(plan), verdict(plan, free)
     if as_json:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm_runtime import errors, logs
+from llm_runtime.commands import faults
 from llm_runtime.models.progress import MIB, LogProgress, Progress, progress_bar
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def push(
     from llm_runtime.models.publish import Wish, publish
 
     logs.configure("console", os.environ.get("LOG_LEVEL", "INFO"), sys.stderr)
-    with _faults():
+    with faults("push"):
         if not tracking_uri:
             raise errors.ConfigInvalid("no MLflow server is named: pass --tracking-uri or set MLFLOW_TRACKING_URI")
         wish = Wish(name, alias, _tags(tag or []), experiment, base_model, force)
@@ -53,16 +54,6 @@ def push(
         with _progress() as progress:
             published = publish(found, wish, tracking_uri, progress)
     _report(found, wish, published)
-
-
-@contextmanager
-def _faults() -> Iterator[None]:
-    """For a person at a terminal: one line that says what happened, no traceback."""
-    try:
-        yield
-    except errors.Fatal as fatal:
-        typer.echo(f"push: {fatal}", err=True)
-        raise typer.Exit(1) from fatal
 
 
 @contextmanager

@@ -69,10 +69,13 @@ async def upgrade(database: Database) -> None:
             await connection.run_sync(_upgrade)
         return
     patient = Database(database.url, statement_seconds=MIGRATION_SECONDS)
+    # One database, so one absence: told once, and known to whoever asks the server's own connections.
+    patient.away = database.away
     try:
         async with _alone(patient) as connection:
             await connection.run_sync(_upgrade)
     finally:
+        database.away = patient.away
         await patient.close()
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from errno import EACCES
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -49,3 +52,20 @@ def test_the_printed_yaml_names_what_was_pushed_whatever_its_name(name: str) -> 
     assert len(made) <= 40
     assert made[0].isalpha()
     assert made[-1].isalnum()
+
+
+@pytest.mark.parametrize("verb", ["push", "fit"])
+def test_a_file_that_may_not_be_opened_is_one_line(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """save_pretrained leaves weights that only their owner reads; the image's user is another."""
+    folder, real = write_model(tmp_path), Path.open
+    (weights,) = folder.glob("*.safetensors")
+
+    def denied(file: Path, *arguments: Any, **more: Any) -> Any:  # as root, whom no mode stops, would not be
+        if file == weights:
+            raise PermissionError(EACCES, "Permission denied", str(file))
+        return real(file, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", denied)
+    told = push(folder) if verb == "push" else CliRunner().invoke(cli, ["fit", str(folder)])
+    assert told.exit_code == {"push": 1, "fit": 2}[verb]
+    assert f"{verb}: user {os.geteuid()} may not open {weights}: change its mode" in told.stderr

@@ -12,7 +12,9 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, insert, text
 
 from llm_runtime.db import migrate, tables
-from llm_runtime.db.database import Database
+from llm_runtime.db.database import Database, DatabaseAway
+from postgres import Postgres
+from waiting import until
 
 ROOT = Path(__file__).parents[4]
 
@@ -77,6 +79,22 @@ async def test_a_second_upgrade_changes_nothing(database_url: str) -> None:
 
 
 @pytest.mark.timeout(60)  # A build takes some seconds.
+async def test_a_server_that_starts_before_its_database_says_so_once_and_in_its_metric(
+    postgres_server: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = postgres_server.create()
+    database = Database(address.replace("postgres@", "nobody@"))
+    async with migrate.UpToDate(database, retry_seconds=0.01):
+        for _ in range(3):
+            with pytest.raises(DatabaseAway):
+                await migrate.upgrade(database)
+        assert database.away
+        assert caplog.text.count("The database postgresql://") == 1
+        database.url = address
+        await until(lambda: database.prepared)
+        assert not database.away
+
+
 def test_the_wheel_carries_the_migrations(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "wheel")]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)

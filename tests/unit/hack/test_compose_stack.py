@@ -1,0 +1,48 @@
+"""What hack/e2e-compose says before it builds anything."""
+
+from pathlib import Path
+
+import pytest
+
+from kindstack import compose
+from kindstack.engine import Engine
+from kindstack.shell import KindError
+
+
+class Answering(Engine):
+    """An engine and a Compose of given versions; "" is one that is not installed."""
+
+    def __init__(self, server: str, composing: str) -> None:
+        super().__init__(own=False)
+        object.__setattr__(self, "said", {"info": server, "version": server, "compose": composing})
+
+    def docker(self, *arguments: object, **_: object) -> str:
+        said: str = self.said[arguments[0]]  # type: ignore[attr-defined]
+        if not said:
+            raise KindError(f"docker {arguments[0]} failed")
+        return f"{said}\n"
+
+
+def test_versions_are_told_as_distributions_write_them() -> None:
+    assert compose.require(Answering("26.1.5+dfsg1", "2.26.1-4")) == "Docker 26.1.5+dfsg1, Docker Compose 2.26.1-4"
+    assert compose.require(Answering("25.0.0", "v2.24.0"))
+
+
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [
+        (("", ""), "no Docker engine answers"),
+        (("20.10.24+dfsg1", "2.26.1"), r"Docker 20\.10\.24\+dfsg1 is too old.* needs 25\.0 or newer"),
+        (("26.1.5", "2.23.3"), r"Docker Compose 2\.23\.3 is too old.* needs 2\.24 or newer"),
+        (("26.1.5", ""), "Docker Compose does not say its version"),
+    ],
+)
+def test_what_is_missing_or_too_old_is_named(engine: tuple[str, str], told: str) -> None:
+    with pytest.raises(KindError, match=told):
+        compose.require(Answering(*engine))
+
+
+def test_without_a_prepared_stack_it_says_what_prepares_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compose, "FOLDER", tmp_path)
+    with pytest.raises(KindError, match="run hack/e2e-compose"):
+        compose.Stack.attach()
