@@ -65,7 +65,7 @@ def test_a_choice_that_leaves_nothing_fails(checkout: Path) -> None:
     done, ran = run(checkout, "unit", "tests/control_plane/test_crds.py")
     assert done.returncode == 5
     assert ran[1:] == []
-    assert done.stderr == "test: no test of 'unit' was chosen by: tests/control_plane/test_crds.py\n"
+    assert done.stderr.endswith("test: no test of 'unit' was chosen by: tests/control_plane/test_crds.py\n")
 
 
 def test_programs_in_go_are_built_before_pytest_begins(checkout: Path) -> None:
