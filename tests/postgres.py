@@ -30,12 +30,14 @@ class Postgres:
     folder: Path
     port: int
     process: "subprocess.Popen[bytes] | None" = None
+    host: str = "127.0.0.1"
+    """Where others reach it; it listens on loopback in any case."""
 
     def create(self) -> str:
         """The address of a new, empty database."""
         name = f"test_{uuid4().hex[:12]}"
         self.psql("postgres", f"CREATE DATABASE {name}")
-        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
+        return f"postgresql://postgres@{self.host}:{self.port}/{name}"
 
     def psql(self, database: str, statement: str) -> str:
         """Run one statement, without the driver that is under test."""
@@ -45,7 +47,16 @@ class Postgres:
 
     def start(self) -> None:
         options = [word for name, value in FAST.items() for word in ("-c", f"{name}={value}")]
-        where = ["-D", str(self.folder / "data"), "-p", str(self.port), "-h", "127.0.0.1", "-k", str(self.folder)]
+        where = [
+            "-D",
+            str(self.folder / "data"),
+            "-p",
+            str(self.port),
+            "-h",
+            f"127.0.0.1,{self.host}",
+            "-k",
+            str(self.folder),
+        ]
         log = (self.folder / "log").open("ab")
         self.process = subprocess.Popen([*_unprivileged(), str(program("postgres")), *where, *options], stderr=log)
         deadline = time.monotonic() + START_SECONDS
@@ -71,18 +82,23 @@ def program(name: str) -> Path:
 
 
 @contextmanager
-def postgres() -> Iterator[Postgres]:
-    """A server for as long as the block lasts."""
+def postgres(host: str = "127.0.0.1") -> Iterator[Postgres]:
+    """A server for as long as the block lasts, on loopback and on another address of this machine if it is given.
+
+    Whoever reaches that address may do everything: give it one of a network that the test has made.
+    """
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     if os.geteuid() == 0:
         shutil.chown(folder, _account())
-    server = Postgres(folder, port)
+    server = Postgres(folder, port, host=host)
     try:
         initdb = [str(program("initdb")), "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "--no-sync"]
         subprocess.run([*_unprivileged(), *initdb], check=True, capture_output=True)
+        with (folder / "data" / "pg_hba.conf").open("a") as rules:
+            rules.write(f"host all all {'samehost' if host == '127.0.0.1' else 'all'} trust\n")
         server.start()
         yield server
     finally:

@@ -16,7 +16,19 @@ from kindstack.__main__ import FOLDER
 from kindstack.cluster import KindCluster
 from unit.runtime import tiny_model
 
-ORDER = ("network", "install", "start", "keys", "engine", "promotions", "nodes", "surroundings", "policies", "upgrade")
+ORDER = (
+    "network",
+    "install",
+    "samples",
+    "start",
+    "keys",
+    "engine",
+    "promotions",
+    "nodes",
+    "surroundings",
+    "policies",
+    "upgrade",
+)
 """What comes early is what a newcomer meets first; what takes the installation apart comes last."""
 
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -10,35 +10,12 @@ import pytest
 
 from kind.figures import note
 from kind.site import Front, Site
+from kind.volumes import volume
 
 pytestmark = pytest.mark.kind
 
 Pod = dict[str, Any]
 NAME = "quick"
-FOLDER = "/var/lib/weights"
-VOLUME = """
-apiVersion: v1
-kind: PersistentVolume
-metadata: {{name: weights}}
-spec:
-  capacity: {{storage: 1Gi}}
-  accessModes: [ReadWriteMany]
-  storageClassName: ""
-  hostPath: {{path: {folder}, type: Directory}}
-  claimRef: {{namespace: default, name: weights}}
-  nodeAffinity:
-    required:
-      nodeSelectorTerms: [{{matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{node}]}}]}}]
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {{name: weights}}
-spec:
-  accessModes: [ReadWriteMany]
-  storageClassName: ""
-  volumeName: weights
-  resources: {{requests: {{storage: 1Gi}}}}
-"""
 DEPLOYMENT = f"""
 apiVersion: llm-operator.dev/v1alpha1
 kind: LLMDeployment
@@ -52,16 +29,6 @@ spec:
 """
 
 
-@pytest.fixture
-def volume(site: Site) -> Iterator[None]:
-    """A volume that the runtime's user may write to, and that outlives the deployment."""
-    node = site.cluster.nodes[-1]
-    site.cluster.node_exec(node, "install", "-d", "-o", "65532", "-g", "65532", FOLDER)
-    site.cluster.kubectl("apply", "-f", "-", stdin=VOLUME.format(folder=FOLDER, node=node))
-    yield
-    site.cluster.kubectl("delete", "pvc/weights", "pv/weights", "--timeout=90s")
-
-
 PHASES: tuple[tuple[str, Callable[[Pod], bool]], ...] = (
     ("pod made", lambda _: True),
     ("fetched", lambda pod: is_true(pod, "Initialized")),
@@ -70,9 +37,10 @@ PHASES: tuple[tuple[str, Callable[[Pod], bool]], ...] = (
 )
 
 
-def test_the_first_token_comes_within_seconds_where_the_weights_are_there(site: Site, bot: Front, volume: None) -> None:
-    seconds_to_first_token(site)  # This pod fetches the weights into the volume.
-    phases = seconds_to_first_token(site)
+def test_the_first_token_comes_within_seconds_where_the_weights_are_there(site: Site, bot: Front) -> None:
+    with volume(site, "weights"):
+        seconds_to_first_token(site)  # This pod fetches the weights into the volume.
+        phases = seconds_to_first_token(site)
     note("apply → first token, weights cached", ", ".join(f"{what} {at:.1f} s" for what, at in phases.items()))
 
 

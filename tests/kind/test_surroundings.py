@@ -9,6 +9,7 @@ import pytest
 from devstack.registry import set_alias
 from kind.figures import note
 from kind.site import NAMESPACE, Front, Site
+from kind.volumes import volume
 
 pytestmark = pytest.mark.kind
 
@@ -105,41 +106,18 @@ def firewall(site: Site, verb: str, rules: list[str]) -> None:
             site.cluster.node_exec(node, "iptables", verb, "FORWARD", *rule.split())
 
 
-VOLUME = """
-apiVersion: v1
-kind: PersistentVolume
-metadata: {{name: foreign}}
-spec:
-  capacity: {{storage: 1Gi}}
-  accessModes: [ReadWriteMany]
-  storageClassName: ""
-  hostPath: {{path: {path}, type: Directory}}
-  claimRef: {{namespace: default, name: foreign}}
-  nodeAffinity:
-    required:
-      nodeSelectorTerms: [{{matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{node}]}}]}}]
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {{name: foreign}}
-spec:
-  accessModes: [ReadWriteMany]
-  storageClassName: ""
-  volumeName: foreign
-  resources: {{requests: {{storage: 1Gi}}}}
-"""
-
-
 def test_a_volume_of_another_owner_is_named(site: Site) -> None:
-    node, path = site.cluster.nodes[0], "/var/lib/foreign"
-    site.cluster.node_exec(node, "install", "-d", "-o", "1234", "-g", "1234", "-m", "0755", path)
-    site.cluster.kubectl("apply", "-f", "-", stdin=VOLUME.format(path=path, node=node))
     own = DEPLOYMENT.replace(f"name: {NAME}}}", "name: foreign}", 1).replace("alias: around", "version: 1")
     cache = "  modelCache: {persistentVolumeClaim: {claimName: foreign}}\n"
-    site.cluster.kubectl("apply", "-f", "-", stdin=own + cache)
     front = Front(site, "foreign")
-    try:
-        front.until(lambda: "65532" in front.condition("Ready", "foreign")["message"], "the owner that is needed", 90)
-        note("a volume of another owner", front.condition("Ready", "foreign")["message"])
-    finally:
-        site.cluster.kubectl("delete", "llmd/foreign", "pvc/foreign", "pv/foreign", "--timeout=90s")
+    with volume(site, "foreign", owner=1234):
+        site.cluster.kubectl("apply", "-f", "-", stdin=own + cache)
+        try:
+            front.until(
+                lambda: "this is user 65532" in front.condition("Ready", "foreign")["message"], "both owners", 90
+            )
+            said = front.condition("Ready", "foreign")["message"]
+            note("a volume of another owner", said)
+            assert "belongs to user 1234 and group 1234" in said
+        finally:
+            site.cluster.kubectl("delete", "llmd/foreign", "--wait=true", "--timeout=90s")
