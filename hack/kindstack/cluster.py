@@ -14,13 +14,12 @@ from typing import Any, Self
 
 from kindstack import engine as engines
 from kindstack import node_image, programs
-from kindstack.engine import Engine
+from kindstack.engine import NETWORK, Engine
 from kindstack.phases import Phases
 from kindstack.shell import KindError, MachineLacks, run
 
 CHUNK = 1 << 20
 READY_SECONDS = 180
-NETWORK = "kind"
 FREE_GIB = 15
 UNPRIVILEGED_SCORES = '[plugins."io.containerd.grpc.v1.cri"]\n  restrict_oom_score_adj = true'
 

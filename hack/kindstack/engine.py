@@ -20,6 +20,8 @@ from kindstack.shell import KindError, MachineLacks, run
 FOLDER = CACHE / "kind" / "engine"
 SYS_RESOURCE = 24  # the number of CAP_SYS_RESOURCE, capabilities(7)
 START_SECONDS = 60
+NETWORK = "kind"
+"""The network that kind makes for its nodes."""
 PROBE = "localhost/llm-operator-probe:1"
 NO_ROOT = (
     "no Docker engine answers, and only root can start one: start your engine, or run this as root (sudo), where "
@@ -173,6 +175,8 @@ def stop(engine: Engine) -> None:
     pid_file = FOLDER / "docker.pid"
     if not engine.own or not pid_file.exists() or engine.docker("ps", "--quiet").strip():
         return
+    with contextlib.suppress(KindError):
+        engine.docker("network", "rm", NETWORK)  # else its bridge stays on this machine
     pid = int(pid_file.read_text())
     os.kill(pid, 15)
     deadline = time.monotonic() + START_SECONDS
