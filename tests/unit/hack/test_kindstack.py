@@ -72,6 +72,26 @@ def test_ci_can_tell_a_machine_without_clusters_from_a_failure(
     assert str(error) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("containers", "ends"), [("", True), ("abc\n", False)])
+def test_an_engine_of_ours_ends_with_the_last_cluster_in_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, containers: str, ends: bool
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def docker(_: engine.Engine, *words: str) -> str:
+        asked.append(words)
+        return containers if words[0] == "ps" else ""
+
+    monkeypatch.setattr(engine, "FOLDER", tmp_path)
+    monkeypatch.setattr(engine.Engine, "docker", docker)
+    with subprocess.Popen(["sleep", "60"]) as daemon:
+        (tmp_path / "docker.pid").write_text(str(daemon.pid))
+        engine.stop(engine.Engine(own=True))
+        assert (daemon.poll() is None) is not ends
+        assert (("network", "rm", "kind") in asked) is ends, "its bridge would stay on the machine"
+        daemon.kill()
+
+
 def test_a_failed_command_is_named_with_what_it_said() -> None:
     with pytest.raises(KindError, match=r"sh -c echo 'no space left on device'.*failed \(exit 3\).*free some space"):
         shell.run("sh", "-c", "echo 'no space left on device' >&2; exit 3")
