@@ -65,6 +65,13 @@ class Postgres:
                 raise NoPostgres(f"PostgreSQL did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
             time.sleep(0.05)
 
+    def family(self) -> list[int]:
+        """Its processes: the postmaster and its children, one for each connection. From /proc: pgrep may be missing."""
+        assert self.process
+        parent = self.process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        return [parent, *map(int, children)]
+
     def stop(self) -> None:
         """At once, as a crash would: connections break."""
         if self.process:

@@ -95,7 +95,7 @@ LOST = (
 )
 FULL = (
     'cel.go:22:2: github.com/google/cel-go@v0.26.0: read "https://proxy.example/github.com/google/cel-go/@v/x.zip": '
-    "write /opt/user/go/pkg/mod/cache/download/v0.26.0.zip331.tmp: no space left on device"
+    "write /go/pkg/mod/cache/download/v0.26.0.zip331.tmp: no space left on device"
 )
 REFUSED = "main.go:17:2: reading https://proxy.example/k8s.io/client-go/@v/v0.36.3.zip: 403 Forbidden"
 

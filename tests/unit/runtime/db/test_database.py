@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,12 +131,6 @@ def server() -> Iterator[Postgres]:
         yield running
 
 
-def family(server: Postgres) -> list[int]:
-    assert server.process
-    children = subprocess.run(["pgrep", "-P", str(server.process.pid)], capture_output=True, text=True).stdout.split()
-    return [server.process.pid, *map(int, children)]
-
-
 @pytest.mark.timeout(60)  # Time-outs are waited for.
 async def test_a_database_that_hangs_is_away_in_bounded_time_and_comes_back(
     server: Postgres, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -146,7 +139,7 @@ async def test_a_database_that_hangs_is_away_in_bounded_time_and_comes_back(
     database = Database(server.create(), statement_seconds=0.3)
     async with database.begin() as connection:
         await connection.execute(text("SELECT 1"))
-    frozen = family(server)
+    frozen = server.family()
     for process in frozen:
         os.kill(process, signal.SIGSTOP)
     try:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 
@@ -167,8 +166,5 @@ async def test_a_database_that_hangs_holds_up_one_request_for_two_seconds_and_co
 
 def signal_all(server: Postgres, number: signal.Signals) -> None:
     """The server's processes are a group of children: the postmaster's own and one for each connection."""
-    assert server.process
-    postmaster = server.process.pid
-    children = subprocess.run(["pgrep", "-P", str(postmaster)], capture_output=True, text=True, check=True).stdout
-    for process in [postmaster, *map(int, children.split())]:
+    for process in server.family():
         os.kill(process, number)
