@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from llm_operator.watch import WATCHED, watch
 log = logging.getLogger("llm_operator")
 REST_SECONDS = 5.0
 """How long a registry that does not answer is left alone."""
+CANCEL_AGAIN_SECONDS = 0.5
 
 
 async def run(settings: Settings, connections: Connections) -> None:
@@ -43,7 +44,7 @@ async def run(settings: Settings, connections: Connections) -> None:
     stop = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
-    await _first_to_end([asyncio.ensure_future(_serve(settings, connections)), asyncio.ensure_future(stop.wait())])
+    await _first_to_end([asyncio.create_task(_serve(settings, connections)), asyncio.create_task(stop.wait())])
 
 
 async def _serve(settings: Settings, connections: Connections) -> None:
@@ -112,29 +113,37 @@ async def _lead(
     async def handle(key: Key) -> Done:
         return await reconcile(key, outside, pace)
 
-    parts: list[Awaitable[None]] = [
+    parts: list[Coroutine[Any, Any, None]] = [
         *(work(queue, handle, settings.resync_seconds) for _ in range(settings.workers)),
         poll.run(settings.poll_seconds),
         lease.keep(),
         watch(queue.add, settings.watch_namespaces, lease.identity, hearing),
     ]
     try:
-        await _first_to_end([asyncio.ensure_future(part) for part in parts])
+        await _first_to_end([asyncio.create_task(part) for part in parts], CANCEL_AGAIN_SECONDS)
     finally:
         REGISTRY.unregister(outside.inventory)
         await pods.close()
         await prometheus.close()
 
 
-async def _first_to_end(tasks: list["asyncio.Future[Any]"]) -> None:
-    """Wait until one part ends, whole or broken, then end all of them."""
+async def _first_to_end(tasks: list["asyncio.Task[Any]"], again_seconds: float | None = None) -> None:
+    """Wait until one part ends, whole or broken, then end all of them.
+
+    A part can lose its cancellation: asyncio.gather raises the error of an awaitable that has failed in the same moment
+    instead, and whoever handles that error works on, though the lease is lost. So parts that have nothing to await at
+    their end are cancelled again every `again_seconds` until they have ended.
+    """
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        for task in tasks:
-            task.cancel()
+        pending = set(tasks)
+        while pending:
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=again_seconds)
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
