@@ -11,6 +11,7 @@ def series_in(expression: str) -> set[str]:
     """The names of a PromQL expression that are series: what is no label, function, keyword, variable or string."""
     bare = re.sub(r'"[^"]*"', "", expression)
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", bare)
+    bare = re.sub(r"\boffset\s+\w+", "", bare)
     bare = re.sub(r"\b(by|without|on|ignoring)\s*\([^)]*\)", "", bare)
     return {name for name in re.findall(r"[a-zA-Z_:][\w:]*(?!\w|\s*\()", bare) if name not in _WORDS}
 

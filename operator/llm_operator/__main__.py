@@ -103,7 +103,7 @@ async def _lead(
         image,
         lambda: datetime.now(UTC),
         prometheus=prometheus,
-        fetch_resources=settings.fetch_resources.manifest(),
+        fetch_resources=settings.fetch_resources.manifest() if settings.fetch_resources else {},
     )
     REGISTRY.register(outside.inventory)
     pace = Pace(settings.verify_seconds, settings.settle_seconds)

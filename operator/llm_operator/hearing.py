@@ -11,7 +11,8 @@ from llm_operator.cluster import path_of
 
 NOT_ASKED = "it has not been asked for yet; if this lasts, the API server does not know the kind: install its CRD"
 GRACE_SECONDS = 10.0
-"""A stream that ended is opened again within moments; only one that stays away so long is missed."""
+"""A stream that ended is opened again within moments; one that stays closed for longer counts as lost."""
+REFUSALS = (403, 404)
 
 
 @dataclass
@@ -24,6 +25,8 @@ class _Stream:
     """Whether it ever was open: the watcher opens it once the first list has been read to its end."""
     why: str = ""
     """How its last request went; empty before the first."""
+    refused: bool = False
+    """Whether that was for want of rights, or of the namespace: another process would be told the same."""
 
 
 class Hearing:
@@ -66,22 +69,22 @@ class Hearing:
             self._lost(stream, f"{type(error).__name__}: {error}")
             raise
         if answer.status >= 400:
-            self._lost(stream, f"{answer.status}: {_message(await answer.text())}")
+            self._lost(stream, f"{answer.status}: {_message(await answer.text())}", refused=answer.status in REFUSALS)
         elif stream is None:
             self._trouble = ""
         elif watching:
-            stream.lost_at, stream.opened = None, True
+            stream.lost_at, stream.opened, stream.refused = None, True, False
         elif not stream.opened:
             stream.why = "its first list is being read"
         return answer
 
-    def _lost(self, stream: _Stream | None, why: str) -> None:
+    def _lost(self, stream: _Stream | None, why: str, *, refused: bool = False) -> None:
         if stream is None:
             self._trouble = why
             return
         if stream.lost_at is None:
             stream.lost_at = self._clock()
-        stream.why = why
+        stream.why, stream.refused = why, refused
 
     def missing(self) -> list[str]:
         """One sentence for each stream that is not heard; empty: all are."""
@@ -104,9 +107,12 @@ class Hearing:
         return found
 
     def silence(self) -> float:
-        """Seconds for which the stream that has been missed longest has not been open; 0: all are open."""
-        now = self._clock()
-        return max((now - s.lost_at for s in self._streams.values() if s.lost_at is not None), default=0.0)
+        """Seconds for which the stream that has been missed longest has not been open; 0: all are open.
+
+        Without those that are refused: one namespace that is gone must not end the operator of all the others.
+        """
+        now, missed = self._clock(), [s for s in self._streams.values() if not s.refused]
+        return max((now - s.lost_at for s in missed if s.lost_at is not None), default=0.0)
 
     @staticmethod
     def _heard(stream: _Stream, now: float) -> bool:

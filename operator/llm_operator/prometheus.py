@@ -42,7 +42,11 @@ class HttpPrometheus:
                 "configuration (its chart's prometheusAllowed), or remove the gate's server"
             )
         try:
-            answer = await self._client(server).get(f"{server.rstrip('/')}/api/v1/query", params={"query": query})
+            client = self._client(server)
+        except (ValueError, ImportError) as error:
+            return Measured(waiting=f"the proxy for {server} can't be used ({error}): check HTTPS_PROXY and ALL_PROXY")
+        try:
+            answer = await client.get(f"{server.rstrip('/')}/api/v1/query", params={"query": query})
             if answer.status_code >= 500:
                 return Measured(waiting=f"{server} answers {answer.status_code}")
             return _read(answer.json(), server)
@@ -52,7 +56,10 @@ class HttpPrometheus:
             return Measured(waiting=f"what answers at {server} is not Prometheus")
 
     def _client(self, server: str) -> httpx.AsyncClient:
-        """One for each server, as each may have its own way. Raises ValueError for a proxy that can't be one."""
+        """One for each server, as each may have its own way.
+
+        Raises ValueError or ImportError for a proxy that can't be used.
+        """
         if server not in self._clients:
             self._clients[server] = httpx.AsyncClient(
                 transport=self._transport,

@@ -58,16 +58,20 @@ class PrometheusSettings(_Section):
     """Others that a gate may name, each written as here; no gate makes the operator ask any other address."""
 
 
-_Quantity = Annotated[str, BeforeValidator(str), Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?([kKMGT]i?|m)?$")]
+_Quantity = Annotated[
+    str,
+    BeforeValidator(str),
+    Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+|m|k|[MGTPE]|[KMGTPE]i)?$"),
+]
 
 
 class ContainerResources(_Section):
     """Compute resources of a container, as Kubernetes writes them."""
 
-    requests: dict[str, _Quantity] = Field(default_factory=lambda: {"cpu": "100m", "memory": "256Mi"})
-    """At least. Fetching was seen to take 136 MiB at most, whatever the model's size."""
-    limits: dict[str, _Quantity] = Field(default_factory=lambda: {"memory": "512Mi"})
-    """At most. No CPU limit: it would only make the download slower."""
+    requests: dict[str, _Quantity] | None = None
+    """At least; by default 100m of CPU and 256Mi: fetching takes 136 MiB at most, whatever the model's size."""
+    limits: dict[str, _Quantity] | None = None
+    """At most: by default 512Mi and no limit of CPU, which would only make the download slower."""
 
     def manifest(self) -> dict[str, dict[str, str]]:
         """As a container has it; what is empty is left out."""
@@ -80,7 +84,9 @@ class Settings(_Section):
     runtime_image: str
     """Image of the pods that serve, where an LLMDeployment names none: new revisions take it, running ones keep
     theirs."""
-    fetch_resources: ContainerResources = ContainerResources()
+    fetch_resources: ContainerResources | None = ContainerResources(
+        requests={"cpu": "100m", "memory": "256Mi"}, limits={"memory": "512Mi"}
+    )
     """Of the init container that fetches the model: new revisions take them, running ones keep theirs."""
     watch_namespaces: tuple[str, ...] = ()
     """Empty: the whole cluster."""

@@ -34,7 +34,7 @@ def quick(site: Site) -> Iterator[Site]:
     folder = FOLDER / "prometheus"
     shutil.copytree(SHIPPED / "prometheus", folder, dirs_exist_ok=True)
     shorten(folder / "prometheus.yml", r"(scrape_interval|evaluation_interval): \d+s", r"\1: 1s")
-    shorten(folder / "alerts.yml", r"for: \d+m", "for: 3s", r"\[\d+m\]", "[15s]")
+    shorten(folder / "alerts.yml", r"for: \d+m", "for: 3s", r"\[\d+m\]", "[15s]", r"offset \d+m", "offset 15s")
     override = FOLDER / "quick.yaml"
     override.write_text(QUICK.format(folder=folder))
     shipped = site.stack

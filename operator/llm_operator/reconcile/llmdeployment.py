@@ -5,7 +5,7 @@ import asyncio
 from pydantic import ValidationError
 
 from llm_operator import observe, plans
-from llm_operator.cluster import Cluster, NotFound, Refused
+from llm_operator.cluster import ApiError, Cluster, NotFound, Refused
 from llm_operator.crds import LLMDeploymentStatus
 from llm_operator.observe import Outside
 from llm_operator.plans import apikeys, conditions, faults, names
@@ -94,13 +94,13 @@ async def _apply(outside: Outside, observed: Observed, plan: Plan) -> Fault | No
 
     Pods are told of changed keys as soon as these are written: a revocation waits for no other object.
     """
-    cluster, found = outside.cluster, list[Fault]()
+    cluster, found, untold = outside.cluster, list[Fault](), None
     mounted = ("Secret", names.keys_secret(observed.meta))
     for manifest in plan.objects:
         try:
             await _put(outside, observed, manifest)
             if (manifest["kind"], manifest["metadata"]["name"]) == mounted:
-                await _nudge(cluster, observed, plan)
+                untold = await _nudge(cluster, observed, plan)
         except _NameTaken as error:
             found.append(Fault(Reason.NameTaken, str(error), terminal=True))
         except Refused as error:
@@ -113,7 +113,7 @@ async def _apply(outside: Outside, observed: Observed, plan: Plan) -> Fault | No
         meta = child["metadata"]
         await cluster.delete(child["kind"], meta["namespace"], meta["name"], meta["uid"])
     await _forget_credentials(outside, observed.meta, plan)
-    return None
+    return untold
 
 
 class _NameTaken(Exception):
@@ -151,17 +151,25 @@ async def _forget_credentials(outside: Outside, meta: Meta, plan: Plan) -> None:
         await outside.cluster.delete("Secret", meta.namespace, name, secret["metadata"]["uid"])
 
 
-async def _nudge(cluster: Cluster, observed: Observed, plan: Plan) -> None:
-    """A pod whose annotations change gets its Secret volumes refreshed at once, not within the kubelet's minute."""
+async def _nudge(cluster: Cluster, observed: Observed, plan: Plan) -> Fault | None:
+    """A pod whose annotations change gets its Secret volumes refreshed at once, not within the kubelet's minute.
 
-    async def touch(pod: str, digest: str) -> None:
+    Returns the first fault: the pods then learn of it later, and everything else goes on.
+    """
+
+    async def touch(pod: str, digest: str) -> Fault | None:
         change = {"metadata": {"annotations": {names.KEYS_ANNOTATION: digest}}}
         try:
             await cluster.patch("Pod", observed.meta.namespace, pod, change)
         except NotFound:
-            return
+            return None
+        except ApiError as error:
+            told = f"pod {pod} could not be told of changed keys, and sees them within a minute or two: {error}"
+            return Fault(Reason.ApplyFailed, told)
+        return None
 
-    await asyncio.gather(*(touch(pod, digest) for pod, digest in plan.nudge))
+    told = await asyncio.gather(*(touch(pod, digest) for pod, digest in plan.nudge))
+    return next((fault for fault in told if fault is not None), None)
 
 
 async def _report(outside: Outside, resource: Manifest, observed: Observed, plan: Plan, fault: Fault | None) -> None:

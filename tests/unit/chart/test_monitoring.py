@@ -26,7 +26,11 @@ ALERTS = [
 DASHBOARD = json.loads((FILES / "llm-operator.json").read_text())
 SOURCES = "".join(file.read_text() for file in (ROOT / "operator" / "llm_operator").rglob("*.py"))
 # Of kube-state-metrics, and of Prometheus itself.
-OTHERS = {"kube_pod_container_status_restarts_total", "up"}
+OTHERS = {
+    "kube_pod_container_status_last_terminated_reason",
+    "kube_pod_container_status_restarts_total",
+    "up",
+}
 LABELS = TARGET_LABELS | {
     "kind", "name", "type", "status", "reason", "outcome", "phase", "container", "connection", "result", "verb"
 }  # fmt: skip

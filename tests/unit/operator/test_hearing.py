@@ -79,6 +79,21 @@ async def test_a_kind_that_may_not_be_listed_is_named_with_the_api_servers_words
     assert hearing.missing() == ["the watch of Pod hears nothing: 403: pods is forbidden"]
 
 
+@pytest.mark.parametrize("status", [403, 404])
+async def test_a_namespace_that_is_gone_is_told_and_ends_nobody(status: int) -> None:
+    """Liveness can't mend rights: the operator would be ended every five minutes for all other namespaces, too."""
+    now = 0.0
+    hearing = Hearing(("Pod",), ("gone", "busy"), lambda: now)
+    hearing.begin()
+    await ask(hearing, "Pod", Answer(), watch=True, namespace="busy")
+    await ask(hearing, "Pod", Answer(status, "no"), namespace="gone")
+    now = 1000.0
+    assert hearing.silence() == 0
+    assert hearing.missing() == [f"the watch of Pod in namespace gone hears nothing: {status}: no"]
+    await ask(hearing, "Pod", Answer(500, "etcd is away"), namespace="gone")
+    assert hearing.silence() == 1000
+
+
 async def test_every_namespace_has_a_stream_of_its_own() -> None:
     hearing = Hearing(("Pod",), ("one", "two"))
     hearing.begin()

@@ -277,6 +277,13 @@ async def test_prometheus_is_asked_through_a_proxy_unless_its_network_is_left_ou
         assert len(proxy.asked) == asked
 
 
+async def test_a_proxy_of_an_unknown_kind_is_told_by_the_gate_and_ends_nothing(monkeypatch: Environment) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "carrier-pigeon://127.0.0.1:9")
+    prometheus = HttpPrometheus("http://prometheus.example")
+    assert "the proxy for http://prometheus.example can't be used" in (await prometheus.query("", "up")).waiting
+    await prometheus.close()
+
+
 async def test_pods_are_never_asked_through_a_proxy(monkeypatch: Environment) -> None:
     async with proxying() as proxy:
         set_proxy(monkeypatch, proxy)

@@ -125,3 +125,20 @@ async def test_pods_are_nudged_once_per_change_of_the_keys() -> None:
     world.cluster.writes.clear()
     await look(world, BOT)
     assert world.cluster.writes == []
+
+
+async def test_a_pod_that_may_not_be_told_holds_up_nothing_else() -> None:
+    world = World()
+    await world.deploy()
+    await look(world, BOT)
+    revision = world.status()["candidate"]["revision"]
+    labels = {"llm-operator.dev/deployment": "bot", "llm-operator.dev/revision": revision}
+    meta = {"name": "pod", "namespace": NAMESPACE, "labels": labels}
+    await world.cluster.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta})
+    world.cluster.refuses = {"Pod"}
+    await world.put("ApiKey", "team", {"deployments": ["bot"]})
+    await look(world)
+    with pytest.raises(Retry, match="pod pod could not be told of changed keys"):
+        await look(world, BOT)
+    assert known(world)["keys"], "the Secret is written all the same"
+    assert world.condition("Applied")["reason"] == "ApplyFailed"

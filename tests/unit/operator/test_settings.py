@@ -32,6 +32,26 @@ def test_a_wrong_file_is_refused_with_the_name_of_the_culprit(tmp_path: Path, te
         load(written(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("written_as", "manifest"),
+    [
+        ("", {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}}),
+        ("fetchResources: {requests: {memory: 1Gi}, limits: null}", {"requests": {"memory": "1Gi"}}),
+        ("fetchResources: {}", {}),
+        ("fetchResources: {limits: {memory: 1e9}}", {"limits": {"memory": "1e9"}}),
+    ],
+)
+def test_what_is_switched_off_stays_off(tmp_path: Path, written_as: str, manifest: dict[str, object]) -> None:
+    """helm writes null where somebody takes a default away; it used to come back."""
+    found = load(written(tmp_path, f"runtimeImage: a\n{written_as}")).fetch_resources
+    assert found is not None
+    assert found.manifest() == manifest
+
+
+def test_no_resources_at_all_are_allowed(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "runtimeImage: a\nfetchResources: null")).fetch_resources is None
+
+
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--config"):
         load(tmp_path / "absent.yaml")
