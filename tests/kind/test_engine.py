@@ -106,7 +106,7 @@ def test_a_dead_engine_is_told_and_back_within_seconds(site: Site, mortal: Front
     assert (ended["exitCode"], ended["reason"]) != (0, "Completed")
 
 
-def test_a_limit_that_is_too_small_is_refused_before_the_weights_are_read(site: Site, bot: Front) -> None:
+def test_a_limit_that_is_too_small_is_told_with_the_field_to_raise(site: Site, bot: Front) -> None:
     small = DEPLOYMENT.replace("memory: 1536Mi", "memory: 200Mi").replace("memory: 256Mi", "memory: 64Mi")
     site.cluster.kubectl("apply", "-f", "-", stdin=small)
     front = Front(site, NAME)
