@@ -18,6 +18,13 @@ FOLDER = ROOT / ".e2e-kind"
 EXIT_MACHINE_LACKS = 3
 """The exit status where this machine can't run a cluster; nothing has failed then, and nothing was tested."""
 
+NEXT = """\
+Both images are in the nodes; the operator is not installed, and no MLflow runs inside. Next, with the address of an MLflow
+server that pods can reach:
+  export KUBECONFIG={kubeconfig} PATH="$(hack/kube/build):$PATH"
+  helm install llm-operator charts/llm-operator --namespace llm-operator-system --create-namespace \\
+    --set image.tag=kind --set runtime.image.tag=kind --set connections.default.trackingUri=http://HOST:5000"""
+
 
 def main() -> None:
     """Parse the command line and do it; a failure is one line."""
@@ -63,7 +70,7 @@ def load(cluster: KindCluster, phases: Phases) -> None:
 def verb_up(arguments: argparse.Namespace, _: list[str]) -> int:
     phases = Phases(say)
     cluster = up(arguments, phases)
-    say(f"\n{phases.table()}\n\nexport KUBECONFIG={cluster.kubeconfig}")
+    say(f"\n{phases.table()}\n\n{NEXT.format(kubeconfig=cluster.kubeconfig)}")
     return 0
 
 
