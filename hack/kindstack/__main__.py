@@ -19,8 +19,8 @@ EXIT_MACHINE_LACKS = 3
 """The exit status where this machine can't run a cluster; nothing has failed then, and nothing was tested."""
 
 NEXT = """\
-Both images are in the nodes; the operator is not installed, and no MLflow runs inside. Next, with the address of an MLflow
-server that pods can reach:
+Both images are in the nodes; the operator is not installed, and no MLflow runs inside. Next, with the address
+of an MLflow server that pods can reach:
   export KUBECONFIG={kubeconfig} PATH="$(hack/kube/build):$PATH"
   helm install llm-operator charts/llm-operator --namespace llm-operator-system --create-namespace \\
     --set image.tag=kind --set runtime.image.tag=kind --set connections.default.trackingUri=http://HOST:5000"""
