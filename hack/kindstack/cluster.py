@@ -16,7 +16,7 @@ from kindstack import engine as engines
 from kindstack import node_image, programs
 from kindstack.engine import NETWORK, Engine
 from kindstack.phases import Phases
-from kindstack.shell import KindError, MachineLacks, run
+from kindstack.shell import KindError, run
 
 CHUNK = 1 << 20
 READY_SECONDS = 180
@@ -61,13 +61,30 @@ class KindCluster:
         """
         folder = folder.resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        if (free := shutil.disk_usage(folder).free >> 30) < FREE_GIB:
-            raise MachineLacks(f"{FREE_GIB} GiB of free disk are needed for nodes and images, {free} GiB are free")
-        number = int(hashlib.sha256(str(folder).encode()).hexdigest()[:8], 16)
         with phases("kind (Go build)"):
             program = programs.kind(phases.progress)
         with phases("Docker engine"):
             engine = engines.find(program, phases.progress)
+        try:
+            engines.require_space(engine, FREE_GIB)
+            return cls._start(folder, tools, phases, program, engine, image, workers)
+        except BaseException:
+            engines.stop(engine)
+            raise
+
+    @classmethod
+    def _start(
+        cls,
+        folder: Path,
+        tools: Path,
+        phases: Phases,
+        program: Path,
+        engine: Engine,
+        image: str | None,
+        workers: int,
+    ) -> KindCluster:
+        """The part of `start` that needs an engine; the caller ends that one where this fails."""
+        number = int(hashlib.sha256(str(folder).encode()).hexdigest()[:8], 16)
         with phases("node image"):
             node = node_image.choose(engine, image, phases.progress)
         state = State(
@@ -216,7 +233,13 @@ class KindCluster:
     def host_address(self) -> str:
         """An address of this machine that nodes and pods reach: that of the nodes' network."""
         configs = json.loads(self.engine.docker("network", "inspect", "--format", "{{json .IPAM.Config}}", NETWORK))
-        return next(str(each["Gateway"]) for each in configs if "." in each.get("Gateway", ""))
+        for each in configs or []:
+            if "." in each.get("Gateway", ""):
+                return str(each["Gateway"])
+        raise KindError(
+            f"the Docker network {NETWORK} has no IPv4 gateway, by which nodes reach this machine: remove it "
+            f"(docker network rm {NETWORK}), and kind makes it anew with one"
+        )
 
     def service_address(self, name: str, namespace: str = "default", port: int | None = None) -> str:
         """Where clients on this machine reach a Service, like http://10.101.3.4:8000; its first port by default."""

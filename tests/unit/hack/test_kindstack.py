@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kindstack import __main__ as main
-from kindstack import engine, node_image, shell
-from kindstack.cluster import KindCluster
+from kindstack import base, engine, node_image, programs, shell
+from kindstack.cluster import KindCluster, State
 from kindstack.phases import Phases
 from kindstack.shell import KindError, MachineLacks
 
@@ -20,6 +20,16 @@ PRIVILEGED = {
     "oomScoreAdj": -998,
     "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1048576, "soft": 1048576}],
 }
+
+STATE = State(
+    name="llm-operator-0",
+    image="node:1",
+    own_engine=True,
+    docker_environment={},
+    kind="kind",
+    tools="/tools",
+    services="10.100.0.0/16",
+)
 
 
 def wrapped(*arguments: str, cwd: Path) -> str:
@@ -124,3 +134,188 @@ def test_the_images_of_the_pods_network_are_those_in_the_node() -> None:
     """No registry has them: a name that differs would be an image that never comes."""
     manifests = (node_image.RECIPE / "manifests" / "default-cni.yaml").read_text()
     assert sorted(re.findall(r"image: (\S+)", manifests)) == sorted(node_image.NETWORK)
+
+
+class Recorder(engine.Engine):
+    """An engine that answers from a table of first words, and keeps what it was asked."""
+
+    def __init__(self, own: bool = True, **said: str | KindError) -> None:
+        super().__init__(own=own)
+        object.__setattr__(self, "said", said)
+        object.__setattr__(self, "asked", [])
+
+    def docker(self, *words: object, **_: object) -> str:
+        self.asked.append(words)  # type: ignore[attr-defined]
+        answer: str | KindError = self.said.get(str(words[0]), "")  # type: ignore[attr-defined]
+        if isinstance(answer, KindError):
+            raise answer
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("words", "verb", "tests"),
+    [
+        ([], "test", ["tests/kind"]),
+        (["up"], "up", None),
+        (["--image", "node:1", "up"], "up", None),
+        (["-k", "keys"], "test", ["tests/kind", "-k", "keys"]),
+        (["test", "-k", "docs"], "test", ["tests/kind", "-k", "docs"]),
+        (["tests/kind/test_keys.py", "-x"], "test", ["tests/kind/test_keys.py", "-x"]),
+        (["tests/kind/test_keys.py::test_a"], "test", ["tests/kind/test_keys.py::test_a"]),
+        (["--ignore", "tests/kind/test_keys.py"], "test", ["tests/kind", "--ignore", "tests/kind/test_keys.py"]),
+    ],
+)
+def test_words_without_a_verb_are_for_pytest_and_a_path_replaces_the_suite(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], verb: str, tests: list[str] | None
+) -> None:
+    called: list[tuple[str, list[str]]] = []
+    for name in main.VERBS:
+        monkeypatch.setitem(main.VERBS, name, lambda _, rest, name=name: called.append((name, rest)) or 0)
+    monkeypatch.setattr(sys, "argv", ["hack/e2e-kind", *words, "--tools", "/tools"])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 0
+    assert [each for each, _ in called] == [verb]
+    if tests is not None:
+        assert shell.selection("tests/kind", called[0][1]) == tests
+
+
+@pytest.mark.parametrize("verb", ["up", "load", "down"])
+def test_a_word_that_a_verb_would_ignore_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    monkeypatch.setitem(main.VERBS, verb, lambda *_: 0)
+    monkeypatch.setattr(sys, "argv", ["hack/e2e-kind", verb, "--imgae", "node:1", "--tools", "/tools"])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 1
+    assert f"{verb} takes no --imgae node:1" in capsys.readouterr().out
+
+
+def test_a_start_that_fails_ends_the_engine_that_it_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ended: list[engine.Engine] = []
+    ours = Recorder(images="", manifest=KindError("no such image"))
+    monkeypatch.setattr(programs, "kind", lambda _: Path("/bin/true"))
+    monkeypatch.setattr(engine, "find", lambda *_: ours)
+    monkeypatch.setattr(engine, "require_space", lambda *_: None)
+    monkeypatch.setattr(engine, "stop", ended.append)
+    with pytest.raises(KindError, match="check KIND_IMAGE"):
+        KindCluster.start(tmp_path, tmp_path, Phases(lambda _: None), image="no/such:image")
+    assert ended == [ours]
+
+
+@pytest.mark.parametrize("trouble", ["it does not answer", "it can't start privileged containers"])
+def test_an_engine_that_is_of_no_use_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trouble: str) -> None:
+    (tmp_path / "dockerd").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "dockerd").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(engine, "FOLDER", tmp_path / "engine")
+    monkeypatch.setattr(engine, "START_SECONDS", 1)
+    monkeypatch.setattr(engine.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(engine, "may_raise_limits", lambda: True)
+    monkeypatch.setattr(engine, "answers", lambda _: "answer" not in trouble)
+    monkeypatch.setattr(engine, "refusal", lambda *_: trouble)
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def keep(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
+        started.append(popen(*arguments, **options))  # type: ignore[call-overload]
+        return started[-1]
+
+    monkeypatch.setattr(engine.subprocess, "Popen", keep)
+    with pytest.raises(KindError):
+        engine.start(Path("/bin/true"), lambda _: None)
+    running = [process for process in started if process.poll() is None]
+    for process in running:
+        process.kill()
+    assert len(started) == 1
+    assert not running
+
+
+def test_an_engine_that_has_ended_is_not_looked_for_by_its_old_number(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(engine, "FOLDER", tmp_path)
+    with subprocess.Popen(["sleep", "60"]) as another:
+        (tmp_path / "docker.pid").write_text(str(another.pid))
+        engine.stop(Recorder(ps=KindError("no engine answers")))
+        assert another.poll() is None
+        another.kill()
+
+
+def test_free_space_is_asked_of_the_disk_that_the_engine_writes_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def usage(folder: object) -> object:
+        asked.append(str(folder))
+        if "elsewhere" in str(folder):
+            raise FileNotFoundError(folder)
+        return engine.shutil._ntuple_diskusage(100 << 30, 99 << 30, 1 << 30)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(engine, "FOLDER", tmp_path)
+    monkeypatch.setattr(engine.shutil, "disk_usage", usage)
+    with pytest.raises(MachineLacks, match="1 GiB are free in /mnt/docker"):
+        engine.require_space(Recorder(own=False, info="/mnt/docker\n"), 15)
+    with pytest.raises(MachineLacks, match=f"free in {tmp_path}"):
+        engine.require_space(Recorder(own=True), 15)
+    engine.require_space(Recorder(own=False, info="/elsewhere\n"), 15)
+    assert asked == ["/mnt/docker", str(tmp_path), "/elsewhere"]
+
+
+def test_the_runtime_wrapper_takes_paths_with_blanks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "a folder's"
+    folder.mkdir()
+    monkeypatch.setattr(engine, "FOLDER", folder)
+    runc = folder / "runc"
+    runc.write_text('#!/bin/sh\necho "$@"\n')
+    runc.chmod(0o755)
+    monkeypatch.setattr(engine.shutil, "which", lambda _: str(runc))
+    said = subprocess.run([engine.runtime_wrapper(), "delete", "a b"], capture_output=True, text=True)
+    assert said.stdout == "delete a b\n", said.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("https://packages.example/simple/", "https://packages.example/simple/"),
+        ("https://a/simple  https://b/simple", '"https://a/simple https://b/simple"'),
+        ("https://a/simple\nhttps://b/simple", '"https://a/simple https://b/simple"'),
+        ("https://me:pa$word@a/simple", '"https://me:pa\\$word@a/simple"'),
+        ('say "é"', '"say \\"é\\""'),
+    ],
+)
+def test_a_setting_reaches_the_image_as_it_is(value: str, written: str) -> None:
+    assert base.quoted(value) == written
+
+
+def test_images_of_another_cluster_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, ours = "registry.k8s.io/pause:3.10", "localhost/podnet:1"
+    tags = {theirs: "theirs"}
+
+    class Tagging(engine.Engine):
+        def docker(self, *words: object, **_: object) -> str:
+            name = str(words[-1])
+            if words[0] == "images":
+                return tags.get(name, "")
+            if words[:2] == ("image", "inspect"):
+                return tags[name]
+            if words[0] == "tag":
+                tags[name] = str(words[1])
+            if words[0] == "rmi":
+                for each in words[1:]:
+                    del tags[str(each)]
+            return "container"
+
+    monkeypatch.setattr(node_image, "image_names", lambda *_: {"pause": [theirs], "kubernetes": [ours]})
+    made = {"pause": "made-pause", "kubernetes": "made-kubernetes", "node": "made-node"}
+    node_image.preload(Tagging(own=False), made, "node", lambda _: None)
+    assert tags == {theirs: "theirs"}
+
+
+def test_a_network_of_nodes_without_ipv4_is_told(tmp_path: Path) -> None:
+    cluster = KindCluster(tmp_path, STATE)
+    cluster.engine = Recorder(network='[{"Subnet": "fc00::/64", "Gateway": "fc00::1"}]')
+    with pytest.raises(KindError, match="network kind has no IPv4 gateway"):
+        cluster.host_address()
