@@ -2,14 +2,17 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
+from dataclasses import asdict
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
 from kindstack import __main__ as main
-from kindstack import base, engine, node_image, programs, shell
+from kindstack import base, cluster, engine, networks, node_image, programs, shell
 from kindstack.cluster import KindCluster, State
 from kindstack.phases import Phases
 from kindstack.shell import KindError, MachineLacks
@@ -315,7 +318,96 @@ def test_images_of_another_cluster_keep_their_names(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_network_of_nodes_without_ipv4_is_told(tmp_path: Path) -> None:
-    cluster = KindCluster(tmp_path, STATE)
-    cluster.engine = Recorder(network='[{"Subnet": "fc00::/64", "Gateway": "fc00::1"}]')
+    without = KindCluster(tmp_path, STATE)
+    without.engine = Recorder(network='[{"Subnet": "fc00::/64", "Gateway": "fc00::1"}]')
     with pytest.raises(KindError, match="network kind has no IPv4 gateway"):
-        cluster.host_address()
+        without.host_address()
+
+
+def test_a_cluster_takes_no_network_that_this_machine_has_a_way_to() -> None:
+    assert networks.free(networks.SERVICES, 7, []) == "10.107.0.0/16"
+    beside = [IPv4Network("10.149.0.0/16"), IPv4Network("10.100.4.0/24")]
+    assert networks.free(networks.SERVICES, 49, beside) == "10.101.0.0/16"
+    assert networks.free(networks.PODS, 49, beside) == "10.199.0.0/16"
+    # A wide route leaves no network free: a part of it in which no other route ends does as well.
+    assert networks.free(networks.SERVICES, 49, [IPv4Network("10.0.0.0/8"), *beside]) == "10.101.0.0/16"
+    with pytest.raises(KindError, match="ip route"):
+        networks.free(networks.SERVICES, 0, [IPv4Network(f"10.{100 + each}.1.0/24") for each in range(50)])
+
+
+def test_routes_are_read_from_ip_else_from_the_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    listed = '[{"dst": "default", "dev": "eth0"}, {"dst": "10.119.0.0/16"}, {"dst": "192.0.2.7"}]'
+    monkeypatch.setattr(networks, "run", lambda *_: listed)
+    assert networks.routed() == [IPv4Network("10.119.0.0/16"), IPv4Network("192.0.2.7/32")]
+    table = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
+    rows = (("0.0.0.0", "0.0.0.0"), ("10.119.0.0", "255.255.0.0"))
+    for address, mask in rows:
+        numbers = [int.from_bytes(socket.inet_aton(each), sys.byteorder) for each in (address, mask)]
+        table += f"eth0\t{numbers[0]:08X}\t00000000\t0001\t0\t0\t0\t{numbers[1]:08X}\t0\t0\t0\n"
+    (tmp_path / "route").write_text(table)
+    monkeypatch.setattr(networks, "TABLE", tmp_path / "route")
+    monkeypatch.setattr(networks, "run", lambda *_: "not JSON")
+    assert networks.routed() == [IPv4Network("10.119.0.0/16")]
+
+
+class Clusters:
+    """kind, kubectl and an engine, as far as a cluster's start and end ask them; `words` are all they were asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *listed: str) -> None:
+        self.words: list[tuple[str, ...]] = []
+        self.listed = list(listed)
+        monkeypatch.setattr(cluster, "run", self.run)
+        monkeypatch.setattr(engine.Engine, "docker", self.docker)
+        monkeypatch.setattr(engine, "find", lambda *_: engine.Engine(own=False))
+        monkeypatch.setattr(engine, "require_space", lambda *_: None)
+        monkeypatch.setattr(programs, "kind", lambda _: Path("kind"))
+        monkeypatch.setattr(node_image, "choose", lambda *_: "node:1")
+        monkeypatch.setattr(networks, "routed", lambda: [])
+
+    def run(self, *words: object, **_: object) -> str:
+        self.words.append(tuple(map(str, words)))
+        return "\n".join(self.listed) if words[1:3] == ("get", "clusters") else ""
+
+    def docker(self, *words: object, **_: object) -> str:
+        self.words.append(tuple(map(str, words)))
+        return "172.18.0.2\n" if words[0] == "inspect" else ""
+
+    @property
+    def routes(self) -> list[str]:
+        """What was asked of `ip route`."""
+        return [" ".join(words[words.index("route") + 1 :]) for words in self.words if "route" in words]
+
+
+def test_a_route_is_removed_by_the_address_that_it_was_made_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = Clusters(monkeypatch)
+    started = KindCluster.start(tmp_path, tmp_path, Phases(lambda _: None))
+    services = started.state.services
+    assert asked.routes == [f"add {services} via 172.18.0.2"], "not replace: it would take another's route over"
+    # Another process, and a cluster whose containers somebody has removed: kind does not list it.
+    KindCluster.attach(tmp_path).stop()
+    assert asked.routes[1:] == [f"del {services} via 172.18.0.2"]
+    assert not (tmp_path / "state.json").exists()
+
+
+def test_a_start_removes_the_route_of_a_run_that_was_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = Clusters(monkeypatch)
+    (tmp_path / "state.json").write_text(
+        json.dumps({**asdict(STATE), "services": "10.142.0.0/16", "via": "172.18.0.9"})
+    )
+    KindCluster.start(tmp_path, tmp_path, Phases(lambda _: None))
+    assert asked.routes[0] == "del 10.142.0.0/16 via 172.18.0.9"
+
+
+def test_a_start_that_has_made_no_route_removes_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = Clusters(monkeypatch, STATE.name)
+    KindCluster(tmp_path, STATE).stop()
+    assert asked.routes == []
+    assert ("kind", "delete", "cluster") in [words[:3] for words in asked.words]
+
+
+def test_the_state_of_an_older_checkout_can_be_read(tmp_path: Path) -> None:
+    old = {name: each for name, each in asdict(STATE).items() if name not in ("pods", "via")}
+    (tmp_path / "state.json").write_text(json.dumps(old))
+    assert KindCluster.attach(tmp_path).state == STATE
