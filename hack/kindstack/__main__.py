@@ -78,7 +78,7 @@ def verb_load(_: argparse.Namespace, __: list[str]) -> int:
 
 def verb_down(_: argparse.Namespace, __: list[str]) -> int:
     if (FOLDER / "state.json").exists():
-        KindCluster.attach(FOLDER).stop()
+        KindCluster.attach(FOLDER).remove(say)
     return 0
 
 

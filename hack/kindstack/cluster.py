@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -144,9 +144,43 @@ class KindCluster:
     def stop(self) -> None:
         """Remove the cluster, and end the engine if it is ours. Safe to call twice."""
         self._delete()
+        self._forget()
+        engines.stop(self.engine)
+
+    def remove(self, progress: Callable[[str], None]) -> None:
+        """`stop` for a cluster of another process, whose engine may have ended since, as with the machine.
+
+        One of ours is started for it, as the cluster's containers lie there. Raises KindError where a person's does not
+        answer.
+        """
+        if not engines.answers(self.engine):
+            if not self.state.own_engine:
+                raise KindError(
+                    f"the Docker engine of the cluster {self.name} does not answer: start it, and repeat this"
+                )
+            try:
+                engines.start(Path(self.state.kind), progress)
+            except KindError as error:
+                if os.geteuid() != 0 or engines.alive():
+                    raise  # It may well run, with the cluster in it.
+                progress(f"the engine of {self.name} can't be started any more, so that nothing of it runs: {error}")
+                self._forget()
+                return
+        self.stop()
+
+    def running(self) -> bool:
+        """Whether the engine has the cluster and its API server is ready: a folder's files outlive both."""
+        try:
+            if self.name not in self._kind("get", "clusters").split():
+                return False
+            self.kubectl("get", "--raw", "/readyz", "--request-timeout=5s")
+        except KindError:
+            return False
+        return True
+
+    def _forget(self) -> None:
         for left in ("kubeconfig", "state.json", "kind.yaml"):
             (self.folder / left).unlink(missing_ok=True)
-        engines.stop(self.engine)
 
     def _kind(self, *arguments: str | Path) -> str:
         return run(self.state.kind, *arguments, env=self.engine.environment)

@@ -107,8 +107,12 @@ def start(static_program: Path, progress: Callable[[str], None]) -> Engine:
     engine = Engine(own=True, environment={"DOCKER_HOST": f"unix://{FOLDER / 'docker.sock'}"})
     if (FOLDER / "docker.sock").exists() and answers(engine):
         return engine
+    if alive():
+        raise KindError(
+            f"the Docker engine in {FOLDER} runs and does not answer: wait, or end it (its log: dockerd.log)"
+        )
     FOLDER.mkdir(parents=True, exist_ok=True)
-    # Left by an engine that was killed; a live one would have answered.
+    # Left by an engine that was killed.
     for leftover in ("docker.pid", "docker.sock"):
         (FOLDER / leftover).unlink(missing_ok=True)
     command = [
@@ -131,6 +135,15 @@ def start(static_program: Path, progress: Callable[[str], None]) -> Engine:
             process.wait(START_SECONDS)
         raise
     return engine
+
+
+def alive() -> bool:
+    """Whether an engine of ours runs, also one that is too busy to answer; its number alone may be another's by now."""
+    try:
+        pid = (FOLDER / "docker.pid").read_text().strip()
+        return str(FOLDER / "docker.sock").encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def await_start(engine: Engine, process: subprocess.Popen[bytes], progress: Callable[[str], None]) -> None:

@@ -1,5 +1,6 @@
 """hack/kindstack: what it decides before there is a cluster."""
 
+import argparse
 import json
 import re
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from devstack.cluster import create_kind
 from kindstack import __main__ as main
 from kindstack import base, cluster, engine, networks, node_image, programs, shell
 from kindstack.cluster import KindCluster, State
@@ -411,3 +413,92 @@ def test_the_state_of_an_older_checkout_can_be_read(tmp_path: Path) -> None:
     old = {name: each for name, each in asdict(STATE).items() if name not in ("pods", "via")}
     (tmp_path / "state.json").write_text(json.dumps(old))
     assert KindCluster.attach(tmp_path).state == STATE
+
+
+@pytest.mark.parametrize(("listed", "ready"), [([], True), ([STATE.name], False), ([STATE.name], True)])
+def test_a_kind_cluster_is_used_again_only_while_it_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listed: list[str], ready: bool
+) -> None:
+    asked = Clusters(monkeypatch, *listed)
+    lines: list[str] = []
+    (tmp_path / "state.json").write_text(json.dumps(asdict(STATE)))
+    (tmp_path / "kubeconfig").touch()
+
+    def run(*words: object, **options: object) -> str:
+        if "/readyz" in words and not ready:
+            raise KindError("connection refused")
+        return asked.run(*words, **options)
+
+    monkeypatch.setattr(cluster, "run", run)
+    create_kind(tmp_path, None, tmp_path, lines.append)
+    made = ("kind", "create", "cluster") in [words[:3] for words in asked.words]
+    assert made is not (bool(listed) and ready)
+    assert any("does not run any more" in line for line in lines) is made
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_a_cluster_of_a_dead_engine_of_ours_can_be_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], starts: bool
+) -> None:
+    started: list[Path] = []
+
+    def start(program: Path, _: object) -> None:
+        if not starts:
+            raise MachineLacks("no engine is installed")
+        started.append(program)
+
+    def run(*words: object, **_: object) -> str:
+        if not started:
+            raise KindError("failed to list clusters: no engine answers")
+        return ""
+
+    monkeypatch.setattr(cluster, "run", run)
+    monkeypatch.setattr(engine, "answers", lambda _: bool(started))
+    monkeypatch.setattr(engine, "start", start)
+    monkeypatch.setattr(engine, "stop", lambda _: None)
+    monkeypatch.setattr(engine, "FOLDER", tmp_path / "engine")
+    monkeypatch.setattr(cluster.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(main, "FOLDER", tmp_path)
+    (tmp_path / "state.json").write_text(json.dumps(asdict(STATE)))
+    assert main.verb_down(argparse.Namespace(), []) == 0
+    assert not (tmp_path / "state.json").exists()
+    assert started == ([Path("kind")] if starts else [])
+    assert ("no engine is installed" in capsys.readouterr().out) is not starts
+
+
+def test_a_cluster_in_a_persons_engine_is_kept_in_mind_until_that_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(engine, "answers", lambda _: False)
+    monkeypatch.setattr(main, "FOLDER", tmp_path)
+    (tmp_path / "state.json").write_text(json.dumps({**asdict(STATE), "own_engine": False}))
+    with pytest.raises(KindError, match="does not answer: start it"):
+        main.verb_down(argparse.Namespace(), [])
+    assert (tmp_path / "state.json").exists()
+
+
+def test_without_root_the_state_of_roots_cluster_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(engine, "answers", lambda _: False)
+    monkeypatch.setattr(engine.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(main, "FOLDER", tmp_path)
+    (tmp_path / "state.json").write_text(json.dumps(asdict(STATE)))
+    with pytest.raises(MachineLacks, match="run this as root"):
+        main.verb_down(argparse.Namespace(), [])
+    assert (tmp_path / "state.json").exists()
+
+
+def test_an_engine_that_is_too_busy_to_answer_keeps_its_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    (tmp_path / "dockerd").write_text("#!/bin/sh\n")
+    (tmp_path / "dockerd").chmod(0o755)
+    monkeypatch.setattr(engine, "FOLDER", tmp_path)
+    monkeypatch.setattr(engine, "answers", lambda _: False)
+    monkeypatch.setattr(engine.os, "geteuid", lambda: 0)
+    (tmp_path / "docker.sock").touch()
+    with subprocess.Popen(["sh", "-c", "read word", f"unix://{tmp_path}/docker.sock"], stdin=subprocess.PIPE) as daemon:
+        (tmp_path / "docker.pid").write_text(str(daemon.pid))
+        with pytest.raises(KindError, match="runs and does not answer"):
+            engine.start(Path("/bin/true"), lambda _: None)
+        daemon.kill()
+    assert (tmp_path / "docker.sock").exists()
+    assert not engine.alive()
