@@ -105,7 +105,7 @@ class Cluster:
             control_plane.stop(self.folder)
             shutil.rmtree(self.folder, ignore_errors=True)
         elif self.kind == "kind" and (self.folder / "state.json").exists():
-            KindCluster.attach(self.folder).stop()
+            KindCluster.attach(self.folder).remove(complain)
 
     def environment(self) -> dict[str, str]:
         """The environment for programs that talk to this cluster: KUBECONFIG, and PATH with kubectl and helm.
@@ -192,7 +192,10 @@ def create_kind(folder: Path, image: str | None, programs: Path, progress: Calla
     """One kind cluster per folder, named after it so that two checkouts do not share one. `image` is the nodes'."""
     try:
         if (folder / "state.json").exists() and (folder / "kubeconfig").exists():
-            return KindCluster.attach(folder).kubeconfig
+            existing = KindCluster.attach(folder)
+            if existing.running():
+                return existing.kubeconfig
+            progress(f"the kind cluster of {folder} does not run any more: making it anew")
         return KindCluster.start(
             folder, programs, Phases(progress), image=image or os.environ.get("KIND_IMAGE"), workers=0
         ).kubeconfig

@@ -12,7 +12,7 @@ from pathlib import Path
 from kindstack import images
 from kindstack.cluster import KindCluster
 from kindstack.phases import Phases
-from kindstack.shell import ROOT, KindError, MachineLacks
+from kindstack.shell import ROOT, KindError, MachineLacks, selection, verb_of
 
 FOLDER = ROOT / ".e2e-kind"
 EXIT_MACHINE_LACKS = 3
@@ -29,16 +29,20 @@ of an MLflow server that pods can reach:
 def main() -> None:
     """Parse the command line and do it; a failure is one line."""
     parser = argparse.ArgumentParser(
-        prog="hack/e2e-kind", description="The suite of tests/kind on a real kind cluster."
+        prog="hack/e2e-kind",
+        usage="%(prog)s [test|up|load|down] [--image NODE-IMAGE] [pytest arguments]",
+        description="The suite of tests/kind on a real kind cluster.",
+        # Else pytest's --im… would be one of these.
+        allow_abbrev=False,
     )
-    parser.add_argument("verb", nargs="?", default="test", choices=("test", "up", "load", "down"))
     parser.add_argument("--image", default=os.environ.get("KIND_IMAGE"), help="the nodes' image, also KIND_IMAGE")
     parser.add_argument("--tools", type=Path, required=True, help="folder of kubectl and helm: hack/kube/build")
     arguments, rest = parser.parse_known_args()
     # A run that is ended by its caller removes its cluster, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        sys.exit(VERBS[arguments.verb](arguments, rest))
+        verb, rest = verb_of(rest, VERBS)
+        sys.exit(VERBS[verb](arguments, rest))
     except KindError as error:
         say(f"e2e-kind: {error}")
         sys.exit(EXIT_MACHINE_LACKS if isinstance(error, MachineLacks) else 1)
@@ -81,7 +85,7 @@ def verb_load(_: argparse.Namespace, __: list[str]) -> int:
 
 def verb_down(_: argparse.Namespace, __: list[str]) -> int:
     if (FOLDER / "state.json").exists():
-        KindCluster.attach(FOLDER).stop()
+        KindCluster.attach(FOLDER).remove(say)
     return 0
 
 
@@ -90,7 +94,7 @@ def verb_test(arguments: argparse.Namespace, rest: list[str]) -> int:
     with up(arguments, phases):
         with phases("tests/kind"):
             # With the names and figures of tests as they run: they take minutes.
-            command = [sys.executable, "-m", "pytest", "tests/kind", "-v", "-s", "--durations=12", *rest]
+            command = [sys.executable, "-m", "pytest", "-v", "-s", "--durations=12", *selection("tests/kind", rest)]
             status = subprocess.run(command, cwd=ROOT).returncode
         phases.write(FOLDER / "phases.json")
     say(f"\n{phases.table()}")

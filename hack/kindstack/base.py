@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -74,7 +76,7 @@ def for_building(engine: Engine, base: str) -> str:
                 shutil.copyfile(source, context / str(number))
                 lines.append(f"COPY {number} {target}")
         lines.append(f"ENV PIP_CERT={CERTIFICATES} SSL_CERT_FILE={CERTIFICATES} REQUESTS_CA_BUNDLE={CERTIFICATES}")
-        lines += [f"ENV {name}={os.environ[name]}" for name in VARIABLES if os.environ.get(name)]
+        lines += [f"ENV {name}={quoted(os.environ[name])}" for name in VARIABLES if os.environ.get(name)]
         (context / "Dockerfile").write_text("\n".join(lines) + "\n")
         files = sorted(context.iterdir())
         content = hashlib.sha256(b"".join(file.read_bytes() for file in files) + identity(engine, base)).hexdigest()[
@@ -84,6 +86,14 @@ def for_building(engine: Engine, base: str) -> str:
         if not engine.has(name):
             engine.docker("build", "--network", "host", "--tag", name, folder)
     return name
+
+
+def quoted(value: str) -> str:
+    """A value as a Dockerfile's ENV takes it: a blank would end it, and a $ would stand for a variable."""
+    if re.fullmatch(r"[\w./:@%+=,?&~-]+", value):
+        return value
+    # Whitespace of any kind separates indexes, and a line's end would end the instruction.
+    return json.dumps(" ".join(value.split()), ensure_ascii=False).replace("$", "\\$")
 
 
 def identity(engine: Engine, image: str) -> bytes:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from kindstack import engine as engines
-from kindstack import node_image, programs
+from kindstack import networks, node_image, programs
 from kindstack.engine import NETWORK, Engine
 from kindstack.phases import Phases
-from kindstack.shell import KindError, MachineLacks, run
+from kindstack.shell import KindError, run
 
 CHUNK = 1 << 20
 READY_SECONDS = 180
@@ -35,6 +36,9 @@ class State:
     kind: str
     tools: str
     services: str
+    pods: str = ""
+    via: str = ""
+    """The node's address that this machine's route to `services` leads to; empty before there is one."""
 
 
 class KindCluster:
@@ -61,13 +65,30 @@ class KindCluster:
         """
         folder = folder.resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        if (free := shutil.disk_usage(folder).free >> 30) < FREE_GIB:
-            raise MachineLacks(f"{FREE_GIB} GiB of free disk are needed for nodes and images, {free} GiB are free")
-        number = int(hashlib.sha256(str(folder).encode()).hexdigest()[:8], 16)
         with phases("kind (Go build)"):
             program = programs.kind(phases.progress)
         with phases("Docker engine"):
             engine = engines.find(program, phases.progress)
+        try:
+            engines.require_space(engine, FREE_GIB)
+            return cls._start(folder, tools, phases, program, engine, image, workers)
+        except BaseException:
+            engines.stop(engine)
+            raise
+
+    @classmethod
+    def _start(
+        cls,
+        folder: Path,
+        tools: Path,
+        phases: Phases,
+        program: Path,
+        engine: Engine,
+        image: str | None,
+        workers: int,
+    ) -> KindCluster:
+        """The part of `start` that needs an engine; the caller ends that one where this fails."""
+        number = int(hashlib.sha256(str(folder).encode()).hexdigest()[:8], 16)
         with phases("node image"):
             node = node_image.choose(engine, image, phases.progress)
         state = State(
@@ -77,17 +98,20 @@ class KindCluster:
             docker_environment=engine.environment,
             kind=str(program),
             tools=str(tools),
-            # Another range than those of clusters beside it, as this machine has a route to it.
-            services=f"10.{100 + number % 50}.0.0/16",
+            services="",
         )
-        cluster = cls(folder, state)
         with phases("removing a leftover"):
-            cluster._delete()
+            left = cls._left(folder)
+            cls(folder, replace(state, services=left.services, via=left.via) if left else state)._delete()
+        # Not those of clusters beside it, nor of anything else that this machine has a route to.
+        taken = networks.routed()
+        services = networks.free(networks.SERVICES, number, taken)
+        cluster = cls(folder, replace(state, services=services, pods=networks.free(networks.PODS, number, taken)))
         # Before there is anything to remove: hack/e2e-kind down finds what a killed start leaves.
-        (folder / "state.json").write_text(json.dumps(asdict(state)))
+        cluster._save()
         try:
             with phases("kind create cluster"):
-                cluster._create(workers, pods=f"10.{150 + number % 50}.0.0/16")
+                cluster._create(workers)
             with phases("nodes ready, DNS answers"):
                 cluster._wait()
         except BaseException:
@@ -98,10 +122,18 @@ class KindCluster:
     @classmethod
     def attach(cls, folder: Path) -> KindCluster:
         """The cluster that an earlier `start` left in `folder`. Raises KindError where there is none."""
-        file = folder.resolve() / "state.json"
-        if not file.exists():
+        state = cls._left(folder.resolve())
+        if state is None:
             raise KindError(f"no kind cluster in {folder}: start one with hack/e2e-kind up")
-        return cls(folder.resolve(), State(**json.loads(file.read_text())))
+        return cls(folder.resolve(), state)
+
+    @staticmethod
+    def _left(folder: Path) -> State | None:
+        file = folder / "state.json"
+        return State(**json.loads(file.read_text())) if file.exists() else None
+
+    def _save(self) -> None:
+        (self.folder / "state.json").write_text(json.dumps(asdict(self.state)))
 
     def __enter__(self) -> Self:
         return self
@@ -112,19 +144,56 @@ class KindCluster:
     def stop(self) -> None:
         """Remove the cluster, and end the engine if it is ours. Safe to call twice."""
         self._delete()
+        self._forget()
+        engines.stop(self.engine)
+
+    def remove(self, progress: Callable[[str], None]) -> None:
+        """`stop` for a cluster of another process, whose engine may have ended since, as with the machine.
+
+        One of ours is started for it, as the cluster's containers lie there. Raises KindError where a person's does not
+        answer.
+        """
+        if not engines.answers(self.engine):
+            if not self.state.own_engine:
+                raise KindError(
+                    f"the Docker engine of the cluster {self.name} does not answer: start it, and repeat this"
+                )
+            try:
+                engines.start(Path(self.state.kind), progress)
+            except KindError as error:
+                if os.geteuid() != 0 or engines.alive():
+                    raise  # It may well run, with the cluster in it.
+                progress(f"the engine of {self.name} can't be started any more, so that nothing of it runs: {error}")
+                self._forget()
+                return
+        self.stop()
+
+    def running(self) -> bool:
+        """Whether the engine has the cluster and its API server is ready: a folder's files outlive both."""
+        try:
+            if self.name not in self._kind("get", "clusters").split():
+                return False
+            self.kubectl("get", "--raw", "/readyz", "--request-timeout=5s")
+        except KindError:
+            return False
+        return True
+
+    def _forget(self) -> None:
         for left in ("kubeconfig", "state.json", "kind.yaml"):
             (self.folder / left).unlink(missing_ok=True)
-        engines.stop(self.engine)
 
     def _kind(self, *arguments: str | Path) -> str:
         return run(self.state.kind, *arguments, env=self.engine.environment)
 
     def _delete(self) -> None:
-        if self.name in self._kind("get", "clusters").split():
-            self._route("del")
+        listed = self.name in self._kind("get", "clusters").split()
+        if self.state.via:  # also where kind does not know the cluster any more: its bridge may be there, and the route
+            with contextlib.suppress(KindError):  # It went with the bridge, or another one stands in its place.
+                self._route("del")
+        if listed:
             self._kind("delete", "cluster", "--name", self.name, "--kubeconfig", self.kubeconfig)
 
-    def _create(self, workers: int, pods: str) -> None:
+    def _create(self, workers: int) -> None:
         kubelet = {
             "kind": "KubeletConfiguration",
             "failCgroupV1": False,
@@ -138,7 +207,7 @@ class KindCluster:
         config: dict[str, Any] = {
             "kind": "Cluster",
             "apiVersion": "kind.x-k8s.io/v1alpha4",
-            "networking": {"podSubnet": pods, "serviceSubnet": self.state.services},
+            "networking": {"podSubnet": self.state.pods, "serviceSubnet": self.state.services},
             "kubeadmConfigPatches": patches,
             "nodes": [{"role": role} for role in ("control-plane", *["worker"] * workers)],
         }
@@ -158,7 +227,10 @@ class KindCluster:
             raise KindError(
                 f"kind can't create the cluster: {reason}; all of it: {self.folder / 'create.log'}"
             ) from error
-        self._route("replace")
+        # Known before it is there, so that a killed start leaves none.
+        self.state = replace(self.state, via=self._address(f"{self.name}-control-plane"))
+        self._save()
+        self._route("add")
 
     def _wait(self) -> None:
         patience = f"--timeout={READY_SECONDS}s"
@@ -168,19 +240,13 @@ class KindCluster:
     def _route(self, verb: str) -> None:
         """Lead this machine's packets for Services to a node, where kube-proxy knows them.
 
-        From a container in the machine's own network, so that root is not needed here.
+        From a container in the machine's own network, so that root is not needed here. A route that somebody else made
+        is neither replaced nor removed. Raises KindError.
         """
-        words = [verb, self.state.services]
-        if verb == "replace":
-            words += ["via", self._address(f"{self.name}-control-plane")]
-        try:
-            self.engine.docker(
-                *("run", "--rm", "--privileged", "--network", "host", "--entrypoint", "ip", self.state.image),
-                *("route", *words),
-            )
-        except KindError:
-            if verb == "replace":
-                raise
+        self.engine.docker(
+            *("run", "--rm", "--privileged", "--network", "host", "--entrypoint", "ip", self.state.image),
+            *("route", verb, self.state.services, "via", self.state.via),
+        )
 
     def _address(self, node: str) -> str:
         form = '{{(index .NetworkSettings.Networks "' + NETWORK + '").IPAddress}}'
@@ -216,7 +282,13 @@ class KindCluster:
     def host_address(self) -> str:
         """An address of this machine that nodes and pods reach: that of the nodes' network."""
         configs = json.loads(self.engine.docker("network", "inspect", "--format", "{{json .IPAM.Config}}", NETWORK))
-        return next(str(each["Gateway"]) for each in configs if "." in each.get("Gateway", ""))
+        for each in configs or []:
+            if "." in each.get("Gateway", ""):
+                return str(each["Gateway"])
+        raise KindError(
+            f"the Docker network {NETWORK} has no IPv4 gateway, by which nodes reach this machine: remove it "
+            f"(docker network rm {NETWORK}), and kind makes it anew with one"
+        )
 
     def service_address(self, name: str, namespace: str = "default", port: int | None = None) -> str:
         """Where clients on this machine reach a Service, like http://10.101.3.4:8000; its first port by default."""

@@ -23,14 +23,15 @@ from kindstack import base
 from kindstack.engine import Engine, answers
 from kindstack.phases import Phases
 from kindstack.programs import go
-from kindstack.shell import ROOT, KindError, run
+from kindstack.shell import ROOT, KindError, run, selection, verb_of
 
 FOLDER = ROOT / ".e2e-compose"
 PROJECT = "llm-runtime-e2e"
 FILE = ROOT / "manifests" / "compose.yaml"
 ENGINE, COMPOSE = (25, 0), (2, 24)
 PORTS = ("RUNTIME_PORT", "MLFLOW_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
-PYTEST = "pytest tests/compose -q"
+SUITE = "tests/compose"
+PYTEST = f"pytest {SUITE} -q"
 STAND_INS = ROOT / "hack" / "compose"
 # Builds reach the package registries by this machine's own network, also where the engine has no bridge.
 OVERRIDE = """\
@@ -186,12 +187,11 @@ def down() -> None:
 
 def main() -> None:
     """`hack/e2e-compose [test|up|down] [pytest arguments]`; a failure is one line on standard error."""
-    rest = sys.argv[1:]
-    verb = rest.pop(0) if rest[:1] in (["test"], ["up"], ["down"]) else "test"
     # A run that is ended by its caller removes its containers, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     phases = Phases(lambda line: print(line, flush=True))
     try:
+        verb, rest = verb_of(sys.argv[1:], ("test", "up", "down"))
         if verb == "down":
             down()
         elif verb == "up":
@@ -208,7 +208,8 @@ def test(phases: Phases, arguments: list[str]) -> int:
     try:
         prepare(phases)
         with phases("tests/compose"):
-            status = subprocess.run([sys.executable, "-m", *PYTEST.split(), *arguments], cwd=ROOT).returncode
+            command = [sys.executable, "-m", "pytest", "-q", *selection(SUITE, arguments)]
+            status = subprocess.run(command, cwd=ROOT).returncode
     finally:
         down()
     print(f"\n{phases.table()}")

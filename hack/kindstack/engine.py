@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,8 @@ SYS_RESOURCE = 24  # the number of CAP_SYS_RESOURCE, capabilities(7)
 START_SECONDS = 60
 NETWORK = "kind"
 """The network that kind makes for its nodes."""
-PROBE = "localhost/llm-operator-probe:1"
+# Of this process: one that tries the same engine at the same time must not remove it.
+PROBE = f"localhost/llm-operator-probe:{os.getpid()}"
 NO_ROOT = (
     "no Docker engine answers, and only root can start one: start your engine, or run this as root (sudo), where "
     "Debian's docker.io is installed and started for the time of the run"
@@ -105,8 +107,12 @@ def start(static_program: Path, progress: Callable[[str], None]) -> Engine:
     engine = Engine(own=True, environment={"DOCKER_HOST": f"unix://{FOLDER / 'docker.sock'}"})
     if (FOLDER / "docker.sock").exists() and answers(engine):
         return engine
+    if alive():
+        raise KindError(
+            f"the Docker engine in {FOLDER} runs and does not answer: wait, or end it (its log: dockerd.log)"
+        )
     FOLDER.mkdir(parents=True, exist_ok=True)
-    # Left by an engine that was killed; a live one would have answered.
+    # Left by an engine that was killed.
     for leftover in ("docker.pid", "docker.sock"):
         (FOLDER / leftover).unlink(missing_ok=True)
     command = [
@@ -119,6 +125,28 @@ def start(static_program: Path, progress: Callable[[str], None]) -> Engine:
         command += ["--add-runtime", f"nosysres={runtime_wrapper()}", "--default-runtime", "nosysres"]
     with (FOLDER / "dockerd.log").open("w") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    try:
+        await_start(engine, process, progress)
+        if trouble := refusal(engine, static_program):
+            raise MachineLacks(f"this machine can't run privileged containers, which kind's nodes are: {trouble}")
+    except BaseException:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(START_SECONDS)
+        raise
+    return engine
+
+
+def alive() -> bool:
+    """Whether an engine of ours runs, also one that is too busy to answer; its number alone may be another's by now."""
+    try:
+        pid = (FOLDER / "docker.pid").read_text().strip()
+        return str(FOLDER / "docker.sock").encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def await_start(engine: Engine, process: subprocess.Popen[bytes], progress: Callable[[str], None]) -> None:
     progress(f"waiting for dockerd (log: {FOLDER / 'dockerd.log'})")
     deadline = time.monotonic() + START_SECONDS
     while not answers(engine):
@@ -126,9 +154,17 @@ def start(static_program: Path, progress: Callable[[str], None]) -> Engine:
             said = "\n".join((FOLDER / "dockerd.log").read_text(errors="replace").splitlines()[-5:])
             raise KindError(f"dockerd did not start; the end of {FOLDER / 'dockerd.log'}:\n{said}")
         time.sleep(0.3)
-    if trouble := refusal(engine, static_program):
-        raise MachineLacks(f"this machine can't run privileged containers, which kind's nodes are: {trouble}")
-    return engine
+
+
+def require_space(engine: Engine, gib: int) -> None:
+    """Raises MachineLacks where the engine's disk has too little room, if it is a disk of this machine."""
+    folder = FOLDER if engine.own else Path(engine.docker("info", "--format", "{{.DockerRootDir}}").strip())
+    try:
+        free = shutil.disk_usage(folder).free >> 30
+    except OSError:
+        return  # the engine runs elsewhere
+    if free < gib:
+        raise MachineLacks(f"{gib} GiB of free disk are needed for nodes and images, {free} GiB are free in {folder}")
 
 
 def install(progress: Callable[[str], None]) -> None:
@@ -165,7 +201,8 @@ def runtime_wrapper() -> Path:
     source = Path(__file__).with_name("runc_wrapper.py")
     runc = shutil.which("runc") or "/usr/sbin/runc"
     wrapper = FOLDER / "runc-without-sys-resource"
-    wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} -I {source} {runc} "$@"\n')
+    words = shlex.join([sys.executable, "-I", str(source), runc])
+    wrapper.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
     wrapper.chmod(0o755)
     return wrapper
 
@@ -173,8 +210,13 @@ def runtime_wrapper() -> Path:
 def stop(engine: Engine) -> None:
     """End an engine that this package started, unless another checkout's cluster runs in it. Its images stay."""
     pid_file = FOLDER / "docker.pid"
-    if not engine.own or not pid_file.exists() or engine.docker("ps", "--quiet").strip():
+    if not engine.own or not pid_file.exists():
         return
+    try:
+        if engine.docker("ps", "--quiet").strip():
+            return
+    except KindError:
+        return  # It has ended, and its number may be another process's by now.
     with contextlib.suppress(KindError):
         engine.docker("network", "rm", NETWORK)  # else its bridge stays on this machine
     pid = int(pid_file.read_text())

@@ -83,9 +83,11 @@ def preload(engine: Engine, tags: dict[str, str], name: str, progress: Callable[
     """Import the cluster's own images into the node's containerd, and commit the whole as `name`."""
     progress("putting the control plane's images into it")
     names = image_names(engine, tags["node"])
+    every = [each for images in names.values() for each in images]
+    # A person's own images of these names, as those of another cluster: the names are given back to them.
+    before = {each: base.identity(engine, each).decode() for each in every if engine.has(each)}
     for target, each in ((target, each) for target, images in names.items() for each in images):
         engine.docker("tag", tags[target], each)
-    every = [each for images in names.values() for each in images]
     container = engine.docker(
         "run", "--detach", "--privileged", "--network", "none", "--entrypoint", "sleep", tags["node"], "infinity"
     ).strip()
@@ -99,7 +101,10 @@ def preload(engine: Engine, tags: dict[str, str], name: str, progress: Callable[
         engine.docker("commit", "--change", entry, "--change", "CMD []", container, name)
     finally:
         engine.docker("rm", "--force", "--volumes", container)
-        engine.docker("rmi", *every)
+        for each, image in before.items():
+            engine.docker("tag", image, each)
+        if made := [each for each in every if each not in before]:
+            engine.docker("rmi", *made)
 
 
 def image_names(engine: Engine, node: str) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,6 +17,28 @@ class KindError(RuntimeError):
 
 class MachineLacks(KindError):
     """This machine can't run a cluster as it is: no engine and no right to start one, no space. Nothing is broken."""
+
+
+def verb_of(arguments: list[str], verbs: Collection[str]) -> tuple[str, list[str]]:
+    """The verb that a command line begins with, else `test`, and the rest, which is for pytest.
+
+    Raises KindError where a verb without tests is given more.
+    """
+    verb, rest = (arguments[0], arguments[1:]) if arguments[:1] and arguments[0] in verbs else ("test", arguments)
+    if verb != "test" and rest:
+        raise KindError(f"{verb} takes no {' '.join(rest)}: only test has arguments, which are pytest's")
+    return verb, rest
+
+
+def selection(suite: str, arguments: list[str]) -> list[str]:
+    """Arguments for pytest: `suite` is run unless they name a file or folder of tests themselves."""
+    named = any(
+        (ROOT / word.partition("::")[0]).exists() and not before.startswith(("--ignore", "--deselect"))
+        for before, word in zip(["", *arguments], arguments, strict=False)
+        # A word of -k or -m is no path, even where a folder here has its name.
+        if "/" in word and not word.startswith("-")
+    )
+    return arguments if named else [suite, *arguments]
 
 
 def run(

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def sample(file: str) -> list[dict[str, Any]]:
 
 
 def apply(site: Site, objects: list[dict[str, Any]]) -> None:
-    site.cluster.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+    every = {"apiVersion": "v1", "kind": "List", "items": objects}
+    # YAML has moments, which JSON writes as text.
+    site.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(every, default=datetime.isoformat))
 
 
 def delete(site: Site, objects: list[dict[str, Any]]) -> None:

@@ -1,11 +1,13 @@
 """What hack/e2e-compose says before it builds anything."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from kindstack import compose
 from kindstack.engine import Engine
+from kindstack.phases import Phases
 from kindstack.shell import KindError
 
 
@@ -46,3 +48,29 @@ def test_without_a_prepared_stack_it_says_what_prepares_it(tmp_path: Path, monke
     monkeypatch.setattr(compose, "FOLDER", tmp_path)
     with pytest.raises(KindError, match="run hack/e2e-compose"):
         compose.Stack.attach()
+
+
+def test_a_word_that_a_verb_would_ignore_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compose, "down", lambda: None)
+    monkeypatch.setattr(compose.sys, "argv", ["hack/e2e-compose", "down", "--volumes"])
+    with pytest.raises(SystemExit, match="down takes no --volumes"):
+        compose.main()
+
+
+def test_a_path_replaces_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command[2:])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(compose, "prepare", lambda _: None)
+    monkeypatch.setattr(compose, "down", lambda: None)
+    monkeypatch.setattr(compose.subprocess, "run", run)
+    quiet = Phases(lambda _: None)
+    assert compose.test(quiet, ["tests/compose/test_stack.py"]) == 0
+    assert compose.test(quiet, ["-k", "keys"]) == 0
+    assert commands == [
+        ["pytest", "-q", "tests/compose/test_stack.py"],
+        ["pytest", "-q", "tests/compose", "-k", "keys"],
+    ]
