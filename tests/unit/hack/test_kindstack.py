@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from devstack.cluster import create_kind
+from devstack.cluster import ClusterError, create_kind
 from kindstack import __main__ as main
 from kindstack import base, cluster, engine, networks, node_image, programs, shell
 from kindstack.cluster import KindCluster, State
@@ -478,6 +478,9 @@ def test_a_cluster_in_a_persons_engine_is_kept_in_mind_until_that_answers(
     (tmp_path / "state.json").write_text(json.dumps({**asdict(STATE), "own_engine": False}))
     with pytest.raises(KindError, match="does not answer: start it"):
         main.verb_down(argparse.Namespace(), [])
+    (tmp_path / "kubeconfig").touch()
+    with pytest.raises(ClusterError, match="does not answer: start it"):
+        create_kind(tmp_path, None, tmp_path, print)
     assert (tmp_path / "state.json").exists()
 
 
