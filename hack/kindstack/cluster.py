@@ -153,11 +153,7 @@ class KindCluster:
         One of ours is started for it, as the cluster's containers lie there. Raises KindError where a person's does not
         answer.
         """
-        if not engines.answers(self.engine):
-            if not self.state.own_engine:
-                raise KindError(
-                    f"the Docker engine of the cluster {self.name} does not answer: start it, and repeat this"
-                )
+        if not self._engine_answers():
             try:
                 engines.start(Path(self.state.kind), progress)
             except KindError as error:
@@ -169,14 +165,26 @@ class KindCluster:
         self.stop()
 
     def running(self) -> bool:
-        """Whether the engine has the cluster and its API server is ready: a folder's files outlive both."""
+        """Whether the engine has the cluster and its API server is ready: a folder's files outlive both.
+
+        Raises KindError where a person's engine does not answer: the cluster may be in it.
+        """
+        if not self._engine_answers():
+            return False
         try:
             if self.name not in self._kind("get", "clusters").split():
                 return False
-            self.kubectl("get", "--raw", "/readyz", "--request-timeout=5s")
+            self.kubectl("get", "--raw", "/readyz", "--request-timeout=30s")
         except KindError:
             return False
         return True
+
+    def _engine_answers(self) -> bool:
+        if engines.answers(self.engine):
+            return True
+        if self.state.own_engine:
+            return False
+        raise KindError(f"the Docker engine of the cluster {self.name} does not answer: start it, and repeat this")
 
     def _forget(self) -> None:
         for left in ("kubeconfig", "state.json", "kind.yaml"):

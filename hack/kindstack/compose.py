@@ -5,6 +5,7 @@ hack/e2e-compose runs this. It needs a Docker engine that answers, and starts no
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import shutil
@@ -26,7 +27,8 @@ from kindstack.programs import go
 from kindstack.shell import ROOT, KindError, run, selection, verb_of
 
 FOLDER = ROOT / ".e2e-compose"
-PROJECT = "llm-runtime-e2e"
+# Of this checkout: another's containers are not this one's to remove.
+PROJECT = f"llm-runtime-e2e-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
 FILE = ROOT / "manifests" / "compose.yaml"
 ENGINE, COMPOSE = (25, 0), (2, 24)
 PORTS = ("RUNTIME_PORT", "MLFLOW_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shlex
 import shutil
@@ -14,8 +15,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from devstack.cache import CACHE
+from devstack.waits import complain, locked
 from kindstack.shell import KindError, MachineLacks, run
 
 FOLDER = CACHE / "kind" / "engine"
@@ -25,6 +28,9 @@ NETWORK = "kind"
 """The network that kind makes for its nodes."""
 # Of this process: one that tries the same engine at the same time must not remove it.
 PROBE = f"localhost/llm-operator-probe:{os.getpid()}"
+HELD = "another process starts or ends the Docker engine of clusters"
+POLICY = Path("/usr/sbin/policy-rc.d")
+MARK = "# of hack/e2e-kind, while it installs docker.io"
 NO_ROOT = (
     "no Docker engine answers, and only root can start one: start your engine, or run this as root (sudo), where "
     "Debian's docker.io is installed and started for the time of the run"
@@ -102,6 +108,15 @@ def start(static_program: Path, progress: Callable[[str], None]) -> Engine:
     """Start Debian's engine with its data, its state and its socket below the cache, or use the one that runs there."""
     if os.geteuid() != 0:
         raise MachineLacks(NO_ROOT)
+    with locked(FOLDER / "lock", HELD, progress):
+        engine = _start(static_program, progress)
+        uses.begin()
+        return engine
+
+
+def _start(static_program: Path, progress: Callable[[str], None]) -> Engine:
+    if policy_is_ours():
+        POLICY.unlink()  # left by an installation that was killed: no service of the machine would start any more
     if shutil.which("dockerd") is None:
         install(progress)
     engine = Engine(own=True, environment={"DOCKER_HOST": f"unix://{FOLDER / 'docker.sock'}"})
@@ -173,19 +188,21 @@ def install(progress: Callable[[str], None]) -> None:
     progress("installing Debian's docker.io")
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
     # The package would start an engine of its own, with its data elsewhere.
-    policy = Path("/usr/sbin/policy-rc.d")
-    ours = not policy.exists()
-    if ours:
-        policy.write_text("#!/bin/sh\nexit 101\n")
-        policy.chmod(0o755)
+    if not POLICY.exists():
+        POLICY.write_text(f"#!/bin/sh\n{MARK}\nexit 101\n")
+        POLICY.chmod(0o755)
     try:
         run("apt-get", "update", "-qq", env=quiet)
         run("apt-get", "install", "-qq", "--no-install-recommends", "docker.io", "iptables", env=quiet)
     except KindError as error:
         raise MachineLacks(f"no Docker engine answers, and Debian's can't be installed: {error}") from error
     finally:
-        if ours:
-            policy.unlink()
+        if policy_is_ours():
+            POLICY.unlink()
+
+
+def policy_is_ours() -> bool:
+    return POLICY.is_file() and MARK in POLICY.read_text(errors="replace").splitlines()
 
 
 def may_raise_limits() -> bool:
@@ -208,9 +225,60 @@ def runtime_wrapper() -> Path:
 
 
 def stop(engine: Engine) -> None:
-    """End an engine that this package started, unless another checkout's cluster runs in it. Its images stay."""
+    """End an engine that this package started, unless another run uses it or a cluster is in it. Its images stay."""
+    if not engine.own:
+        return
+    with locked(FOLDER / "lock", HELD, complain):
+        uses.end()
+        if not uses.others():
+            _stop(engine)
+
+
+class Uses:
+    """The runs that use our engine, each a locked file, so that one that was killed counts no more.
+
+    A kept cluster has no run; its containers tell of it.
+    """
+
+    def __init__(self) -> None:
+        self._held: IO[str] | None = None
+
+    @property
+    def folder(self) -> Path:
+        return FOLDER / "users"
+
+    def begin(self) -> None:
+        """Count this process until `end` or its own end."""
+        if self._held is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._held = (self.folder / str(os.getpid())).open("w")
+            fcntl.flock(self._held, fcntl.LOCK_EX)
+
+    def end(self) -> None:
+        if self._held is not None:
+            Path(self._held.name).unlink(missing_ok=True)
+            self._held.close()
+            self._held = None
+
+    def others(self) -> bool:
+        """Whether another process uses the engine; what killed ones left is removed."""
+        found = False
+        for file in self.folder.glob("*"):
+            with file.open("r+") as opened:
+                try:
+                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    file.unlink()
+                except BlockingIOError:
+                    found = True
+        return found
+
+
+uses = Uses()
+
+
+def _stop(engine: Engine) -> None:
     pid_file = FOLDER / "docker.pid"
-    if not engine.own or not pid_file.exists():
+    if not pid_file.exists():
         return
     try:
         if engine.docker("ps", "--quiet").strip():

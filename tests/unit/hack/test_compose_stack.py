@@ -1,6 +1,9 @@
 """What hack/e2e-compose says before it builds anything."""
 
+import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +77,13 @@ def test_a_path_replaces_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
         ["pytest", "-q", "tests/compose/test_stack.py"],
         ["pytest", "-q", "tests/compose", "-k", "keys"],
     ]
+
+
+def test_each_checkout_has_a_project_of_its_own(tmp_path: Path) -> None:
+    """A copy of the package elsewhere names another project."""
+    shutil.copytree(Path(compose.__file__).parents[1], tmp_path / "hack", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-c", "from kindstack import compose; print(compose.PROJECT)"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "hack")}
+    other = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    assert other != compose.PROJECT
+    assert other.startswith("llm-runtime-e2e-")

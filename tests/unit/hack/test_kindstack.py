@@ -1,18 +1,21 @@
 """hack/kindstack: what it decides before there is a cluster."""
 
 import argparse
+import contextlib
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
-from devstack.cluster import create_kind
+from devstack.cluster import ClusterError, create_kind
 from kindstack import __main__ as main
 from kindstack import base, cluster, engine, networks, node_image, programs, shell
 from kindstack.cluster import KindCluster, State
@@ -220,6 +223,7 @@ def test_an_engine_that_is_of_no_use_is_ended(monkeypatch: pytest.MonkeyPatch, t
     (tmp_path / "dockerd").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "dockerd").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(engine, "POLICY", tmp_path / "policy-rc.d")
     monkeypatch.setattr(engine, "FOLDER", tmp_path / "engine")
     monkeypatch.setattr(engine, "START_SECONDS", 1)
     monkeypatch.setattr(engine.os, "geteuid", lambda: 0)
@@ -480,6 +484,9 @@ def test_a_cluster_in_a_persons_engine_is_kept_in_mind_until_that_answers(
     (tmp_path / "state.json").write_text(json.dumps({**asdict(STATE), "own_engine": False}))
     with pytest.raises(KindError, match="does not answer: start it"):
         main.verb_down(argparse.Namespace(), [])
+    (tmp_path / "kubeconfig").touch()
+    with pytest.raises(ClusterError, match="does not answer: start it"):
+        create_kind(tmp_path, None, tmp_path, print)
     assert (tmp_path / "state.json").exists()
 
 
@@ -495,6 +502,7 @@ def test_without_root_the_state_of_roots_cluster_is_kept(monkeypatch: pytest.Mon
 
 def test_an_engine_that_is_too_busy_to_answer_keeps_its_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(engine, "POLICY", tmp_path / "policy-rc.d")
     (tmp_path / "dockerd").write_text("#!/bin/sh\n")
     (tmp_path / "dockerd").chmod(0o755)
     monkeypatch.setattr(engine, "FOLDER", tmp_path)
@@ -508,3 +516,89 @@ def test_an_engine_that_is_too_busy_to_answer_keeps_its_socket(monkeypatch: pyte
         daemon.kill()
     assert (tmp_path / "docker.sock").exists()
     assert not engine.alive()
+
+
+USER = "import sys; from pathlib import Path; from kindstack import engine; engine.FOLDER = Path(sys.argv[1]); "
+
+
+@pytest.fixture
+def another_run(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that uses the engine of `tmp_path`, until its standard input ends."""
+    command = [sys.executable, "-c", USER + "engine.uses.begin(); print(flush=True); input()", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(shell.ROOT / "hack")}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "\n"
+        yield process
+        process.kill()
+
+
+def test_an_engine_of_ours_stays_while_another_run_uses_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, another_run: subprocess.Popen[str]
+) -> None:
+    """It has no container yet: it builds images, or is between two clusters."""
+    monkeypatch.setattr(engine, "FOLDER", tmp_path)
+    with subprocess.Popen(["sleep", "60"]) as daemon:
+        (tmp_path / "docker.pid").write_text(str(daemon.pid))
+        engine.uses.begin()
+        engine.stop(Recorder())
+        assert daemon.poll() is None
+        assert [each.name for each in (tmp_path / "users").iterdir()] == [str(another_run.pid)]
+        # One that was killed counts no more, though its file is there.
+        another_run.kill()
+        another_run.wait()
+        engine.stop(Recorder())
+        assert daemon.poll() is not None
+        daemon.kill()
+
+
+def test_who_starts_an_engine_uses_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(engine, "FOLDER", tmp_path)
+    monkeypatch.setattr(engine, "POLICY", tmp_path / "policy-rc.d")
+    monkeypatch.setattr(engine.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(engine.shutil, "which", lambda name: f"/usr/sbin/{name}")
+    monkeypatch.setattr(engine, "answers", lambda _: True)
+    (tmp_path / "docker.sock").touch()
+    ours = engine.start(Path("/bin/true"), lambda _: None)
+    assert (tmp_path / "users" / str(os.getpid())).exists()
+    engine.stop(ours)
+    assert not list((tmp_path / "users").iterdir())
+
+
+@pytest.mark.parametrize(("text", "stays"), [(f"#!/bin/sh\n{engine.MARK}\nexit 101\n", False), ("exit 101\n", True)])
+def test_the_next_run_removes_what_a_killed_installation_left_but_nobody_elses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, stays: bool
+) -> None:
+    policy = tmp_path / "policy-rc.d"
+    policy.write_text(text)
+    monkeypatch.setattr(engine, "FOLDER", tmp_path)
+    monkeypatch.setattr(engine, "POLICY", policy)
+    monkeypatch.setattr(engine.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(engine.shutil, "which", lambda name: f"/usr/sbin/{name}")
+    monkeypatch.setattr(engine, "answers", lambda _: True)
+    (tmp_path / "docker.sock").touch()
+    engine.stop(engine.start(Path("/bin/true"), lambda _: None))
+    assert policy.exists() is stays
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_services_may_start_again_after_an_installation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: bool
+) -> None:
+    seen: list[bool] = []
+
+    def run(*_: object, **__: object) -> str:
+        seen.append(engine.policy_is_ours())
+        if fails:
+            raise KindError("no package has it")
+        return ""
+
+    monkeypatch.setattr(engine, "POLICY", tmp_path / "policy-rc.d")
+    monkeypatch.setattr(engine, "run", run)
+    monkeypatch.setattr(engine.shutil, "which", lambda name: f"/usr/bin/{name}")
+    with pytest.raises(MachineLacks) if fails else contextlib.nullcontext():
+        engine.install(lambda _: None)
+    assert all(seen)
+    assert seen
+    assert not engine.POLICY.exists()
