@@ -5,7 +5,7 @@ import asyncio
 from pydantic import ValidationError
 
 from llm_operator import observe, plans
-from llm_operator.cluster import ApiError, Cluster, NotFound, Refused
+from llm_operator.cluster import Cluster, NotFound, Refused
 from llm_operator.crds import LLMDeploymentStatus
 from llm_operator.observe import Outside
 from llm_operator.plans import apikeys, conditions, faults, names
@@ -154,7 +154,7 @@ async def _forget_credentials(outside: Outside, meta: Meta, plan: Plan) -> None:
 async def _nudge(cluster: Cluster, observed: Observed, plan: Plan) -> Fault | None:
     """A pod whose annotations change gets its Secret volumes refreshed at once, not within the kubelet's minute.
 
-    Returns the first fault: the pods then learn of it later, and everything else goes on.
+    Returns the first refusal: the pods then learn of it later, and everything else goes on.
     """
 
     async def touch(pod: str, digest: str) -> Fault | None:
@@ -163,7 +163,7 @@ async def _nudge(cluster: Cluster, observed: Observed, plan: Plan) -> Fault | No
             await cluster.patch("Pod", observed.meta.namespace, pod, change)
         except NotFound:
             return None
-        except ApiError as error:
+        except Refused as error:
             told = f"pod {pod} could not be told of changed keys, and sees them within a minute or two: {error}"
             return Fault(Reason.ApplyFailed, told)
         return None

@@ -18,7 +18,7 @@ import yaml
 from llm_operator import plans
 from llm_operator.crds import ApiKeySpec, LLMDeploymentSpec, LLMDeploymentStatus
 from llm_operator.plans import keys, source, workload
-from llm_operator.settings import ContainerResources
+from llm_operator.settings import ContainerResources, Settings
 from llm_operator.state import (
     Connection,
     Evidence,
@@ -34,7 +34,8 @@ from llm_operator.state import (
 )
 
 GOLDEN = Path(__file__).parent / "golden"
-FETCH_RESOURCES = ContainerResources().manifest()
+DEFAULTS = Settings(runtime_image="x").fetch_resources or ContainerResources()
+FETCH_RESOURCES = DEFAULTS.manifest()
 META = Meta("LLMDeployment", "default", "support-bot", "11111111-2222-3333-4444-555555555555", 1)
 
 
