@@ -10,16 +10,15 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from devstack.cache import CACHE
-from devstack.waits import locked
+from devstack.cache import CACHE, workplace
+from devstack.control_plane import free_ports
+from devstack.waits import locked, waiting
 from kindstack import base
 from kindstack.engine import Engine, answers
 from kindstack.phases import Phases
@@ -140,11 +139,12 @@ def prometheus(version: str, progress: Callable[[str], None]) -> Path:
     folder = CACHE / "compose" / f"prometheus-{version}"
     with locked(folder.parent / ".lock", "another process is building Prometheus", progress):
         if not folder.is_dir():
-            with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as partial:
-                source, programs = Path(partial) / "source", Path(partial) / "programs"
+            progress(f"building Prometheus {version} from its Go module")
+            building = waiting(lambda: f"  still building Prometheus {version}", progress)
+            with building, workplace(folder.parent) as partial:
+                source, programs = partial / "source", partial / "programs"
                 source.mkdir()
                 commands = [f"{module.partition('@')[0]}/cmd/{each}" for each in ("prometheus", "promtool")]
-                progress(f"building Prometheus {version} from its Go module")
                 go("mod", "init", "example.invalid/prometheus", cwd=source)
                 go("get", *(f"{each}@{module.partition('@')[2]}" for each in commands), cwd=source)
                 stamp = f"-s -w -X github.com/prometheus/common/version.Version={version}"
@@ -170,14 +170,6 @@ def prepare(phases: Phases) -> Stack:
     with phases("building runtime and mlflow"):
         stack("build", "runtime", "mlflow")
     return stack
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def down() -> None:

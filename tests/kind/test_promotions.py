@@ -11,6 +11,7 @@ import pytest
 from devstack.registry import set_alias
 from kind.figures import note
 from kind.site import NAMESPACE, RELEASE, Front, Site
+from llm_operator.crds.common import quantity_value
 
 pytestmark = pytest.mark.kind
 
@@ -135,7 +136,7 @@ spec:
 def test_a_single_replica_on_a_full_node_is_interrupted_only_by_that_name(site: Site, bot: Front) -> None:
     """`Auto` waits for room, says what is missing, and leaves the old version serving; `Recreate` goes on at once."""
     node = site.get("node", site.cluster.nodes[-1])
-    cpu = f"{round(0.55 * quantity(node['status']['allocatable']['cpu']) * 1000)}m"
+    cpu = f"{round(550 * quantity_value(node['status']['allocatable']['cpu']))}m"
     set_alias(site.mlflow.uri, "support-bot", "crowded", "1")
     text = ONE_FITS.replace("CPU", cpu).replace("NODE", node["metadata"]["name"])
     site.cluster.kubectl("apply", "-f", "-", stdin=text)
@@ -156,8 +157,3 @@ def test_a_single_replica_on_a_full_node_is_interrupted_only_by_that_name(site: 
         front.until(lambda: front.status()["stable"]["version"] == "2" and front.is_ready(), "version 2")
     finally:
         site.cluster.kubectl("delete", "llmd", CROWDED, "--wait=true", "--timeout=90s")
-
-
-def quantity(text: str) -> float:
-    """A number of CPUs as Kubernetes writes it."""
-    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)

@@ -101,7 +101,8 @@ async def test_a_foreign_secret_is_left_alone() -> None:
     assert world.cluster.objects["Secret", NAMESPACE, "team-llm-key"]["data"] == {"password": "eA=="}
 
 
-async def test_pods_are_nudged_once_per_change_of_the_keys() -> None:
+async def world_with_a_pod() -> World:
+    """A deployment, and one pod of its first revision."""
     world = World()
     await world.deploy()
     await look(world, BOT)
@@ -109,6 +110,11 @@ async def test_pods_are_nudged_once_per_change_of_the_keys() -> None:
     labels = {"llm-operator.dev/deployment": "bot", "llm-operator.dev/revision": revision}
     meta = {"name": "pod", "namespace": NAMESPACE, "labels": labels}
     await world.cluster.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta})
+    return world
+
+
+async def test_pods_are_nudged_once_per_change_of_the_keys() -> None:
+    world = await world_with_a_pod()
     await look(world, BOT)
     before = world.cluster.objects["Pod", NAMESPACE, "pod"]["metadata"]["annotations"]["llm-operator.dev/keys"]
     await world.put("ApiKey", "team", {"deployments": ["bot"]})
@@ -128,13 +134,7 @@ async def test_pods_are_nudged_once_per_change_of_the_keys() -> None:
 
 
 async def test_a_pod_that_may_not_be_told_holds_up_nothing_else() -> None:
-    world = World()
-    await world.deploy()
-    await look(world, BOT)
-    revision = world.status()["candidate"]["revision"]
-    labels = {"llm-operator.dev/deployment": "bot", "llm-operator.dev/revision": revision}
-    meta = {"name": "pod", "namespace": NAMESPACE, "labels": labels}
-    await world.cluster.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta})
+    world = await world_with_a_pod()
     world.cluster.refuses = {"Pod"}
     await world.put("ApiKey", "team", {"deployments": ["bot"]})
     await look(world)
