@@ -51,6 +51,7 @@ class Pod:
         self.deadline = float("inf")
         self.started_at = status.stamp(datetime.now(UTC))
         self.dirty, self.nudged, self.shortened = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.mounted = asyncio.Event()
         self.update(manifest)
         self.life = asyncio.create_task(self.live())
         self.publisher = asyncio.create_task(self.keep_publishing())
@@ -108,6 +109,7 @@ class Pod:
         while True:
             try:
                 self.places = await self.volumes.mount(self.manifest, self.sources())
+                self.mounted.set()
                 return
             except (ConfigError, OSError) as error:
                 self.event("Warning", "FailedMount", f"MountVolume.SetUp failed: {error}")
@@ -129,13 +131,17 @@ class Pod:
         return True
 
     async def keep_fresh(self) -> None:
-        """Bring ConfigMaps, Secrets and tokens up to date: at once after a change of the pod, else now and then."""
+        """Bring ConfigMaps, Secrets and tokens up to date: at once after a change of the pod, else now and then.
+
+        A change while the volumes are mounted for the first time is kept for afterwards: they may have the old content.
+        """
+        await self.mounted.wait()
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.settings.sync_seconds):
                     await self.nudged.wait()
             self.nudged.clear()
-            if not self.places or self.stopping:
+            if self.stopping:
                 continue
             try:
                 self.places = await self.volumes.mount(self.manifest, self.sources())

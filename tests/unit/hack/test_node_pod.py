@@ -1,0 +1,55 @@
+"""A pod of the process node: its volumes follow what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, cast
+
+from node.api import Api
+from node.pod import Pod
+from node.settings import Settings
+from waiting import until
+
+MANIFEST: dict[str, Any] = {
+    "metadata": {"namespace": "team", "name": "bot", "uid": "u-1", "annotations": {}},
+    "spec": {
+        "volumes": [{"name": "keys", "secret": {"secretName": "keys"}}],
+        "containers": [{"name": "runtime", "image": "none", "command": ["sleep", "60"]}],
+    },
+}
+
+
+class SlowApi:
+    """A Secret whose first reader is answered late, with what it was when asked."""
+
+    def __init__(self) -> None:
+        self.data, self.asked, self.answer = "b2xk", asyncio.Event(), asyncio.Event()
+
+    async def get(self, path: str, **params: str) -> dict[str, Any]:
+        data, first = self.data, not self.asked.is_set()
+        self.asked.set()
+        if first:
+            await self.answer.wait()
+        return {"data": {"keys.json": data}}
+
+    async def patch(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+
+async def test_a_pod_told_of_new_keys_while_it_mounts_the_old_ones_gets_the_new(tmp_path: Path) -> None:
+    api = SlowApi()
+    pod = Pod(MANIFEST, cast("Api", api), Settings("node", tmp_path), "127.0.0.1", lambda *_: None)
+    try:
+        await api.asked.wait()
+        api.data = "bmV3"
+        told = {**MANIFEST, "metadata": {**MANIFEST["metadata"], "annotations": {"keys": "changed"}}}
+        pod.update(told)
+        await asyncio.sleep(0.05)
+        api.answer.set()
+        file = tmp_path / "pods" / "u-1" / "volumes" / "keys" / "keys.json"
+        await until(lambda: file.exists() and file.read_text() == "new")
+    finally:
+        for task in (pod.life, pod.publisher, pod.refresher):
+            task.cancel()
+        await asyncio.gather(pod.life, pod.publisher, pod.refresher, return_exceptions=True)
