@@ -25,8 +25,8 @@ from llm_operator.observe import Outside
 from llm_operator.pods import HttpPods
 from llm_operator.poll import Poll
 from llm_operator.prometheus import HttpPrometheus
-from llm_operator.queue import Queue
-from llm_operator.reconcile import Done, Pace, reconcile
+from llm_operator.queue import Lanes
+from llm_operator.reconcile import QUICK, Done, Pace, reconcile
 from llm_operator.reconcile.worker import work
 from llm_operator.registry import CachedRegistry, MlflowRegistry
 from llm_operator.settings import Connections, Settings, SettingsError, load
@@ -36,6 +36,8 @@ from llm_operator.watch import WATCHED, watch
 log = logging.getLogger("llm_operator")
 REST_SECONDS = 5.0
 """How long a registry that does not answer is left alone."""
+QUICK_WORKERS = 2
+"""For keys alone: they ask the API server only, so two keep up with a hundred changes a second."""
 CANCEL_AGAIN_SECONDS = 0.5
 
 
@@ -51,7 +53,7 @@ async def _serve(settings: Settings, connections: Connections) -> None:
     """Probes → lease → workers, poll and watches."""
     cluster = await KubernetesCluster.connect()
     log.info("the API server is %s", cluster.where)
-    queue: Queue[Key] = Queue()
+    queue: Lanes[Key] = Lanes(quick=lambda key: key.kind in QUICK)
     # API_HOST, as in the runtime: where pods share one machine, each listens on its own address.
     host = os.environ.get("API_HOST")
     identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
@@ -87,7 +89,7 @@ async def _lead(
     settings: Settings,
     connections: Connections,
     cluster: KubernetesCluster,
-    queue: Queue[Key],
+    queue: Lanes[Key],
     lease: Lease,
     receiver: webhooks.Receiver,
     hearing: Hearing,
@@ -107,14 +109,15 @@ async def _lead(
     )
     REGISTRY.register(outside.inventory)
     pace = Pace(settings.verify_seconds, settings.settle_seconds)
-    poll = Poll(cluster, registry, connections, queue, settings.watch_namespaces)
+    poll = Poll(cluster, registry, connections, queue.add, settings.watch_namespaces)
     receiver.wake = poll.wake
 
     async def handle(key: Key) -> Done:
         return await reconcile(key, outside, pace)
 
     parts: list[Coroutine[Any, Any, None]] = [
-        *(work(queue, handle, settings.resync_seconds) for _ in range(settings.workers)),
+        *(work(queue.slow, handle, settings.resync_seconds, queue) for _ in range(settings.workers)),
+        *(work(queue.quick, handle, settings.resync_seconds, queue) for _ in range(QUICK_WORKERS)),
         poll.run(settings.poll_seconds),
         lease.keep(),
         watch(queue.add, settings.watch_namespaces, lease.identity, hearing),
@@ -147,7 +150,7 @@ async def _first_to_end(tasks: list["asyncio.Task[Any]"], again_seconds: float |
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _refresh(queue: Queue[Key], hearing: Hearing) -> None:
+def _refresh(queue: Lanes[Key], hearing: Hearing) -> None:
     metrics.QUEUE_DEPTH.set(queue.depth())
     metrics.QUEUE_OLDEST.set(queue.oldest())
     for kind, heard in hearing.kinds().items():

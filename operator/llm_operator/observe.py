@@ -1,11 +1,15 @@
 """Looks at a custom resource, its children and the registry, and says what it saw."""
 
 import asyncio
+import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
+
+from pydantic import ValidationError
 
 from llm_operator import plans
 from llm_operator.cluster import Cluster
@@ -45,6 +49,8 @@ from llm_operator.state import (
 )
 from llm_runtime.contract import KEY_PREFIX, hash_key, key_id_of
 
+log = logging.getLogger(__name__)
+
 
 class ConnectionSource(Protocol):
     """Where the connections are configured."""
@@ -75,6 +81,8 @@ class Outside:
     """Of the fetching container, where a specification has none."""
     baselines: dict[str, Baseline] = field(default_factory=dict)
     """By deployment uid. Taken again after a restart."""
+    key_files: defaultdict[Key, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    """By LLMDeployment: held while its keys are read and their file is written."""
     smoke: dict[tuple[str, str, str, str], SmokeOutcome] = field(default_factory=dict)
     """Outcomes by (deployment uid, candidate, ConfigMap, its resourceVersion): prompts are asked once."""
 
@@ -102,15 +110,17 @@ def meta_of(resource: Manifest) -> Meta:
 
 
 async def deployment(outside: Outside, resource: Manifest) -> Observed:
-    """Everything about one LLMDeployment. Raises pydantic.ValidationError for a specification that can't be read."""
+    """Everything about one LLMDeployment but its keys, which `held_keys` gives when they are written.
+
+    Raises pydantic.ValidationError for a specification that can't be read.
+    """
     meta = meta_of(resource)
     spec = LLMDeploymentSpec.model_validate(resource["spec"])
     status = LLMDeploymentStatus.model_validate(resource.get("status") or {})
     labels = f"{names.DEPLOYMENT_LABEL}={meta.name}"
-    listed, pods, held, ((connection, resolution), adapters), (monitors, routes), missing = await asyncio.gather(
+    listed, pods, ((connection, resolution), adapters), (monitors, routes), missing = await asyncio.gather(
         asyncio.gather(*(outside.cluster.list(kind, meta.namespace, labels) for kind in plans.CHILD_KINDS)),
         outside.cluster.list("Pod", meta.namespace, labels),
-        _held_keys(outside, meta),
         asyncio.gather(_resolve(outside, spec, status), _resolve_adapters(outside, spec, status)),
         asyncio.gather(*(_optional(outside, kind, meta, labels) for kind in ("ServiceMonitor", "HTTPRoute"))),
         _database_missing(outside.cluster, meta, spec),
@@ -136,7 +146,6 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         connection=connection,
         revisions=revisions,
         children=(*children, *(c for c in (*(monitors or ()), *(routes or ())) if names.owned(c, meta))),
-        keys=held,
         image=outside.image,
         fetch_resources=outside.fetch_resources,
         faults=found,
@@ -286,18 +295,29 @@ def _last_known(asked: MlflowModel, known: ModelStatus | None) -> ModelVersion |
     return ModelVersion(known.name, known.version, known.source or "", known.run_id or "") if same else None
 
 
-async def _held_keys(outside: Outside, meta: Meta) -> tuple[HeldKey, ...]:
-    """The keys that open this deployment, as digests."""
-    listed = await outside.cluster.list("ApiKey", meta.namespace)
-    concerned = [(meta_of(item), ApiKeySpec.model_validate(item["spec"]), item.get("status") or {}) for item in listed]
+async def held_keys(outside: Outside, meta: Meta) -> tuple[HeldKey, ...]:
+    """The keys that open this deployment, as digests. An ApiKey that can't be read opens nothing and stops no other."""
+    concerned = [read for item in await outside.cluster.list("ApiKey", meta.namespace) if (read := _readable(item))]
     found = await asyncio.gather(
         *(
-            _held_key(outside, meta, owner, spec, ApiKeyStatus.model_validate(status))
+            _held_key(outside, meta, owner, spec, status)
             for owner, spec, status in concerned
             if not owner.deleting and apikeys.opens(spec, meta)
         )
     )
     return tuple(key for key in found if key is not None)
+
+
+def _readable(item: Manifest) -> tuple[Meta, ApiKeySpec, ApiKeyStatus] | None:
+    meta = meta_of(item)
+    try:
+        return meta, ApiKeySpec.model_validate(item["spec"]), ApiKeyStatus.model_validate(item.get("status") or {})
+    except ValidationError as error:
+        fault = error.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        who = f"ApiKey {meta.namespace}/{meta.name}"
+        log.warning("%s can't be read and opens nothing: %s: %s", who, where, fault["msg"])
+        return None
 
 
 async def _held_key(
@@ -338,7 +358,11 @@ async def api_key(outside: Outside, resource: Manifest) -> ObservedKey:
 
 
 def _tier_names(deployment: Manifest) -> tuple[str, ...]:
-    return AccessSpec.model_validate(deployment["spec"].get("access") or {}).tier_names()
+    try:
+        return AccessSpec.model_validate(deployment["spec"].get("access") or {}).tier_names()
+    except ValidationError:
+        # Its own status says so; the keys of its neighbours are none the worse.
+        return ()
 
 
 __all__ = ["Fault", "Outside", "api_key", "deployment", "meta_of", "reference_of"]

@@ -4,12 +4,12 @@ import asyncio
 import logging
 import random
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 
 from llm_operator.cluster import ApiError, Cluster
 from llm_operator.observe import ConnectionSource
 from llm_operator.plans.reasons import Reason
-from llm_operator.queue import Queue
 from llm_operator.registry import CachedRegistry, ModelSummary, RegistryFault, read_connection
 from llm_operator.state import Key, Manifest
 
@@ -28,11 +28,11 @@ class Poll:
         cluster: Cluster,
         registry: CachedRegistry,
         connections: ConnectionSource,
-        queue: Queue[Key],
+        have_reconciled: Callable[[Key], None],
         namespaces: tuple[str, ...],
     ) -> None:
         self._cluster, self._registry, self._connections = cluster, registry, connections
-        self._queue, self._namespaces = queue, namespaces or ("",)
+        self._have_reconciled, self._namespaces = have_reconciled, namespaces or ("",)
 
         self._rung: set[str] = set()
         self._attended: dict[str, asyncio.Task[None]] = {}
@@ -96,7 +96,7 @@ class Poll:
 
     def _wake(self, resource: Manifest) -> None:
         meta = resource["metadata"]
-        self._queue.add(Key("LLMDeployment", meta["namespace"], meta["name"]))
+        self._have_reconciled(Key("LLMDeployment", meta["namespace"], meta["name"]))
 
 
 def moved(resource: Manifest, connection: str, found: dict[str, ModelSummary]) -> list[str]:

@@ -144,3 +144,27 @@ class Queue(Generic[Item]):
 
     def oldest(self) -> float:
         return self._backlog.oldest(self._clock())
+
+
+class Lanes(Generic[Item]):
+    """Two queues as one for those who add: items that must not wait behind slow work have workers of their own."""
+
+    def __init__(self, quick: Callable[[Item], bool]) -> None:
+        self.quick: Queue[Item] = Queue()
+        self.slow: Queue[Item] = Queue()
+        self._is_quick = quick
+
+    def _of(self, item: Item) -> Queue[Item]:
+        return self.quick if self._is_quick(item) else self.slow
+
+    def add(self, item: Item) -> None:
+        self._of(item).add(item)
+
+    def add_after(self, item: Item, seconds: float) -> None:
+        self._of(item).add_after(item, seconds)
+
+    def depth(self) -> int:
+        return self.quick.depth() + self.slow.depth()
+
+    def oldest(self) -> float:
+        return max(self.quick.oldest(), self.slow.oldest())

@@ -239,9 +239,9 @@ class Observed:
     revisions: dict[str, RevisionChildren]
     children: tuple[Manifest, ...]
     """All objects that this LLMDeployment owns, Secrets excepted."""
-    keys: tuple[HeldKey, ...]
     image: str
     """The runtime image for revisions made from now on, where the specification names none."""
+    keys: tuple[HeldKey, ...] = ()
     faults: dict[str, Fault] = field(default_factory=dict)
     """By revision: what keeps its pods from getting ready."""
     database_missing: str = ""
@@ -299,12 +299,12 @@ class Verdict:
 class Plan:
     """What should be: objects to apply, objects to delete, the status, what to tell, when to look again."""
 
+    key_file: Manifest
+    """The Secret with the keys and the list of adapters. It goes first: a revocation waits for no other object."""
     objects: tuple[Manifest, ...]
     delete: tuple[Manifest, ...]
     status: LLMDeploymentStatus
     occurrences: tuple[Occurrence, ...] = ()
-    nudge: tuple[tuple[str, str], ...] = ()
-    """Pods (name, digest) whose kubelet should read the key Secret again at once."""
     requeue_seconds: float | None = None
 
 

@@ -21,7 +21,7 @@ from llm_operator.plans import (
     workload,
 )
 from llm_operator.plans.reasons import Reason
-from llm_operator.state import Fault, HeldKey, Manifest, Observed, Occurrence, Plan, pod_ended
+from llm_operator.state import Fault, Manifest, Observed, Occurrence, Plan
 
 CHILD_KINDS = ("Deployment", "ConfigMap", "Service", "ServiceAccount", "HorizontalPodAutoscaler", "PodDisruptionBudget")
 """What is listed to be pruned. Secrets are not: the operator may not list them, their names are known."""
@@ -60,11 +60,11 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
     asked = (decision.requeue_seconds, adapter_status.look_again(observed, status, now), deadline)
     looks = [seconds for seconds in asked if seconds is not None]
     return Plan(
+        key_file=_key_file(observed),
         objects=objects,
         delete=prune(observed, objects, decision),
         status=status,
         occurrences=(*decision.occurrences, *_tell(observed, status), *_restarts(observed, now)),
-        nudge=_nudge(observed),
         requeue_seconds=min(looks, default=None),
     )
 
@@ -85,13 +85,9 @@ def after_apply(plan: Plan, observed: Observed, fault: Fault | None, now: dateti
 
 
 def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Manifest, ...], str]:
-    """Everything that should exist, in the order of need; and a running revision that can't be rebuilt.
-
-    Keys come first: a revocation waits for nothing.
-    """
+    """What should exist beside the key file, in the order of need; and a running revision that can't be rebuilt."""
     meta, spec = observed.meta, observed.spec
-    mounted = keys.keys_secret(meta, spec.access, _keys(observed), adapters.adapter_file(observed))
-    found: list[Manifest] = [mounted, network.service_account(meta)]
+    found: list[Manifest] = [network.service_account(meta)]
     if observed.connection and (secret := keys.registry_secret(meta, observed.connection)):
         found.append(secret)
     found += traffic.objects(observed, decision)
@@ -110,8 +106,9 @@ def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Mani
     return tuple(found), lost
 
 
-def _keys(observed: Observed) -> tuple[HeldKey, ...]:
-    return (*observed.keys, *([observed.operator_key] if observed.operator_key else []))
+def _key_file(observed: Observed) -> Manifest:
+    held = (*observed.keys, *([observed.operator_key] if observed.operator_key else []))
+    return keys.keys_secret(observed.meta, observed.spec.access, held, adapters.adapter_file(observed))
 
 
 def prune(observed: Observed, objects: Iterable[Manifest], decision: rollout.Decision) -> tuple[Manifest, ...]:
@@ -246,22 +243,6 @@ def _change(before: Condition | None, after: Condition, good: str, kind: str) ->
     if kind == "RegistryReachable" and after.status == good and before is not None and before.status != good:
         return [Occurrence("Normal", "RegistryRecovered", after.message)]
     return []
-
-
-def _nudge(observed: Observed) -> tuple[tuple[str, str], ...]:
-    """Pods whose kubelet has not been told about the keys, tiers and adapters as they are now."""
-    mounted = keys.key_file(observed.meta, observed.spec.access, _keys(observed))
-    if adapters.pinned(observed):
-        mounted += adapters.adapter_file(observed)
-    digest = keys.digest(mounted)
-    return tuple(
-        (pod["metadata"]["name"], digest)
-        for children in observed.revisions.values()
-        for pod in children.pods
-        if not pod["metadata"].get("deletionTimestamp")
-        and not pod_ended(pod)
-        and (pod["metadata"].get("annotations") or {}).get(names.KEYS_ANNOTATION) != digest
-    )
 
 
 __all__ = ["CHILD_KINDS", "after_apply", "deployment", "prune"]

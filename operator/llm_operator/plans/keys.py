@@ -2,11 +2,12 @@
 
 import base64
 import hashlib
+import json
 
 from llm_operator.crds import AccessSpec, ApiKeySpec
 from llm_operator.crds.access import LimitsSpec, TierSpec
 from llm_operator.plans import names
-from llm_operator.state import Connection, HeldKey, Manifest, Meta
+from llm_operator.state import Connection, HeldKey, Manifest, Meta, pod_ended
 from llm_runtime import contract
 
 API_KEY_FIELD = "api-key"
@@ -30,7 +31,16 @@ def decode(secret: Manifest, field: str) -> str | None:
 
 def key_file(meta: Meta, access: AccessSpec, keys: tuple[HeldKey, ...]) -> str:
     """What the runtime mounts: digests only, in a stable order so that nothing is written when nothing changed."""
-    records = tuple(
+    tiers = tuple(contract.FileTier(name=tier.name, **_figures(tier)) for tier in access.tiers or ())
+    return _text(contract.KeyFile(salt=meta.uid, keys=_records(keys), tiers=tiers, default_tier=access.default_tier))
+
+
+def _text(file: contract.KeyFile) -> str:
+    return file.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def _records(keys: tuple[HeldKey, ...]) -> tuple[contract.KeyRecord, ...]:
+    return tuple(
         contract.KeyRecord(
             id=key.key_id,
             digest=key.digest,
@@ -44,29 +54,47 @@ def key_file(meta: Meta, access: AccessSpec, keys: tuple[HeldKey, ...]) -> str:
         )
         for key in sorted(keys, key=lambda key: (key.meta.name, key.key_id))
     )
-    tiers = tuple(contract.FileTier(name=tier.name, **_figures(tier)) for tier in access.tiers or ())
-    file = contract.KeyFile(salt=meta.uid, keys=records, tiers=tiers, default_tier=access.default_tier)
-    return file.model_dump_json(by_alias=True, exclude_none=True)
 
 
 def _figures(limits: LimitsSpec | TierSpec) -> dict[str, int | None]:
     return {name: getattr(limits, name) for name in contract.Limits.model_fields}
 
 
-def digest(text: str) -> str:
-    """A short mark by which a changed key file is recognised."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def keys_secret(meta: Meta, access: AccessSpec, keys: tuple[HeldKey, ...], adapters: str) -> Manifest:
     """The key file as the pods mount it, and beside it the list of adapters: both change while the pods run."""
+    return _mounted(meta, encode({contract.KEYS_FILE: key_file(meta, access, keys), contract.ADAPTERS_FILE: adapters}))
+
+
+def with_keys(secret: Manifest, meta: Meta, keys: tuple[HeldKey, ...]) -> Manifest | None:
+    """The same Secret with these keys, and all else as it was; None where its key file can't be read."""
+    try:
+        file = contract.KeyFile.model_validate_json(decode(secret, contract.KEYS_FILE) or "")
+    except ValueError:
+        return None
+    text = _text(file.model_copy(update={"keys": _records(keys)}))
+    return _mounted(meta, {**secret["data"], **encode({contract.KEYS_FILE: text})})
+
+
+def _mounted(meta: Meta, data: dict[str, str]) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": names.metadata(meta, names.keys_secret(meta)),
         "type": "Opaque",
-        "data": encode({contract.KEYS_FILE: key_file(meta, access, keys), contract.ADAPTERS_FILE: adapters}),
+        "data": data,
     }
+
+
+def digest(secret: Manifest) -> str:
+    """A short mark by which changed content of the Secret is recognised."""
+    return hashlib.sha256(json.dumps(secret["data"], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def untold(pod: Manifest, digest: str) -> bool:
+    """Whether the pod's kubelet has not been told of this content."""
+    meta = pod["metadata"]
+    told = (meta.get("annotations") or {}).get(names.KEYS_ANNOTATION) == digest
+    return not (told or meta.get("deletionTimestamp") or pod_ended(pod))
 
 
 def registry_secret(meta: Meta, connection: Connection) -> Manifest | None:

@@ -2,12 +2,14 @@
 
 import secrets
 import string
+from collections.abc import Sequence
 
 from llm_operator import observe
 from llm_operator.cluster import Conflict
 from llm_operator.observe import Outside
 from llm_operator.plans import apikeys, keys, names
 from llm_operator.plans.reasons import Reason
+from llm_operator.reconcile import keyfile
 from llm_operator.reconcile.result import Done, Pace
 from llm_operator.reconcile.status import report, stamp, tell
 from llm_operator.state import Fault, Key, Manifest, ObservedKey, Occurrence
@@ -120,9 +122,16 @@ def _concerned(observed: ObservedKey, matched: tuple[str, ...]) -> tuple[Key, ..
     """Deployments that take the key, and those that took it before."""
     before = observed.status.deployments or ()
     here = {d.name for d in observed.deployments}
-    return tuple(Key("LLMDeployment", observed.meta.namespace, name) for name in sorted({*matched, *before} & here))
+    return _both(observed.meta.namespace, sorted({*matched, *before} & here))
 
 
 async def _everyone(outside: Outside, namespace: str) -> tuple[Key, ...]:
     """A deleted key tells no more whom it opened: every deployment of the namespace looks."""
-    return tuple(observe.meta_of(item).key for item in await outside.cluster.list("LLMDeployment", namespace))
+    listed = await outside.cluster.list("LLMDeployment", namespace)
+    return _both(namespace, [item["metadata"]["name"] for item in listed])
+
+
+def _both(namespace: str, deployments: Sequence[str]) -> tuple[Key, ...]:
+    """Their key files first, which wait for nothing; then all of them: a key file may not be there yet."""
+    kinds = (keyfile.KIND, "LLMDeployment")
+    return tuple(Key(kind, namespace, name) for kind in kinds for name in deployments)

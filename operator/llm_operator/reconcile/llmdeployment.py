@@ -1,16 +1,17 @@
 """One LLMDeployment: observe → plan → apply → report."""
 
-import asyncio
+from dataclasses import replace
 
 from pydantic import ValidationError
 
 from llm_operator import observe, plans
-from llm_operator.cluster import Cluster, NotFound, Refused
+from llm_operator.cluster import Cluster, Refused
 from llm_operator.crds import LLMDeploymentStatus
 from llm_operator.observe import Outside
 from llm_operator.plans import apikeys, conditions, faults, names
 from llm_operator.plans.reasons import Reason
-from llm_operator.reconcile import gates, verdict
+from llm_operator.reconcile import gates, keyfile, verdict
+from llm_operator.reconcile.put import NameTaken, put
 from llm_operator.reconcile.result import Done, Pace, Retry
 from llm_operator.reconcile.status import report, stamp, tell
 from llm_operator.state import Fault, HeldKey, Key, Manifest, Meta, Observed, Occurrence, Plan
@@ -27,6 +28,7 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     if resource is None:
         outside.inventory.forget(key)
         outside.ledgers.pop(key, None)
+        outside.key_files.pop(key, None)
         return Done(wake=await _all_keys(outside.cluster, key.namespace), gone=True)
     if "deletionTimestamp" in resource["metadata"]:
         # Garbage collection follows the owner references; creating anew here would never end.
@@ -37,8 +39,12 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     except ValidationError as error:
         return await _refuse(outside, resource, error, pace)
     observed = await gates.gather(outside, observed)
-    plan = plans.deployment(observed, settle_seconds=pace.settle_seconds, now=outside.clock())
-    fault = await _apply(outside, observed, plan)
+    async with outside.key_files[key]:
+        # The keys as they are now: what was asked above may have taken long, and a revocation did not wait for it.
+        observed = replace(observed, keys=await observe.held_keys(outside, observed.meta))
+        plan = plans.deployment(observed, settle_seconds=pace.settle_seconds, now=outside.clock())
+        refused, untold = await _let_in(outside, observed, plan)
+    fault = await _apply(outside, observed, plan, refused) or untold
     await _report(outside, resource, observed, plan, fault)
     if fault is not None and not fault.terminal:
         raise Retry(fault.message)
@@ -89,23 +95,24 @@ async def _refuse(outside: Outside, resource: Manifest, error: ValidationError, 
     return Done(pace.verify_seconds)
 
 
-async def _apply(outside: Outside, observed: Observed, plan: Plan) -> Fault | None:
-    """Apply everything, then prune. Returns the first fault; the rest is applied all the same.
+async def _let_in(outside: Outside, observed: Observed, plan: Plan) -> tuple[list[Fault], Fault | None]:
+    """Write the key file before any other object. Why it was refused, and that a pod could not be told."""
+    pods = [pod for each in observed.revisions.values() for pod in each.pods]
+    try:
+        return [], await keyfile.write(outside, observed.meta, plan.key_file, pods)
+    except (NameTaken, Refused) as error:
+        return [_refused(plan.key_file, error)], None
 
-    Pods are told of changed keys as soon as these are written: a revocation waits for no other object.
-    """
-    cluster, found, untold = outside.cluster, list[Fault](), None
-    mounted = ("Secret", names.keys_secret(observed.meta))
+
+async def _apply(outside: Outside, observed: Observed, plan: Plan, found: list[Fault]) -> Fault | None:
+    """Apply everything, then prune. Returns the first fault, one `found` before included; all else is applied still."""
+    cluster = outside.cluster
+    seen = {(child["kind"], child["metadata"]["name"]): child for child in observed.children}
     for manifest in plan.objects:
         try:
-            await _put(outside, observed, manifest)
-            if (manifest["kind"], manifest["metadata"]["name"]) == mounted:
-                untold = await _nudge(cluster, observed, plan)
-        except _NameTaken as error:
-            found.append(Fault(Reason.NameTaken, str(error), terminal=True))
-        except Refused as error:
-            what = f"{manifest['kind']} {manifest['metadata']['name']}"
-            found.append(Fault(Reason.ApplyFailed, f"{what} was refused: {error}"))
+            await put(outside, observed.meta, manifest, seen.get((manifest["kind"], manifest["metadata"]["name"])))
+        except (NameTaken, Refused) as error:
+            found.append(_refused(manifest, error))
     if found:
         # A half-applied plan prunes nothing: what is not wanted may still be what serves.
         return min(found, key=lambda fault: not fault.terminal)
@@ -113,32 +120,13 @@ async def _apply(outside: Outside, observed: Observed, plan: Plan) -> Fault | No
         meta = child["metadata"]
         await cluster.delete(child["kind"], meta["namespace"], meta["name"], meta["uid"])
     await _forget_credentials(outside, observed.meta, plan)
-    return untold
+    return None
 
 
-class _NameTaken(Exception):
-    """A child's name belongs to an object that is not ours."""
-
-
-async def _put(outside: Outside, observed: Observed, manifest: Manifest) -> None:
-    """Apply one object, unless its name is somebody else's. Force takes fields from people, never objects."""
-    cluster, kind, meta = outside.cluster, manifest["kind"], manifest["metadata"]
-    live = next(
-        (c for c in observed.children if c["kind"] == kind and c["metadata"]["name"] == meta["name"]), None
-    ) or await cluster.get(kind, meta["namespace"], meta["name"])
-    if live is not None and not names.owned(live, observed.meta):
-        raise _NameTaken(
-            f"{kind} {meta['name']} exists and belongs to somebody else: rename or delete it "
-            f"(kubectl -n {meta['namespace']} get {kind.lower()} {meta['name']} -o yaml), or rename this LLMDeployment"
-        )
-    if live is not None and manifest.get("immutable") and live.get("data") != manifest["data"]:
-        await cluster.delete(kind, meta["namespace"], meta["name"], live["metadata"]["uid"])
-    elif live is not None:
-        # With the uid an update never brings back what was deleted since it was read: that is a Conflict.
-        manifest = {**manifest, "metadata": {**meta, "uid": live["metadata"]["uid"]}}
-    live = await cluster.apply(manifest)
-    if kind == "Secret":
-        outside.secrets[meta["namespace"], meta["name"]] = live["metadata"]["resourceVersion"]
+def _refused(manifest: Manifest, error: NameTaken | Refused) -> Fault:
+    if isinstance(error, NameTaken):
+        return Fault(Reason.NameTaken, str(error), terminal=True)
+    return Fault(Reason.ApplyFailed, f"{manifest['kind']} {manifest['metadata']['name']} was refused: {error}")
 
 
 async def _forget_credentials(outside: Outside, meta: Meta, plan: Plan) -> None:
@@ -149,27 +137,6 @@ async def _forget_credentials(outside: Outside, meta: Meta, plan: Plan) -> None:
     secret = await outside.cluster.get("Secret", meta.namespace, name)
     if secret is not None and names.owned(secret, meta):
         await outside.cluster.delete("Secret", meta.namespace, name, secret["metadata"]["uid"])
-
-
-async def _nudge(cluster: Cluster, observed: Observed, plan: Plan) -> Fault | None:
-    """A pod whose annotations change gets its Secret volumes refreshed at once, not within the kubelet's minute.
-
-    Returns the first refusal: the pods then learn of it later, and everything else goes on.
-    """
-
-    async def touch(pod: str, digest: str) -> Fault | None:
-        change = {"metadata": {"annotations": {names.KEYS_ANNOTATION: digest}}}
-        try:
-            await cluster.patch("Pod", observed.meta.namespace, pod, change)
-        except NotFound:
-            return None
-        except Refused as error:
-            told = f"pod {pod} could not be told of changed keys, and sees them within a minute or two: {error}"
-            return Fault(Reason.ApplyFailed, told)
-        return None
-
-    told = await asyncio.gather(*(touch(pod, digest) for pod, digest in plan.nudge))
-    return next((fault for fault in told if fault is not None), None)
 
 
 async def _report(outside: Outside, resource: Manifest, observed: Observed, plan: Plan, fault: Fault | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from llm_operator import metrics
 from llm_operator.cluster import ApiError
-from llm_operator.queue import Queue
+from llm_operator.queue import Lanes, Queue
 from llm_operator.reconcile.result import Done, Retry
 from llm_operator.state import Key
 
@@ -15,15 +15,16 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Key], Awaitable[Done]]
 
 
-async def work(queue: Queue[Key], handle: Handler, resync_seconds: float) -> None:
-    """Forever: one key at a time. One that fails comes back with growing delay and holds up no other."""
+async def work(queue: Queue[Key], handle: Handler, resync_seconds: float, lanes: Lanes[Key]) -> None:
+    """Forever: one key of `queue` at a time. One that fails comes back with growing delay and holds up no other."""
     while True:
         key = await queue.get()
         started = time.monotonic()
         result = "error"
         try:
             done = await handle(key)
-            _settle(queue, key, done, resync_seconds)
+            queue.succeed(key)
+            _settle(lanes, key, done, resync_seconds)
             result = "success"
         except (Retry, ApiError) as error:
             result = "retry"
@@ -37,16 +38,15 @@ async def work(queue: Queue[Key], handle: Handler, resync_seconds: float) -> Non
             queue.done(key)
 
 
-def _settle(queue: Queue[Key], key: Key, done: Done, resync_seconds: float) -> None:
-    queue.succeed(key)
+def _settle(lanes: Lanes[Key], key: Key, done: Done, resync_seconds: float) -> None:
     for other in done.wake:
-        queue.add(other)
+        lanes.add(other)
     for other, seconds in done.later:
-        queue.add_after(other, seconds)
+        lanes.add_after(other, seconds)
     if not done.gone:
         # Spread by a fifth so that a restart's wave does not come back as a wave.
         resync = resync_seconds * random.uniform(0.8, 1.2)
-        queue.add_after(key, min(resync, done.after_seconds or resync))
+        lanes.add_after(key, min(resync, done.after_seconds or resync))
 
 
 def _again(queue: Queue[Key], key: Key, error: Exception) -> None:

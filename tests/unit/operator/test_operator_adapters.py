@@ -10,7 +10,6 @@ import pytest
 from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.plans.config import revision_id
 from llm_operator.poll import Poll
-from llm_operator.queue import Queue
 from llm_operator.reconcile import Done, Pace, reconcile
 from llm_operator.registry import AliasNotFound, CachedRegistry, RegistryUnreachable
 from llm_operator.settings import ConnectionSettings
@@ -75,14 +74,10 @@ class Following(World):
             self.pods.known[name] = Figures(adapters=loaded, adapter_failures=failed)
 
     async def poll(self) -> list[str]:
-        woken: list[str] = []
-
-        class Noted(Queue[Key]):
-            def add(self, item: Key) -> None:
-                woken.append(item.name)
-
-        await Poll(self.cluster, CachedRegistry(self.registry, 30, 5), self.connections, Noted(), ()).look()
-        return woken
+        woken: list[Key] = []
+        cached = CachedRegistry(self.registry, 30, 5)
+        await Poll(self.cluster, cached, self.connections, woken.append, ()).look()
+        return [key.name for key in woken]
 
 
 async def test_adapters_are_resolved_and_delivered_with_what_it_takes_to_fetch_them() -> None:

@@ -8,18 +8,16 @@ import pytest
 
 from llm_operator import poll as polling
 from llm_operator.poll import Poll
-from llm_operator.queue import Queue
 from llm_operator.reconcile import Pace, reconcile
 from llm_operator.registry import CachedRegistry, RegistryUnreachable
 from llm_operator.state import Key
 from unit.operator.fakes import NAMESPACE, World
 
 
-class Noted(Queue[Key]):
-    """A queue that remembers what was added."""
+class Noted:
+    """Remembers what was to be looked at."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.added: list[str] = []
 
     def add(self, item: Key) -> None:
@@ -34,7 +32,7 @@ async def polled(world: World, *names: str) -> tuple[Poll, Noted]:
         await reconcile(Key("LLMDeployment", NAMESPACE, name), world.outside, Pace(60, 5))
     queue = Noted()
     cached = CachedRegistry(world.registry, 30, 5)
-    return Poll(world.cluster, cached, world.connections, queue, ()), queue
+    return Poll(world.cluster, cached, world.connections, queue.add, ()), queue
 
 
 async def test_nothing_moved_wakes_nobody() -> None:

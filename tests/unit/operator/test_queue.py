@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from llm_operator.queue import Backlog, Queue
+from llm_operator.queue import Backlog, Lanes, Queue
 
 
 def backlog() -> Backlog[str]:
@@ -91,3 +91,14 @@ async def test_a_worker_that_is_cancelled_while_work_arrives_ends() -> None:
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_quick_items_have_a_queue_of_their_own() -> None:
+    lanes: Lanes[str] = Lanes(quick=lambda item: item.startswith("key"))
+    for item in ("deployment", "key"):
+        lanes.add(item)
+    assert lanes.depth() == 2
+    assert (await lanes.quick.get(), await lanes.slow.get()) == ("key", "deployment")
+    assert lanes.oldest() > 0
+    lanes.add_after("key later", 0.01)
+    assert await lanes.quick.get() == "key later"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import pytest
 
 from llm_operator.reconcile import Done, Pace, Retry, reconcile
-from llm_operator.state import Key
+from llm_operator.registry import Reference
+from llm_operator.state import Connection, Key, ModelVersion
 from llm_runtime.contract import KeyFile, hash_key, key_id_of
-from unit.operator.fakes import NAMESPACE, World
+from unit.operator.fakes import NAMESPACE, FakeRegistry, World
 
 PACE = Pace(verify_seconds=60, settle_seconds=5)
 TEAM = Key("ApiKey", NAMESPACE, "team")
 BOT = Key("LLMDeployment", NAMESPACE, "bot")
+FILE = Key("KeyFile", NAMESPACE, "bot")
 
 
 async def look(world: World, key: Key = TEAM) -> Done:
@@ -73,9 +76,105 @@ async def test_a_deleted_key_lets_every_deployment_of_the_namespace_look() -> No
     await look(world)
     await look(world, BOT)
     del world.cluster.objects["ApiKey", NAMESPACE, "team"]
-    assert (await look(world)).wake == (BOT,)
+    assert (await look(world)).wake == (FILE, BOT), "the key file first"
     await look(world, BOT)
     assert known(world)["keys"] == []
+
+
+class SilentRegistry(FakeRegistry):
+    """Answers when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asks, self.answers = asyncio.Event(), asyncio.Event()
+
+    async def resolve(self, connection: Connection, reference: Reference) -> ModelVersion:
+        self.asks.set()
+        await self.answers.wait()
+        return await super().resolve(connection, reference)
+
+
+async def test_a_revocation_does_not_wait_for_a_silent_registry_and_is_not_undone_when_it_answers() -> None:
+    world = await world_with_a_pod()
+    await world.put("ApiKey", "team", {"deployments": ["bot"]})
+    await look(world)
+    await look(world, BOT)
+    before = world.cluster.objects["Pod", NAMESPACE, "pod"]["metadata"]["annotations"]
+    world.registry = registry = SilentRegistry()
+    world.restarted("image")
+    looking = asyncio.create_task(look(world, BOT))
+    await registry.asks.wait()
+    del world.cluster.objects["ApiKey", NAMESPACE, "team"]
+    await look(world, FILE)
+    assert known(world)["keys"] == []
+    assert world.cluster.objects["Pod", NAMESPACE, "pod"]["metadata"]["annotations"] != before, "the pods are told"
+    registry.answers.set()
+    await looking
+    assert known(world)["keys"] == []
+    world.cluster.writes.clear()
+    await look(world, BOT)
+    await look(world, FILE)
+    assert world.cluster.writes == [], "both write the same, and tell the pods once"
+
+
+async def test_a_revocation_needs_no_valid_specification() -> None:
+    world = World()
+    await world.deploy(access={"tiers": [{"name": "gold", "requestsPerMinute": 5}], "defaultTier": "gold"})
+    await world.put("ApiKey", "team", {"deployments": ["bot"]})
+    await look(world)
+    await look(world, BOT)
+    file = known(world)
+    await world.put("LLMDeployment", "bot", {"model": "nonsense"})
+    await look(world, BOT)
+    await world.put("ApiKey", "team", {"deployments": ["bot"], "suspended": True})
+    await look(world, FILE)
+    assert known(world)["keys"][0]["suspended"]
+    assert {**known(world), "keys": file["keys"]} == file, "all else is as it was"
+
+
+async def test_changed_keys_leave_the_operators_own_and_the_adapters() -> None:
+    world = World()
+    await world.deploy(rollout={"strategy": "Rolling", "gates": [{"smokePrompts": {"configMap": "greet"}}]})
+    await look(world, BOT)
+    own = known(world)["keys"]
+    assert [key["name"] for key in own] == [f"{NAMESPACE}/bot-operator-key"]
+    await world.put("ApiKey", "team", {"deployments": ["bot"]})
+    await look(world)
+    await look(world, FILE)
+    assert own[0] in known(world)["keys"]
+    assert len(known(world)["keys"]) == 2
+    assert "adapters.json" in world.cluster.objects["Secret", NAMESPACE, "bot-keys"]["data"]
+
+
+async def test_a_key_file_that_is_not_there_is_left_to_its_deployment() -> None:
+    world = World()
+    await look(world, FILE)
+    await world.deploy()
+    await look(world, FILE)
+    foreign = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bot-keys", "namespace": NAMESPACE}}
+    await world.cluster.create({**foreign, "data": {"keys.json": "e30="}})
+    await look(world, FILE)
+    assert world.cluster.objects["Secret", NAMESPACE, "bot-keys"]["data"] == {"keys.json": "e30="}
+
+
+async def test_an_apikey_that_cannot_be_read_opens_nothing_and_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    await world.deploy()
+    await world.put("ApiKey", "team", {"deployments": ["bot"]})
+    await look(world)
+    await world.put("ApiKey", "odd", {"deployments": ["bot"], "expiresAt": "some day"})
+    await look(world, BOT)
+    assert [key["name"] for key in known(world)["keys"]] == [f"{NAMESPACE}/team"]
+    assert "ApiKey team/odd can't be read and opens nothing: expiresAt" in caplog.text
+
+
+async def test_a_deployment_that_cannot_be_read_stops_no_key() -> None:
+    world = World()
+    await world.deploy()
+    await world.put("LLMDeployment", "odd", {"access": {"tiers": "many"}})
+    await world.put("ApiKey", "team", {"deployments": ["bot"]})
+    await look(world)
+    assert world.condition("Ready", "team", "ApiKey")["status"] == "True"
 
 
 async def test_an_expired_key_is_carried_with_its_expiry() -> None:

@@ -11,7 +11,6 @@ from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.plans import source
 from llm_operator.plans.config import revision_id
 from llm_operator.poll import Poll
-from llm_operator.queue import Queue
 from llm_operator.reconcile import Done, Pace, reconcile
 from llm_operator.registry import CachedRegistry
 from llm_operator.state import Key
@@ -146,12 +145,8 @@ async def test_the_poll_asks_no_registry_for_it() -> None:
     await serving(world, {"uri": HUB})
     woken: list[Key] = []
 
-    class Noted(Queue[Key]):
-        def add(self, item: Key) -> None:
-            woken.append(item)
-
     registry = CachedRegistry(world.registry, 30, 5)
-    await Poll(world.cluster, registry, world.connections, Noted(), ()).look()
+    await Poll(world.cluster, registry, world.connections, woken.append, ()).look()
     assert woken == []
 
 

@@ -1,0 +1,28 @@
+"""Applies one object of a plan, unless its name is somebody else's."""
+
+from llm_operator.observe import Outside
+from llm_operator.plans import names
+from llm_operator.state import Manifest, Meta
+
+
+class NameTaken(Exception):
+    """A child's name belongs to an object that is not ours."""
+
+
+async def put(outside: Outside, owner: Meta, manifest: Manifest, live: Manifest | None = None) -> None:
+    """Force takes fields from people, never objects. `live` is the object as it was seen; None: it is read now."""
+    cluster, kind, meta = outside.cluster, manifest["kind"], manifest["metadata"]
+    live = live or await cluster.get(kind, meta["namespace"], meta["name"])
+    if live is not None and not names.owned(live, owner):
+        raise NameTaken(
+            f"{kind} {meta['name']} exists and belongs to somebody else: rename or delete it "
+            f"(kubectl -n {meta['namespace']} get {kind.lower()} {meta['name']} -o yaml), or rename this LLMDeployment"
+        )
+    if live is not None and manifest.get("immutable") and live.get("data") != manifest["data"]:
+        await cluster.delete(kind, meta["namespace"], meta["name"], live["metadata"]["uid"])
+    elif live is not None:
+        # With the uid an update never brings back what was deleted since it was read: that is a Conflict.
+        manifest = {**manifest, "metadata": {**meta, "uid": live["metadata"]["uid"]}}
+    live = await cluster.apply(manifest)
+    if kind == "Secret":
+        outside.secrets[meta["namespace"], meta["name"]] = live["metadata"]["resourceVersion"]
