@@ -106,6 +106,7 @@ async def _lead(
         lambda: datetime.now(UTC),
         prometheus=prometheus,
         fetch_resources=settings.fetch_resources.manifest() if settings.fetch_resources else {},
+        pull_secrets=settings.runtime_pull_secrets,
     )
     REGISTRY.register(outside.inventory)
     pace = Pace(settings.verify_seconds, settings.settle_seconds)

@@ -79,6 +79,8 @@ class Outside:
     prometheus: Prometheus | None = None
     fetch_resources: Manifest = field(default_factory=dict)
     """Of the fetching container, where a specification has none."""
+    pull_secrets: tuple[str, ...] = ()
+    """Of pods whose specification has none."""
     baselines: dict[str, Baseline] = field(default_factory=dict)
     """By deployment uid. Taken again after a restart."""
     key_files: defaultdict[Key, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
@@ -148,6 +150,7 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         children=(*children, *(c for c in (*(monitors or ()), *(routes or ())) if names.owned(c, meta))),
         image=outside.image,
         fetch_resources=outside.fetch_resources,
+        pull_secrets=outside.pull_secrets,
         faults=found,
         database_missing=missing,
         service_monitors=monitors is not None,

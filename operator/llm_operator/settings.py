@@ -88,6 +88,9 @@ class Settings(_Section):
         requests={"cpu": "100m", "memory": "256Mi"}, limits={"memory": "512Mi"}
     )
     """Of the init container that fetches the model: new revisions take them, running ones keep theirs."""
+    runtime_pull_secrets: tuple[str, ...] = ()
+    """Secrets with credentials for the runtime image's registry, in each namespace with LLMDeployments: of the pods
+    whose LLMDeployment names no spec.pod.imagePullSecrets."""
     watch_namespaces: tuple[str, ...] = ()
     """Empty: the whole cluster."""
     workers: Annotated[int, Field(ge=1, le=64)] = 8

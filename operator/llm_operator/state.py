@@ -263,6 +263,8 @@ class Observed:
     """About the candidate that is under way."""
     fetch_resources: Manifest = field(default_factory=dict)
     """Resources of the fetching container of revisions made from now on, where the specification has none."""
+    pull_secrets: tuple[str, ...] = ()
+    """Of pods whose specification has none."""
     operator_key: HeldKey | None = None
     """The operator's own key, by which it asks smoke prompts."""
     http_routes: bool = False

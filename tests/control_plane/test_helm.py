@@ -35,7 +35,11 @@ BOT: Json = {
 EVERYTHING: Json = {
     "image": {"repository": "registry.example.com:5000/op", "digest": f"sha256:{'a' * 64}", "pullPolicy": "Always"},
     "imagePullSecrets": [{"name": "registry"}],
-    "runtime": {"image": {"repository": "r/run", "tag": "2"}, "fetchResources": {"limits": {"cpu": 2}, "requests": {}}},
+    "runtime": {
+        "image": {"repository": "r/run", "tag": "2"},
+        "imagePullSecrets": [{"name": "registry"}],
+        "fetchResources": {"limits": {"cpu": 2}, "requests": {}},
+    },
     "connections": {"default": {"trackingUri": "https://m", "workspace": "w", "credentialsSecret": "s"}},
     "webhooks": {"service": {"enabled": True, "annotations": {"a": "b"}}},
     "prometheusUrl": "http://prometheus:9090",

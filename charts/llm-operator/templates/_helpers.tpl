@@ -103,6 +103,12 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- define "llm-operator.config" -}}
 runtimeImage: {{ include "llm-operator.image" (dict "image" .Values.runtime.image "version" .Chart.AppVersion) | quote }}
 fetchResources: {{ .Values.runtime.fetchResources | toJson }}
+{{- with .Values.runtime.imagePullSecrets }}
+runtimePullSecrets:
+{{- range . }}
+- {{ .name | quote }}
+{{- end }}
+{{- end }}
 pollSeconds: {{ .Values.pollSeconds }}
 logFormat: {{ .Values.logFormat }}
 webhookPort: 8090

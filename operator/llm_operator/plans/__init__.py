@@ -87,7 +87,7 @@ def after_apply(plan: Plan, observed: Observed, fault: Fault | None, now: dateti
 def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Manifest, ...], str]:
     """What should exist beside the key file, in the order of need; and a running revision that can't be rebuilt."""
     meta, spec = observed.meta, observed.spec
-    found: list[Manifest] = [network.service_account(meta)]
+    found: list[Manifest] = [network.service_account(meta, observed.pull_secrets)]
     if observed.connection and (secret := keys.registry_secret(meta, observed.connection)):
         found.append(secret)
     found += traffic.objects(observed, decision)

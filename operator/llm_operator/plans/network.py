@@ -66,14 +66,19 @@ def _backend(name: str, spec: LLMDeploymentSpec, weight: int) -> Manifest:
     return {"name": name, "port": spec.service.port, "weight": weight}
 
 
-def service_account(meta: Meta) -> Manifest:
-    """An identity without a token: the runtime never talks to the API server."""
-    return {
+def service_account(meta: Meta, pull_secrets: tuple[str, ...]) -> Manifest:
+    """An identity without a token: the runtime never talks to the API server.
+
+    Pods that name no pull secrets get those of their account when they are made, so these change no revision.
+    """
+    account = {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
         "metadata": names.metadata(meta, meta.name),
         "automountServiceAccountToken": False,
     }
+    # Absent where there are none: a field that is not written stays as others have set it.
+    return {**account, "imagePullSecrets": [{"name": name} for name in pull_secrets]} if pull_secrets else account
 
 
 def disruption_budget(meta: Meta, serving: tuple[str, ...]) -> Manifest:

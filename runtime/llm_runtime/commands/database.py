@@ -43,6 +43,19 @@ def asked(ask: "Callable[[Database], Awaitable[T]]", config: Path | None, databa
         raise typer.Exit(1) from None
 
 
+def read(ask: "Callable[[Database], Awaitable[T]]", config: Path | None, database_url: str | None) -> T:
+    """`asked`, of tables that are there already: a command that only looks makes none, least of all in a wrong place."""
+    from llm_runtime.db import migrate
+
+    async def checked(database: "Database") -> T:
+        if why := await migrate.outdated(database):
+            hint = "check its address, or run `llm-runtime db upgrade` with it"
+            raise errors.ConfigInvalid(f"{database.place} {why}: {hint} (a server does so at its start)")
+        return await ask(database)
+
+    return asked(checked, config, database_url)
+
+
 def with_store(work: "Callable[[KeyStore], Awaitable[T]]", config: Path | None, database_url: str | None) -> T:
     """Do `work` with the keys of the configured database, whose tables are made first."""
     from llm_runtime.db import migrate

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_runtime.commands.database import Config, DatabaseUrl, asked
+from llm_runtime.commands.database import Config, DatabaseUrl, read
 
 if TYPE_CHECKING:
     from llm_runtime.db.database import Database
@@ -49,7 +49,7 @@ def usage(
     if latest:
         if not key:
             raise typer.BadParameter("the last requests of which key? Add --key ID", param_hint="--latest")
-        requests = asked(lambda database: report.latest(database, key, latest), config, database_url)
+        requests = read(lambda database: report.latest(database, key, latest), config, database_url)
         _print_json(requests) if as_json else _print_requests(key, requests)
         return
     period = _period(month, since, until)
@@ -57,7 +57,7 @@ def usage(
     async def ask(database: "Database") -> "list[Total]":
         return await report.totals(database, period, by.value, key)
 
-    totals = asked(ask, config, database_url)
+    totals = read(ask, config, database_url)
     if as_json:
         _print_json(totals)
     elif not totals:

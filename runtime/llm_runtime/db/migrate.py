@@ -120,6 +120,16 @@ async def inspect(database: Database) -> Inspection:
     return Inspection(database.place, revision, head(), tuple(sizes))
 
 
+async def outdated(database: Database) -> str:
+    """Why the tables can't be read by this program yet; empty where they can. Raises `DatabaseAway`."""
+    async with database.read() as connection:
+        revision = await connection.run_sync(_revision)
+    if revision is None:
+        return "holds no tables of llm-runtime"
+    # Migrations only add, so a newer database can be read.
+    return f"is at revision {revision}, older than {head()}" if revision != head() and revision in _known() else ""
+
+
 def head() -> str:
     """The newest revision that this program knows."""
     return str(ScriptDirectory.from_config(_config()).get_current_head())
@@ -142,14 +152,17 @@ async def _alone(database: Database) -> AsyncIterator[AsyncConnection]:
 
 def _upgrade(connection: Connection) -> None:
     config, before = _config(), _revision(connection)
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if before is not None and before not in known:
+    if before is not None and before not in _known():
         log.warning("The database is at revision %s, which is newer than this program's %s", before, head())
         return
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
     if before != head():
         log.info("The database went from revision %s to %s", before, head())
+
+
+def _known() -> set[str]:
+    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
 
 
 def _config() -> Config:

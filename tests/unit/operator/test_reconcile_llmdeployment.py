@@ -159,6 +159,16 @@ async def test_the_fetching_container_has_the_operators_resources_or_its_own() -
     assert fetch["resources"] == {"requests": {"memory": "1Gi"}}
 
 
+async def test_pods_get_the_operators_pull_secrets_by_their_account_and_keep_their_revision() -> None:
+    world = World()
+    revision = await serving(world)
+    assert "imagePullSecrets" not in world.cluster.objects["ServiceAccount", NAMESPACE, "bot"]
+    world.outside = replace(world.outside, pull_secrets=("registry",))
+    await look(world)
+    assert world.cluster.objects["ServiceAccount", NAMESPACE, "bot"]["imagePullSecrets"] == [{"name": "registry"}]
+    assert world.status()["stable"]["revision"] == revision
+
+
 async def test_an_operator_with_other_resources_for_fetching_touches_no_deployment() -> None:
     world = World()
     await serving(world)

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from llm_runtime.__main__ import cli
+from llm_runtime.db import migrate
 from llm_runtime.metrics import Metrics
 from llm_runtime.usage.writer import DatabaseUsage
 from usage_rows import AT, QUICK, empty, row
@@ -76,6 +77,24 @@ def test_no_database_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("usage")
     assert result.exit_code == 1
     assert "there is no database" in result.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("--key", "web", "--latest", "2")])
+def test_usage_of_a_database_without_tables_is_one_line_and_makes_none(
+    database_url: str, words: tuple[str, ...]
+) -> None:
+    for _ in range(2):
+        result = run("usage", *words, "--database-url", database_url)
+        assert result.exit_code == 1
+        assert result.stderr.count("\n") == 1
+        assert "holds no tables of llm-runtime: check its address, or run `llm-runtime db upgrade`" in result.stderr
+
+
+def test_usage_of_an_older_database_says_what_to_run(used: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrate, "head", lambda: "9999")
+    result = run("usage", "--database-url", used)
+    assert result.exit_code == 1
+    assert "older than 9999: check its address, or run `llm-runtime db upgrade`" in result.stderr
 
 
 def test_usage_by_day_is_a_table_with_sums_and_a_plot(used: str) -> None:
