@@ -44,7 +44,7 @@ def asked(ask: "Callable[[Database], Awaitable[T]]", config: Path | None, databa
 
 
 def read(ask: "Callable[[Database], Awaitable[T]]", config: Path | None, database_url: str | None) -> T:
-    """`asked`, of tables that are there already: a command that only looks makes none, least of all in a wrong place."""
+    """`asked`, of tables that are there: a command that only looks makes none, least of all in a wrong place."""
     from llm_runtime.db import migrate
 
     async def checked(database: "Database") -> T:

@@ -80,9 +80,7 @@ def test_no_database_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("words", [(), ("--key", "web", "--latest", "2")])
-def test_usage_of_a_database_without_tables_is_one_line_and_makes_none(
-    database_url: str, words: tuple[str, ...]
-) -> None:
+def test_usage_of_a_database_without_tables_is_one_line(database_url: str, words: tuple[str, ...]) -> None:
     for _ in range(2):
         result = run("usage", *words, "--database-url", database_url)
         assert result.exit_code == 1
