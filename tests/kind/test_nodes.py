@@ -151,7 +151,8 @@ def test_a_pod_that_its_node_evicts_is_told_and_replaced(site: Site, bot: Front)
         front.ready()
         evicted = site.pods("hoarder")[0]
         inside(evicted, site.cluster, "python", "-c", FULL)
-        front.until(lambda: front.told("PodEvicted"), "PodEvicted", 120)
+        # The kubelet was seen to measure a container's files only after 115 s, when it had been restarted.
+        front.until(lambda: front.told("PodEvicted"), "PodEvicted", 300)
         front.until(lambda: evicted["metadata"]["name"] not in serving(site), "its end", 60)
         front.until(lambda: front.is_ready() and front.status()["readyReplicas"] == 2, "another pod", 120)
     finally:
