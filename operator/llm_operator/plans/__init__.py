@@ -26,7 +26,7 @@ from llm_operator.state import Fault, Manifest, Observed, Occurrence, Plan
 CHILD_KINDS = ("Deployment", "ConfigMap", "Service", "ServiceAccount", "HorizontalPodAutoscaler", "PodDisruptionBudget")
 """What is listed to be pruned. Secrets are not: the operator may not list them, their names are known."""
 
-RESTART_NEWS = timedelta(minutes=30)
+NEWS = timedelta(minutes=30)
 """Events live for an hour, by default, and an Event that is there is not written again."""
 
 
@@ -64,7 +64,7 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
         objects=objects,
         delete=prune(observed, objects, decision),
         status=status,
-        occurrences=(*decision.occurrences, *_tell(observed, status), *_restarts(observed, now)),
+        occurrences=(*decision.occurrences, *_tell(observed, status), *_mishaps(observed, now)),
         requeue_seconds=min(looks, default=None),
     )
 
@@ -212,14 +212,12 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
     return tuple(dict.fromkeys(told))
 
 
-def _restarts(observed: Observed, now: datetime) -> tuple[Occurrence, ...]:
-    """One for each restart of a container, whether its pod is ready again or not."""
-    found = faults.restarts(pod for each in observed.revisions.values() for pod in each.pods)
-    return tuple(
-        Occurrence("Warning", restart.fault.reason, restart.words, once=True)
-        for restart in found
-        if now - restart.finished < RESTART_NEWS
-    )
+def _mishaps(observed: Observed, now: datetime) -> tuple[Occurrence, ...]:
+    """One for each restart of a container and each evicted pod, whether there are enough ready pods again or not."""
+    pods = [pod for each in observed.revisions.values() for pod in each.pods]
+    found = [(each.fault.reason, each.words, each.finished) for each in faults.restarts(pods)]
+    found += [(fault.reason, fault.message, at) for fault, at in faults.evictions(pods)]
+    return tuple(Occurrence("Warning", reason, words, once=True) for reason, words, at in found if now - at < NEWS)
 
 
 def _waiting(before: Condition | None, after: Condition) -> list[Occurrence]:

@@ -48,8 +48,8 @@ def of_pod(pod: Manifest, events: Iterable[Manifest] = (), now: datetime | None 
     status = pod.get("status", {})
     if pod["metadata"].get("deletionTimestamp") or ready(pod):
         return None
-    if status.get("phase") == "Failed" and status.get("reason"):
-        return _evicted(pod)
+    if (fault := _evicted(pod)) is not None:
+        return fault
     if _lost(pod):
         return _on_a_lost_node(pod)
     scheduled = _condition(status, "PodScheduled")
@@ -243,9 +243,23 @@ def _unschedulable(pod: Manifest, message: str) -> Fault:
     return Fault("PodUnschedulable", f"pod {_name(pod)} finds no node: {what}{message}{hint} ({_describe(pod)})")
 
 
-def _evicted(pod: Manifest) -> Fault:
+def evictions(pods: Iterable[Manifest]) -> list[tuple[Fault, datetime]]:
+    """Pods that their nodes have ended, and when: as near to it as their conditions say."""
+    found = []
+    for pod in pods:
+        changes = [_time(c.get("lastTransitionTime")) for c in pod.get("status", {}).get("conditions") or []]
+        at = max((time for time in changes if time), default=_time(pod["metadata"].get("creationTimestamp")))
+        if at is not None and (fault := _evicted(pod)) is not None:
+            found.append((fault, at))
+    return found
+
+
+def _evicted(pod: Manifest) -> Fault | None:
     """The kubelet has ended the pod for the node's sake: memory, disk, a shutdown, no room on arrival."""
-    reason, message = pod["status"]["reason"], pod["status"].get("message") or ""
+    status = pod.get("status") or {}
+    if status.get("phase") != "Failed" or not status.get("reason"):
+        return None
+    reason, message = status["reason"], status.get("message") or ""
     return Fault(
         "PodEvicted",
         f"pod {_name(pod)} was ended by its node {_node(pod)}: {reason}: {message or 'no further word'}; another is "

@@ -96,6 +96,26 @@ async def test_an_old_restart_is_no_news_to_an_operator_that_starts() -> None:
     assert told(world, "OutOfMemory") == []
 
 
+async def test_an_evicted_pod_is_one_event_also_when_others_serve_on() -> None:
+    world = World()
+    revision = await serving(world, replicas=2)
+    evicted = {"phase": "Failed", "reason": "Evicted", "message": "Pod ephemeral local storage usage exceeds the limit"}
+    pod = world.cluster.objects["Pod", NAMESPACE, f"bot-{revision}-played-0"]
+    world.cluster.objects["Pod", NAMESPACE, "gone"] = {
+        **pod,
+        "metadata": {**pod["metadata"], "name": "gone", "uid": "gone"},
+        "status": {**evicted, "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": BEGAN}]},
+    }
+    for _ in range(2):
+        await look(world)
+    world.restarted("example.com/runtime:1")
+    await look(world)
+    assert world.condition("Ready")["status"] == "True"
+    [event] = told(world, "PodEvicted")
+    assert (event["type"], event["count"]) == ("Warning", 1)
+    assert "pod gone was ended by its node" in event["message"]
+
+
 async def test_an_image_that_stays_away_from_serving_pods_stalls_after_the_progress_deadline_and_heals() -> None:
     world = World()
     revision = await serving(world)
