@@ -257,9 +257,13 @@ def evictions(pods: Iterable[Manifest]) -> list[tuple[Fault, datetime]]:
 def _evicted(pod: Manifest) -> Fault | None:
     """The kubelet has ended the pod for the node's sake: memory, disk, a shutdown, no room on arrival."""
     status = pod.get("status") or {}
-    if status.get("phase") != "Failed" or not status.get("reason"):
+    reason, message = status.get("reason") or "", status.get("message") or ""
+    if status.get("phase") == "Succeeded":
+        # Seen with Kubernetes 1.36: a pod that ends well within its eviction's grace has neither of the two. Containers
+        # that are always started again never end otherwise.
+        reason, message = reason or "Evicted", message or "the pod's Events say why"
+    elif status.get("phase") != "Failed" or not reason:
         return None
-    reason, message = status["reason"], status.get("message") or ""
     return Fault(
         "PodEvicted",
         f"pod {_name(pod)} was ended by its node {_node(pod)}: {reason}: {message or 'no further word'}; another is "

@@ -56,6 +56,7 @@ def ended(message: str, **more: Any) -> dict[str, Any]:
         (ended('{"reason": "DiskFull", "message": "needs 4 GB"}'), "DiskFull", "needs 4 GB"),
         (ended("", reason="OOMKilled"), "OutOfMemory", "limits.memory"),
         (pod(**EVICTED), "PodEvicted", "n7: Evicted: The node was low on resource: memory"),
+        (pod(phase="Succeeded"), "PodEvicted", "n7: Evicted: the pod's Events say why; another is made"),
         (pod(conditions=conditions(Ready="False", ContainersReady="True")), "NodeLost", "kubectl describe node n7"),
         (pod(conditions=conditions(Ready="Unknown", ContainersReady="True")), "NodeLost", "kubectl delete node n7"),
     ],
