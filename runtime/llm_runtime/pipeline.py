@@ -132,7 +132,8 @@ class Pipeline:
             message = f"A request may have at most {MAX_CHOICES} choices; it asks for {len(job.prompts)} x {job.n}."
             raise errors.InvalidRequest(message, param="n")
         limit = self.config.server.max_prompt_characters
-        while (length := sum(map(characters, job.prompts)) + written(job.tools)) > limit:
+        beside = written(job.tools) + written(job.template_options)
+        while (length := sum(map(characters, job.prompts)) + beside) > limit:
             if not job.forgettable:
                 message = f"The prompt has {length} characters; this server takes at most {limit}."
                 raise errors.InvalidRequest(message, param=job.prompt_field, code="string_above_max_length")
@@ -202,7 +203,7 @@ class Pipeline:
         system = self.config.model.system_prompt
         if system and all(message["role"] != "system" for message in conversation):
             conversation.insert(0, {"role": "system", "content": system})
-        return self.codec.encode_chat(conversation, job.tools)
+        return self.codec.encode_chat(conversation, job.tools, job.template_options)
 
     def _requests(self, job: Job, prompts: Sequence[list[int]]) -> list[GenerationRequest]:
         affordable = self._affordable(job, prompts)

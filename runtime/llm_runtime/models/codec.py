@@ -59,11 +59,21 @@ class Codec:
         """Tokens of plain text, with the special tokens that the tokenizer itself puts around it."""
         return list(self._tokenizer.encode(text).ids)
 
-    def encode_chat(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+    def encode_chat(
+        self,
+        messages: list[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Apply the chat template with a generation prompt. Raises InvalidRequest without one or if it refuses."""
-        return list(self._tokenizer.encode(self.render_chat(messages, tools), add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(self.render_chat(messages, tools, options), add_special_tokens=False).ids)
 
-    def render_chat(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
+    def render_chat(
+        self,
+        messages: list[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
         """The text that `encode_chat` encodes."""
         if self._render is None:
             raise InvalidRequest(
@@ -71,7 +81,8 @@ class Codec:
             )
         try:
             offered = {"tools": list(tools)} if tools else {}  # Templates ask whether `tools` is defined.
-            return self._render(messages=messages, add_generation_prompt=True, **offered, **self._special_tokens)
+            variables = {**(options or {}), **offered, **self._special_tokens}
+            return self._render({**variables, "messages": messages, "add_generation_prompt": True})
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
