@@ -46,11 +46,14 @@ class FinishReason(StrEnum):
 class Constraint:
     """What the whole answer must match. `text` is the JSON schema or the regular expression; "" for any JSON object.
 
-    A grammar is JSON: `rules` in llguidance's Lark, `schemas` that they speak of as `schema_0`, `schema_1`, …
+    A grammar is JSON: `rules` in llguidance's Lark, `schemas` that they speak of as `schema_0`, `schema_1`, …, `names`
+    of these, and which of them are `strict`.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
     text: str = ""
+    strict: bool = False
+    """The JSON schema is enforced to its last word, or refused. Otherwise it is enforced as far as it can be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def either(form: Form, tools: Sequence[Tool], answer: Constraint, most: int = MO
         raise InvalidRequest(message, param="response_format", code="unsupported_parameter")
     schema = json.loads(answer.text) if answer.kind == "json_schema" else {"type": "object"}
     rules = [f"start: calls | schema_{len(tools)}", _calls(form, most), _call(form.marker, len(tools))]
-    return _constraint(form, tools, rules, [*(tool.parameters for tool in tools), schema])
+    return _constraint(form, tools, rules, [*(tool.parameters for tool in tools), schema], answer)
 
 
 def _calls(form: Form, most: int) -> str:
@@ -53,10 +53,23 @@ def _call(marker: str, tools: int) -> str:
     return f"call: {_quoted(marker)} ({' | '.join(f'call_{number}' for number in range(tools))})"
 
 
-def _constraint(form: Form, tools: Sequence[Tool], rules: list[str], schemas: list[dict[str, Any]]) -> Constraint:
+def _constraint(
+    form: Form,
+    tools: Sequence[Tool],
+    rules: list[str],
+    schemas: list[dict[str, Any]],
+    answer: Constraint | None = None,
+) -> Constraint:
+    """`answer` is what the last of the schemas is of, which is no tool's."""
     for number, tool in enumerate(tools):
         rules.append(f"call_{number}: {_quoted(form.before(tool.name))} schema_{number} {_quoted(form.after)}")
-    return Constraint("grammar", json.dumps({"rules": rules, "schemas": schemas}, ensure_ascii=False))
+    grammar = {
+        "rules": rules,
+        "schemas": schemas,
+        "names": [*(tool.name for tool in tools), *(["response_format"] if answer else [])],
+        "strict": [*(tool.strict for tool in tools), *([answer.strict] if answer else [])],
+    }
+    return Constraint("grammar", json.dumps(grammar, ensure_ascii=False))
 
 
 def _quoted(text: str) -> str:

@@ -227,7 +227,7 @@ SCHEMA = {"type": "object", "properties": {"b": {"enum": [None, "é"]}, "a": {}}
                     "json_schema": {"name": "n", "schema": SCHEMA, "strict": True},
                 }
             },
-            Constraint("json_schema", '{"type":"object","properties":{"b":{"enum":[null,"é"]},"a":{}}}'),
+            Constraint("json_schema", '{"type":"object","properties":{"b":{"enum":[null,"é"]},"a":{}}}', strict=True),
         ),
         ({"structured_outputs": {"regex": "[ab]+"}}, Constraint("regex", "[ab]+")),
         ({"structured_outputs": {"json": {"type": "null"}}}, Constraint("json_schema", '{"type":"null"}')),

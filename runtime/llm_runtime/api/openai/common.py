@@ -33,7 +33,7 @@ class StreamOptions(Body):
 
 
 class NamedSchema(Body):
-    """`response_format.json_schema`. `strict` makes no difference: every schema is enforced, or refused."""
+    """`response_format.json_schema`. It is enforced as far as it can be; with `strict` to its last word, or refused."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     schema_: dict[str, Any] = Field(alias="schema")
@@ -56,7 +56,9 @@ class ResponseFormat(Body):
     def constraint(self) -> Constraint | None:
         if self.type == "json_object":
             return Constraint("json_object")
-        return Constraint("json_schema", _json(self.json_schema.schema_)) if self.json_schema else None
+        if self.json_schema is None:
+            return None
+        return Constraint("json_schema", _json(self.json_schema.schema_), strict=bool(self.json_schema.strict))
 
 
 class StructuredOutputs(Body):
