@@ -135,7 +135,11 @@ class Pipeline:
         beside = written(job.tools) + written(job.template_options)
         while (length := sum(map(characters, job.prompts)) + beside) > limit:
             if not job.forgettable:
-                message = f"The prompt has {length} characters; this server takes at most {limit}."
+                # Clients know a prompt that is too long by OpenAI's words, here and below, and send a shorter one.
+                message = (
+                    f"The prompt is a string too long. Expected a string with maximum length {limit}, but got a string "
+                    f"with length {length} instead: shorten the conversation."
+                )
                 raise errors.InvalidRequest(message, param=job.prompt_field, code="string_above_max_length")
             job = forget(job, 2)
         return job
@@ -222,7 +226,10 @@ class Pipeline:
             raise errors.InvalidRequest("The prompt has no tokens; send some text.", param=job.prompt_field)
         if room < 1:
             limit = self.engine.max_model_length
-            message = f"The prompt has {len(ids)} tokens; with its answer it must stay within {limit}."
+            message = (
+                f"This model's maximum context length is {limit} tokens. However, your prompt has {len(ids)} tokens, "
+                "which leaves none for an answer. Please reduce the length of the prompt."
+            )
             raise errors.InvalidRequest(message, param=job.prompt_field, code="context_length_exceeded")
         default = min(job.default_max_tokens or room, room)
         max_tokens = job.sampling.max_tokens or (default if affordable is None else min(default, affordable))
