@@ -16,6 +16,7 @@ from tokenizers.decoders import DecodeStream
 from llm_runtime.engine.constraint import GrammarMatcher, Grammars
 from llm_runtime.engine.limits import MAX_REPETITION_PENALTY
 from llm_runtime.errors import InvalidRequest, ModelUnsupported
+from llm_runtime.models.letters import Letters
 from llm_runtime.request import Constraint, Message
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -48,6 +49,7 @@ class Codec:
         self._special_tokens = special_tokens or {}
         self.chat_template = chat_template
         self._render = _compile(chat_template) if chat_template else None
+        self._letters = Letters(tokenizer, chat_template)
         self._grammars = Grammars(tokenizer.to_str, vocabulary_size, eos_token_ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -66,6 +68,9 @@ class Codec:
         options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Apply the chat template with a generation prompt. Raises InvalidRequest without one or if it refuses."""
+        if marked := self._letters.mark(messages, tools, options or {}):
+            text = self.render_chat(marked.messages, marked.tools, marked.options)
+            return self._letters.encode(text, marked.originals)
         return list(self._tokenizer.encode(self.render_chat(messages, tools, options), add_special_tokens=False).ids)
 
     def render_chat(
