@@ -11,7 +11,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from llm_runtime.engine.schema import prepare
+from llm_runtime.engine.schema import Compiler, prepare
 from llm_runtime.errors import InvalidRequest
 from llm_runtime.request import Constraint
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MAX_CHARACTERS = {"json_schema": 32_768, "regex": 2_048, "json_object": 0, "grammar": 65_536}
-"""What compiles within about 0.1 s, whatever it says. The `pattern`s of a schema are together bounded as `regex` is."""
+"""What compiles within about 0.1 s, whatever it says. Different `pattern`s of a schema together: as `regex`."""
 
 CACHED = 128
 """Compiled grammars kept, those used last."""
@@ -111,8 +111,6 @@ class Grammars:
             raise _refusal(constraint, f"it has {length} characters; at most {limit} are allowed")
         tokenizer = self._vocabulary()
         try:
-            if constraint.kind in ("json_schema", "grammar"):
-                _check_patterns(json.loads(constraint.text))
             grammar = _grammar(constraint)
         except RecursionError as error:
             raise _refusal(constraint, "it is nested too deeply") from error
@@ -147,22 +145,6 @@ class Grammars:
             return LLTokenizer(text, eos_token=end)
 
 
-def _check_patterns(schema: Any) -> None:
-    """Raise ValueError for regular expressions whose parsing, quadratic in their length, would take too long."""
-    limit, characters, todo = MAX_CHARACTERS["regex"], 0, [schema]
-    while todo:
-        part = todo.pop()
-        if isinstance(part, dict):
-            named = part.get("patternProperties")
-            patterns = [part.get("pattern"), *(named if isinstance(named, dict) else ())]
-            characters += sum(len(pattern) for pattern in patterns if isinstance(pattern, str))
-            todo += part.values()
-        elif isinstance(part, list):
-            todo += part
-    if characters > limit:
-        raise ValueError(f"its patterns have {characters} characters; at most {limit} are allowed")
-
-
 def _grammar(constraint: Constraint) -> str:
     from llguidance import LLMatcher
 
@@ -170,15 +152,15 @@ def _grammar(constraint: Constraint) -> str:
         return str(LLMatcher.grammar_from_regex(constraint.text))
     if constraint.kind == "grammar":
         return str(LLMatcher.grammar_from_lark(_lark(json.loads(constraint.text))))
-    schema = _enforceable(json.loads(constraint.text or '{"type": "object"}'), constraint.strict)
+    schema = _enforceable(json.loads(constraint.text or '{"type": "object"}'), constraint.strict, _compiler())
     return str(LLMatcher.grammar_from_json_schema(schema, overrides=_options(constraint.strict)))
 
 
 def _lark(grammar: dict[str, Any]) -> str:
-    rules = list(grammar["rules"])
+    rules, compiler = list(grammar["rules"]), _compiler()
     each = zip(grammar["schemas"], grammar["names"], grammar["strict"], strict=True)
     for number, (schema, name, strict) in enumerate(each):
-        guided = {**_enforceable(schema, strict, of=f"{name}: "), "x-guidance": _options(strict)}
+        guided = {**_enforceable(schema, strict, compiler, of=f"{name}: "), "x-guidance": _options(strict)}
         rules.append(f"schema_{number}: %json {json.dumps(guided, ensure_ascii=False)}")
     return "\n".join(rules)
 
@@ -188,13 +170,17 @@ def _options(strict: bool) -> dict[str, Any]:
     return {"whitespace_pattern": WHITESPACE, "lenient": not strict, "coerce_one_of": not strict}
 
 
-def _enforceable(schema: Any, strict: bool, of: str = "") -> Any:
+def _enforceable(schema: Any, strict: bool, compiler: Compiler, of: str = "") -> Any:
     """What llguidance can enforce of a schema. Raises ValueError if that is less than a strict one says."""
-    prepared = prepare(schema, _reads)
+    prepared = prepare(schema, compiler)
     if strict and prepared.left_out:
         words = ", ".join(prepared.left_out[:MOST_NAMED])
         raise ValueError(f"{of}strict, but {words} can't be enforced; leave it out, or strict")
     return prepared.schema
+
+
+def _compiler() -> Compiler:
+    return Compiler(_reads, room=MAX_CHARACTERS["regex"])
 
 
 def _reads(schema: dict[str, Any]) -> bool:

@@ -32,6 +32,7 @@ IDLE: dict[str, tuple[Any, ...]] = {
     "unevaluatedProperties": (True, {}),
     "unevaluatedItems": (True, {}),
     "minContains": (0,),
+    "type": ("any",),
 }
 """Those of their values that ask for nothing."""
 FORMATS = frozenset(
@@ -42,12 +43,30 @@ SAME_FORMAT = {**{f"uuid{version}": "uuid" for version in range(1, 9)}, "guid": 
 BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
 MOST_NUMBER = {"integer": (1 << 63) - 1024, "number": 10**18}
 """What the compiler takes as a bound: closer ones keep every answer right."""
+DATA = frozenset({"const", "default", "examples"})
+"""Words whose value may be null."""
 ANNOTATIONS = frozenset({"title", "description", "$comment", "examples", "default", "deprecated"})
 MOST_CHARACTERS = 32_768
 """Of a schema that is repeated for every name that an object may have."""
 
-Probe = Callable[[dict[str, Any]], bool]
-"""Whether the compiler can read a small schema."""
+
+@dataclass(slots=True)
+class Compiler:
+    """What the compiler can read, found out by asking it, once for each constraint."""
+
+    probe: Callable[[dict[str, Any]], bool]
+    """Whether it can read a small schema."""
+    room: int
+    """Characters of patterns that it may still be given, as some take long; equal ones count once."""
+    patterns: dict[str, bool] = field(default_factory=dict)
+
+    def matches(self, pattern: str) -> bool:
+        """Whether it can read a pattern, and has the time for it."""
+        if pattern not in self.patterns:
+            fits = len(pattern) <= self.room
+            self.room -= len(pattern) if fits else 0
+            self.patterns[pattern] = fits and self.probe({"type": "string", "pattern": pattern})
+        return self.patterns[pattern]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +77,16 @@ class Prepared:
     left_out: tuple[str, ...]
 
 
-def prepare(schema: Any, probe: Probe) -> Prepared:
+def prepare(schema: Any, compiler: Compiler) -> Prepared:
     """What of `schema` can be enforced. What is no schema is left for the compiler to refuse."""
-    work = _Work(schema, probe)
+    work = _Work(schema, compiler)
     return Prepared(work.read(schema, ""), tuple(work.left_out))
 
 
 @dataclass(slots=True)
 class _Work:
     root: Any
-    probe: Probe
+    compiler: Compiler
     left_out: list[str] = field(default_factory=list)
 
     def read(self, schema: Any, path: str) -> Any:
@@ -109,30 +128,27 @@ class _Work:
         return {word: value for word, value in words.items() if word not in said}
 
     def _reads(self, words: dict[str, Any], said: dict[str, Any]) -> bool:
-        return self.probe({"type": "integer" if words.get("type") == "integer" else "number", **said})
+        return self.compiler.probe({"type": "integer" if words.get("type") == "integer" else "number", **said})
 
     def _text(self, words: dict[str, Any], path: str) -> dict[str, Any]:
         if isinstance(words.get("format"), str):
             words = {**words, "format": SAME_FORMAT.get(words["format"], words["format"])}
             if words["format"] not in FORMATS:
                 del words["format"]
-        if isinstance(pattern := words.get("pattern"), str) and not self._matches(pattern):
+        if isinstance(pattern := words.get("pattern"), str) and not self.compiler.matches(pattern):
             words = {word: value for word, value in words.items() if word != "pattern"}
             self._leave(path, "pattern")
         named = words.get("patternProperties")
-        if not isinstance(named, dict) or all(map(self._matches, named)):
+        if not isinstance(named, dict) or all(map(self.compiler.matches, named)):
             return words
         self._leave(path, "patternProperties")
-        readable = {pattern: inner for pattern, inner in named.items() if self._matches(pattern)}
+        readable = {pattern: inner for pattern, inner in named.items() if self.compiler.matches(pattern)}
         words = {**words, "patternProperties": readable}
         if words.get("additionalProperties") is False:
             # Some of the other names are allowed after all, with one of these values.
             others = [inner for pattern, inner in named.items() if pattern not in readable]
             words["additionalProperties"] = {"anyOf": others}
         return words
-
-    def _matches(self, pattern: str) -> bool:
-        return self.probe({"type": "string", "pattern": pattern})
 
     def _names_said_otherwise(self, words: dict[str, Any]) -> dict[str, Any]:
         """`propertyNames` that lists its names, or gives a pattern of them, as properties."""
@@ -149,7 +165,9 @@ class _Work:
             if len(known) * len(json.dumps(value)) <= MOST_CHARACTERS:
                 return {**rest, "properties": dict.fromkeys(known, value), "additionalProperties": False}
         elif (
-            asked <= {"type", "pattern"} and isinstance(pattern := names.get("pattern"), str) and self._matches(pattern)
+            asked <= {"type", "pattern"}
+            and isinstance(pattern := names.get("pattern"), str)
+            and self.compiler.matches(pattern)
         ):
             return {**rest, "patternProperties": {pattern: value}, "additionalProperties": False}
         return words
@@ -174,6 +192,9 @@ class _Work:
 
 
 def _idle(schema: dict[str, Any], word: str, value: Any) -> bool:
+    # Clients in other languages write null for what they leave out; older drafts mark a property itself as required.
+    if (value is None and word not in DATA) or (word == "required" and isinstance(value, bool)):
+        return True
     if word in ("then", "else"):
         return "if" not in schema
     if word == "if":

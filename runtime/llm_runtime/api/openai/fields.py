@@ -36,6 +36,8 @@ IDLE: dict[str, tuple[Any, ...]] = {
     "logits_processors": ([],),
     "echo": (False,),
     "best_of": (1,),
+    # As much as there is room for, in llama.cpp's and LM Studio's words.
+    "max_tokens": (-1,),
     # SGLang's.
     "no_stop_trim": (False,),
     "return_hidden_states": (False,),
@@ -44,6 +46,7 @@ IDLE: dict[str, tuple[Any, ...]] = {
 
 IDLE_IN_CHAT: dict[str, tuple[Any, ...]] = {
     **IDLE,
+    "max_completion_tokens": (-1,),
     "modalities": (["text"],),
     "functions": ([],),
     "function_call": ("none", "auto"),

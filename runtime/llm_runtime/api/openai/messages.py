@@ -27,21 +27,22 @@ Thought = Annotated[Text, BeforeValidator(_as_thought, json_schema_input_type=An
 class Part(Baggage):
     """A part of a message's content; this server reads text only. `thinking` is what an answer thought before."""
 
-    type: Literal["text", "refusal", "thinking"]
+    type: Literal["text", "input_text", "output_text", "refusal", "thinking"]
     text: Text | None = None
     refusal: Text | None = None
     thinking: Thought = ""
 
     @model_validator(mode="after")
     def _has_what_it_says(self) -> "Part":
-        if self.type != "thinking" and getattr(self, self.type) is None:
-            raise ValueError(f"a part of type {self.type} must have a {self.type}")
+        field = "refusal" if self.type == "refusal" else "text"
+        if self.type != "thinking" and getattr(self, field) is None:
+            raise ValueError(f"a part of type {self.type} must have a {field}")
         return self
 
     @property
     def said(self) -> str | None:
         """What it adds to the text of its message."""
-        return self.refusal if self.type == "refusal" else self.text if self.type == "text" else None
+        return {"refusal": self.refusal, "thinking": None}.get(self.type, self.text)
 
 
 def writable(structure: dict[str, Any]) -> dict[str, Any]:

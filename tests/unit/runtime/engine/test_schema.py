@@ -31,7 +31,7 @@ from pydantic import (
 from tokenizers import AddedToken, Tokenizer
 
 from llm_runtime.engine.constraint import Grammars
-from llm_runtime.engine.schema import FORMATS, UNKNOWN_WORDS, prepare
+from llm_runtime.engine.schema import FORMATS, UNKNOWN_WORDS, Compiler, prepare
 from llm_runtime.errors import InvalidRequest
 from llm_runtime.models.codec import Codec, codec_from_folder
 from llm_runtime.request import Constraint
@@ -171,6 +171,8 @@ def test_an_unknown_word_refuses_nothing_unless_strict(codec: Codec, unknown: di
         {"dependentRequired": {}},
         {"unevaluatedProperties": True}, {"unevaluatedItems": {}}, {"then": {"minLength": 3}}, {"if": {"const": 1}},
         {"minContains": 3}, {"format": "password"}, {"format": "any-word"}, {"patternProperties": {}},
+        {"enum": None, "items": None, "description": None, "const": None, "pattern": None}, {"type": "any"},
+        {"type": "object", "properties": {"a": {"type": "string", "required": True}}},
         {"minimum": -(2**63), "type": "integer"}, {"minimum": -1e300, "maximum": 1e300}, {"title": "T", "x-own": {}},
     ],
 )  # fmt: skip
@@ -227,8 +229,20 @@ def test_words_in_data_are_no_words() -> None:
         "default": {"uniqueItems": True},
         "properties": {"not": {"const": {"if": 1}}, "pattern": {"type": "string"}},
     }
-    assert prepare(data, lambda _: False) == prepare(data, lambda _: True)
-    assert prepare(data, lambda _: False).schema == data
+    for reads in (True, False):
+        prepared = prepare(data, Compiler(lambda _, reads=reads: reads, room=1000))
+        assert (prepared.schema, prepared.left_out) == (data, ())
+
+
+def test_patterns_have_a_bound_together_and_equal_ones_count_once(codec: Codec) -> None:
+    long, other = "^(" + "a" * 1500 + ")?$", "^(" + "b" * 1500 + ")?$"
+    equal = {"type": "object", "properties": {f"p{n}": {"type": "string", "pattern": long} for n in range(15)}}
+    codec.check_constraint(schema(equal, strict=True))
+    different = {"type": "object", "properties": {"a": {"pattern": long}, "b": {"pattern": other}}}
+    codec.check_constraint(schema(different))
+    assert "properties.b.pattern can't be enforced" in refusal(codec, schema(different, strict=True))
+    tools = (Tool("f", different["properties"]["a"]), Tool("g", different["properties"]["b"], strict=True))  # type: ignore[index]
+    assert "g: strict, but pattern" in refusal(codec, forced(Hermes(), tools))
 
 
 TAGS = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}}
