@@ -42,18 +42,24 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+STRICT_AS = "x-strict-as"
+"""In a grammar's schema that is strict: what the client calls it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """What the whole answer must match. `text` is the JSON schema or the regular expression; "" for any JSON object.
 
-    A grammar is JSON: `rules` in llguidance's Lark, `schemas` that they speak of as `schema_0`, `schema_1`, …, `names`
-    of these, and which of them are `strict`.
+    A grammar is JSON: `rules` in llguidance's Lark, `schemas` that they speak of as `schema_0`, `schema_1`, …
     """
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
     text: str = ""
     strict: bool = False
-    """The JSON schema is enforced to its last word, or refused. Otherwise it is enforced as far as it can be."""
+    """The JSON schema is enforced to its last word, or refused. Otherwise it is enforced as far as it can be.
+
+    Those of a grammar say by `STRICT_AS` whether they are.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_runtime.engine.schema import Compiler, prepare
 from llm_runtime.errors import InvalidRequest
-from llm_runtime.request import Constraint
+from llm_runtime.request import STRICT_AS, Constraint
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -158,8 +158,8 @@ def _grammar(constraint: Constraint) -> str:
 
 def _lark(grammar: dict[str, Any]) -> str:
     rules, compiler = list(grammar["rules"]), _compiler()
-    each = zip(grammar["schemas"], grammar["names"], grammar["strict"], strict=True)
-    for number, (schema, name, strict) in enumerate(each):
+    for number, schema in enumerate(grammar["schemas"]):
+        strict, name = STRICT_AS in schema, schema.pop(STRICT_AS, "")
         guided = {**_enforceable(schema, strict, compiler, of=f"{name}: "), "x-guidance": _options(strict)}
         rules.append(f"schema_{number}: %json {json.dumps(guided, ensure_ascii=False)}")
     return "\n".join(rules)

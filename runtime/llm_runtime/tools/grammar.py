@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llm_runtime.errors import InvalidRequest
-from llm_runtime.request import Constraint
+from llm_runtime.request import STRICT_AS, Constraint
 from llm_runtime.tools.calls import Tool
 from llm_runtime.tools.forms import Form
 
@@ -40,8 +40,10 @@ def either(form: Form, tools: Sequence[Tool], answer: Constraint, most: int = MO
         message = "This model writes calls as bare JSON; it can't be free to call and bound to a format."
         raise InvalidRequest(message, param="response_format", code="unsupported_parameter")
     schema = json.loads(answer.text) if answer.kind == "json_schema" else {"type": "object"}
+    if answer.strict:
+        schema = {**schema, STRICT_AS: "response_format"}
     rules = [f"start: calls | schema_{len(tools)}", _calls(form, most), _call(form.marker, len(tools))]
-    return _constraint(form, tools, rules, [*(tool.parameters for tool in tools), schema], answer)
+    return _constraint(form, tools, rules, [*(tool.parameters for tool in tools), schema])
 
 
 def _calls(form: Form, most: int) -> str:
@@ -53,23 +55,10 @@ def _call(marker: str, tools: int) -> str:
     return f"call: {_quoted(marker)} ({' | '.join(f'call_{number}' for number in range(tools))})"
 
 
-def _constraint(
-    form: Form,
-    tools: Sequence[Tool],
-    rules: list[str],
-    schemas: list[dict[str, Any]],
-    answer: Constraint | None = None,
-) -> Constraint:
-    """`answer` is what the last of the schemas is of, which is no tool's."""
+def _constraint(form: Form, tools: Sequence[Tool], rules: list[str], schemas: list[dict[str, Any]]) -> Constraint:
     for number, tool in enumerate(tools):
         rules.append(f"call_{number}: {_quoted(form.before(tool.name))} schema_{number} {_quoted(form.after)}")
-    grammar = {
-        "rules": rules,
-        "schemas": schemas,
-        "names": [*(tool.name for tool in tools), *(["response_format"] if answer else [])],
-        "strict": [*(tool.strict for tool in tools), *([answer.strict] if answer else [])],
-    }
-    return Constraint("grammar", json.dumps(grammar, ensure_ascii=False))
+    return Constraint("grammar", json.dumps({"rules": rules, "schemas": schemas}, ensure_ascii=False))
 
 
 def _quoted(text: str) -> str:

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 from llm_runtime import errors
 from llm_runtime.api.body import Baggage, Body, Text
 from llm_runtime.api.openai.messages import FunctionName, Structure
-from llm_runtime.request import Constraint
+from llm_runtime.request import STRICT_AS, Constraint
 from llm_runtime.tools.calls import Call, Tool
 from llm_runtime.tools.forms import Form, form_of, knows_tools
 from llm_runtime.tools.grammar import MOST_CALLS, allowed, either, forced
@@ -42,6 +42,8 @@ class OfferedTool(Baggage):
     def tool(self) -> Tool:
         parameters = self.function.parameters
         schema = NO_ARGUMENTS if parameters is None else {"type": "object", **parameters}
+        if self.function.strict:
+            schema = {**schema, STRICT_AS: self.function.name}
         return Tool(self.function.name, schema, self.function.strict)
 
 

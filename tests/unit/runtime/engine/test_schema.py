@@ -30,6 +30,7 @@ from pydantic import (
 )  # fmt: skip
 from tokenizers import AddedToken, Tokenizer
 
+from llm_runtime.api.openai.offer import OfferedTool
 from llm_runtime.engine.constraint import Grammars
 from llm_runtime.engine.schema import FORMATS, UNKNOWN_WORDS, Compiler, prepare
 from llm_runtime.errors import InvalidRequest
@@ -106,6 +107,12 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
 
 def schema(of: Any, strict: bool = False) -> Constraint:
     return Constraint("json_schema", json.dumps(of), strict)
+
+
+def tool(name: str, parameters: dict[str, Any], strict: bool = False) -> Tool:
+    """As a request offers it."""
+    function = {"name": name, "parameters": parameters, "strict": strict}
+    return OfferedTool.model_validate({"type": "function", "function": function}).tool()
 
 
 def refusal(codec: Codec, constraint: Constraint) -> str:
@@ -241,7 +248,7 @@ def test_patterns_have_a_bound_together_and_equal_ones_count_once(codec: Codec) 
     different = {"type": "object", "properties": {"a": {"pattern": long}, "b": {"pattern": other}}}
     codec.check_constraint(schema(different))
     assert "properties.b.pattern can't be enforced" in refusal(codec, schema(different, strict=True))
-    tools = (Tool("f", different["properties"]["a"]), Tool("g", different["properties"]["b"], strict=True))  # type: ignore[index]
+    tools = (tool("f", different["properties"]["a"]), tool("g", different["properties"]["b"], strict=True))  # type: ignore[index]
     assert "g: strict, but pattern" in refusal(codec, forced(Hermes(), tools))
 
 
@@ -249,14 +256,14 @@ TAGS = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems"
 
 
 def test_one_tool_with_an_unknown_word_harms_none(codec: Codec) -> None:
-    tools = (Tool("f", TAGS), Tool("g", {"type": "object"}, strict=True))
+    tools = (tool("f", TAGS), tool("g", {"type": "object"}, strict=True))
     answer = Constraint("json_schema", json.dumps(TAGS))
     for constraint in (forced(Hermes(), tools), free(Hermes(), tools), either(Hermes(), tools, answer)):
         codec.check_constraint(constraint)
 
 
 def test_a_strict_tool_is_refused_by_its_name_and_word(codec: Codec) -> None:
-    tools = (Tool("f", {"type": "object"}), Tool("tagger", TAGS, strict=True))
+    tools = (tool("f", {"type": "object"}), tool("tagger", TAGS, strict=True))
     for constraint in (forced(Hermes(), tools), free(Hermes(), tools)):
         assert "tagger: strict, but properties.tags.uniqueItems" in refusal(codec, constraint)
     answer = Constraint("json_schema", json.dumps(TAGS), strict=True)
@@ -275,7 +282,7 @@ def test_a_tokenizer_may_be_larger_or_smaller_than_the_model(tmp_path: Path, dif
         Constraint("json_object"),
         Constraint("regex", "ab?"),
         schema(TAGS),
-        forced(Hermes(), [Tool("f", TAGS)]),
+        forced(Hermes(), [tool("f", TAGS)]),
     ):
         matcher = grammars.matcher(constraint)
         tokens = allowed(matcher)
