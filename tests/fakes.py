@@ -2,7 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class FakeCodec:
         self.tools: list[Sequence[dict[str, Any]]] = []
         self.words: dict[int, str] = {}
         self.chats: list[list[Message]] = []
+        self.options: list[dict[str, Any]] = []
         self.constraints: list[Constraint] = []
 
     def encode(self, text: str) -> list[int]:
@@ -44,8 +45,14 @@ class FakeCodec:
             self.words[token_id(word)] = word
         return [token_id(word) for word in text.split()]
 
-    def encode_chat(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+    def encode_chat(
+        self,
+        messages: list[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         self.chats.append(messages)
+        self.options.append(dict(options or {}))
         self.tools.append(tools)
         return self.encode(" ".join(f"{message['role']}: {message['content']}" for message in messages))
 

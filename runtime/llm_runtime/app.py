@@ -109,8 +109,9 @@ def _with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=origins,
-        allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["Authorization", "X-API-Key", "Content-Type", "X-Request-ID", "Idempotency-Key"],
+        allow_methods=["GET", "HEAD", "POST"],
+        # Clients send headers of their own. A page of a named origin may write any: the key is one of them.
+        allow_headers=["*"],
         expose_headers=EXPOSED,
     )
 
@@ -131,6 +132,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 http=Connection,
                 ws="none",
+                timeout_keep_alive=server.keep_alive_seconds,
                 # Whoever else sends X-Forwarded-For stays known by its own address.
                 proxy_headers=bool(server.trusted_proxies),
                 forwarded_allow_ips=list(server.trusted_proxies),

@@ -4,11 +4,14 @@
 - A body that nobody wants any more, because the request is answered, has a moment to end. Closed at once, its client
   would often see a reset instead of the answer.
 - A client that takes nothing of its answer is cut off.
+
+And HTTP/1.0 knows no chunks: an answer without a length ends with its connection.
 """
 
 import asyncio
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_BYTES = 64 << 10
 HEAD_SECONDS = 15.0
@@ -68,6 +71,8 @@ class Connection(HttpToolsProtocol):
             self._head_timer.cancel()
         self._head_timer, self._head_bytes = None, 0
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            _end_with_connection(self.cycle)
 
     def on_message_complete(self) -> None:
         if self._leftover_timer:
@@ -95,3 +100,19 @@ class Connection(HttpToolsProtocol):
     def _await_head(self) -> None:
         self._head_bytes = 0
         self._head_timer = self.loop.call_later(self.head_seconds, self.transport.close)
+
+
+def _end_with_connection(cycle: RequestResponseCycle) -> None:
+    """Let an answer without a length go out as it is; uvicorn would send it in chunks, and counts what it sends."""
+    send, unframed = cycle.send, False
+
+    async def plainly(message: ASGISendEvent) -> None:
+        nonlocal unframed
+        if message["type"] == "http.response.start":
+            unframed = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+            cycle.chunked_encoding = False if unframed else None
+        elif message["type"] == "http.response.body" and unframed:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    cycle.send = plainly  # type: ignore[method-assign]

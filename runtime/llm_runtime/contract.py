@@ -218,6 +218,8 @@ class ServerConfig(_Section):
     """Load the model with the first request instead of at the start; whoever comes meanwhile waits for it."""
     body_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Longest time that a client may take to send its body; then it gets 408."""
+    keep_alive_seconds: Annotated[int, Field(ge=1)] = 120
+    """How long an idle connection is kept: longer than what stands in front keeps its own, which else answers 502."""
     slot_timeout_seconds: Annotated[float, Field(ge=0)] = 30.0
     """Longest time that a request waits for one of its key's concurrent places; then it gets 429."""
     filters: FiltersConfig = FiltersConfig()

@@ -1,7 +1,8 @@
 """What a dialect asks of the pipeline."""
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llm_runtime.request import Caller, Message, Sampling
@@ -42,6 +43,8 @@ class Job:
     """What it calls the constraint."""
     tools: tuple[dict[str, Any], ...] = ()
     """What the chat template tells the model of, as OpenAI's API describes functions."""
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    """Further variables for the chat template."""
     idempotency_key: str | None = None
     """The client's name for this request: sent again under it, the same request gets the same answer."""
     forgettable: int = 0
@@ -62,7 +65,11 @@ def characters(prompt: Prompt) -> int:
     """Length of its texts."""
     if isinstance(prompt, str):
         return len(prompt)
-    return sum(len(part["content"]) + written(part.get("tool_calls")) for part in prompt if isinstance(part, dict))
+    return sum(
+        len(part["content"]) + len(part.get("reasoning_content", "")) + written(part.get("tool_calls"))
+        for part in prompt
+        if isinstance(part, dict)
+    )
 
 
 def written(structure: object) -> int:

@@ -132,9 +132,14 @@ class Pipeline:
             message = f"A request may have at most {MAX_CHOICES} choices; it asks for {len(job.prompts)} x {job.n}."
             raise errors.InvalidRequest(message, param="n")
         limit = self.config.server.max_prompt_characters
-        while (length := sum(map(characters, job.prompts)) + written(job.tools)) > limit:
+        beside = written(job.tools) + written(job.template_options)
+        while (length := sum(map(characters, job.prompts)) + beside) > limit:
             if not job.forgettable:
-                message = f"The prompt has {length} characters; this server takes at most {limit}."
+                # Clients know a prompt that is too long by OpenAI's words, here and below, and send a shorter one.
+                message = (
+                    f"The prompt is a string too long. Expected a string with maximum length {limit}, but got a string "
+                    f"with length {length} instead: shorten the conversation."
+                )
                 raise errors.InvalidRequest(message, param=job.prompt_field, code="string_above_max_length")
             job = forget(job, 2)
         return job
@@ -202,7 +207,7 @@ class Pipeline:
         system = self.config.model.system_prompt
         if system and all(message["role"] != "system" for message in conversation):
             conversation.insert(0, {"role": "system", "content": system})
-        return self.codec.encode_chat(conversation, job.tools)
+        return self.codec.encode_chat(conversation, job.tools, job.template_options)
 
     def _requests(self, job: Job, prompts: Sequence[list[int]]) -> list[GenerationRequest]:
         affordable = self._affordable(job, prompts)
@@ -221,7 +226,10 @@ class Pipeline:
             raise errors.InvalidRequest("The prompt has no tokens; send some text.", param=job.prompt_field)
         if room < 1:
             limit = self.engine.max_model_length
-            message = f"The prompt has {len(ids)} tokens; with its answer it must stay within {limit}."
+            message = (
+                f"This model's maximum context length is {limit} tokens. However, your prompt has {len(ids)} tokens, "
+                "which leaves none for an answer. Please reduce the length of the prompt."
+            )
             raise errors.InvalidRequest(message, param=job.prompt_field, code="context_length_exceeded")
         default = min(job.default_max_tokens or room, room)
         max_tokens = job.sampling.max_tokens or (default if affordable is None else min(default, affordable))

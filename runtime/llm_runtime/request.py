@@ -42,6 +42,10 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+STRICT_AS = "x-strict-as"
+"""In a grammar's schema that is strict: what the client calls it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """What the whole answer must match. `text` is the JSON schema or the regular expression; "" for any JSON object.
@@ -51,6 +55,11 @@ class Constraint:
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
     text: str = ""
+    strict: bool = False
+    """The JSON schema is enforced to its last word, or refused. Otherwise it is enforced as far as it can be.
+
+    Those of a grammar say by `STRICT_AS` whether they are.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,10 +235,16 @@ class TextCodec(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
-    def encode_chat(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+    def encode_chat(
+        self,
+        messages: list[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Apply the chat template with a generation prompt; `tools` are functions as OpenAI's API describes them.
 
-        Raises `errors.InvalidRequest` without a template.
+        `options` are further variables of the template, such as `enable_thinking`. Raises `errors.InvalidRequest`
+        without a template.
         """
         ...
 

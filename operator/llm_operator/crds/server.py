@@ -84,6 +84,8 @@ class ServerSpec(Section):
     """Longest time that one request may take."""
     body_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
     """Longest time that a client may take to send its body; then it gets 408."""
+    keep_alive_seconds: Annotated[int, Field(ge=1, le=3600)] = 120
+    """How long an idle connection is kept: longer than what stands in front keeps its own, which else answers 502."""
     slot_timeout_seconds: Annotated[int, Field(ge=0, le=3600)] = 30
     """Longest time that a request waits for one of its key's concurrent places; then it gets 429."""
     filters: FiltersSpec = FiltersSpec()

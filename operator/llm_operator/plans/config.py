@@ -106,6 +106,7 @@ def _server(spec: ServerSpec, drain_seconds: int) -> ServerConfig:
         max_prompt_characters=spec.max_prompt_characters,
         request_timeout_seconds=spec.request_timeout_seconds,
         body_timeout_seconds=spec.body_timeout_seconds,
+        keep_alive_seconds=spec.keep_alive_seconds,
         slot_timeout_seconds=spec.slot_timeout_seconds,
         filters=FiltersConfig(
             pii=filters.pii,

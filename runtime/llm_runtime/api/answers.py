@@ -20,7 +20,11 @@ from llm_runtime.stream import ClientGone
 
 log = logging.getLogger(__name__)
 
-OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models")
+OPENAI_ROOT = "/v1"
+OWN_PATHS = frozenset({"/v1/generate", "/v1/stream", "/v1/chat", "/v1/key"})
+"""Of the other dialects; whatever else lies under OpenAI's root is asked for by OpenAI's clients."""
+ROOTLESS = ("/chat/completions", "/completions", "/models", "/responses", "/embeddings")
+"""What OpenAI's clients ask for if their base URL lacks the root."""
 CLIENT_GONE = 499
 """nginx's status for a client that left; only logs and metrics see it."""
 MAX_PROBLEMS = 20
@@ -70,9 +74,25 @@ def own_error(refusal: errors.Refusal, details: Mapping[str, Any] | None = None)
 
 def error_response(path: str, refusal: errors.Refusal, details: Mapping[str, Any] | None = None) -> JsonResponse:
     """An error answer in the shape that `path`'s clients expect."""
-    openai = any(path == known or path.startswith(known + "/") for known in OPENAI_PATHS)
-    body = openai_error(refusal) if openai else own_error(refusal, details)
+    body = openai_error(refusal) if _is_openais(path) else own_error(refusal, details)
     return JsonResponse(body, refusal.status, headers=_headers(refusal))
+
+
+def _is_openais(path: str) -> bool:
+    under_root = path == OPENAI_ROOT or path.startswith(f"{OPENAI_ROOT}/")
+    return (under_root and path not in OWN_PATHS) or path.startswith(ROOTLESS)
+
+
+def _not_here(path: str) -> errors.NotFound:
+    if path.startswith(ROOTLESS):
+        hint = f"if you speak OpenAI's API, let the base URL end in {OPENAI_ROOT}"
+    elif _is_openais(path):
+        hint = (
+            f"of OpenAI's API there are {OPENAI_ROOT}/chat/completions, {OPENAI_ROOT}/completions, {OPENAI_ROOT}/models"
+        )
+    else:
+        hint = "see /docs"
+    return errors.NotFound(f"There is no {path} here; {hint}.", code="not_found")
 
 
 def _headers(refusal: errors.Refusal) -> dict[str, str]:
@@ -114,7 +134,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     refusal: errors.Refusal
     match error.status_code:
         case HTTPStatus.NOT_FOUND:
-            refusal = errors.NotFound(f"There is no {path} here; see /docs.", code="not_found")
+            refusal = _not_here(path)
         case HTTPStatus.METHOD_NOT_ALLOWED:
             refusal = errors.MethodNotAllowed(f"{path} does not take {method}.", code="method_not_allowed")
         case _:
@@ -122,6 +142,8 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     services_of(request).metrics.errors.labels(refusal.error).inc()
     response = error_response(path, refusal)
     response.headers.update(error.headers or {})
+    if response.headers.get("allow") == "GET":
+        response.headers["allow"] = "GET, HEAD"
     return response
 
 

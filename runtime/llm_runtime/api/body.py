@@ -22,20 +22,41 @@ class Body(BaseModel):
 
     no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Fields that are not implemented, each with the values that ask for nothing: clients send those unasked."""
+    hints: ClassVar[frozenset[str]] = frozenset()
+    """Fields that can't change an answer, whatever they say: they are taken and dropped."""
 
     @model_validator(mode="before")
     @classmethod
     def _drop_what_asks_for_nothing(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or (None not in data.values() and cls.no_effect.keys().isdisjoint(data)):
+        if not isinstance(data, dict):
             return data
         return {name: value for name, value in data.items() if value is not None and not cls._asks_nothing(name, value)}
 
     @classmethod
     def _asks_nothing(cls, name: str, value: Any) -> bool:
         # True == 1 in Python, but not in JSON.
-        return any(
+        return name in cls.hints or any(
             value == idle and isinstance(value, bool) == isinstance(idle, bool) for idle in cls.no_effect.get(name, ())
         )
+
+
+class Baggage(Body):
+    """Something that a client hands back or describes, with what other servers and frameworks have written on it.
+
+    An unknown field of it is no wish, and is dropped. Those wishes that some server reads there are in `no_effect`.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
+    _known: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        cls._known = frozenset(field.alias or name for name, field in cls.model_fields.items()) | cls.no_effect.keys()
+
+    @classmethod
+    def _asks_nothing(cls, name: str, value: Any) -> bool:
+        return name not in cls._known or super()._asks_nothing(name, value)
 
 
 def _one_or_several(value: Any) -> Any:

@@ -70,12 +70,13 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method, scope = scope["method"], _plain(scope)
         answer = _Answer(scope, send, self._services)
         token = logs.request_id.set(answer.request_id)
         try:
             await self._handle(scope, receive, answer)
         finally:
-            self._record(scope, answer)
+            self._record(scope, method, answer)
             logs.request_id.reset(token)
 
     async def _handle(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
@@ -100,8 +101,8 @@ class Envelope:
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         return any(_matches(name.lower(), pattern.lower()) for pattern in trusted)
 
-    def _record(self, scope: Scope, answer: "_Answer") -> None:
-        route, method, seconds = _route(scope), scope["method"], time.perf_counter() - answer.began
+    def _record(self, scope: Scope, method: str, answer: "_Answer") -> None:
+        route, seconds = _route(scope), time.perf_counter() - answer.began
         status = answer.status or CLIENT_GONE
         api = isinstance(scope.get("route"), GenerationRoute)
         self._services.metrics.count_request(method, route, status, seconds, api=api)
@@ -149,6 +150,14 @@ class _Answer:
             # Whoever keeps this connection would find it closed in a moment; a new one goes to another replica.
             headers.append((b"connection", b"close"))
         return headers
+
+
+def _plain(scope: Scope) -> Scope:
+    """The request as routes know it: without a slash at its end, and HEAD as GET, whose body the server leaves out."""
+    path, method = scope["path"], scope["method"]
+    if path.endswith("/") and path != "/":
+        scope = {**scope, "path": path.rstrip("/") or "/"}
+    return {**scope, "method": "GET"} if method == "HEAD" else scope
 
 
 def _header(scope: Scope, wanted: bytes) -> str:

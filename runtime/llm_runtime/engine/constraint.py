@@ -11,20 +11,29 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from llm_runtime.engine.schema import Compiler, prepare
 from llm_runtime.errors import InvalidRequest
-from llm_runtime.request import Constraint
+from llm_runtime.request import STRICT_AS, Constraint
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MAX_CHARACTERS = {"json_schema": 32_768, "regex": 2_048, "json_object": 0, "grammar": 65_536}
-"""What compiles within about 0.1 s, whatever it says. The `pattern`s of a schema are together bounded as `regex` is."""
+"""What compiles within about 0.1 s, whatever it says. Different `pattern`s of a schema together: as `regex`."""
 
 CACHED = 128
 """Compiled grammars kept, those used last."""
 
 MAX_LEXER_FUEL = 100_000
 """A bound on the work for regular expressions, in llguidance's unit: 20 ms."""
+
+MOST_NAMED = 5
+"""Words of a schema in one message."""
+
+WRONG = re.compile(
+    r"^(Unsatisfiable|Expected|invalid multiple)|error: (un(closed|opened) group|repetition)", re.MULTILINE
+)
+"""Faults of the client's, not words that can't be enforced."""
 
 WHITESPACE = r"[\x20\x0A\x0D\x09]{0,40}"
 """Between the parts of a JSON text. Unbounded, a small model may write blanks until its tokens are spent."""
@@ -102,8 +111,6 @@ class Grammars:
             raise _refusal(constraint, f"it has {length} characters; at most {limit} are allowed")
         tokenizer = self._vocabulary()
         try:
-            if constraint.kind in ("json_schema", "grammar"):
-                _check_patterns(json.loads(constraint.text))
             grammar = _grammar(constraint)
         except RecursionError as error:
             raise _refusal(constraint, "it is nested too deeply") from error
@@ -118,33 +125,24 @@ class Grammars:
         return matcher
 
     def _vocabulary(self) -> "LLTokenizer":
-        from llguidance import LLTokenizer
-
         with self._lock:
             if self._tokenizer is None:
                 try:
-                    end = sorted(self._eos_token_ids) or None
-                    self._tokenizer = LLTokenizer(self._source(), n_vocab=self._size, eos_token=end)
+                    self._tokenizer = self._read(self._source(), sorted(self._eos_token_ids) or None)
                 except Exception as error:
                     message = f"the model's tokenizer allows no constrained output: {_reason(str(error))}"
                     raise InvalidRequest(message, code="invalid_constraint") from error
             return self._tokenizer
 
+    def _read(self, text: str, end: list[int] | None) -> "LLTokenizer":
+        from llguidance import LLTokenizer
 
-def _check_patterns(schema: Any) -> None:
-    """Raise ValueError for regular expressions whose parsing, quadratic in their length, would take too long."""
-    limit, characters, todo = MAX_CHARACTERS["regex"], 0, [schema]
-    while todo:
-        part = todo.pop()
-        if isinstance(part, dict):
-            named = part.get("patternProperties")
-            patterns = [part.get("pattern"), *(named if isinstance(named, dict) else ())]
-            characters += sum(len(pattern) for pattern in patterns if isinstance(pattern, str))
-            todo += part.values()
-        elif isinstance(part, list):
-            todo += part
-    if characters > limit:
-        raise ValueError(f"its patterns have {characters} characters; at most {limit} are allowed")
+        try:
+            return LLTokenizer(text, n_vocab=self._size, eos_token=end)
+        except ValueError:
+            # A tokenizer may have tokens that the model has no rows for, such as an image's. The mask then is longer
+            # than the logits, which `sampler` knows; without a size it is the tokenizer's own.
+            return LLTokenizer(text, eos_token=end)
 
 
 def _grammar(constraint: Constraint) -> str:
@@ -154,14 +152,43 @@ def _grammar(constraint: Constraint) -> str:
         return str(LLMatcher.grammar_from_regex(constraint.text))
     if constraint.kind == "grammar":
         return str(LLMatcher.grammar_from_lark(_lark(json.loads(constraint.text))))
-    schema = constraint.text or '{"type": "object"}'
-    return str(LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": WHITESPACE}))
+    schema = _enforceable(json.loads(constraint.text or '{"type": "object"}'), constraint.strict, _compiler())
+    return str(LLMatcher.grammar_from_json_schema(schema, overrides=_options(constraint.strict)))
 
 
 def _lark(grammar: dict[str, Any]) -> str:
-    guidance = {"x-guidance": {"whitespace_pattern": WHITESPACE}}
-    schemas = [json.dumps({**schema, **guidance}, ensure_ascii=False) for schema in grammar["schemas"]]
-    return "\n".join([*grammar["rules"], *(f"schema_{n}: %json {schema}" for n, schema in enumerate(schemas))])
+    rules, compiler = list(grammar["rules"]), _compiler()
+    for number, schema in enumerate(grammar["schemas"]):
+        strict, name = STRICT_AS in schema, schema.pop(STRICT_AS, "")
+        guided = {**_enforceable(schema, strict, compiler, of=f"{name}: "), "x-guidance": _options(strict)}
+        rules.append(f"schema_{number}: %json {json.dumps(guided, ensure_ascii=False)}")
+    return "\n".join(rules)
+
+
+def _options(strict: bool) -> dict[str, Any]:
+    # What is left of words that it does not know, and `oneOf` whose branches may overlap, refuses nothing if lenient.
+    return {"whitespace_pattern": WHITESPACE, "lenient": not strict, "coerce_one_of": not strict}
+
+
+def _enforceable(schema: Any, strict: bool, compiler: Compiler, of: str = "") -> Any:
+    """What llguidance can enforce of a schema. Raises ValueError if that is less than a strict one says."""
+    prepared = prepare(schema, compiler)
+    if strict and prepared.left_out:
+        words = ", ".join(prepared.left_out[:MOST_NAMED])
+        raise ValueError(f"{of}strict, but {words} can't be enforced; leave it out, or strict")
+    return prepared.schema
+
+
+def _compiler() -> Compiler:
+    return Compiler(_reads, room=MAX_CHARACTERS["regex"])
+
+
+def _reads(schema: dict[str, Any]) -> bool:
+    from llguidance import LLMatcher
+
+    fault = str(LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema)))
+    # What contradicts itself, or is no schema or expression at all, can be read: it is refused as what it is.
+    return not fault or bool(WRONG.search(fault))
 
 
 def _refusal(constraint: Constraint, reason: str) -> InvalidRequest:
@@ -177,6 +204,10 @@ def _reason(text: str) -> str:
         return "nothing matches it"
     if text.startswith("recursion limit"):
         return "it is nested too deeply"
+    if text.startswith("oneOf constraints"):
+        return "strict, but it has a oneOf whose branches overlap; write anyOf, or leave strict out"
+    if text.startswith("Unimplemented keys"):
+        return f"strict, but {text.partition(': ')[2]} can't be enforced; leave it out, or strict"
     if "lexer_fuel" in text or "precomputation" in text:
         return "it is too complex"
     return text.splitlines()[0][:300] if text else "unknown fault"

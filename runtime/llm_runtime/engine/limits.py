@@ -43,11 +43,13 @@ class RequestLimits:
         if max_tokens < 1:
             raise InvalidRequest(f"max_tokens must be at least 1, not {max_tokens}", param="max_tokens")
         if prompt_tokens + max_tokens > self.max_model_length:
+            room = max(self.max_model_length - prompt_tokens, 0)
             raise InvalidRequest(
-                f"the model serves at most {self.max_model_length} tokens, but the prompt has {prompt_tokens} and "
-                f"max_tokens asks for {max_tokens} more: shorten the prompt or lower max_tokens to "
-                f"{max(self.max_model_length - prompt_tokens, 0)}",
-                param="max_tokens" if prompt_tokens < self.max_model_length else "prompt",
+                # OpenAI's words, by which clients know that a shorter prompt would do.
+                f"This model's maximum context length is {self.max_model_length} tokens. However, you requested "
+                f"{prompt_tokens + max_tokens} tokens ({prompt_tokens} in the prompt, {max_tokens} for the answer). "
+                f"Please reduce the length of the prompt{f', or max_tokens to {room}' if room else ''}.",
+                param="max_tokens" if room else "prompt",
                 code="context_length_exceeded",
             )
 

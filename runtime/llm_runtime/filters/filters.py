@@ -31,13 +31,14 @@ class Filters:
             return job
         names: set[str] = set()
         prompts = tuple(self._prompt(job, prompt, names) for prompt in job.prompts)
+        options = self._value(job.template_options, names)
         if not names:
             return job
         if self._pii == "Reject":
             kinds = ", ".join(sorted(names))
             message = f"The {job.prompt_field} holds personal data ({kinds}), which this server does not take."
             raise errors.InvalidRequest(message, param=job.prompt_field, code="pii_detected")
-        return replace(job, prompts=prompts)
+        return replace(job, prompts=prompts, template_options=options)
 
     def masks(self, choices: int) -> list[Mask]:
         """One for each answer; none where answers pass as they are."""

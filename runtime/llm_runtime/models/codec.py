@@ -16,6 +16,7 @@ from tokenizers.decoders import DecodeStream
 from llm_runtime.engine.constraint import GrammarMatcher, Grammars
 from llm_runtime.engine.limits import MAX_REPETITION_PENALTY
 from llm_runtime.errors import InvalidRequest, ModelUnsupported
+from llm_runtime.models.letters import Letters
 from llm_runtime.request import Constraint, Message
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -48,6 +49,7 @@ class Codec:
         self._special_tokens = special_tokens or {}
         self.chat_template = chat_template
         self._render = _compile(chat_template) if chat_template else None
+        self._letters = Letters(tokenizer, chat_template)
         self._grammars = Grammars(tokenizer.to_str, vocabulary_size, eos_token_ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -59,11 +61,24 @@ class Codec:
         """Tokens of plain text, with the special tokens that the tokenizer itself puts around it."""
         return list(self._tokenizer.encode(text).ids)
 
-    def encode_chat(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+    def encode_chat(
+        self,
+        messages: list[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Apply the chat template with a generation prompt. Raises InvalidRequest without one or if it refuses."""
-        return list(self._tokenizer.encode(self.render_chat(messages, tools), add_special_tokens=False).ids)
+        if marked := self._letters.mark(messages, tools, options or {}):
+            text = self.render_chat(marked.messages, marked.tools, marked.options)
+            return self._letters.encode(text, marked.originals)
+        return list(self._tokenizer.encode(self.render_chat(messages, tools, options), add_special_tokens=False).ids)
 
-    def render_chat(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
+    def render_chat(
+        self,
+        messages: list[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
         """The text that `encode_chat` encodes."""
         if self._render is None:
             raise InvalidRequest(
@@ -71,7 +86,8 @@ class Codec:
             )
         try:
             offered = {"tools": list(tools)} if tools else {}  # Templates ask whether `tools` is defined.
-            return self._render(messages=messages, add_generation_prompt=True, **offered, **self._special_tokens)
+            variables = {**(options or {}), **offered, **self._special_tokens}
+            return self._render({**variables, "messages": messages, "add_generation_prompt": True})
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llm_runtime.errors import InvalidRequest
-from llm_runtime.request import Constraint
+from llm_runtime.request import STRICT_AS, Constraint
 from llm_runtime.tools.calls import Tool
 from llm_runtime.tools.forms import Form
 
@@ -40,6 +40,8 @@ def either(form: Form, tools: Sequence[Tool], answer: Constraint, most: int = MO
         message = "This model writes calls as bare JSON; it can't be free to call and bound to a format."
         raise InvalidRequest(message, param="response_format", code="unsupported_parameter")
     schema = json.loads(answer.text) if answer.kind == "json_schema" else {"type": "object"}
+    if answer.strict:
+        schema = {**schema, STRICT_AS: "response_format"}
     rules = [f"start: calls | schema_{len(tools)}", _calls(form, most), _call(form.marker, len(tools))]
     return _constraint(form, tools, rules, [*(tool.parameters for tool in tools), schema])
 

@@ -168,7 +168,7 @@ async def test_content_parts_and_developer_role_reach_the_template_as_text_and_s
     parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": " you"}]
     await api.chat(messages=[{"role": "developer", "content": "Be brief"}, {"role": "user", "content": parts}])
     [chat] = api.engine.codec.chats
-    assert chat == [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi you"}]
+    assert chat == [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi\n you"}]
 
 
 async def test_the_configured_system_prompt_is_there_unless_the_client_brings_one(run: Any) -> None:
@@ -227,7 +227,7 @@ SCHEMA = {"type": "object", "properties": {"b": {"enum": [None, "é"]}, "a": {}}
                     "json_schema": {"name": "n", "schema": SCHEMA, "strict": True},
                 }
             },
-            Constraint("json_schema", '{"type":"object","properties":{"b":{"enum":[null,"é"]},"a":{}}}'),
+            Constraint("json_schema", '{"type":"object","properties":{"b":{"enum":[null,"é"]},"a":{}}}', strict=True),
         ),
         ({"structured_outputs": {"regex": "[ab]+"}}, Constraint("regex", "[ab]+")),
         ({"structured_outputs": {"json": {"type": "null"}}}, Constraint("json_schema", '{"type":"null"}')),

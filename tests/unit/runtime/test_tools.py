@@ -121,8 +121,6 @@ async def test_only_what_must_be_is_enforced(caller: Harness, fields: Any, bound
         ({"tools": [WEATHER], "structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"tools": [WEATHER], "parallel_tool_calls": "no"}, "parallel_tool_calls"),
         ({"functions": [{"name": "x"}]}, "functions"),
-        ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
     ],
 )
@@ -132,10 +130,11 @@ async def test_tools_that_make_no_sense_are_refused_by_name(caller: Harness, fie
 
 
 @pytest.mark.parametrize("arguments", ["{", "[]", "5", '{"a":' * 100 + "1" + "}" * 100, '{"a": "\\ud800"}'])
-async def test_arguments_that_are_no_object_are_refused(caller: Harness, arguments: str) -> None:
+async def test_arguments_that_are_no_object_go_back_as_the_model_wrote_them(caller: Harness, arguments: str) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
     response = await caller.chat(messages=[*ASKED, {"role": "assistant", "tool_calls": [call]}])
-    assert response.json()["error"]["param"] == "messages[1].tool_calls[0].function.arguments"
+    assert response.status_code == 200, response.text
+    assert caller.engine.codec.chats[-1][1]["tool_calls"][0]["function"]["arguments"] == arguments
 
 
 async def test_a_schema_too_deep_to_be_written_is_refused(caller: Harness) -> None:
@@ -169,32 +168,3 @@ async def test_tools_count_as_characters_of_the_prompt(caller: Harness) -> None:
     long = {"type": "function", "function": {"name": "f", "description": "x" * 40_000}}
     error = (await caller.chat(tools=[long])).json()["error"]
     assert error["code"] == "string_above_max_length"
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"parallel_tool_calls": True, "tool_choice": "auto"},
-        {"functions": [], "function_call": "none"},
-        {"reasoning_effort": "none", "verbosity": "medium", "modalities": ["text"], "service_tier": "auto"},
-        {"store": False, "metadata": {}, "prompt_cache_key": None, "safety_identifier": "me", "audio": None},
-        {"logprobs": False, "top_logprobs": 0, "prediction": None, "web_search_options": None},
-    ],
-)
-async def test_what_asks_for_nothing_passes(api: Harness, fields: Any) -> None:
-    response = await api.chat(**fields)
-    assert response.status_code == 200, response.text
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"reasoning_effort": "high"}, {"verbosity": "low"}, {"modalities": ["text", "audio"]}, {"service_tier": "flex"},
-        {"store": True}, {"metadata": {"a": "b"}}, {"prompt_cache_key": "k"}, {"audio": {"voice": "x"}},
-        {"prediction": {"type": "content", "content": "x"}}, {"web_search_options": {}},
-        {"moderation": {"mode": "score"}},
-    ],
-)  # fmt: skip
-async def test_what_can_not_be_done_is_refused_by_name(api: Harness, fields: Any) -> None:
-    response = await api.chat(**fields)
-    assert (response.status_code, [response.json()["error"]["param"]]) == (400, list(fields))

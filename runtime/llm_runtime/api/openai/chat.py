@@ -8,18 +8,21 @@ from starlette.responses import Response
 
 from llm_runtime.api.answering import adapter_of, collect, event_stream, job, pipeline_of, start
 from llm_runtime.api.answers import JsonResponse, openai_error
-from llm_runtime.api.body import MaxTokens, conflict
+from llm_runtime.api.body import MaxTokens, Text, conflict
 from llm_runtime.api.documents import JSON_OR_EVENTS, OPENAI_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.answer import chunks, completion
-from llm_runtime.api.openai.common import IDLE, OpenAIBody
-from llm_runtime.api.openai.messages import ChatMessage, for_template
+from llm_runtime.api.openai.common import OpenAIBody
+from llm_runtime.api.openai.fields import IDLE_IN_CHAT
+from llm_runtime.api.openai.messages import ChatMessage, Structure, for_template
 from llm_runtime.api.openai.offer import Offer, ToolFields, check_template, offer_of
 from llm_runtime.pipeline import NOT_ASKED, Job
 
 router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS)
 
 PATH = "/v1/chat/completions"
+SET_HERE = frozenset({"messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now"})
+"""Of a chat template's variables; and its special tokens."""
 
 
 class ChatBody(OpenAIBody, ToolFields):
@@ -31,13 +34,11 @@ class ChatBody(OpenAIBody, ToolFields):
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **IDLE,
-        **ToolFields.no_effect,
-        "modalities": (["text"],),
-        "reasoning_effort": ("none",),
-        "verbosity": ("medium",),
-    }
+    reasoning_effort: Annotated[Text, Field(max_length=64)] | None = None
+    """For chat templates that know the word; "none" also asks Qwen's to leave thinking out."""
+    chat_template_kwargs: Structure = Field(default_factory=dict)
+    """Variables for the chat template, such as `enable_thinking`."""
+    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = IDLE_IN_CHAT
 
     @model_validator(mode="after")
     def _agree(self) -> "ChatBody":
@@ -52,6 +53,13 @@ class ChatBody(OpenAIBody, ToolFields):
         for number, message in enumerate(self.messages):
             for field, problem in message.problems():
                 raise conflict(f"messages[{number}].{field}", problem)
+        return self
+
+    @model_validator(mode="after")
+    def _template_keeps_its_own(self) -> "ChatBody":
+        for name in self.chat_template_kwargs:
+            if name in SET_HERE or name.endswith("_token"):
+                raise conflict(f"chat_template_kwargs.{name}", "is not for a request to set")
         return self
 
     @model_validator(mode="after")
@@ -74,6 +82,13 @@ class ChatBody(OpenAIBody, ToolFields):
                 check_template(template, f"messages[{number}]")
         return offer_of(self, template)
 
+    @property
+    def template_options(self) -> dict[str, Any]:
+        """Variables for the chat template."""
+        effort = {"reasoning_effort": self.reasoning_effort} if self.reasoning_effort else {}
+        thinking = {"enable_thinking": False} if self.reasoning_effort == "none" else {}
+        return {**effort, **thinking, **self.chat_template_kwargs}
+
     def job(self, request: Request, adapter: str, offer: Offer | None) -> Job:
         constraint = offer.constraint(self.constraint()) if offer else self.constraint()
         return job(
@@ -81,6 +96,7 @@ class ChatBody(OpenAIBody, ToolFields):
             "chatcmpl",
             prompts=(for_template(self.messages),),
             tools=tuple(offered.for_template() for offered in self.offered),
+            template_options=self.template_options,
             prompt_field="messages",
             sampling=self.sampling(
                 max_tokens=self.max_completion_tokens or self.max_tokens or NOT_ASKED,

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from llm_runtime import errors
 from llm_runtime.api.body import Body, MaxTokens, Seed, Stops, Temperature, Text, TopK, TopP, conflict, sampling
+from llm_runtime.api.openai.fields import HINTS
 from llm_runtime.engine.limits import MAX_BIAS, MAX_BIASES, MAX_REPETITION_PENALTY, MAX_STOP_TOKENS
 from llm_runtime.pipeline import Generation, Pipeline
 from llm_runtime.request import Constraint, Sampling
@@ -20,29 +21,23 @@ TEXT_HERE = "\0text\0"
 LOWEST_LOGPROB = -9999.0
 """JSON has no minus infinity; OpenAI writes this number for it."""
 
-IDLE: dict[str, tuple[Any, ...]] = {
-    "store": (False,),
-    "metadata": ({},),
-    "service_tier": ("auto", "default"),
-    "prompt_cache_key": ("",),
-    "prompt_cache_options": ({},),
-    "prompt_cache_retention": ("in_memory",),
-}
-
 
 class StreamOptions(Body):
     """`stream_options`."""
 
     include_usage: bool = False
-    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {"include_obfuscation": (False,)}
+    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "include_obfuscation": (False,),
+        "continuous_usage_stats": (False,),
+    }
 
 
 class NamedSchema(Body):
-    """`response_format.json_schema`. `strict` makes no difference: every schema is enforced, or refused."""
+    """`response_format.json_schema`. It is enforced as far as it can be; with `strict` to its last word, or refused."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     schema_: dict[str, Any] = Field(alias="schema")
-    description: Annotated[Text, Field(max_length=1024)] | None = None
+    description: Text | None = None
     strict: bool | None = None
 
 
@@ -61,7 +56,9 @@ class ResponseFormat(Body):
     def constraint(self) -> Constraint | None:
         if self.type == "json_object":
             return Constraint("json_object")
-        return Constraint("json_schema", _json(self.json_schema.schema_)) if self.json_schema else None
+        if self.json_schema is None:
+            return None
+        return Constraint("json_schema", _json(self.json_schema.schema_), strict=bool(self.json_schema.strict))
 
 
 class StructuredOutputs(Body):
@@ -113,6 +110,7 @@ TokenId = Annotated[int, Field(ge=0)]
 class OpenAIBody(Body):
     """Fields of both endpoints: OpenAI's, and from `top_k` on those of vLLM's server."""
 
+    hints: ClassVar[frozenset[str]] = HINTS
     model: Annotated[Text, Field(min_length=1)]
     max_tokens: MaxTokens | None = None
     temperature: Temperature = 1.0

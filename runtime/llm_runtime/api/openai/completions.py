@@ -14,14 +14,8 @@ from llm_runtime.api.answers import JsonResponse, openai_error
 from llm_runtime.api.body import whole
 from llm_runtime.api.documents import JSON_OR_EVENTS, OPENAI_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
-from llm_runtime.api.openai.common import (
-    IDLE,
-    Chunks,
-    OpenAIBody,
-    fingerprint,
-    logprob,
-    usage,
-)
+from llm_runtime.api.openai.common import Chunks, OpenAIBody, fingerprint, logprob, usage
+from llm_runtime.api.openai.fields import IDLE_IN_COMPLETIONS
 from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Generation, Job, text_of
 from llm_runtime.request import TextCodec, TokenEvent
 
@@ -72,7 +66,7 @@ class CompletionBody(OpenAIBody):
 
     prompt: Prompts
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {**IDLE, "echo": (False,), "best_of": (1,), "suffix": ("",)}
+    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = IDLE_IN_COMPLETIONS
 
     def job(self, request: Request, adapter: str) -> Job:
         return job(

@@ -4,19 +4,45 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from llm_runtime.api.body import Body, Text
+from llm_runtime.api.body import Baggage, Text
+from llm_runtime.api.openai.fields import IDLE_IN_MESSAGES
 from llm_runtime.request import Message
 
 MAX_DEPTH = 64
 
 
-class TextPart(Body):
-    """A part of a message's content; this server reads text only."""
+def _as_thought(value: Any) -> str:
+    """Reasoning as servers write it: a text, or parts with texts. Anything else is none."""
+    if isinstance(value, list):
+        texts = [part.get("text") for part in value if isinstance(part, dict)]
+        return "\n".join(text for text in texts if isinstance(text, str))
+    return value if isinstance(value, str) else ""
 
-    type: Literal["text"]
-    text: Text
+
+Thought = Annotated[Text, BeforeValidator(_as_thought, json_schema_input_type=Any)]
+
+
+class Part(Baggage):
+    """A part of a message's content; this server reads text only. `thinking` is what an answer thought before."""
+
+    type: Literal["text", "input_text", "output_text", "refusal", "thinking"]
+    text: Text | None = None
+    refusal: Text | None = None
+    thinking: Thought = ""
+
+    @model_validator(mode="after")
+    def _has_what_it_says(self) -> "Part":
+        field = "refusal" if self.type == "refusal" else "text"
+        if self.type != "thinking" and getattr(self, field) is None:
+            raise ValueError(f"a part of type {self.type} must have a {field}")
+        return self
+
+    @property
+    def said(self) -> str | None:
+        """What it adds to the text of its message."""
+        return {"refusal": self.refusal, "thinking": None}.get(self.type, self.text)
 
 
 def writable(structure: dict[str, Any]) -> dict[str, Any]:
@@ -44,80 +70,91 @@ def _as_parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-Content = Annotated[
-    list[TextPart], Field(min_length=1), BeforeValidator(_as_parts, json_schema_input_type=str | list[TextPart])
-]
+Content = Annotated[list[Part], BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])]
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Name = Annotated[Text, Field(max_length=256)]
 
 
-class CalledFunction(Body):
-    """What the model called; `arguments` is the text of a JSON object."""
+class CalledFunction(Baggage):
+    """What the model called; `arguments` is the text of a JSON object, if the model wrote one."""
 
-    name: FunctionName
+    name: Name
     arguments: Text = ""
-    parsed_arguments: Any = None
-    """What OpenAI's Python client made of `arguments`: it sends both back, unasked."""
 
-    def parsed(self) -> dict[str, Any] | None:
-        """The arguments as chat templates take them; None if they are no object."""
+    def parsed(self) -> dict[str, Any] | str:
+        """The arguments as chat templates take them. What is no object goes back to the model as it wrote it."""
         try:
             arguments = json.loads(self.arguments or "{}")
-            return writable(arguments) if isinstance(arguments, dict) else None
+            return writable(arguments or {}) if isinstance(arguments, dict | None) else self.arguments
         except (ValueError, RecursionError):
-            return None
+            return self.arguments
 
 
-class ToolCall(Body):
+class ToolCall(Baggage):
     """A call in an earlier answer. A client may send back an answer's call as it came, in a stream or whole."""
 
-    id: Annotated[Text, Field(min_length=1, max_length=256)]
+    id: Name
     function: CalledFunction
     type: Literal["function"] = "function"
-    index: int | None = None
-    """As in a stream's chunks; the order says it already."""
 
 
-class ChatMessage(Body):
-    """One message. A client may send back an answer's message as it came."""
+class ChatMessage(Baggage):
+    """One message. A client may send back an answer's message as it came, from whatever server."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=128)] = Field(default_factory=list)
     """What the assistant called."""
-    tool_call_id: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
+    tool_call_id: Name | None = None
     """Whose result a tool's message is."""
-    name: FunctionName | None = None
-    """The tool's."""
-    parsed: Any = None
-    """What OpenAI's Python client made of `content`."""
-    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {"annotations": ([],), "refusal": ("",)}
+    name: Name | None = None
+    """The tool's, or whose message it is."""
+    reasoning_content: Thought = ""
+    """What the assistant thought before it spoke; some chat templates show it to the model."""
+    reasoning: Thought = ""
+    thinking: Thought = ""
+    """Other names of it."""
+    refusal: Text | None = None
+    """What the assistant said instead of an answer."""
+    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = IDLE_IN_MESSAGES
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(field, what is wrong) of fields that don't go with the role."""
-        if self.content is None and not self.tool_calls:
+        if self.content is None and self.role not in ("assistant", "tool"):
             yield "content", "required"
         if self.tool_calls and self.role != "assistant":
             yield "tool_calls", "only the assistant calls tools"
-        if (self.role == "tool") != (self.tool_call_id is not None):
-            yield "tool_call_id", "goes with messages of role tool, and must be there"
-        if self.name and self.role != "tool":
-            yield "name", "this server knows names of tools only; put others into the content"
-        for number, call in enumerate(self.tool_calls):
-            if call.function.parsed() is None:
-                yield f"tool_calls[{number}].function.arguments", "must be the text of a JSON object"
+        if self.role == "tool" and self.tool_call_id is None:
+            yield "tool_call_id", "must be there in messages of role tool"
 
     @property
     def speaks_of_tools(self) -> bool:
         return self.role == "tool" or bool(self.tool_calls)
 
+    @property
+    def text(self) -> str:
+        """Its content; parts are lines of it."""
+        said = [part.said for part in self.content or () if part.said is not None]
+        return "\n".join(said) if any(said) else self.refusal or ""
+
+    @property
+    def thought(self) -> str:
+        """What the assistant thought before it spoke."""
+        named = self.reasoning_content or self.reasoning or self.thinking
+        return named or "\n".join(part.thinking for part in self.content or () if part.thinking)
+
     def for_template(self) -> Message:
         """As chat templates take it; they know `developer` by its older name."""
         role = "system" if self.role == "developer" else self.role
-        message: Message = {"role": role, "content": "".join(part.text for part in self.content or ())}
+        message: Message = {"role": role, "content": self.text}
+        if self.name:
+            message["name"] = self.name
         if self.tool_calls:
             message["tool_calls"] = [_for_template(call) for call in self.tool_calls]
-        if self.tool_call_id:
+        if self.role == "tool":
             message["tool_call_id"] = self.tool_call_id
+        if self.role == "assistant" and (thought := self.thought):
+            message["reasoning_content"] = thought
         return message
 
 
@@ -127,7 +164,7 @@ def for_template(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
     converted = []
     for message in messages:
         plain = message.for_template()
-        if name := message.name or names.get(message.tool_call_id or ""):
+        if message.role == "tool" and not message.name and (name := names.get(message.tool_call_id or "")):
             plain["name"] = name
         converted.append(plain)
     return tuple(converted)

@@ -1,14 +1,14 @@
 """`tools` and `tool_choice`: what the model may call, what it must, and what is a call in its answer."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from llm_runtime import errors
-from llm_runtime.api.body import Body, Text
+from llm_runtime.api.body import Baggage, Body, Text
 from llm_runtime.api.openai.messages import FunctionName, Structure
-from llm_runtime.request import Constraint
+from llm_runtime.request import STRICT_AS, Constraint
 from llm_runtime.tools.calls import Call, Tool
 from llm_runtime.tools.forms import Form, form_of, knows_tools
 from llm_runtime.tools.grammar import MOST_CALLS, allowed, either, forced
@@ -18,7 +18,7 @@ NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalP
 MAX_TOOLS = 128
 
 
-class Function(Body):
+class Function(Baggage):
     """A function and the JSON schema of its arguments."""
 
     name: FunctionName
@@ -27,7 +27,7 @@ class Function(Body):
     strict: bool = False
 
 
-class OfferedTool(Body):
+class OfferedTool(Baggage):
     """An entry of `tools`."""
 
     type: Literal["function"]
@@ -42,6 +42,8 @@ class OfferedTool(Body):
     def tool(self) -> Tool:
         parameters = self.function.parameters
         schema = NO_ARGUMENTS if parameters is None else {"type": "object", **parameters}
+        if self.function.strict:
+            schema = {**schema, STRICT_AS: self.function.name}
         return Tool(self.function.name, schema, self.function.strict)
 
 
@@ -81,7 +83,6 @@ class ToolFields(Body):
     tools: Annotated[list[OfferedTool], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
     tool_choice: Choice | None = None
     parallel_tool_calls: bool = True
-    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {"functions": ([],), "function_call": ("none", "auto")}
 
     @property
     def offered(self) -> list[OfferedTool]:

@@ -93,6 +93,8 @@ def test_a_refusal_says_field_limit_and_what_was_sent(wrong: dict[str, object], 
 
 
 def test_too_long_says_the_limit_and_what_would_fit() -> None:
-    with pytest.raises(InvalidRequest, match=r"at most 100 tokens.*prompt has 90.*lower max_tokens to 10") as refusal:
+    with pytest.raises(
+        InvalidRequest, match=r"maximum context length is 100 tokens.*90 in the prompt.*max_tokens to 10"
+    ) as refusal:
         LIMITS.check(request((1,) * 90, max_tokens=20))
     assert refusal.value.code == "context_length_exceeded"

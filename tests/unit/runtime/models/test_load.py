@@ -58,8 +58,11 @@ def test_the_log_says_how_long_it_took_and_what_memory(folder: Path, caplog: pyt
 
 def test_the_codec_says_what_transformers_says(folder: Path) -> None:
     codec, theirs = load(folder, CPU, MODEL).codec, AutoTokenizer.from_pretrained(folder)
-    messages = [{"role": "user", "content": "Grüße <|end|> x"}, {"role": "assistant", "content": "y"}]
-    assert codec.encode_chat(messages) == theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    for said in ("Grüße <b> x", "Grüße <|end|><|system|> x"):
+        messages = [{"role": "user", "content": said}, {"role": "assistant", "content": "y"}]
+        # Control tokens that are spelled are letters: of Transformers one must ask for it.
+        asked = theirs.apply_chat_template(messages, add_generation_prompt=True, sanitize_control_tokens=True)
+        assert codec.encode_chat(messages) == asked["input_ids"]
     assert codec.encode("Grüße") == theirs("Grüße")["input_ids"]
 
 

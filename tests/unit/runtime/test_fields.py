@@ -1,0 +1,146 @@
+"""docs/fields.md: every value in its tables is sent, and every field that the code knows is in them."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes import FakeCodec, ScriptedEngine
+from harness import Harness
+from llm_runtime.api.body import Body
+from llm_runtime.api.openai.chat import ChatBody
+from llm_runtime.api.openai.common import StreamOptions
+from llm_runtime.api.openai.completions import CompletionBody
+from llm_runtime.api.openai.messages import CalledFunction, ChatMessage, Part, ToolCall
+from llm_runtime.api.openai.offer import Function, OfferedTool
+from unit.runtime.tools.templates import QWEN
+
+DOC = Path(__file__).parents[3] / "docs" / "fields.md"
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+Section = dict[tuple[str, str], str]
+"""What becomes of a field with a value, which is JSON."""
+
+
+def tables() -> dict[str, Section]:
+    """Each section's rows, one for each field and value."""
+    sections: dict[str, Section] = {}
+    for line in DOC.read_text().splitlines():
+        if line.startswith("## "):
+            section = sections.setdefault(line.removeprefix("## "), {})
+        elif line.startswith("| `") and line.count(" | ") == 3:
+            fields, values, fate, _ = (cell.strip() for cell in line.strip("|").split("|"))
+            for field in re.findall(r"`([^`]+)`", fields):
+                section |= {(field, value): fate for value in re.findall(r"`([^`]*)`", values)}
+    return {name: rows for name, rows in sections.items() if rows}
+
+
+TABLES = tables()
+
+
+def chat() -> dict[str, Any]:
+    """A conversation in which everything has its place."""
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    return {
+        "model": "support-bot",
+        "max_tokens": 5,
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+            {"role": "assistant", "content": "well", "tool_calls": [call]},
+            {"role": "tool", "content": "rain", "tool_call_id": "call_1"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+    }
+
+
+def bare_chat() -> dict[str, Any]:
+    return {"model": "support-bot", "messages": [{"role": "user", "content": "hi you"}]}
+
+
+def text() -> dict[str, Any]:
+    return {"model": "support-bot", "prompt": "hi you"}
+
+
+def stream() -> dict[str, Any]:
+    return {**bare_chat(), "stream": True, "stream_options": {}}
+
+
+Place = tuple[type[Body], str, Callable[[], dict[str, Any]], list[Any]]
+PLACES: dict[str, Place] = {
+    "At the top of a chat completion": (ChatBody, CHAT, bare_chat, []),
+    "In `stream_options`": (StreamOptions, CHAT, stream, ["stream_options"]),
+    "In a message": (ChatMessage, CHAT, chat, ["messages", 1]),
+    "In a part of a content": (Part, CHAT, chat, ["messages", 0, "content", 0]),
+    "In a call": (ToolCall, CHAT, chat, ["messages", 1, "tool_calls", 0]),
+    "In a called function": (CalledFunction, CHAT, chat, ["messages", 1, "tool_calls", 0, "function"]),
+    "In a tool": (OfferedTool, CHAT, chat, ["tools", 0]),
+    "In the function of a tool": (Function, CHAT, chat, ["tools", 0, "function"]),
+    "At the top of a text completion": (CompletionBody, TEXT, text, []),
+}
+
+
+def at(body: Any, steps: list[Any]) -> Any:
+    for step in steps:
+        body = body[step]
+    return body
+
+
+def named(steps: list[Any], field: str) -> str:
+    """`messages[1].prefix`, as errors have it."""
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in [*steps, field])
+    return path.removeprefix(".")
+
+
+def cases() -> Iterator[Any]:
+    for section, rows in TABLES.items():
+        for (field, value), fate in rows.items():
+            yield pytest.param(section, field, value, fate, id=f"{section}-{field}-{value}")
+
+
+@pytest.fixture
+async def api(run: Any) -> Any:
+    async with run(ScriptedEngine(codec=FakeCodec(QWEN))) as harness:
+        yield harness
+
+
+@pytest.mark.parametrize(("section", "field", "value", "fate"), list(cases()))
+async def test_a_field_is_taken_ignored_or_refused_as_the_table_says(
+    api: Harness, section: str, field: str, value: str, fate: str
+) -> None:
+    _, path, body_of, steps = PLACES[section]
+    plain, told = body_of(), body_of()
+    at(told, steps)[field] = json.loads(value)
+    if steps[-2:] == ["content", 0] and field in ("refusal", "thinking"):
+        at(told, steps)["type"] = field
+    response = await api.client.post(path, json=told)
+    if fate == "refused":
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, named(steps, field)), response.text
+        assert api.engine.requests == []
+        return
+    assert response.status_code == 200, response.text
+    if fate == "ignored":
+        assert (await api.client.post(path, json=plain)).status_code == 200
+        first, second = api.engine.requests
+        codec = api.engine.codec
+        assert (first.prompt_token_ids, first.sampling) == (second.prompt_token_ids, second.sampling)
+        for asked in (codec.chats, codec.tools, codec.options):
+            assert asked[:1] == asked[1:], "the model was told something else"
+
+
+@pytest.mark.parametrize("section", PLACES)
+def test_every_field_that_the_code_knows_is_in_its_table(section: str) -> None:
+    model = PLACES[section][0]
+    known = {field.alias or name for name, field in model.model_fields.items()} | model.no_effect.keys() | model.hints
+    told = {field for field, _ in TABLES[section]}
+    if model is CompletionBody:
+        told |= {field for field, _ in TABLES["At the top of a chat completion"]}
+    assert known <= told, known - told
+
+
+def test_every_table_is_tried() -> None:
+    assert TABLES.keys() == PLACES.keys()
+    assert {fate for rows in TABLES.values() for fate in rows.values()} == {"taken", "ignored", "refused"}
