@@ -80,7 +80,7 @@ class MockCodec:
 
     vocabulary_size = 50_000
     eos_token_ids = frozenset({0})
-    chat_template = ""
+    chat_template = tool_template = ""
     sampling_defaults: Mapping[str, float] = MappingProxyType({})
 
     def encode(self, text: str) -> list[int]:

@@ -32,7 +32,7 @@ class FakeCodec:
     eos_token_ids = frozenset({0})
 
     def __init__(self, chat_template: str = "") -> None:
-        self.chat_template = chat_template
+        self.chat_template = self.tool_template = chat_template
         self.sampling_defaults: dict[str, float] = {}
         self.tools: list[Sequence[dict[str, Any]]] = []
         self.words: dict[int, str] = {}

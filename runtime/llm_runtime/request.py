@@ -218,6 +218,8 @@ class TextCodec(Protocol):
     eos_token_ids: frozenset[int]
     chat_template: str
     """Its text; "" for a model that has none."""
+    tool_template: str
+    """The text of the one for conversations with tools: mostly the same."""
 
     @property
     def sampling_defaults(self) -> Mapping[str, float]:

@@ -2,21 +2,19 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from llm_runtime.engine.constraint import GrammarMatcher, Grammars
 from llm_runtime.engine.limits import MAX_REPETITION_PENALTY
 from llm_runtime.errors import InvalidRequest, ModelUnsupported
+from llm_runtime.models.template_files import ChatTemplates, folder_templates
 from llm_runtime.request import Constraint, Message
+from llm_runtime.templates import BadTemplate, compiled, render
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Names under which chat templates may use a tokenizer's special tokens."""
@@ -38,7 +36,7 @@ class Codec:
         tokenizer: Tokenizer,
         vocabulary_size: int,
         eos_token_ids: frozenset[int],
-        chat_template: str = "",
+        templates: ChatTemplates | None = None,
         special_tokens: dict[str, str] | None = None,
         sampling_defaults: Mapping[str, float] | None = None,
     ) -> None:
@@ -46,13 +44,14 @@ class Codec:
         self.sampling_defaults: Mapping[str, float] = sampling_defaults or {}
         self._tokenizer = tokenizer
         self._special_tokens = special_tokens or {}
-        self.chat_template = chat_template
-        self._render = _compile(chat_template) if chat_template else None
+        self.templates = templates or ChatTemplates()
+        self.chat_template, self.tool_template = self.templates.default, self.templates.with_tools
+        for template in {self.chat_template, self.tool_template} - {""}:
+            _check(template)
         self._grammars = Grammars(tokenizer.to_str, vocabulary_size, eos_token_ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A compiled template can't be pickled; its text can.
-        parts = (self._tokenizer, self.vocabulary_size, self.eos_token_ids, self.chat_template, self._special_tokens)
+        parts = (self._tokenizer, self.vocabulary_size, self.eos_token_ids, self.templates, self._special_tokens)
         return Codec, (*parts, self.sampling_defaults)
 
     def encode(self, text: str) -> list[int]:
@@ -65,14 +64,14 @@ class Codec:
 
     def render_chat(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
         """The text that `encode_chat` encodes."""
-        if self._render is None:
+        template = self.tool_template if tools else self.chat_template
+        if not template:
             raise InvalidRequest(
                 "the model has no chat template: use /v1/completions, or set model.chatTemplate in the LLMDeployment"
             )
         try:
-            offered = {"tools": list(tools)} if tools else {}  # Templates ask whether `tools` is defined.
-            return self._render(messages=messages, add_generation_prompt=True, **offered, **self._special_tokens)
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            return render(template, messages, tools, self._special_tokens)
+        except BadTemplate as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
@@ -138,9 +137,9 @@ def codec_from_folder(folder: Path, chat_template: str = "") -> Codec:
     ids |= eos_token_ids(read_json(folder / "generation_config.json")) or eos_token_ids(
         read_json(folder / "config.json")
     )
-    template = chat_template or folder_template(folder, settings)
+    templates = folder_templates(folder, settings, chat_template)
     size = int(read_json(folder / "config.json").get("vocab_size", tokenizer.get_vocab_size()))
-    return Codec(tokenizer, size, frozenset(i for i in ids if i is not None), template, special)
+    return Codec(tokenizer, size, frozenset(i for i in ids if i is not None), templates, special)
 
 
 def eos_token_ids(settings: dict[str, Any]) -> set[int]:
@@ -168,16 +167,6 @@ def sampling_defaults(generation: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def folder_template(folder: Path, tokenizer_settings: dict[str, Any]) -> str:
-    """The folder's chat template: `chat_template.jinja`, else the tokenizer's, of several the one named default."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    template = tokenizer_settings.get("chat_template") or ""
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default", "")
-    return str(template)
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, empty when there is no such file."""
     if not path.is_file():
@@ -190,22 +179,8 @@ def _token_text(token: str | dict[str, Any]) -> str:
     return token if isinstance(token, str) else str(token["content"])
 
 
-def _compile(template: str) -> Callable[..., str]:
-    """The environment that Transformers gives to chat templates (its chat_template_utils), sandboxed as there."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
+def _check(template: str) -> None:
     try:
-        return environment.from_string(template).render
-    except TemplateError as error:
+        compiled(template)
+    except BadTemplate as error:
         raise ModelUnsupported(f"the chat template is not valid Jinja: {error}") from error
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    # Jinja's own filter escapes HTML, which is wrong in a prompt.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)

@@ -28,12 +28,12 @@ from llm_runtime.models.codec import (
     SPECIAL_TOKENS,
     Codec,
     eos_token_ids,
-    folder_template,
     read_json,
     sampling_defaults,
 )
 from llm_runtime.models.fit import Plan, check_fit, tensors_of
 from llm_runtime.models.peak import PeakMemory
+from llm_runtime.models.template_files import folder_templates
 
 log = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()
@@ -259,10 +259,10 @@ def _codec(folder: Path, chat_template: str, model: Any) -> Codec:
     special = {name: str(token) for name in SPECIAL_TOKENS if (token := getattr(tokenizer, name, None))}
     ids = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
     ids |= eos_token_ids(model.generation_config.to_dict()) or eos_token_ids(model.config.to_dict())
-    template = chat_template or folder_template(folder, read_json(folder / "tokenizer_config.json"))
+    templates = folder_templates(folder, read_json(folder / "tokenizer_config.json"), chat_template)
     backend = tokenizer.backend_tokenizer
     # Padding and truncation stored in a tokenizer.json would silently change prompts.
     backend.no_padding()
     backend.no_truncation()
     defaults = sampling_defaults(read_json(folder / "generation_config.json"))
-    return Codec(backend, model.get_input_embeddings().num_embeddings, frozenset(ids), template, special, defaults)
+    return Codec(backend, model.get_input_embeddings().num_embeddings, frozenset(ids), templates, special, defaults)

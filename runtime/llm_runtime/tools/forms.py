@@ -8,9 +8,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import ClassVar
 
-from jinja2 import Environment, TemplateError, meta
-from jinja2.ext import loopcontrols
-
+from llm_runtime.templates import variables
 from llm_runtime.tools.calls import Call, decode, read_calls, read_json
 
 
@@ -128,13 +126,9 @@ FORMS = (
 )
 
 
-@lru_cache(maxsize=8)
 def knows_tools(template: str) -> bool:
     """Whether a chat template does anything with tools."""
-    try:
-        return "tools" in meta.find_undeclared_variables(Environment(extensions=[loopcontrols]).parse(template))
-    except TemplateError:
-        return False
+    return "tools" in variables(template)
 
 
 @lru_cache(maxsize=8)

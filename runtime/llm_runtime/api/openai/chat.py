@@ -100,7 +100,7 @@ class ChatBody(OpenAIBody, ToolFields):
 async def chat_completions(request: Request, body: ChatBody) -> Response:
     """Answer the last message, whole or as server-sent events."""
     pipeline, adapter = pipeline_of(request), adapter_of(request, body.model)
-    offer = body.offer(pipeline.codec.chat_template)
+    offer = body.offer(pipeline.codec.tool_template)
     generation = await start(request, body.job(request, adapter, offer))
     if body.stream:
         events = chunks(generation, pipeline, offer, include_usage=body.include_usage)
