@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 from jinja2 import TemplateError, meta, nodes
 from jinja2.exceptions import SecurityError
@@ -72,7 +72,7 @@ def render(
 class _Generation(Extension):
     """`{% generation %}…{% endgeneration %}` marks, for training, what an assistant said; rendered it is its body."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (an attribute of instances, to Jinja)
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

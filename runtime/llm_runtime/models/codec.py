@@ -2,16 +2,16 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from llm_runtime.engine.constraint import GrammarMatcher, Grammars
 from llm_runtime.engine.limits import MAX_REPETITION_PENALTY
 from llm_runtime.errors import InvalidRequest, ModelUnsupported
+from llm_runtime.models.detokenize import Spelling, Text
 from llm_runtime.models.template_files import ChatTemplates, folder_templates
 from llm_runtime.request import Constraint, Message
 from llm_runtime.templates import BadTemplate, compiled, render
@@ -48,6 +48,8 @@ class Codec:
         self.chat_template, self.tool_template = self.templates.default, self.templates.with_tools
         for template in {self.chat_template, self.tool_template} - {""}:
             _check(template)
+        self._spelling = Spelling(tokenizer)
+        self.special_ids: Mapping[str, int] = {name: number for number, name in self._spelling.special.items()}
         self._grammars = Grammars(tokenizer.to_str, vocabulary_size, eos_token_ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -80,8 +82,8 @@ class Codec:
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def token_text(self, token_id: int) -> str:
-        """One token's own text, special tokens included; bytes that are no character show as U+FFFD."""
-        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+        """One token's text inside of another, special tokens included; bytes that are no character show as U+FFFD."""
+        return self._spelling.token_bytes(token_id).decode(errors="replace")
 
     def check_constraint(self, constraint: Constraint) -> None:
         """Raise InvalidRequest, saying why, for a constraint that can't be enforced. Remembers those that can."""
@@ -91,37 +93,9 @@ class Codec:
         """A constraint at its beginning, for one sequence. Raises as `check_constraint` does."""
         return self._grammars.matcher(constraint)
 
-    def detokenizer(self) -> "IncrementalText":
-        return IncrementalText(self._tokenizer)
-
-
-class IncrementalText:
-    """The text of one sequence as its tokens come; the parts add up to `decode` of all of them."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._pending: list[int] = []
-        """Tokens since the last text, hence those of an unfinished character."""
-
-    def push(self, token_id: int) -> str:
-        self._pending.append(token_id)
-        try:
-            text = self._stream.step(self._tokenizer, token_id) or ""
-        except Exception:  # DecodeStream gives up on some byte sequences ("invalid prefix"); a stream must not.
-            return self._restart()
-        if text:
-            self._pending.clear()
-        return str(text)
-
-    def flush(self) -> str:
-        """What `decode` makes of an unfinished character, mostly U+FFFD."""
-        pending, self._pending = self._pending, []
-        return str(self._tokenizer.decode(pending, skip_special_tokens=True)) if pending else ""
-
-    def _restart(self) -> str:
-        self._stream = DecodeStream(skip_special_tokens=True)
-        return self.flush()
+    def detokenizer(self, prompt: Sequence[int] = (), shown: Collection[int] = ()) -> Text:
+        """For one sequence, which goes on from `prompt`'s text if there is one; special tokens show only if `shown`."""
+        return self._spelling.text(prompt, shown)
 
 
 def codec_from_folder(folder: Path, chat_template: str = "") -> Codec:
