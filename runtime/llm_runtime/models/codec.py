@@ -1,6 +1,5 @@
 """Between text and tokens. Needs `tokenizers` and Jinja but no torch, so that tests of the API can use it."""
 
-import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +12,9 @@ from llm_runtime.engine.limits import MAX_REPETITION_PENALTY
 from llm_runtime.errors import InvalidRequest, ModelUnsupported
 from llm_runtime.models.detokenize import Spelling, Text
 from llm_runtime.models.template_files import ChatTemplates, folder_templates
+from llm_runtime.models.tokenizer_files import file_tokenizer, no_tokenizer, read_json, special_texts
 from llm_runtime.request import Constraint, Message
 from llm_runtime.templates import BadTemplate, compiled, render
-
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""Names under which chat templates may use a tokenizer's special tokens."""
-
 
 _SAMPLING = {
     "temperature": (0.0, 2.0), "top_p": (0.0, 1.0), "top_k": (0, 1_000_000), "min_p": (0.0, 1.0),
@@ -100,13 +96,9 @@ class Codec:
 
 def codec_from_folder(folder: Path, chat_template: str = "") -> Codec:
     """A codec from `tokenizer.json` and its neighbours alone. `chat_template` takes the place of the folder's own."""
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelUnsupported(
-            f"{folder} has no tokenizer.json: load the tokenizer with AutoTokenizer and save it with save_pretrained"
-        )
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    settings = read_json(folder / "tokenizer_config.json")
-    special = {name: _token_text(settings[name]) for name in SPECIAL_TOKENS if settings.get(name)}
+    if (tokenizer := file_tokenizer(folder)) is None:
+        raise no_tokenizer(folder)
+    settings, special = read_json(folder / "tokenizer_config.json"), special_texts(folder)
     ids = {tokenizer.token_to_id(special["eos_token"])} if "eos_token" in special else set()
     ids |= eos_token_ids(read_json(folder / "generation_config.json")) or eos_token_ids(
         read_json(folder / "config.json")
@@ -117,11 +109,15 @@ def codec_from_folder(folder: Path, chat_template: str = "") -> Codec:
 
 
 def eos_token_ids(settings: dict[str, Any]) -> set[int]:
-    """The `eos_token_id` of a configuration: one number, several, or none."""
+    """The `eos_token_id` of a configuration: one number, several, or none. Raises ModelUnsupported for others."""
     ids = settings.get("eos_token_id")
-    if ids is None:
-        return set()
-    return {int(i) for i in ids} if isinstance(ids, list) else {int(ids)}
+    ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+        raise ModelUnsupported(
+            f"eos_token_id of the model's configuration is {settings['eos_token_id']!r}, not the number of a token "
+            "or a list of such: correct generation_config.json or config.json"
+        )
+    return set(ids)
 
 
 def sampling_defaults(generation: dict[str, Any]) -> dict[str, float]:
@@ -139,18 +135,6 @@ def sampling_defaults(generation: dict[str, Any]) -> dict[str, float]:
         else:
             log.warning("generation_config.json has a value that no request may have", extra={name: value})
     return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
-
-
-def _token_text(token: str | dict[str, Any]) -> str:
-    return token if isinstance(token, str) else str(token["content"])
 
 
 def _check(template: str) -> None:

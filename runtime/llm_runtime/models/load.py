@@ -16,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -24,16 +25,19 @@ from llm_runtime.engine.int8 import quantize_int8
 from llm_runtime.engine.memory import available_bytes, check_room, limit_bytes
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelUnsupported, OutOfMemory
 from llm_runtime.models.agreement import difference, probe_tokens
-from llm_runtime.models.codec import (
-    SPECIAL_TOKENS,
-    Codec,
-    eos_token_ids,
-    read_json,
-    sampling_defaults,
-)
+from llm_runtime.models.codec import Codec, eos_token_ids, sampling_defaults
 from llm_runtime.models.fit import Plan, check_fit, tensors_of
 from llm_runtime.models.peak import PeakMemory
 from llm_runtime.models.template_files import folder_templates
+from llm_runtime.models.tokenizer_files import (
+    SPECIAL_TOKENS,
+    check_made,
+    file_tokenizer,
+    first_difference,
+    no_tokenizer,
+    read_json,
+    special_texts,
+)
 
 log = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()
@@ -66,9 +70,10 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
     device = _device(engine.device)
     dtype = _dtype(engine.dtype, device, settings)
     _check_fit(folder, settings, engine, device, dtype)
+    tokenizer, special = _tokenizer(folder)  # Its faults are known sooner than those of weights.
     with PeakMemory() as peak:
         weights = _weights(folder, settings, device, dtype, engine.quantization)
-    codec = _codec(folder, model.chat_template, weights)
+    codec = _codec(folder, model.chat_template, weights, tokenizer, special)
     parameters = sum(parameter.numel() for parameter in weights.parameters())
     log.info(
         "model loaded",
@@ -249,20 +254,39 @@ def _check_report(folder: Path, report: dict[str, Any]) -> None:
         )
 
 
-def _codec(folder: Path, chat_template: str, model: Any) -> Codec:
+def _tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
+    """The folder's own, and its special tokens that have names. tokenizer.json is the model's own, where there is one:
+
+    Transformers pours what it holds into a class of its choice, which may read texts in another way.
+    """
+    own = file_tokenizer(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
-        raise ModelCorrupt(f"no tokenizer can be loaded from {folder}: {error}") from error
-    if not tokenizer.is_fast:
-        raise ModelUnsupported(f"{type(tokenizer).__name__} has no fast form; save the model with a fast tokenizer")
-    special = {name: str(token) for name in SPECIAL_TOKENS if (token := getattr(tokenizer, name, None))}
-    ids = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
+        if own is None:
+            raise no_tokenizer(folder, error) from error
+        log.info("Transformers makes no tokenizer of this folder: its tokenizer.json is served", exc_info=error)
+        return own, special_texts(folder)
+    special = {name: str(token) for name in SPECIAL_TOKENS if (token := getattr(made, name, None))}
+    if own is None:
+        if not made.is_fast:
+            raise no_tokenizer(folder, f"{type(made).__name__} has no fast form")
+        check_made(folder, made.backend_tokenizer)
+        made.backend_tokenizer.no_padding()
+        made.backend_tokenizer.no_truncation()
+        return made.backend_tokenizer, special
+    if made.is_fast and (text := first_difference(own, made.backend_tokenizer, special.get("eos_token", ""))):
+        log.warning(
+            "Transformers' %s reads this folder in another way than its tokenizer.json, which is served",
+            type(made).__name__, extra={"text": text},
+        )  # fmt: skip
+    return own, special
+
+
+def _codec(folder: Path, chat_template: str, model: Any, tokenizer: Tokenizer, special: dict[str, str]) -> Codec:
+    end = tokenizer.token_to_id(special["eos_token"]) if "eos_token" in special else None
+    ids = {end} if end is not None else set()
     ids |= eos_token_ids(model.generation_config.to_dict()) or eos_token_ids(model.config.to_dict())
     templates = folder_templates(folder, read_json(folder / "tokenizer_config.json"), chat_template)
-    backend = tokenizer.backend_tokenizer
-    # Padding and truncation stored in a tokenizer.json would silently change prompts.
-    backend.no_padding()
-    backend.no_truncation()
     defaults = sampling_defaults(read_json(folder / "generation_config.json"))
-    return Codec(backend, model.get_input_embeddings().num_embeddings, frozenset(ids), templates, special, defaults)
+    return Codec(tokenizer, model.get_input_embeddings().num_embeddings, frozenset(ids), templates, special, defaults)
