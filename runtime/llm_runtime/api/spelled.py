@@ -29,9 +29,13 @@ class Spelled:
         """The next events of the choice; `ended`: there are no more."""
         found = []
         for event in events:
-            if event.token_id is not None and (own := self._text.bytes_of(event.token_id)):
-                rivals = tuple((rival, self._bytes(rival)) for rival in event.top_logprobs)
-                found.append(Spelling(event, self._text.push(event.token_id), own, rivals))
+            if event.token_id is None:
+                continue
+            own = self._text.bytes_of(event.token_id)
+            rivals = tuple((rival, self._bytes(rival)) for rival in event.top_logprobs)
+            text = self._text.push(event.token_id)
+            if own or text:
+                found.append(Spelling(event, text, own, rivals))
         if found and ended and (rest := self._text.flush()):
             last = found[-1]
             found[-1] = Spelling(last.event, last.text + rest, last.own, last.rivals)

@@ -12,6 +12,7 @@ from tokenizers.decoders import DecodeStream
 
 CONTEXT_TOKENS = 8
 """So many tokens of a prompt say how the next one is written."""
+ALL_SPACES = 1 << 16
 BYTES_KEPT = 1 << 16
 
 
@@ -37,8 +38,8 @@ class Steps:
     """What stands for a space; "": nothing does."""
     byte_fallback: bool = False
     """Tokens like <0x0A> are bytes."""
-    strips: bool = False
-    """A text's first space is left out."""
+    strips: int = 0
+    """So many spaces of a text's first token are left out."""
 
 
 class Spelling:
@@ -46,7 +47,9 @@ class Spelling:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.steps = steps_of(json.loads(tokenizer.to_str()).get("decoder"))
+        decoder = tokenizer.decoder
+        # Its description alone: that of all of a tokenizer takes half a second.
+        self.steps = steps_of(json.loads(decoder.__getstate__()) if decoder is not None else None)
         added = tokenizer.get_added_tokens_decoder()
         self.special = {number: str(token.content) for number, token in added.items() if token.special}
         self.own_bytes = lru_cache(maxsize=BYTES_KEPT)(self._own_bytes)
@@ -86,20 +89,20 @@ class SpelledText:
 
     def __init__(self, spelling: Spelling, shown: Collection[int], *, begins: bool) -> None:
         self._spelling, self._shown = spelling, frozenset(shown)
-        self._begins = begins and spelling.steps is not None and spelling.steps.strips
+        self._strips = spelling.steps.strips if begins and spelling.steps is not None else 0
         self._decoder = _decoder(byte_for_byte=spelling.steps is not None and not spelling.steps.byte_level)
 
     def bytes_of(self, token_id: int) -> bytes:
         if token_id in self._spelling.special:
             return self._spelling.token_bytes(token_id) if token_id in self._shown else b""
         own = self._spelling.own_bytes(token_id)
-        return own.removeprefix(b" ") if self._begins else own
+        return own[min(self._strips, len(own) - len(own.lstrip(b" "))) :]
 
     def push(self, token_id: int) -> str:
         if token_id in self._spelling.special and token_id not in self._shown:
             return ""
         own = self.bytes_of(token_id)
-        self._begins = False
+        self._strips = 0
         return self._decoder.decode(own)
 
     def flush(self) -> str:
@@ -171,11 +174,11 @@ def _step(part: dict[str, Any]) -> dict[str, Any] | None:
         case {"type": "Replace", "pattern": {"String": str(space)}, "content": " "}:
             return {"space": space}
         case {"type": "Metaspace", "replacement": str(space)}:
-            return {"space": space, "strips": part.get("prepend_scheme", "always") != "never"}
+            return {"space": space, "strips": 0 if part.get("prepend_scheme", "always") == "never" else ALL_SPACES}
         case {"type": "ByteFallback"}:
             return {"byte_fallback": True}
         case {"type": "Strip", "content": " ", "start": int(start), "stop": 0} if start <= 1:
-            return {"strips": start == 1}
+            return {"strips": start}
         case {"type": "Fuse"}:
             return {}
     return None

@@ -39,7 +39,8 @@ def file_tokenizer(folder: Path) -> Tokenizer | None:
         known = sorted(key for key in ("model", "pre_tokenizer", "decoder") if key in description)
         raise ModelUnsupported(
             f"{file} is JSON, but no tokenizer that this version of tokenizers reads "
-            f"({', '.join(known) or 'no model'}): {error}; save it again with the version of Transformers of this runtime"
+            f"({', '.join(known) or 'no model'}): {error}; "
+            "save it again with the version of Transformers of this runtime"
         ) from error
     _add_named(tokenizer, folder)
     # Padding and truncation stored in a tokenizer.json would silently change prompts.
