@@ -56,16 +56,21 @@ def render(
 ) -> str:
     """A conversation as `template` writes it, as Transformers' apply_chat_template would. Raises `BadTemplate`."""
     write = compiled(template)
+    given = {
+        # Always there, as Transformers has it: templates ask `is not none`, and also `is defined`.
+        "tools": list(tools) or None,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+        **(special_tokens or {}),
+    }
+    conversation = [_with_reasoning(message) for message in messages]
     try:
-        return write(
-            messages=[_with_reasoning(message) for message in messages],
-            # Always there, as Transformers has it: templates ask `is not none`, and also `is defined`.
-            tools=list(tools) or None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **(special_tokens or {}),
-        )
+        return write(messages=conversation, **given)
     except Exception as error:  # Whatever code in a template raises is the template's, or of what it was given.
+        if isinstance(error, TypeError) and (written := _with_written_arguments(conversation)):
+            # Some templates, DeepSeek's among them, take a call's arguments as the text that OpenAI's API has.
+            with suppress(Exception):
+                return write(messages=written, **given)
         raise BadTemplate(str(error) or type(error).__name__) from error
 
 
@@ -149,3 +154,20 @@ def _with_reasoning(message: Message) -> Message:
     """Thoughts under both names that templates read, whichever the client used."""
     thoughts = next((message[name] for name in REASONING_FIELDS if message.get(name) is not None), None)
     return message if thoughts is None else {"thinking": thoughts, **message, "reasoning_content": thoughts}
+
+
+def _with_written_arguments(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with every call's arguments as text; empty if it has no calls."""
+    if not any(message.get("tool_calls") for message in messages):
+        return []
+    return [
+        {**message, "tool_calls": [_written(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
+def _written(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": _to_json(function["arguments"])}}

@@ -16,17 +16,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
 from llm_runtime.contract import EngineConfig, ModelConfig
 from llm_runtime.engine.int8 import quantize_int8
 from llm_runtime.engine.memory import available_bytes, check_room, limit_bytes
-from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelUnsupported, OutOfMemory
+from llm_runtime.errors import ConfigInvalid, Fatal, ModelCorrupt, ModelNotFound, ModelUnsupported, OutOfMemory
 from llm_runtime.models.agreement import difference, probe_tokens
 from llm_runtime.models.codec import Codec, eos_token_ids, sampling_defaults
-from llm_runtime.models.fit import Plan, check_fit, tensors_of
+from llm_runtime.models.fit import Plan, check_fit, most_positions, tensors_of
 from llm_runtime.models.peak import PeakMemory
 from llm_runtime.models.template_files import folder_templates
 from llm_runtime.models.tokenizer_files import (
@@ -67,10 +69,13 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
     started = time.monotonic()
     settings = _settings(folder)
     refuse_unsupported(settings)
+    _check_buildable(folder, settings)
     device = _device(engine.device)
     dtype = _dtype(engine.dtype, device, settings)
     _check_fit(folder, settings, engine, device, dtype)
-    tokenizer, special = _tokenizer(folder)  # Its faults are known sooner than those of weights.
+    # Their faults are known sooner than those of weights, and are not said to be theirs.
+    eos_token_ids(read_json(folder / "generation_config.json"))
+    tokenizer, special = _tokenizer(folder)
     with PeakMemory() as peak:
         weights = _weights(folder, settings, device, dtype, engine.quantization)
     codec = _codec(folder, model.chat_template, weights, tokenizer, special)
@@ -84,7 +89,7 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
             "peak_bytes": peak.peak_bytes, "before_bytes": peak.before_bytes,
         },
     )  # fmt: skip
-    max_positions = getattr(settings.get_text_config(), "max_position_embeddings", None)
+    max_positions = most_positions(settings.get_text_config().to_dict())
     return Loaded(
         weights, codec, device, str(dtype).removeprefix("torch."), max_positions, parameters,
         peak.peak_bytes - peak.before_bytes,
@@ -149,6 +154,8 @@ def free_memory() -> None:
 
 
 def _settings(folder: Path) -> Any:
+    if not (folder / "config.json").is_file():
+        raise ModelNotFound(f"{folder} has no config.json: it holds no model of Transformers")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except OSError as error:
@@ -159,7 +166,37 @@ def _settings(folder: Path) -> Any:
                 f"the model in {folder} needs code of its own (auto_map), which this runtime never runs; "
                 "use a model whose architecture is part of Transformers"
             ) from error
-        raise ModelUnsupported(f"Transformers does not know the model in {folder}: {error}") from error
+        raise ModelUnsupported(
+            f"Transformers {transformers_version} takes no model from {folder}/config.json: {error}; "
+            "correct config.json, or use a runtime with a newer Transformers"
+        ) from error
+
+
+def _check_buildable(folder: Path, settings: Any) -> None:
+    """Make the model without its weights: what fails here is the configuration's fault and no weight's.
+
+    Raises ModelUnsupported.
+    """
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+    except Exception as error:
+        raise ModelUnsupported(
+            f"Transformers {transformers_version} makes no model of {folder}/config.json: {_cause(settings, error)}; "
+            "correct config.json, or use a runtime with a newer Transformers"
+        ) from error
+
+
+def _cause(settings: Any, error: Exception) -> str:
+    """In words: a key that is not found is a bare word otherwise."""
+    if not isinstance(error, KeyError):
+        return f"{type(error).__name__}: {error}"
+    word = str(error.args[0]) if error.args else ""
+    text = settings.get_text_config(decoder=True).to_dict()
+    rope = text.get("rope_parameters") or {}
+    fields = {f"rope {key}": value for key, value in rope.items()} if isinstance(rope, dict) else {}
+    named = [name.removeprefix("rope ") for name, value in {**text, **fields}.items() if value == word]
+    return f"it knows no {named[-1]} {word!r}" if named else f"it finds no {word!r}"
 
 
 def _device(wanted: str) -> str:
@@ -204,14 +241,20 @@ def _weights(folder: Path, settings: Any, device: str, dtype: Any, quantization:
         if quantization == "int8":
             _to_int8(model)
         return model if device == "cpu" else model.to(device)
+    except Fatal:
+        raise
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise OutOfMemory(
             f"no memory for the weights in {folder} as {dtype}: {error}; raise the memory limit"
         ) from error
     except ValueError as error:
         raise ModelUnsupported(f"Transformers does not load {folder} as a language model: {error}") from error
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelCorrupt(f"the weights in {folder} can't be loaded: {error}") from error
+    except Exception as error:
+        raise ModelUnsupported(
+            f"Transformers {transformers_version} does not load {folder}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _to_int8(model: Any) -> None:

@@ -259,7 +259,7 @@ def _tokenizer_folder(artifacts: Artifacts, folder: str, base: str) -> str:
     for candidate in (folder, *beside, parent):
         if artifacts.names(candidate) & set(_VOCABULARY):
             return candidate
-    raise ModelCorrupt(
+    raise ModelUnsupported(
         f"no tokenizer in {folder or 'the root'!r}, components/tokenizer or the folder above; save it with "
         "tokenizer.save_pretrained into the model's folder and register a new version"
     )

@@ -102,3 +102,11 @@ def test_a_template_that_is_no_jinja_is_said_to_be_none() -> None:
     with pytest.raises(BadTemplate, match="unknown tag 'generate'"):
         templates.compiled("{% generate %}{% endgenerate %}")
     assert templates.variables("{% generate %}") == frozenset()
+
+
+def test_a_template_that_wants_arguments_as_text_gets_them_as_text() -> None:
+    wants = "{% for m in messages %}{% for c in m.tool_calls %}"
+    wants += "{{ '```json\n' + c.function.arguments + '\n```' }}{% endfor %}{% endfor %}"
+    assert render(wants, CALLED, [TOOL]) == '```json\n{"city": "Kiel", "days": 3}\n```'
+    with pytest.raises(BadTemplate, match="can only concatenate"):
+        render("{% for m in messages %}{{ 'a' + 5 }}{% endfor %}", CALLED, [TOOL])

@@ -114,6 +114,14 @@ def test_what_a_template_renders_is_read_back_however_it_is_cut(family: str) -> 
         assert given(read(reading, text, size, bound=True)) == [("buy", expected)], text
 
 
+def test_a_template_that_takes_arguments_as_text_has_its_form_too() -> None:
+    wants_text = template("deepseek-v3").replace("['arguments'] | tojson", "['arguments']")
+    assert wants_text != template("deepseek-v3")
+    form = reading_of(wants_text).form
+    assert form is not None
+    assert form.name == "deepseek-v3"
+
+
 @pytest.mark.parametrize("family", FORMS)
 def test_two_calls_are_read_as_two(family: str) -> None:
     both = [{"size": "small", "count": 1}, {"size": "large", "count": 20}]
