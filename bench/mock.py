@@ -15,7 +15,15 @@ from llm_runtime import __main__ as runtime
 from llm_runtime.api.services import Loaded
 from llm_runtime.assembly import ModelSource
 from llm_runtime.contract import RuntimeConfig
-from llm_runtime.request import Constraint, EngineStats, FinishReason, GenerationRequest, Message, TokenEvent
+from llm_runtime.request import (
+    Constraint,
+    Detokenizer,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    Message,
+    TokenEvent,
+)
 
 TOKENS = 16
 TOKEN_SECONDS = float(os.environ.get("MOCK_TOKEN_SECONDS", "0"))
@@ -80,8 +88,9 @@ class MockCodec:
 
     vocabulary_size = 50_000
     eos_token_ids = frozenset({0})
-    chat_template = ""
+    chat_template = tool_template = ""
     sampling_defaults: Mapping[str, float] = MappingProxyType({})
+    special_ids: Mapping[str, int] = MappingProxyType({})
 
     def encode(self, text: str) -> list[int]:
         return [len(word) for word in text.split()]
@@ -102,6 +111,9 @@ class MockCodec:
 
     def token_text(self, token_id: int) -> str:
         return str(token_id)
+
+    def detokenizer(self, prompt: Sequence[int] = (), shown: Sequence[int] = ()) -> Detokenizer:
+        raise NotImplementedError("nobody asks the mock for log probabilities")
 
 
 def without(models: Path) -> ModelSource:

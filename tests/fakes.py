@@ -32,8 +32,9 @@ class FakeCodec:
     eos_token_ids = frozenset({0})
 
     def __init__(self, chat_template: str = "") -> None:
-        self.chat_template = chat_template
+        self.chat_template = self.tool_template = chat_template
         self.sampling_defaults: dict[str, float] = {}
+        self.special_ids: dict[str, int] = {}
         self.tools: list[Sequence[dict[str, Any]]] = []
         self.words: dict[int, str] = {}
         self.chats: list[list[Message]] = []
@@ -66,6 +67,25 @@ class FakeCodec:
 
     def token_text(self, token_id: int) -> str:
         return self.words.get(token_id, f"<{token_id}>")
+
+    def detokenizer(self, prompt: Sequence[int] = (), shown: Sequence[int] = ()) -> "FakeText":
+        return FakeText(self)
+
+
+class FakeText:
+    """Its words."""
+
+    def __init__(self, codec: FakeCodec) -> None:
+        self._codec = codec
+
+    def bytes_of(self, token_id: int) -> bytes:
+        return self._codec.token_text(token_id).encode()
+
+    def push(self, token_id: int) -> str:
+        return self._codec.token_text(token_id)
+
+    def flush(self) -> str:
+        return ""
 
 
 @dataclass

@@ -45,6 +45,8 @@ class Job:
     """What the chat template tells the model of, as OpenAI's API describes functions."""
     template_options: Mapping[str, Any] = field(default_factory=dict)
     """Further variables for the chat template."""
+    shown_token_ids: tuple[int, ...] = ()
+    """Special tokens that belong to an answer's text, as the dialect reads them."""
     idempotency_key: str | None = None
     """The client's name for this request: sent again under it, the same request gets the same answer."""
     forgettable: int = 0

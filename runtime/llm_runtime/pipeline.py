@@ -242,6 +242,8 @@ class Pipeline:
                 adapter=job.adapter,
                 priority=job.caller.tier.priority,
                 tenant=job.caller.id,
+                continues=not is_conversation(job.prompts[number]),
+                shown_token_ids=job.shown_token_ids,
             )
             for choice in range(job.n)
         ]

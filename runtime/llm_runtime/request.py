@@ -100,6 +100,10 @@ class GenerationRequest:
     """Name of a loaded LoRA adapter; "" is the base model."""
     priority: int = 0
     """Of two that wait, the one with the higher number gets the place."""
+    continues: bool = False
+    """The answer's text goes on from the prompt's, and does not begin one."""
+    shown_token_ids: tuple[int, ...] = ()
+    """Special tokens that show in the text: markup that somebody reads before anybody else sees it."""
     tenant: str = ""
     """Whom it is for: tenants of one priority take turns in the queue."""
 
@@ -220,6 +224,22 @@ class Engine(Protocol):
         ...
 
 
+class Detokenizer(Protocol):
+    """Turns the tokens of one sequence into text as they come."""
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What `token_id` would add here; nothing for a special token that is hidden."""
+        ...
+
+    def push(self, token_id: int) -> str:
+        """The text that `token_id` completes; empty while bytes of a character are missing."""
+        ...
+
+    def flush(self) -> str:
+        """What is left at the end, incomplete characters included."""
+        ...
+
+
 class TextCodec(Protocol):
     """Between text and tokens, as the served model's tokenizer does it. Needs no torch."""
 
@@ -227,6 +247,10 @@ class TextCodec(Protocol):
     eos_token_ids: frozenset[int]
     chat_template: str
     """Its text; "" for a model that has none."""
+    special_ids: Mapping[str, int]
+    """The special tokens, which never show in a text, by their own."""
+    tool_template: str
+    """The text of the one for conversations with tools: mostly the same."""
 
     @property
     def sampling_defaults(self) -> Mapping[str, float]:
@@ -254,6 +278,6 @@ class TextCodec(Protocol):
 
     def decode(self, token_ids: list[int]) -> str: ...
 
-    def token_text(self, token_id: int) -> str:
-        """One token's own text, special tokens included; bytes that are no character show as U+FFFD."""
+    def detokenizer(self, prompt: Sequence[int] = (), shown: Sequence[int] = ()) -> "Detokenizer":
+        """Of a text that goes on from `prompt`'s, or begins; special tokens show only if `shown`."""
         ...

@@ -10,8 +10,8 @@ from llm_runtime.api.answering import DEFAULT_MAX_TOKENS, adapter_of, collect, j
 from llm_runtime.api.body import Body, MaxTokens, Stops, Temperature, Text, TopP, conflict, sampling
 from llm_runtime.api.documents import OWN_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
+from llm_runtime.api.spelled import Spelled, Spelling
 from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Choice
-from llm_runtime.request import TextCodec, TokenEvent
 
 router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["logprobs"], responses=OWN_ERRORS)
 
@@ -91,16 +91,19 @@ async def generate(request: Request, body: LogprobsBody) -> Completions:
             n=parameters.num_return_sequences,
         ),
     )
-    completions = [_completion(choice, pipeline.codec) for choice in await collect(request, generation)]
+    choices = await collect(request, generation)
+    completions = [
+        _completion(choice, Spelled(generation.job, pipeline.codec, index)) for index, choice in enumerate(choices)
+    ]
     return Completions(
         request_time=time.perf_counter() - began, completions=completions, generated_text=completions[0].text
     )
 
 
-def _completion(choice: Choice, codec: TextCodec) -> Completion:
-    return Completion(text=choice.text, tokens=[_token(event, codec) for event in choice.events])
+def _completion(choice: Choice, tokens: Spelled) -> Completion:
+    return Completion(text=choice.text, tokens=[_token(each) for each in tokens.take(choice.events, ended=True)])
 
 
-def _token(event: TokenEvent, codec: TextCodec) -> Token:
-    text = codec.token_text(event.token_id) if event.token_id is not None else ""
-    return Token(text=text, logprob=LOWEST_LOGPROB if event.logprob is None else max(event.logprob, LOWEST_LOGPROB))
+def _token(each: Spelling) -> Token:
+    value = each.event.logprob
+    return Token(text=each.text, logprob=LOWEST_LOGPROB if value is None else max(value, LOWEST_LOGPROB))

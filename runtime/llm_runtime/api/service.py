@@ -77,6 +77,7 @@ async def info(request: Request) -> dict[str, Any]:
         "adapters": list(engine.adapters) if engine else [],
         "max_model_length": engine.max_model_length if engine else None,
         "model_loaded": engine is not None,
+        "chat": asdict(services.abilities) if services.abilities else None,
         "runtime_version": metadata.version("llm-operator"),
     }
 

@@ -33,6 +33,7 @@ from llm_runtime.models.origin import Origin
 from llm_runtime.pipeline import Pipeline, model_version
 from llm_runtime.request import Caller, Engine, TextCodec
 from llm_runtime.sessions import Sessions
+from llm_runtime.tools.abilities import Abilities, abilities
 from llm_runtime.tracing import Tracing
 from llm_runtime.usage import LoggedUsage, UsageLog
 
@@ -116,6 +117,8 @@ class Services:
         self.state = State.IDLE if config.server.lazy_load else State.LOADING
         self.tracing: Tracing | None = None
         self.loaded: Loaded | None = None
+        self.abilities: Abilities | None = None
+        """What the model can do by its chat templates; None without one that is loaded."""
         self.failure: FatalReport | None = None
         self.on_failure: Callable[[], None] = lambda: None
         """Called once when the model can't be loaded or its engine has died, so that the server ends."""
@@ -260,7 +263,7 @@ class Services:
         async with self._changing:
             if (loaded := self.loaded) is None:
                 return
-            self.loaded = self._pipeline = self.metrics.engine = None
+            self.loaded = self._pipeline = self.metrics.engine = self.abilities = None
             if self.adapters:
                 self.adapters.attach(None)
             if self.state is State.READY:
@@ -342,6 +345,9 @@ class Services:
             version=self.version,
         )
         self.metrics.engine = loaded.engine.stats
+        self.abilities = abilities(loaded.codec.chat_template, loaded.codec.tool_template)
+        for lack in self.abilities.lacks:
+            log.warning("Model %s: %s", config.model.name, lack)
 
     def _engine_died(self, report: FatalReport) -> None:
         """Only a new process helps, and whoever started this one starts it again: sooner than a probe would tell."""

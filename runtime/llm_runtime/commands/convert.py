@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,10 @@ def _unpickle(pickles: list[Path], target: Path, name: str) -> None:
     done = subprocess.run([*CHILD, json.dumps(plan)], capture_output=True, text=True)
     if done.returncode:
         report = report_from_termination_message(done.stdout + done.stderr)
+        if done.returncode == -signal.SIGKILL:
+            raise errors.OutOfMemory(
+                "the converting process was killed, as happens where memory runs out; give it more"
+            )
         if report is None:
             tail = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise errors.ModelCorrupt(f"the converting process ended with status {done.returncode}: {tail}")

@@ -1,11 +1,12 @@
 """One request inside the engine: its tokens, the text they become, and when it is finished. Knows no torch."""
 
 from array import array
+from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from typing import Protocol
 
 from llm_runtime.engine.blocks import Blocks
-from llm_runtime.request import Constraint, FinishReason, GenerationRequest, TokenEvent, TopLogprob
+from llm_runtime.request import Constraint, Detokenizer, FinishReason, GenerationRequest, TokenEvent, TopLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,18 +17,6 @@ class Sampled:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     """(token id, natural-log probability), most likely first."""
-
-
-class Detokenizer(Protocol):
-    """Turns the tokens of one sequence into text as they come."""
-
-    def push(self, token_id: int) -> str:
-        """The text that `token_id` completes; empty while bytes of a character are missing."""
-        ...
-
-    def flush(self) -> str:
-        """What is left at the end, incomplete characters included."""
-        ...
 
 
 class Matcher(Protocol):
@@ -57,13 +46,17 @@ class Vocabulary(Protocol):
 
     eos_token_ids: frozenset[int]
 
-    def detokenizer(self) -> Detokenizer: ...
+    def detokenizer(self, prompt: Several[int] = (), shown: Several[int] = ()) -> Detokenizer:
+        """Of a text that goes on from `prompt`, or begins; special tokens show only if `shown`."""
+        ...
 
     def matcher(self, constraint: Constraint) -> Matcher:
         """At the constraint's beginning. Raises `errors.InvalidRequest` for one that no answer can meet."""
         ...
 
-    def token_text(self, token_id: int) -> str: ...
+    def token_text(self, token_id: int) -> str:
+        """In the middle of a text; a special token's name."""
+        ...
 
 
 class TokenCounts:
@@ -119,7 +112,9 @@ class Sequence:
         eos_token_ids = frozenset() if request.sampling.ignore_eos else vocabulary.eos_token_ids
         self._stop_token_ids = eos_token_ids | request.sampling.stop_token_ids
         self._vocabulary = vocabulary
-        self._detokenizer = vocabulary.detokenizer()
+        self._detokenizer = vocabulary.detokenizer(
+            request.prompt_token_ids if request.continues else (), request.shown_token_ids
+        )
         self._held = ""
 
     @property
@@ -146,12 +141,13 @@ class Sequence:
             self.counts.add(sampled.token_id)
         if self.matcher is not None:
             self.matcher.advance(sampled.token_id)
+        rivals = self._named(sampled.top)  # As they would stand here: before the token that came.
         text = self._text_after(sampled.token_id)
         return TokenEvent(
             token_id=sampled.token_id,
             text=text,
             logprob=sampled.logprob,
-            top_logprobs=self._named(sampled.top),
+            top_logprobs=rivals,
             finish_reason=self.finish_reason,
             cached_tokens=self.cached if self.output_length == 1 else 0,
         )
@@ -192,7 +188,12 @@ class Sequence:
         return text
 
     def _named(self, top: tuple[tuple[int, float], ...]) -> tuple[TopLogprob, ...]:
-        return tuple(TopLogprob(token_id, self._vocabulary.token_text(token_id), value) for token_id, value in top)
+        return tuple(TopLogprob(token_id, self._name(token_id), value) for token_id, value in top)
+
+    def _name(self, token_id: int) -> str:
+        # One that adds nothing, such as the end, still has a name.
+        own = self._detokenizer.bytes_of(token_id)
+        return own.decode(errors="replace") if own else self._vocabulary.token_text(token_id)
 
 
 def _counts(request: GenerationRequest) -> TokenCounts | None:

@@ -1,27 +1,21 @@
 """Between text and tokens. Needs `tokenizers` and Jinja but no torch, so that tests of the API can use it."""
 
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from llm_runtime.engine.constraint import GrammarMatcher, Grammars
 from llm_runtime.engine.limits import MAX_REPETITION_PENALTY
 from llm_runtime.errors import InvalidRequest, ModelUnsupported
+from llm_runtime.models.detokenize import Spelling, Text
 from llm_runtime.models.letters import Letters
+from llm_runtime.models.template_files import ChatTemplates, folder_templates
+from llm_runtime.models.tokenizer_files import file_tokenizer, no_tokenizer, read_json, special_texts
 from llm_runtime.request import Constraint, Message
-
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""Names under which chat templates may use a tokenizer's special tokens."""
-
+from llm_runtime.templates import BadTemplate, compiled, render
 
 _SAMPLING = {
     "temperature": (0.0, 2.0), "top_p": (0.0, 1.0), "top_k": (0, 1_000_000), "min_p": (0.0, 1.0),
@@ -39,7 +33,7 @@ class Codec:
         tokenizer: Tokenizer,
         vocabulary_size: int,
         eos_token_ids: frozenset[int],
-        chat_template: str = "",
+        templates: ChatTemplates | None = None,
         special_tokens: dict[str, str] | None = None,
         sampling_defaults: Mapping[str, float] | None = None,
     ) -> None:
@@ -47,14 +41,17 @@ class Codec:
         self.sampling_defaults: Mapping[str, float] = sampling_defaults or {}
         self._tokenizer = tokenizer
         self._special_tokens = special_tokens or {}
-        self.chat_template = chat_template
-        self._render = _compile(chat_template) if chat_template else None
-        self._letters = Letters(tokenizer, chat_template)
+        self.templates = templates or ChatTemplates()
+        self.chat_template, self.tool_template = self.templates.default, self.templates.with_tools
+        for template in {self.chat_template, self.tool_template} - {""}:
+            _check(template)
+        self._spelling = Spelling(tokenizer)
+        self.special_ids: Mapping[str, int] = {name: number for number, name in self._spelling.special.items()}
+        self._letters = Letters(tokenizer, self.chat_template, self.tool_template)
         self._grammars = Grammars(tokenizer.to_str, vocabulary_size, eos_token_ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A compiled template can't be pickled; its text can.
-        parts = (self._tokenizer, self.vocabulary_size, self.eos_token_ids, self.chat_template, self._special_tokens)
+        parts = (self._tokenizer, self.vocabulary_size, self.eos_token_ids, self.templates, self._special_tokens)
         return Codec, (*parts, self.sampling_defaults)
 
     def encode(self, text: str) -> list[int]:
@@ -80,15 +77,14 @@ class Codec:
         options: Mapping[str, Any] | None = None,
     ) -> str:
         """The text that `encode_chat` encodes."""
-        if self._render is None:
+        template = self.tool_template if tools else self.chat_template
+        if not template:
             raise InvalidRequest(
                 "the model has no chat template: use /v1/completions, or set model.chatTemplate in the LLMDeployment"
             )
         try:
-            offered = {"tools": list(tools)} if tools else {}  # Templates ask whether `tools` is defined.
-            variables = {**(options or {}), **offered, **self._special_tokens}
-            return self._render({**variables, "messages": messages, "add_generation_prompt": True})
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            return render(template, messages, tools, self._special_tokens, options)
+        except BadTemplate as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
@@ -97,8 +93,8 @@ class Codec:
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def token_text(self, token_id: int) -> str:
-        """One token's own text, special tokens included; bytes that are no character show as U+FFFD."""
-        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+        """One token's text inside of another, special tokens included; bytes that are no character show as U+FFFD."""
+        return self._spelling.token_bytes(token_id).decode(errors="replace")
 
     def check_constraint(self, constraint: Constraint) -> None:
         """Raise InvalidRequest, saying why, for a constraint that can't be enforced. Remembers those that can."""
@@ -108,63 +104,35 @@ class Codec:
         """A constraint at its beginning, for one sequence. Raises as `check_constraint` does."""
         return self._grammars.matcher(constraint)
 
-    def detokenizer(self) -> "IncrementalText":
-        return IncrementalText(self._tokenizer)
-
-
-class IncrementalText:
-    """The text of one sequence as its tokens come; the parts add up to `decode` of all of them."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._pending: list[int] = []
-        """Tokens since the last text, hence those of an unfinished character."""
-
-    def push(self, token_id: int) -> str:
-        self._pending.append(token_id)
-        try:
-            text = self._stream.step(self._tokenizer, token_id) or ""
-        except Exception:  # DecodeStream gives up on some byte sequences ("invalid prefix"); a stream must not.
-            return self._restart()
-        if text:
-            self._pending.clear()
-        return str(text)
-
-    def flush(self) -> str:
-        """What `decode` makes of an unfinished character, mostly U+FFFD."""
-        pending, self._pending = self._pending, []
-        return str(self._tokenizer.decode(pending, skip_special_tokens=True)) if pending else ""
-
-    def _restart(self) -> str:
-        self._stream = DecodeStream(skip_special_tokens=True)
-        return self.flush()
+    def detokenizer(self, prompt: Sequence[int] = (), shown: Collection[int] = ()) -> Text:
+        """For one sequence, which goes on from `prompt`'s text if there is one; special tokens show only if `shown`."""
+        return self._spelling.text(prompt, shown)
 
 
 def codec_from_folder(folder: Path, chat_template: str = "") -> Codec:
     """A codec from `tokenizer.json` and its neighbours alone. `chat_template` takes the place of the folder's own."""
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelUnsupported(
-            f"{folder} has no tokenizer.json: load the tokenizer with AutoTokenizer and save it with save_pretrained"
-        )
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    settings = read_json(folder / "tokenizer_config.json")
-    special = {name: _token_text(settings[name]) for name in SPECIAL_TOKENS if settings.get(name)}
+    if (tokenizer := file_tokenizer(folder)) is None:
+        raise no_tokenizer(folder)
+    settings, special = read_json(folder / "tokenizer_config.json"), special_texts(folder)
     ids = {tokenizer.token_to_id(special["eos_token"])} if "eos_token" in special else set()
     ids |= eos_token_ids(read_json(folder / "generation_config.json")) or eos_token_ids(
         read_json(folder / "config.json")
     )
-    template = chat_template or folder_template(folder, settings)
+    templates = folder_templates(folder, settings, chat_template)
     size = int(read_json(folder / "config.json").get("vocab_size", tokenizer.get_vocab_size()))
-    return Codec(tokenizer, size, frozenset(i for i in ids if i is not None), template, special)
+    return Codec(tokenizer, size, frozenset(i for i in ids if i is not None), templates, special)
 
 
 def eos_token_ids(settings: dict[str, Any]) -> set[int]:
-    """The `eos_token_id` of a configuration: one number, several, or none."""
+    """The `eos_token_id` of a configuration: one number, several, or none. Raises ModelUnsupported for others."""
     ids = settings.get("eos_token_id")
-    if ids is None:
-        return set()
-    return {int(i) for i in ids} if isinstance(ids, list) else {int(ids)}
+    ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+        raise ModelUnsupported(
+            f"eos_token_id of the model's configuration is {settings['eos_token_id']!r}, not the number of a token "
+            "or a list of such: correct generation_config.json or config.json"
+        )
+    return set(ids)
 
 
 def sampling_defaults(generation: dict[str, Any]) -> dict[str, float]:
@@ -184,44 +152,8 @@ def sampling_defaults(generation: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def folder_template(folder: Path, tokenizer_settings: dict[str, Any]) -> str:
-    """The folder's chat template: `chat_template.jinja`, else the tokenizer's, of several the one named default."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    template = tokenizer_settings.get("chat_template") or ""
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default", "")
-    return str(template)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
-
-
-def _token_text(token: str | dict[str, Any]) -> str:
-    return token if isinstance(token, str) else str(token["content"])
-
-
-def _compile(template: str) -> Callable[..., str]:
-    """The environment that Transformers gives to chat templates (its chat_template_utils), sandboxed as there."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
+def _check(template: str) -> None:
     try:
-        return environment.from_string(template).render
-    except TemplateError as error:
+        compiled(template)
+    except BadTemplate as error:
         raise ModelUnsupported(f"the chat template is not valid Jinja: {error}") from error
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    # Jinja's own filter escapes HTML, which is wrong in a prompt.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)

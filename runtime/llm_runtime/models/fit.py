@@ -48,6 +48,23 @@ _HEADS = ("lm_head", "embed_out", "output_projection")
 _EMBEDDINGS = ("embed_tokens", "wte", "wpe", "embed_in", "embed_positions", "tok_embeddings", "word_embeddings")
 
 
+def most_positions(settings: Mapping[str, Any]) -> int:
+    """Tokens of a sequence that a model of this configuration was made for; 0 where it does not say.
+
+    YaRN stretches what a model was trained with: its recipe adds a factor and leaves max_position_embeddings alone.
+    """
+    named = first_number(settings, "max_position_embeddings", "n_positions", "max_seq_len")
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling")
+    if isinstance(rope, Mapping) and isinstance(rope.get("full_attention"), Mapping):
+        rope = rope["full_attention"]
+    if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type")) != "yarn":
+        return named
+    factor, original = rope.get("factor"), rope.get("original_max_position_embeddings") or named
+    if not isinstance(original, int) or isinstance(factor, bool) or not isinstance(factor, int | float):
+        return named
+    return max(named, int(factor * original)) if math.isfinite(factor) else named
+
+
 @dataclass(frozen=True, slots=True)
 class Need:
     """Bytes. `loading` is what the weights take for a moment, before int8 has made them small."""
@@ -77,7 +94,7 @@ class Plan:
     @property
     def length(self) -> int:
         """Tokens of a sequence, at most: as configured, and no more than the model was made for."""
-        most = first_number(self.settings, "max_position_embeddings", "n_positions", "max_seq_len")
+        most = most_positions(self.settings)
         return min(self.engine.max_model_length, most or self.engine.max_model_length)
 
     def changed(self, dtype: str = "", **engine: Any) -> "Plan":

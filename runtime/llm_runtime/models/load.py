@@ -16,24 +16,30 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
 from llm_runtime.contract import EngineConfig, ModelConfig
 from llm_runtime.engine.int8 import quantize_int8
 from llm_runtime.engine.memory import available_bytes, check_room, limit_bytes
-from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelUnsupported, OutOfMemory
+from llm_runtime.errors import ConfigInvalid, Fatal, ModelCorrupt, ModelNotFound, ModelUnsupported, OutOfMemory
 from llm_runtime.models.agreement import difference, probe_tokens
-from llm_runtime.models.codec import (
-    SPECIAL_TOKENS,
-    Codec,
-    eos_token_ids,
-    folder_template,
-    read_json,
-    sampling_defaults,
-)
-from llm_runtime.models.fit import Plan, check_fit, tensors_of
+from llm_runtime.models.codec import Codec, eos_token_ids, sampling_defaults
+from llm_runtime.models.fit import Plan, check_fit, most_positions, tensors_of
 from llm_runtime.models.peak import PeakMemory
+from llm_runtime.models.template_files import folder_templates
+from llm_runtime.models.tokenizer_files import (
+    SPECIAL_TOKENS,
+    check_made,
+    file_tokenizer,
+    first_difference,
+    no_tokenizer,
+    read_json,
+    special_texts,
+)
 
 log = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()
@@ -63,12 +69,16 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
     started = time.monotonic()
     settings = _settings(folder)
     refuse_unsupported(settings)
+    _check_buildable(folder, settings)
     device = _device(engine.device)
     dtype = _dtype(engine.dtype, device, settings)
     _check_fit(folder, settings, engine, device, dtype)
+    # Their faults are known sooner than those of weights, and are not said to be theirs.
+    eos_token_ids(read_json(folder / "generation_config.json"))
+    tokenizer, special = _tokenizer(folder)
     with PeakMemory() as peak:
         weights = _weights(folder, settings, device, dtype, engine.quantization)
-    codec = _codec(folder, model.chat_template, weights)
+    codec = _codec(folder, model.chat_template, weights, tokenizer, special)
     parameters = sum(parameter.numel() for parameter in weights.parameters())
     log.info(
         "model loaded",
@@ -79,7 +89,7 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
             "peak_bytes": peak.peak_bytes, "before_bytes": peak.before_bytes,
         },
     )  # fmt: skip
-    max_positions = getattr(settings.get_text_config(), "max_position_embeddings", None)
+    max_positions = most_positions(settings.get_text_config().to_dict())
     return Loaded(
         weights, codec, device, str(dtype).removeprefix("torch."), max_positions, parameters,
         peak.peak_bytes - peak.before_bytes,
@@ -144,6 +154,8 @@ def free_memory() -> None:
 
 
 def _settings(folder: Path) -> Any:
+    if not (folder / "config.json").is_file():
+        raise ModelNotFound(f"{folder} has no config.json: it holds no model of Transformers")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except OSError as error:
@@ -154,7 +166,37 @@ def _settings(folder: Path) -> Any:
                 f"the model in {folder} needs code of its own (auto_map), which this runtime never runs; "
                 "use a model whose architecture is part of Transformers"
             ) from error
-        raise ModelUnsupported(f"Transformers does not know the model in {folder}: {error}") from error
+        raise ModelUnsupported(
+            f"Transformers {transformers_version} takes no model from {folder}/config.json: {error}; "
+            "correct config.json, or use a runtime with a newer Transformers"
+        ) from error
+
+
+def _check_buildable(folder: Path, settings: Any) -> None:
+    """Make the model without its weights: what fails here is the configuration's fault and no weight's.
+
+    Raises ModelUnsupported.
+    """
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+    except Exception as error:
+        raise ModelUnsupported(
+            f"Transformers {transformers_version} makes no model of {folder}/config.json: {_cause(settings, error)}; "
+            "correct config.json, or use a runtime with a newer Transformers"
+        ) from error
+
+
+def _cause(settings: Any, error: Exception) -> str:
+    """In words: a key that is not found is a bare word otherwise."""
+    if not isinstance(error, KeyError):
+        return f"{type(error).__name__}: {error}"
+    word = str(error.args[0]) if error.args else ""
+    text = settings.get_text_config(decoder=True).to_dict()
+    rope = text.get("rope_parameters") or {}
+    fields = {f"rope {key}": value for key, value in rope.items()} if isinstance(rope, dict) else {}
+    named = [name.removeprefix("rope ") for name, value in {**text, **fields}.items() if value == word]
+    return f"it knows no {named[-1]} {word!r}" if named else f"it finds no {word!r}"
 
 
 def _device(wanted: str) -> str:
@@ -199,14 +241,20 @@ def _weights(folder: Path, settings: Any, device: str, dtype: Any, quantization:
         if quantization == "int8":
             _to_int8(model)
         return model if device == "cpu" else model.to(device)
+    except Fatal:
+        raise
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise OutOfMemory(
             f"no memory for the weights in {folder} as {dtype}: {error}; raise the memory limit"
         ) from error
     except ValueError as error:
         raise ModelUnsupported(f"Transformers does not load {folder} as a language model: {error}") from error
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelCorrupt(f"the weights in {folder} can't be loaded: {error}") from error
+    except Exception as error:
+        raise ModelUnsupported(
+            f"Transformers {transformers_version} does not load {folder}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _to_int8(model: Any) -> None:
@@ -249,20 +297,39 @@ def _check_report(folder: Path, report: dict[str, Any]) -> None:
         )
 
 
-def _codec(folder: Path, chat_template: str, model: Any) -> Codec:
+def _tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
+    """The folder's own, and its special tokens that have names. tokenizer.json is the model's own, where there is one:
+
+    Transformers pours what it holds into a class of its choice, which may read texts in another way.
+    """
+    own = file_tokenizer(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
-        raise ModelCorrupt(f"no tokenizer can be loaded from {folder}: {error}") from error
-    if not tokenizer.is_fast:
-        raise ModelUnsupported(f"{type(tokenizer).__name__} has no fast form; save the model with a fast tokenizer")
-    special = {name: str(token) for name in SPECIAL_TOKENS if (token := getattr(tokenizer, name, None))}
-    ids = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
+        if own is None:
+            raise no_tokenizer(folder, error) from error
+        log.info("Transformers makes no tokenizer of this folder: its tokenizer.json is served", exc_info=error)
+        return own, special_texts(folder)
+    special = {name: str(token) for name in SPECIAL_TOKENS if (token := getattr(made, name, None))}
+    if own is None:
+        if not made.is_fast:
+            raise no_tokenizer(folder, f"{type(made).__name__} has no fast form")
+        check_made(folder, made.backend_tokenizer)
+        made.backend_tokenizer.no_padding()
+        made.backend_tokenizer.no_truncation()
+        return made.backend_tokenizer, special
+    if made.is_fast and (text := first_difference(own, made.backend_tokenizer, special.get("eos_token", ""))):
+        log.warning(
+            "Transformers' %s reads this folder in another way than its tokenizer.json, which is served",
+            type(made).__name__, extra={"text": text},
+        )  # fmt: skip
+    return own, special
+
+
+def _codec(folder: Path, chat_template: str, model: Any, tokenizer: Tokenizer, special: dict[str, str]) -> Codec:
+    end = tokenizer.token_to_id(special["eos_token"]) if "eos_token" in special else None
+    ids = {end} if end is not None else set()
     ids |= eos_token_ids(model.generation_config.to_dict()) or eos_token_ids(model.config.to_dict())
-    template = chat_template or folder_template(folder, read_json(folder / "tokenizer_config.json"))
-    backend = tokenizer.backend_tokenizer
-    # Padding and truncation stored in a tokenizer.json would silently change prompts.
-    backend.no_padding()
-    backend.no_truncation()
+    templates = folder_templates(folder, read_json(folder / "tokenizer_config.json"), chat_template)
     defaults = sampling_defaults(read_json(folder / "generation_config.json"))
-    return Codec(backend, model.get_input_embeddings().num_embeddings, frozenset(ids), template, special, defaults)
+    return Codec(tokenizer, model.get_input_embeddings().num_embeddings, frozenset(ids), templates, special, defaults)

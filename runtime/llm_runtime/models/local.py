@@ -6,6 +6,7 @@ from pathlib import Path
 from llm_runtime.errors import ModelNotFound
 from llm_runtime.models.disk import disk_errors, point_to
 from llm_runtime.models.locate import local_artifacts, locate
+from llm_runtime.models.template_files import FLAT_PREFIX
 from llm_runtime.models.verify import verify_weights
 
 
@@ -16,7 +17,7 @@ def local_model(path: Path, models: Path, sub_path: str = "") -> Path:
     located = locate(local_artifacts(path), sub_path)
     home = path / located.folder
     verify_weights(home)
-    if all((home / name).is_file() for name in located.files):
+    if all((home / name).is_file() or name.startswith(FLAT_PREFIX) for name in located.files):
         return home
     with disk_errors(f"linking the files of {path}"):
         overlay = models / f"local-{hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:12]}"

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelNotFound, ModelUnsupported
+from llm_runtime.models.template_files import TEMPLATE_FOLDER, flat_name
 
 MAX_DEPTH = 3
 INDEX = "model.safetensors.index.json"
@@ -79,7 +80,7 @@ def locate(artifacts: Artifacts, sub_path: str = "") -> Located:
     folder = _model_folder(artifacts, base)
     tokenizer = _tokenizer_folder(artifacts, folder, base)
     files = {name: _join(folder, name) for name in _CONFIGURATION if name in artifacts.names(folder)}
-    files |= {name: _join(tokenizer, name) for name in _TOKENIZER if name in artifacts.names(tokenizer)}
+    files |= _tokenizer_files(artifacts, tokenizer)
     files |= _weights(artifacts, folder)
     return Located(folder, files)
 
@@ -101,8 +102,16 @@ def locate_pickles(artifacts: Artifacts) -> Located:
     files = {name: _join(folder, name) for name in (*_CONFIGURATION, ADAPTER_CONFIG) if name in names - {INDEX}}
     if ADAPTER_CONFIG not in files:
         home = _tokenizer_folder(artifacts, folder, "")
-        files |= {name: _join(home, name) for name in _TOKENIZER if name in artifacts.names(home)}
+        files |= _tokenizer_files(artifacts, home)
     return Located(folder, files | {name: _join(folder, name) for name in pickles})
+
+
+def _tokenizer_files(artifacts: Artifacts, folder: str) -> dict[str, str]:
+    """The tokenizer's own, and named chat templates, which lie in a folder of theirs."""
+    files = {name: _join(folder, name) for name in _TOKENIZER if name in artifacts.names(folder)}
+    named = _join(folder, TEMPLATE_FOLDER)
+    paths = [_join(named, name) for name in sorted(artifacts.names(named))]
+    return files | {flat: path for path in paths if (flat := flat_name(path))}
 
 
 def _bins(artifacts: Artifacts, folder: str) -> list[str]:
@@ -250,7 +259,7 @@ def _tokenizer_folder(artifacts: Artifacts, folder: str, base: str) -> str:
     for candidate in (folder, *beside, parent):
         if artifacts.names(candidate) & set(_VOCABULARY):
             return candidate
-    raise ModelCorrupt(
+    raise ModelUnsupported(
         f"no tokenizer in {folder or 'the root'!r}, components/tokenizer or the folder above; save it with "
         "tokenizer.save_pretrained into the model's folder and register a new version"
     )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
@@ -97,14 +97,37 @@ def nested(set_: Mapping[str, Variable]) -> Iterator[tuple[Location, Variable]]:
 
 
 def value_of(location: Location, text: str) -> Any:
-    """As the file would have it: lists with commas or in brackets, lists of objects and whole sections in JSON."""
+    """As the file would have it: lists with commas or in brackets, lists of objects and whole sections in JSON.
+
+    The field's type decides, not how the text begins: a chat template begins with a brace, too.
+    """
     field = field_at(location)
     if field is not None and field == tuple[str, ...]:
-        bare = text.strip().removeprefix("[").removesuffix("]")
-        return [item.strip(" \"'") for item in bare.split(",") if item.strip()]
-    if text.lstrip()[:1] in ("{", "["):
+        return _texts(text)
+    if text.lstrip()[:1] in ("{", "[") and not _takes_text(field):
         return json.loads(text)
     return text
+
+
+def _texts(text: str) -> list[str]:
+    """As JSON, or with commas between, in brackets or without."""
+    try:
+        items = json.loads(text)
+    except ValueError:
+        items = None
+    if isinstance(items, list) and all(isinstance(item, str) for item in items):
+        return items
+    bare = text.strip().removeprefix("[").removesuffix("]")
+    return [item.strip(" \"'") for item in bare.split(",") if item.strip()]
+
+
+def _takes_text(field: Any) -> bool:
+    """Whether a text is a value of a field of this type as it stands."""
+    if get_origin(field) is Literal:
+        return True
+    if isinstance(field, type) and get_origin(field) is None:
+        return issubclass(field, str | SecretStr | Path)
+    return get_origin(field) is not tuple and any(_takes_text(kind) for kind in get_args(field))
 
 
 def field_at(location: Location) -> Any:

@@ -1,12 +1,16 @@
 """The nouns, and JSON read as calls."""
 
 import json
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 LITERAL_CHARACTERS = 8
 """An error of the JSON parser so close to the end may only say that the rest is still to come."""
+
+Offered = Mapping[str, Mapping[str, Any]]
+"""The JSON schema of each tool's arguments, by the tool's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call in an answer; `arguments` is the text of a JSON object."""
+    """A call in an answer; `arguments` is the text of a JSON object, or its beginning in an answer that is cut."""
 
     name: str
     arguments: str
@@ -32,7 +36,7 @@ def read_json(text: str, at: int, names: Collection[str], final: bool, name: str
     """Calls from the JSON at `at`: one, a list of them, or the arguments alone of the tool called `name`."""
     found = decode(text, at)
     if found is None:
-        return ([], 0) if final or _hopeless(text, at) else None
+        return ([], 0) if final or hopeless(text, at) else None
     value, end = found
     values = [{"name": name, "arguments": value}] if name else value if isinstance(value, list) else [value]
     calls = read_calls(values, names)
@@ -48,14 +52,21 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 def decode(text: str, at: int) -> tuple[Any, int] | None:
     """The JSON value at `at` and where it ends; None if there is no whole one."""
-    at += len(text[at:]) - len(text[at:].lstrip())
+    at = skip_space(text, at)
     try:
         return _DECODER.raw_decode(text, at)
     except (ValueError, RecursionError):
         return None
 
 
-def _hopeless(text: str, at: int) -> bool:
+def skip_space(text: str, at: int) -> int:
+    """Where the next character that is no white space stands."""
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+def hopeless(text: str, at: int) -> bool:
     """Whether nothing that may still come makes JSON of this."""
     try:
         _DECODER.raw_decode(text, at)
@@ -73,15 +84,51 @@ def read_calls(values: list[Any], names: Collection[str]) -> list[Call]:
 
 
 def _call(value: Any, names: Collection[str]) -> Call | None:
-    if not isinstance(value, dict) or value.get("name") not in names:
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        value = value["function"]
+    if not isinstance(value, dict):
+        return None
+    name = value.get("name", value.get("tool_name"))
+    if not isinstance(name, str) or name not in names:
         return None
     arguments = value.get("arguments", value.get("parameters", {}))
     if isinstance(arguments, str):  # Some models write the object as a text, as OpenAI's API shows it.
         arguments, _ = decode(arguments, 0) or (None, 0)
-    return Call(str(value["name"]), _json(arguments)) if isinstance(arguments, dict) else None
+    return Call(name, written(arguments)) if isinstance(arguments, dict) else None
 
 
-def _json(value: dict[str, Any]) -> str:
+_CUT = re.compile(
+    r'\s*\{\s*(?:"(?:type|id|tool_call_id)"\s*:\s*"[^"]*"\s*,\s*)*"(?:name|tool_name)"\s*:\s*"(?P<name>[^"]+)"\s*'
+    r'(?:,\s*(?:"(?:arguments|parameters)"\s*:\s*(?P<arguments>\{.*)?|(?P<key>"?\w*"?))?)?\Z',
+    re.DOTALL,
+)
+
+
+def read_cut(text: str, at: int, names: Collection[str]) -> list[Call]:
+    """The calls of JSON that ends inside of one; the last with as much of its arguments as there is."""
+    calls, at = list[Call](), skip_space(text, at)
+    if text[at : at + 1] == "[":
+        at += 1
+    while found := decode(text, at):
+        calls += read_calls([found[0]], names)
+        at = skip_space(text, found[1])
+        if text[at : at + 1] in (",", ";"):
+            at += 1
+    last = _CUT.match(text, at)
+    key = last["key"] or "" if last else ""
+    if last and last["name"] in names and any(word.startswith(key) for word in ('"arguments"', '"parameters"')):
+        calls.append(Call(last["name"], object_part(last["arguments"] or "")))
+    return calls
+
+
+def object_part(text: str) -> str:
+    """The JSON object that `text` begins with, or all of it where the object does not end."""
+    found = decode(text, 0)
+    return text[: found[1]] if found else text
+
+
+def written(value: Any) -> str:
+    """As JSON, with letters as they are."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()

@@ -1,159 +1,175 @@
-"""The forms that calls have, and which of them a chat template asks for."""
+"""The forms that are known, and which of them a chat template asks for: a call is rendered, and read back."""
 
+import json
 import re
-import secrets
-import string
-from abc import ABC, abstractmethod
-from collections.abc import Collection
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any
 
-from jinja2 import Environment, TemplateError, meta
-from jinja2.ext import loopcontrols
+from llm_runtime.request import Message
+from llm_runtime.templates import BadTemplate, render, variables
+from llm_runtime.tools.calls import Call, Offered
+from llm_runtime.tools.form import Form
+from llm_runtime.tools.harmony import CHANNEL, MESSAGE, Channels, HarmonyForm
+from llm_runtime.tools.json_forms import JsonForm, Llama, Mistral, hermes
+from llm_runtime.tools.named_forms import deepseek, kimi
+from llm_runtime.tools.pythonic import Pythonic
+from llm_runtime.tools.reader import AnswerReader, Reader
+from llm_runtime.tools.thoughts import TAGS, Tags, Thoughts
+from llm_runtime.tools.xml_forms import glm, minimax, qwen_coder, seed
 
-from llm_runtime.tools.calls import Call, decode, read_calls, read_json
+FORMS: tuple[Form, ...] = (
+    hermes(),
+    qwen_coder(),
+    glm(lines=True),
+    glm(lines=False),
+    HarmonyForm(),
+    deepseek(fenced=True),
+    deepseek(fenced=False),
+    kimi(),
+    minimax(),
+    seed(),
+    JsonForm("phi", ("<|tool_call|>",), "<|/tool_call|>", listed=True),
+    JsonForm("granite", ("<|tool_call|>", "<tool_call>"), listed=True),
+    JsonForm("nemotron", ("<TOOLCALL>",), "</TOOLCALL>", listed=True),
+    JsonForm(
+        "command-a", ("<|START_ACTION|>",), "<|END_ACTION|>", listed=True, keys=("tool_name", "parameters"), space="\n"
+    ),
+    JsonForm(
+        "command-r", ("Action: ```json", "Action:```json"), "```", listed=True, keys=("tool_name", "parameters"),
+        space="\n",
+    ),
+    Pythonic("<|tool_call_start|>", "<|tool_call_end|>"),
+    Pythonic("<function_calls>", "</function_calls>"),
+    Pythonic("<|python_start|>", "<|python_end|>"),
+    Mistral(named=True),
+    Mistral(),
+    Llama(),
+    Pythonic(),
+)  # fmt: skip
 
-
-class Form(ABC):
-    """One way to write calls. The attributes are the words around them, as the model was taught to write them."""
-
-    opening: ClassVar[str] = ""
-    marker: ClassVar[str] = ""
-    """Before each call, and nowhere else; "" where calls are told by their place only."""
-    arguments: ClassVar[str] = "arguments"
-    after: ClassVar[str] = "}"
-    between: ClassVar[str]
-    closing: ClassVar[str] = ""
-    first: ClassVar[str]
-    """The character that calls begin with."""
-
-    @abstractmethod
-    def may_begin(self, text: str, names: Collection[str], fresh: bool) -> bool:
-        """Whether `text`, cut anywhere, may be the beginning of calls; `fresh`: no other text came before."""
-
-    @abstractmethod
-    def read(self, text: str, names: Collection[str], final: bool) -> tuple[list[Call], int] | None:
-        """The calls that `text` begins with and how many of its characters they take; None: it is not whole yet.
-
-        No calls: it does not begin with one. `final`: no more will come.
-        """
-
-    def new_id(self) -> str:
-        """An id for a call."""
-        return f"call_{_random(24)}"
-
-    def before(self, name: str) -> str:
-        """What stands before the arguments of a call."""
-        return f'{{"name": "{name}", "{self.arguments}": '
-
-
-class Hermes(Form):
-    """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`, anywhere: Hermes, Qwen 2.5 and 3, and many others."""
-
-    marker, after, between, first = "<tool_call>\n", "}\n</tool_call>", "\n", "<"
-    tags = ("<tool_call>", "</tool_call>")
-
-    def may_begin(self, text: str, names: Collection[str], fresh: bool) -> bool:
-        return _agree(text, self.tags[0])
-
-    def read(self, text: str, names: Collection[str], final: bool) -> tuple[list[Call], int] | None:
-        start, end = self.tags
-        begin = text.find(start) + len(start)
-        if begin < len(start) or not (end in text or final):
-            return ([], 0) if final else None
-        stop = text.find(end) if end in text else len(text)
-        value, _ = decode(text, begin) or (None, 0)
-        calls = read_calls([value], names)
-        return calls, min(len(text), stop + len(end)) if calls else 0
-
-
-class Llama(Form):
-    """`{"name": …, "parameters": {…}}` and nothing else, or several with `;` between them: Llama 3.1 to 3.3."""
-
-    arguments, between, first = "parameters", "; ", "{"
-    tag = "<|python_tag|>"
-
-    def may_begin(self, text: str, names: Collection[str], fresh: bool) -> bool:
-        bare = text.lstrip("; \n")
-        return fresh and (_agree(bare, self.tag) or _is_object(bare.removeprefix(self.tag), names))
-
-    def read(self, text: str, names: Collection[str], final: bool) -> tuple[list[Call], int] | None:
-        bare = text.lstrip("; \n")
-        if not final and self.tag.startswith(bare):
-            return None
-        bare = bare.removeprefix(self.tag)
-        return read_json(text, len(text) - len(bare), names, final)
-
-
-class Mistral(Form):
-    """`[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`, or `[TOOL_CALLS]name[ARGS]{…}` for each call.
-
-    These words are special tokens, hence mostly not part of the text: the calls are known by what follows them.
-    """
-
-    opening, between, closing, first = "[", ", ", "]", "["
-    tag = "[TOOL_CALLS]"
-
-    def may_begin(self, text: str, names: Collection[str], fresh: bool) -> bool:
-        bare = text.removeprefix(self.tag).lstrip()
-        named = fresh or text.startswith(self.tag)
-        return (
-            _agree(text, self.tag)
-            or (bare[:1] in ("[", "") and _is_object(bare[1:], names))
-            or (named and any(_agree(bare, name + follows) for name in names for follows in "{["))
-        )
-
-    def read(self, text: str, names: Collection[str], final: bool) -> tuple[list[Call], int] | None:
-        if not final and self.tag.startswith(text.lstrip()):
-            return None
-        tagged = text.lstrip().removeprefix(self.tag).lstrip()
-        at = len(text) - len(tagged)
-        if not tagged or tagged.startswith("["):
-            return read_json(text, at, names, final)
-        head = re.match(r"([\w-]+)(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?(?=\{)", tagged)
-        if head is None:
-            return ([], 0) if final or not re.match(r"[\w-]+(\[\w*(\]\w*)?)*\Z", tagged) else None
-        return read_json(text, at + head.end(), names, final, name=head[1])
-
-    def new_id(self) -> str:
-        # Its templates refuse any other when the call comes back with its result.
-        return _random(9)
-
-
-FORMS = (
-    # Qwen's coder models write XML inside the same tag.
-    (re.compile(r"\A(?!.*<function=).*<tool_call>", re.DOTALL), Hermes()),
-    (re.compile(r"\[TOOL_CALLS\]"), Mistral()),
-    (re.compile(r"<\|python_tag\|>|\"parameters\\?\": dictionary of argument name"), Llama()),
+_BY_WORDS = (
+    (re.compile(r"<tool_call>.*\\?\"name\\?\"\s*:", re.DOTALL), "hermes"),
+    (re.compile(r"\[TOOL_CALLS\].*\[ARGS\]", re.DOTALL), "mistral-named"),
+    (re.compile(r"\[TOOL_CALLS\]"), "mistral"),
+    (re.compile(r"<\|python_tag\|>|\"parameters\\?\": dictionary of argument name"), "llama"),
 )
+"""For templates that tell of calls how they are written, but render none."""
+
+_NAME, _ARGUMENTS = "look_up_weather", {"city": "Kiel é", "days": 3}
+_SCHEMA: Offered = {_NAME: {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}}
+_TOOL = {
+    "type": "function",
+    "function": {"name": _NAME, "description": "Weather", "parameters": {"type": "object", **_SCHEMA[_NAME]}},
+}
+_ASKED: Message = {"role": "user", "content": "What is the weather?"}
+_CALL = {"id": "abcDEF123", "type": "function", "function": {"name": _NAME, "arguments": _ARGUMENTS}}
+_CALLED: Message = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
+_ENDS = re.compile(r"[\s\W]*(?:<[^<>]*>[\s\W]*|\[[^\[\]]*\][\s\W]*)*\w*[\s\W]*\Z")
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+"""For trials, which need any."""
 
 
-@lru_cache(maxsize=8)
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the answers of a model with one chat template are read."""
+
+    form: Form | None = None
+    """Of its calls; None: it makes none, or none that can be read."""
+    tags: Tags | None = None
+    """Around its thoughts."""
+    opens: bool = False
+    """The prompt ends inside of a thought."""
+    channels: bool = False
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Those that must be seen, though they may be special tokens."""
+        thoughts = (self.tags.opening, self.tags.closing) if self.tags else ()
+        return (*thoughts, *(self.form.tags if self.form else ()), *(HarmonyForm().tags if self.channels else ()))
+
+    def reader(
+        self, tools: Offered | None = None, most: int | None = None, *, forced: bool = False, bound: bool = False
+    ) -> AnswerReader:
+        """For one answer. `bound`: it is made to match something from its first token on, and so has no thoughts."""
+        splitter = Channels() if self.channels else None
+        if self.tags and not splitter:
+            splitter = Thoughts(self.tags, inside=self.opens and not bound)  # type: ignore[assignment]
+        calls = Reader(self.form, tools, most, forced=forced) if self.form and tools else None
+        return AnswerReader(splitter, calls)
+
+
 def knows_tools(template: str) -> bool:
     """Whether a chat template does anything with tools."""
-    try:
-        return "tools" in meta.find_undeclared_variables(Environment(extensions=[loopcontrols]).parse(template))
-    except TemplateError:
-        return False
+    return "tools" in variables(template)
 
 
-@lru_cache(maxsize=8)
 def form_of(template: str) -> Form | None:
     """The form of the calls that a chat template asks for; None if it is not one of those known here."""
-    return next((form for pattern, form in FORMS if pattern.search(template)), None) if knows_tools(template) else None
+    return reading_of(template).form
 
 
-def _random(length: int) -> str:
-    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(length))
+@lru_cache(maxsize=16)
+def reading_of(template: str) -> Reading:
+    """How answers to prompts of this template are read."""
+    if not template:
+        return Reading()
+    channels = CHANNEL in template and MESSAGE in template
+    tags = None if channels else next((tags for tags in TAGS if tags.closing in template), None)
+    prompt = _rendered(template, [_ASKED], prompt=True) or ""
+    opens = tags is not None and prompt.rfind(tags.opening) > prompt.rfind(tags.closing)
+    reading = Reading(None, tags, opens, channels)
+    if not knows_tools(template):
+        return reading
+    return Reading(_form(template, reading), tags, opens, channels)
 
 
-def _agree(text: str, word: str) -> bool:
-    """Whether one begins with the other."""
-    return text.startswith(word) or word.startswith(text)
+def _form(template: str, reading: Reading) -> Form | None:
+    shown = rendered_call(template)
+    if shown is None:
+        name = next((name for pattern, name in _BY_WORDS if pattern.search(template)), "")
+        return next((form for form in FORMS if form.name == name), None)
+    return next((form for form in FORMS if _reads(form, shown, reading)), None)
 
 
-def _is_object(text: str, names: Collection[str]) -> bool:
-    """Whether `text`, cut anywhere, may be the JSON of a call."""
-    squeezed = "".join(text[:200].split())
-    beginnings = ('{"name":"%s"', '{"type":"function","name":"%s"')
-    return any(_agree(squeezed, beginning % name) for name in names for beginning in beginnings)
+def rendered_call(template: str) -> str | None:
+    """What the assistant says when it calls, as the template writes it; None if it writes no calls."""
+    before = _rendered(template, [_ASKED], prompt=True, tools=True)
+    whole = _rendered(template, [_ASKED, _CALLED], tools=True)
+    if before is None or whole is None or _NAME not in whole[_shared(before, whole) :]:
+        return None
+    return whole[_shared(before, whole) :]
+
+
+def _reads(form: Form, shown: str, reading: Reading) -> bool:
+    """Whether all of a rendered call but the words that end a message is read as that call."""
+    tags = reading.tags
+    inside = reading.opens and tags is not None and tags.closing in shown.partition(tags.opening)[0]
+    reader = Reading(form, tags, inside, reading.channels).reader(_SCHEMA)
+    part = reader.take(shown, final=True)
+    if not form.writes(shown) or len(part.calls) != 1 or not _is_same(part.calls[0]):
+        return False
+    left = part.text.strip()
+    return not left or (shown.rstrip().endswith(left) and bool(_ENDS.match(left)))
+
+
+def _is_same(call: Call) -> bool:
+    return call.name == _NAME and bool(json.loads(call.arguments) == _ARGUMENTS)
+
+
+def _rendered(template: str, messages: list[Message], *, prompt: bool = False, tools: bool = False) -> str | None:
+    offered: list[dict[str, Any]] = [_TOOL] if tools else []
+    try:
+        return render(template, messages, offered, SPECIAL, add_generation_prompt=prompt)
+    except BadTemplate:
+        return None
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters both begin with, whole words in brackets only."""
+    pairs = enumerate(zip(one, other, strict=False))
+    end = next((at for at, (mine, theirs) in pairs if mine != theirs), min(len(one), len(other)))
+    for opening, closing in ("<>", "[]"):
+        begin = one.rfind(opening, 0, end)
+        end = begin if begin > one.rfind(closing, 0, end) else end
+    return end

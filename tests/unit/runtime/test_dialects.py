@@ -156,6 +156,7 @@ async def test_info_describes_the_registered_model_without_a_key(run: Any) -> No
     async with run(headers={}) as api:
         info = (await api.client.get("/info")).json()
     assert info.pop("runtime_version")
+    assert info.pop("chat")["chat"] is False
     assert info == {
         "name": "support-bot",
         "version": "3",

@@ -50,6 +50,30 @@ def test_lists_are_written_with_commas(monkeypatch: pytest.MonkeyPatch, tmp_path
         assert load(file(tmp_path, FULL)).config.server.cors_origins == ("https://a", "https://b")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["{{ messages[0].content }}", "{% for m in messages %}{{ m.content }}{% endfor %}", "[INST] Be kind", '["a"]', "[]",
+     '{"a": 1}', "{# x #}", " {", "null", "5", "true", '"quoted"', "a, b"],
+)  # fmt: skip
+def test_a_field_of_text_takes_any_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
+    for name in ("MODEL__CHAT_TEMPLATE", "MODEL__SYSTEM_PROMPT", "MODEL__SUB_PATH", "SERVER__LOG_FILE"):
+        monkeypatch.setenv(name, text)
+    model = load(file(tmp_path, FULL)).config
+    assert (model.model.chat_template, model.model.system_prompt, model.model.sub_path) == (text, text, text)
+    assert model.server.log_file == text
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [("[::1]", ("::1",)), ('["a", "b"]', ("a", "b")), ("a, b", ("a", "b")), ("[a, 'b']", ("a", "b")), ("", ())],
+)
+def test_a_list_of_texts_may_be_json_or_have_commas(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, hosts: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("SERVER__TRUSTED_HOSTS", text)
+    assert load(file(tmp_path, FULL)).config.server.trusted_hosts == hosts
+
+
 def test_short_names_make_a_whole_server(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "MODEL_NAME": "bot",

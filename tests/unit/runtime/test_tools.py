@@ -8,7 +8,7 @@ import pytest
 
 from fakes import FakeCodec, ScriptedEngine
 from harness import Harness, chat_body, events
-from unit.runtime.tools.templates import NO_TOOLS, QWEN, QWEN_CODER
+from unit.runtime.tools.templates import NO_TOOLS, QWEN, UNKNOWN
 
 WEATHER = {
     "type": "function",
@@ -71,9 +71,19 @@ async def test_tools_that_are_not_offered_are_not_called(caller: Harness) -> Non
     assert caller.engine.codec.tools == [()] * 3
 
 
-async def test_a_call_that_is_cut_short_is_text_and_ends_with_length(caller: Harness) -> None:
-    choice = (await caller.chat(tools=[WEATHER], max_tokens=4)).json()["choices"][0]
-    assert (choice["finish_reason"], "tool_calls" in choice["message"]) == ("length", False)
+@pytest.mark.parametrize(("tokens", "calls"), [(3, []), (4, [""]), (5, ['{"city": "Kiel"}'])])
+async def test_of_a_call_that_is_cut_short_there_is_what_was_written(
+    caller: Harness, tokens: int, calls: list[str]
+) -> None:
+    choice = (await caller.chat(tools=[WEATHER], max_tokens=tokens)).json()["choices"][0]
+    found = [call["function"]["arguments"] for call in choice["message"].get("tool_calls", [])]
+    assert (choice["finish_reason"], choice["message"]["content"].strip(), found) == ("length", "Sure.", calls)
+    chunks = events((await caller.chat(tools=[WEATHER], max_tokens=tokens, stream=True)).text)[:-1]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("content") or "" for delta in deltas).strip() == "Sure."
+    streamed = [call for delta in deltas for call in delta.get("tool_calls", [])]
+    assert "".join(call["function"]["arguments"] for call in streamed) == "".join(calls)
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
 
 
 async def test_results_go_back_to_the_model_with_their_calls(caller: Harness) -> None:
@@ -158,7 +168,7 @@ async def test_a_model_that_knows_no_tools_says_so(run: Any, template: str) -> N
 
 
 async def test_calls_in_a_form_that_is_not_known_are_refused(run: Any) -> None:
-    async with run(engine(template=QWEN_CODER)) as api:
+    async with run(engine(template=UNKNOWN)) as api:
         error = (await api.chat(tools=[WEATHER])).json()["error"]
     assert error["param"] == "tools"
     assert "can't read" in error["message"]
@@ -168,3 +178,44 @@ async def test_tools_count_as_characters_of_the_prompt(caller: Harness) -> None:
     long = {"type": "function", "function": {"name": "f", "description": "x" * 40_000}}
     error = (await caller.chat(tools=[long])).json()["error"]
     assert error["code"] == "string_above_max_length"
+
+
+THINKING = QWEN + "{# </think> #}"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_thought_is_reasoning_content_and_no_call(run: Any, stream: bool) -> None:
+    script = ["<think>", "\nI could ", *CALL[2:], "</thi", "nk>\n\n", "Fine", "."]
+    async with run(engine(script, THINKING)) as api:
+        answer = await api.chat(tools=[WEATHER], stream=stream)
+    if stream:
+        deltas = [chunk["choices"][0]["delta"] for chunk in events(answer.text)[:-1]]
+        message = {
+            name: "".join(delta.get(name) or "" for delta in deltas) for name in ("content", "reasoning_content")
+        }
+        assert not any("tool_calls" in delta for delta in deltas)
+    else:
+        message = answer.json()["choices"][0]["message"]
+        assert "tool_calls" not in message
+    assert message["content"] == "Fine."
+    assert message["reasoning_content"] == "I could " + "".join(CALL[2:])
+
+
+async def test_words_of_calls_and_thoughts_show_to_their_reader_though_they_are_special_tokens(run: Any) -> None:
+    asked = engine(template=THINKING)
+    asked.codec.special_ids = {"<tool_call>": 7, "</tool_call>": 8, "<think>": 9, "<|end|>": 10}
+    async with run(asked) as api:
+        await api.chat(tools=[WEATHER], tool_choice="required")
+        await api.chat()
+        await api.complete(prompt="a")
+    assert [request.shown_token_ids for request in asked.requests] == [(7, 8, 9), (7, 8, 9), ()]
+    grammar = asked.requests[0].sampling.constraint
+    assert grammar is not None
+    assert "<[7]>" in grammar.text
+
+
+async def test_info_says_what_the_template_can_not(run: Any) -> None:
+    async with run(engine(template=NO_TOOLS)) as api:
+        chat = (await api.client.get("/info")).json()["chat"]
+    assert (chat["chat"], chat["tools"], chat["calls"]) == (True, False, None)
+    assert "knows no tools" in chat["lacks"][0]

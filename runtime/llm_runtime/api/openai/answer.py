@@ -7,23 +7,22 @@ from typing import Any
 
 from llm_runtime.api.answering import model_name
 from llm_runtime.api.openai.common import Chunks, fingerprint, logprob, usage
-from llm_runtime.api.openai.offer import Offer
-from llm_runtime.pipeline import Choice, Generation, Job, Pipeline, text_of
-from llm_runtime.request import FinishReason, TextCodec, TokenEvent
+from llm_runtime.api.openai.offer import Answers
+from llm_runtime.api.spelled import Spelled, Spelling, spelled
+from llm_runtime.pipeline import Choice, Generation, Pipeline, text_of
+from llm_runtime.request import FinishReason, TokenEvent
 
 
-def completion(
-    generation: Generation, pipeline: Pipeline, choices: list[Choice], offer: Offer | None
-) -> dict[str, Any]:
+def completion(generation: Generation, pipeline: Pipeline, choices: list[Choice], answers: Answers) -> dict[str, Any]:
     """A whole answer."""
-    messages = [_message(choice.text, offer) for choice in choices]
+    messages = [_message(choice.text, answers) for choice in choices]
     return {
         **_envelope(generation, pipeline, "chat.completion"),
         "choices": [
             {
                 "index": index,
                 "message": message,
-                "logprobs": _logprobs(generation.job, choice.events, pipeline.codec),
+                "logprobs": _logprobs(spelled(generation.job, pipeline.codec, index), choice.events, ended=True),
                 "finish_reason": _finish_reason(choice.finish_reason, "tool_calls" in message),
             }
             for index, (choice, message) in enumerate(zip(choices, messages, strict=True))
@@ -33,23 +32,26 @@ def completion(
 
 
 async def chunks(
-    generation: Generation, pipeline: Pipeline, offer: Offer | None, *, include_usage: bool
+    generation: Generation, pipeline: Pipeline, answers: Answers, *, include_usage: bool
 ) -> AsyncGenerator[bytes]:
     """First every choice's role, then texts and calls as they come, each choice's finish reason, and the usage."""
     out = Chunks(_envelope(generation, pipeline, "chat.completion.chunk"), include_usage, _text_delta)
-    calls = [_Calls(offer) for _ in range(generation.choices)]
+    deltas = [_Deltas(answers) for _ in range(generation.choices)]
+    tokens = [spelled(generation.job, pipeline.codec, index) for index in range(generation.choices)]
     for index in range(generation.choices):
         yield out.choice(_delta(index, {"role": "assistant", "content": "", "refusal": None}))
     async with aclosing(generation.bursts()) as bursts:
         async for index, events in bursts:
-            reason, own = events[-1].finish_reason, calls[index]
+            reason, own = events[-1].finish_reason, deltas[index]
             text = own.take(text_of(events), final=reason is not None)
-            logprobs = _logprobs(generation.job, events, pipeline.codec)
+            logprobs = _logprobs(tokens[index], events, ended=reason is not None)
+            if own.thoughts:
+                yield out.choice(_delta(index, {"reasoning_content": own.thoughts}))
             if logprobs and logprobs["content"]:
                 yield out.choice(_delta(index, {"content": text}, logprobs))
             elif text:
                 yield out.text(index, text)
-            for delta in own.deltas():
+            for delta in own.calls():
                 yield out.choice(_delta(index, delta))
             if reason:
                 yield out.choice(_delta(index, {}, finish_reason=_finish_reason(reason, own.told > 0)))
@@ -57,23 +59,22 @@ async def chunks(
         yield out.usage(generation)
 
 
-class _Calls:
-    """The calls of one choice of a stream."""
+class _Deltas:
+    """What one choice of a stream is made of."""
 
-    def __init__(self, offer: Offer | None) -> None:
-        self._offer, self._reader = offer, offer.reader() if offer else None
+    def __init__(self, answers: Answers) -> None:
+        self._answers, self._reader = answers, answers.reader()
         self._pending: list[dict[str, Any]] = []
+        self.thoughts = ""
         self.told = 0
 
     def take(self, text: str, *, final: bool) -> str:
-        """The text around the calls."""
-        if self._offer is None or self._reader is None:
-            return text
-        text, calls = self._reader.take(text, final=final)
-        self._pending = [self._offer.rendered(call) for call in calls]
-        return text
+        """The text between thoughts and calls."""
+        part = self._reader.take(text, final=final)
+        self.thoughts, self._pending = part.thoughts, [self._answers.rendered(call) for call in part.calls]
+        return part.text
 
-    def deltas(self) -> Iterator[dict[str, Any]]:
+    def calls(self) -> Iterator[dict[str, Any]]:
         """Two for each new call: which it is, and its arguments."""
         for call in self._pending:
             index, arguments = self.told, call["function"]["arguments"]
@@ -94,14 +95,14 @@ def _envelope(generation: Generation, pipeline: Pipeline, object_: str) -> dict[
     }
 
 
-def _message(text: str, offer: Offer | None) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-    if offer is None:
+def _message(text: str, answers: Answers) -> dict[str, Any]:
+    part = answers.reader().take(text, final=True)
+    message: dict[str, Any] = {"role": "assistant", "content": part.text, "refusal": None}
+    if part.thoughts:
+        message["reasoning_content"] = part.thoughts
+    if not part.calls:
         return message
-    content, calls = offer.reader().take(text, final=True)
-    if not calls:
-        return message
-    return {**message, "content": content or None, "tool_calls": [offer.rendered(call) for call in calls]}
+    return {**message, "content": part.text or None, "tool_calls": [answers.rendered(call) for call in part.calls]}
 
 
 def _finish_reason(reason: FinishReason, called: bool) -> str:
@@ -118,19 +119,16 @@ def _delta(
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def _logprobs(job: Job, events: list[TokenEvent], codec: TextCodec) -> dict[str, Any] | None:
-    if job.sampling.logprobs is None:
+def _logprobs(tokens: Spelled | None, events: list[TokenEvent], *, ended: bool) -> dict[str, Any] | None:
+    if tokens is None:
         return None
-    return {"content": [_token(event, codec) for event in events if event.token_id is not None], "refusal": None}
+    return {"content": [_token(each) for each in tokens.take(events, ended=ended)], "refusal": None}
 
 
-def _token(event: TokenEvent, codec: TextCodec) -> dict[str, Any]:
-    text = codec.token_text(event.token_id) if event.token_id is not None else ""
-    alternatives = [_entry(top.text, top.logprob) for top in event.top_logprobs]
-    return {**_entry(text, event.logprob), "top_logprobs": alternatives}
+def _token(each: Spelling) -> dict[str, Any]:
+    rivals = [_entry(rival.text, rival.logprob, own) for rival, own in each.rivals]
+    return {**_entry(each.text, each.event.logprob, each.own), "top_logprobs": rivals}
 
 
-def _entry(text: str, value: float | None) -> dict[str, Any]:
-    # Part of a character has no text of its own, and its bytes are not known here.
-    whole = "\ufffd" not in text
-    return {"token": text, "logprob": logprob(value), "bytes": list(text.encode()) if whole else None}
+def _entry(text: str, value: float | None, own: bytes) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob(value), "bytes": list(own)}

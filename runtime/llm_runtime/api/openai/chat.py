@@ -15,8 +15,10 @@ from llm_runtime.api.openai.answer import chunks, completion
 from llm_runtime.api.openai.common import OpenAIBody
 from llm_runtime.api.openai.fields import IDLE_IN_CHAT
 from llm_runtime.api.openai.messages import ChatMessage, Structure, for_template
-from llm_runtime.api.openai.offer import Offer, ToolFields, check_template, offer_of
+from llm_runtime.api.openai.offer import Answers, Offer, ToolFields, check_template, offer_of
 from llm_runtime.pipeline import NOT_ASKED, Job
+from llm_runtime.request import TextCodec
+from llm_runtime.tools.forms import reading_of
 
 router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS)
 
@@ -89,8 +91,15 @@ class ChatBody(OpenAIBody, ToolFields):
         thinking = {"enable_thinking": False} if self.reasoning_effort == "none" else {}
         return {**effort, **thinking, **self.chat_template_kwargs}
 
-    def job(self, request: Request, adapter: str, offer: Offer | None) -> Job:
-        constraint = offer.constraint(self.constraint()) if offer else self.constraint()
+    def answers(self, codec: TextCodec, offer: Offer | None) -> Answers:
+        """How what the model says is read."""
+        reading = reading_of(codec.tool_template if offer else codec.chat_template)
+        return Answers(reading, offer, bound=self.constraint() is not None)
+
+    def job(self, request: Request, adapter: str, answers: Answers) -> Job:
+        codec, offer = pipeline_of(request).codec, answers.offer
+        constraint = offer.constraint(self.constraint(), codec.special_ids) if offer else self.constraint()
+        words = {codec.special_ids[word] for word in answers.reading.words if word in codec.special_ids}
         return job(
             request,
             "chatcmpl",
@@ -102,9 +111,10 @@ class ChatBody(OpenAIBody, ToolFields):
                 max_tokens=self.max_completion_tokens or self.max_tokens or NOT_ASKED,
                 logprobs=(self.top_logprobs or 0) if self.logprobs else None,
                 constraint=constraint,
-                defaults=pipeline_of(request).codec.sampling_defaults,
+                defaults=codec.sampling_defaults,
             ),
             constraint_field="tools" if offer else self.constraint_field,
+            shown_token_ids=tuple(sorted(words)),
             adapter=adapter,
             n=self.n,
             stream=self.stream,
@@ -116,10 +126,11 @@ class ChatBody(OpenAIBody, ToolFields):
 async def chat_completions(request: Request, body: ChatBody) -> Response:
     """Answer the last message, whole or as server-sent events."""
     pipeline, adapter = pipeline_of(request), adapter_of(request, body.model)
-    offer = body.offer(pipeline.codec.chat_template)
-    generation = await start(request, body.job(request, adapter, offer))
+    offer = body.offer(pipeline.codec.tool_template)
+    answers = body.answers(pipeline.codec, offer)
+    generation = await start(request, body.job(request, adapter, answers))
     if body.stream:
-        events = chunks(generation, pipeline, offer, include_usage=body.include_usage)
+        events = chunks(generation, pipeline, answers, include_usage=body.include_usage)
         return event_stream(request, generation, events, openai_error)
     choices = await collect(request, generation)
-    return JsonResponse(completion(generation, pipeline, choices, offer))
+    return JsonResponse(completion(generation, pipeline, choices, answers))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from itertools import accumulate
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request
@@ -16,6 +17,7 @@ from llm_runtime.api.documents import JSON_OR_EVENTS, OPENAI_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.common import Chunks, OpenAIBody, fingerprint, logprob, usage
 from llm_runtime.api.openai.fields import IDLE_IN_COMPLETIONS
+from llm_runtime.api.spelled import Spelled, spelled
 from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Generation, Job, text_of
 from llm_runtime.request import TextCodec, TokenEvent
 
@@ -104,8 +106,9 @@ async def completions(request: Request, body: CompletionBody) -> Response:
         chunks = Chunks(envelope, body.include_usage, _text_choice)
         return event_stream(request, generation, _stream(generation, pipeline.codec, chunks), openai_error)
     choices = await collect(request, generation)
+    tokens = [spelled(generation.job, pipeline.codec, index) for index in range(len(choices))]
     answers = [
-        _choice(index, choice.text, _logprobs(generation.job, choice.events, pipeline.codec), choice.finish_reason)
+        _choice(index, choice.text, _logprobs(tokens[index], choice.events, ended=True), choice.finish_reason)
         for index, choice in enumerate(choices)
     ]
     return JsonResponse({**envelope, "choices": answers, "usage": usage(generation)})
@@ -121,11 +124,11 @@ def _text_choice(index: int, text: str) -> dict[str, Any]:
 
 async def _stream(generation: Generation, codec: TextCodec, chunks: Chunks) -> AsyncGenerator[bytes]:
     offsets = [0] * generation.choices
+    tokens = [spelled(generation.job, codec, index) for index in range(generation.choices)]
     async with aclosing(generation.bursts()) as bursts:
         async for index, events in bursts:
             text, reason = text_of(events), events[-1].finish_reason
-            tokens = [event for event in events if event.token_id is not None]
-            logprobs = _logprobs(generation.job, tokens, codec, offsets[index])
+            logprobs = _logprobs(tokens[index], events, offsets[index], ended=reason is not None)
             if logprobs:
                 offsets[index] += sum(map(len, logprobs["tokens"]))
             if reason or logprobs:
@@ -136,20 +139,18 @@ async def _stream(generation: Generation, codec: TextCodec, chunks: Chunks) -> A
         yield chunks.usage(generation)
 
 
-def _logprobs(job: Job, events: list[TokenEvent], codec: TextCodec, offset: int = 0) -> dict[str, Any] | None:
-    """OpenAI's older form: parallel lists. `text_offset` counts characters of the tokens' own texts."""
-    if job.sampling.logprobs is None:
+def _logprobs(
+    tokens: Spelled | None, events: list[TokenEvent], offset: int = 0, *, ended: bool
+) -> dict[str, Any] | None:
+    """OpenAI's older form: parallel lists. `text_offset` counts characters of the answer's text."""
+    if tokens is None:
         return None
-    texts = [codec.token_text(event.token_id) for event in events if event.token_id is not None]
-    offsets = []
-    for text in texts:
-        offsets.append(offset)
-        offset += len(text)
+    found = tokens.take(events, ended=ended)
     return {
-        "tokens": texts,
-        "token_logprobs": [logprob(event.logprob) for event in events],
-        "top_logprobs": [_rivals(event) for event in events],
-        "text_offset": offsets,
+        "tokens": [each.text for each in found],
+        "token_logprobs": [logprob(each.event.logprob) for each in found],
+        "top_logprobs": [_rivals(each.event) for each in found],
+        "text_offset": list(accumulate((len(each.text) for each in found[:-1]), initial=offset)) if found else [],
     }
 
 

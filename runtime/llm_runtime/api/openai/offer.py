@@ -10,9 +10,10 @@ from llm_runtime.api.body import Baggage, Body, Text
 from llm_runtime.api.openai.messages import FunctionName, Structure
 from llm_runtime.request import STRICT_AS, Constraint
 from llm_runtime.tools.calls import Call, Tool
-from llm_runtime.tools.forms import Form, form_of, knows_tools
-from llm_runtime.tools.grammar import MOST_CALLS, allowed, either, forced
-from llm_runtime.tools.reader import Reader
+from llm_runtime.tools.form import Form
+from llm_runtime.tools.forms import Reading, form_of, knows_tools
+from llm_runtime.tools.grammar import MOST_CALLS, NO_TOKENS, Tokens, allowed, either, forced
+from llm_runtime.tools.reader import AnswerReader
 
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 MAX_TOOLS = 128
@@ -105,23 +106,45 @@ class Offer:
     must_call: bool
     most: int
 
-    def reader(self) -> Reader:
-        """For one answer."""
-        return Reader(self.form, tuple(tool.name for tool in self.tools), self.most)
+    def constraint(self, answer: Constraint | None, tokens: Tokens = NO_TOKENS) -> Constraint | None:
+        """What makes the model call, or call well; `answer` is what it must match where it does not call.
 
-    def constraint(self, answer: Constraint | None) -> Constraint | None:
-        """What makes the model call, or call well; `answer` is what it must match where it does not call."""
+        `tokens` are the tokenizer's special ones, which markup may consist of.
+        """
         if self.must_call:
-            return forced(self.form, self.tools, self.most)
+            return forced(self.form, self.tools, self.most, tokens)
         if answer:
-            return either(self.form, self.tools, answer, self.most)
+            return either(self.form, self.tools, answer, self.most, tokens)
         strict = any(tool.strict for tool in self.tools)
-        return allowed(self.form, self.tools, self.most) if strict else None
+        return allowed(self.form, self.tools, self.most, tokens) if strict else None
 
     def rendered(self, call: Call) -> dict[str, Any]:
         """A call as OpenAI's clients expect it."""
         function = {"name": call.name, "arguments": call.arguments}
         return {"id": self.form.new_id(), "type": "function", "function": function}
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How a request's answers are read."""
+
+    reading: Reading
+    offer: Offer | None = None
+    bound: bool = False
+    """They must match something from their first token on, and so hold no thoughts."""
+
+    def reader(self) -> AnswerReader:
+        """For one answer."""
+        if self.offer is None:
+            return self.reading.reader(bound=self.bound)
+        tools = {tool.name: tool.parameters for tool in self.offer.tools}
+        forced = self.offer.must_call
+        return self.reading.reader(tools, self.offer.most, forced=forced, bound=self.bound or forced)
+
+    def rendered(self, call: Call) -> dict[str, Any]:
+        """A call as OpenAI's clients expect it."""
+        assert self.offer is not None
+        return self.offer.rendered(call)
 
 
 def offer_of(fields: ToolFields, template: str) -> Offer | None:

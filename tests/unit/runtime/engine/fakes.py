@@ -28,8 +28,9 @@ class CharacterVocabulary:
 
     vocabulary_size = 2000
     eos_token_ids = frozenset({EOS})
-    chat_template = ""
+    chat_template = tool_template = ""
     sampling_defaults: Mapping[str, float] = MappingProxyType({})
+    special_ids: Mapping[str, int] = MappingProxyType({})
 
     def encode(self, text: str) -> list[int]:
         return list(map(ord, text))
@@ -45,7 +46,7 @@ class CharacterVocabulary:
     def decode(self, token_ids: list[int]) -> str:
         return "".join(map(chr, token_ids))
 
-    def detokenizer(self) -> "CharacterText":
+    def detokenizer(self, prompt: Several[int] = (), shown: Several[int] = ()) -> "CharacterText":
         return CharacterText()
 
     def check_constraint(self, constraint: Constraint) -> None:
@@ -78,6 +79,9 @@ class Letters:
 class CharacterText:
     def __init__(self) -> None:
         self._pieces = ""
+
+    def bytes_of(self, token_id: int) -> bytes:
+        return chr(token_id).encode()
 
     def push(self, token_id: int) -> str:
         self._pieces += chr(token_id)

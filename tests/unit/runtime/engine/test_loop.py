@@ -183,7 +183,7 @@ async def test_memory_that_runs_out_costs_nobody_his_answer() -> None:
 
 async def test_a_request_that_the_loop_does_not_take_ends_with_an_error() -> None:
     class Broken(CharacterVocabulary):
-        def detokenizer(self) -> CharacterText:
+        def detokenizer(self, prompt: object = (), shown: object = ()) -> CharacterText:
             raise ValueError("odd tokenizer")
 
     parts = model(ScriptedRunner())

@@ -161,8 +161,11 @@ class Pieces:
         cuts = sorted({0, len(text), *(chance.randrange(len(text)) for _ in range(12))})
         self.pieces = [text[start:end] for start, end in itertools.pairwise(cuts)]
 
-    def detokenizer(self) -> "Pieces":
+    def detokenizer(self, prompt: object = (), shown: object = ()) -> "Pieces":
         return self
+
+    def bytes_of(self, token_id: int) -> bytes:
+        return self.pieces[token_id].encode()
 
     def push(self, token_id: int) -> str:
         return self.pieces[token_id]

@@ -84,7 +84,7 @@ def test_one_weights_file_of_another_name_is_taken_under_the_usual_one(tmp_path:
         (("adapter_config.json", "adapter_model.safetensors"), ModelUnsupported, "adapter without its base.*merge"),
         (("model.gguf",), ModelUnsupported, "GGUF"),
         (("notes.txt",), ModelNotFound, "files there: notes.txt"),
-        (("config.json", "model.safetensors"), ModelCorrupt, "no tokenizer"),
+        (("config.json", "model.safetensors"), ModelUnsupported, "no tokenizer"),
         (
             ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
             ModelCorrupt,

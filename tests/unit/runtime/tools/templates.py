@@ -5,8 +5,9 @@ QWEN = (
     'Answer with <tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|end|>'
     "{% endif %}"
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
-    "{% for call in m.tool_calls %}<tool_call>{{ call.function.name }} {{ call.function.arguments | tojson }}"
-    "</tool_call>{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% for call in m.tool_calls %}<tool_call>\n"
+    "{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}"
+    "\n</tool_call>{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 LLAMA = (
     "{%- if custom_tools is defined %}{%- set tools = custom_tools %}{%- endif %}"
@@ -21,7 +22,10 @@ MISTRAL = (
     '{% for m in messages %}{%- if m.tool_calls is defined %}{{- "[TOOL_CALLS][" }}{%- endif %}'
     "{{ m.content }}{% endfor %}"
 )
-QWEN_CODER = (
-    "{% if tools %}{{ tools }}{% endif %}<tool_call>\n<function=name>\n<parameter=key>\n</function>\n</tool_call>"
+UNKNOWN = (
+    "{% if tools %}{{ tools }}{% endif %}{% for m in messages %}{{ m.content }}"
+    "{% for c in m.tool_calls %}<tool_call>CALL {{ c.function.name }} WITH {{ c.function.arguments }}</tool_call>"
+    "{% endfor %}{% endfor %}"
 )
+"""Calls that nobody reads."""
 NO_TOOLS = "{% for m in messages %}{{ m.content }}{% endfor %}You have no tools and no <tool_call>."

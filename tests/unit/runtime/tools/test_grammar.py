@@ -10,17 +10,18 @@ from llm_runtime.errors import InvalidRequest
 from llm_runtime.models.codec import Codec, codec_from_folder
 from llm_runtime.request import Constraint
 from llm_runtime.tools.calls import Tool
-from llm_runtime.tools.forms import Form, Hermes, Llama, Mistral
+from llm_runtime.tools.form import Form
 from llm_runtime.tools.grammar import allowed, either, forced
+from llm_runtime.tools.json_forms import Llama, Mistral, hermes
 from unit.runtime import tiny_model
 
 NUMBER = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 TOOLS = (Tool("f", NUMBER, strict=True), Tool("g", {"type": "object"}))
-FORMS = [Hermes(), Llama(), Mistral()]
+FORMS = [hermes(), Llama(), Mistral()]
 RIGHT = {
-    "Hermes": '<tool_call>\n{"name": "f", "arguments": {"a": 12}}\n</tool_call>',
-    "Llama": '{"name": "f", "parameters": {"a": 12}}',
-    "Mistral": '[{"name": "f", "arguments": {"a": 12}}]',
+    "hermes": '<tool_call>\n{"name": "f", "arguments": {"a": 12}}\n</tool_call>',
+    "llama": '{"name": "f", "parameters": {"a": 12}}',
+    "mistral": '[TOOL_CALLS][{"name": "f", "arguments": {"a": 12}}]',
 }
 
 
@@ -46,7 +47,7 @@ def _allows(matcher: GrammarMatcher, token: int) -> bool:
 
 
 def right(form: Form) -> str:
-    return RIGHT[type(form).__name__]
+    return RIGHT[form.name]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -60,8 +61,11 @@ def test_a_forced_answer_is_calls_and_nothing_else(codec: Codec, form: Form) -> 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_one_call_at_most_where_only_one_is_wanted(codec: Codec, form: Form) -> None:
-    item = right(form).removeprefix("[").removesuffix("]")
-    two = f"{form.opening}{item}{form.between}{item}{form.closing}"
+    opening, between, closing = {"mistral": ("[TOOL_CALLS][", ", ", "]"), "llama": ("", "; ", "")}.get(
+        form.name, ("", "\n", "")
+    )
+    item = right(form).removeprefix(opening).removesuffix(closing)
+    two = f"{opening}{item}{between}{item}{closing}"
     assert accepts(codec, forced(form, TOOLS), two)
     assert not accepts(codec, forced(form, TOOLS, most=1), two)
 
@@ -79,7 +83,7 @@ def test_bare_json_calls_go_with_no_other_format() -> None:
         either(Llama(), TOOLS, Constraint("json_object"))
 
 
-@pytest.mark.parametrize("form", [Hermes(), Mistral()])
+@pytest.mark.parametrize("form", [hermes(), Mistral()])
 def test_an_answer_is_calls_or_json_of_its_schema(codec: Codec, form: Form) -> None:
     schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
     bound = either(form, TOOLS, Constraint("json_schema", json.dumps(schema)))
@@ -91,4 +95,4 @@ def test_an_answer_is_calls_or_json_of_its_schema(codec: Codec, form: Form) -> N
 @pytest.mark.parametrize("schema", [{"type": "object", "properties": {"a": {"type": "strange"}}}, {"pattern": "(a"}])
 def test_a_schema_that_is_none_is_refused(codec: Codec, schema: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest):
-        codec.check_constraint(forced(Hermes(), [Tool("f", schema)]))
+        codec.check_constraint(forced(hermes(), [Tool("f", schema)]))

@@ -1,0 +1,214 @@
+"""From tokens to text, one by one: what each adds, in letters and in bytes, so that the parts add up to the whole."""
+
+import codecs
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+CONTEXT_TOKENS = 8
+"""So many tokens of a prompt say how the next one is written."""
+ALL_SPACES = 1 << 16
+BYTES_KEPT = 1 << 16
+
+
+class Text(Protocol):
+    """The text of one sequence as its tokens come."""
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What this token would add here; nothing for a special token that is hidden."""
+        ...
+
+    def push(self, token_id: int) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What a tokenizer's decoder does, as far as it can be told from its description."""
+
+    byte_level: bool = False
+    """Each letter of a token stands for a byte."""
+    space: str = ""
+    """What stands for a space; "": nothing does."""
+    byte_fallback: bool = False
+    """Tokens like <0x0A> are bytes."""
+    strips: int = 0
+    """So many spaces of a text's first token are left out."""
+
+
+class Spelling:
+    """How a tokenizer's tokens are written. Every token has bytes of its own if its decoder is of a known kind."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        decoder = tokenizer.decoder
+        # Its description alone: that of all of a tokenizer takes half a second.
+        self.steps = steps_of(json.loads(decoder.__getstate__()) if decoder is not None else None)
+        added = tokenizer.get_added_tokens_decoder()
+        self.special = {number: str(token.content) for number, token in added.items() if token.special}
+        self.own_bytes = lru_cache(maxsize=BYTES_KEPT)(self._own_bytes)
+
+    def text(self, prompt: Sequence[int] = (), shown: Collection[int] = ()) -> Text:
+        """For one sequence, which goes on from `prompt` if there is one. Special tokens show only if `shown`."""
+        if self.steps is None:
+            return StreamedText(self, prompt, shown)
+        return SpelledText(self, shown, begins=not any(token not in self.special for token in prompt))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds in the middle of a text; a special one its name."""
+        if (name := self.special.get(token_id)) is not None:
+            return name.encode()
+        return self.own_bytes(token_id)
+
+    def _own_bytes(self, token_id: int) -> bytes:
+        if self.steps is None:
+            return self._difference(token_id)
+        token = self.tokenizer.id_to_token(token_id) or ""
+        if self.steps.byte_level:
+            table = byte_of_letter()
+            return bytes(table[letter] for letter in token) if all(map(table.__contains__, token)) else token.encode()
+        if self.steps.byte_fallback and (byte := _fallback_byte(token)) is not None:
+            return bytes((byte,))
+        return (token.replace(self.steps.space, " ") if self.steps.space else token).encode()
+
+    def _difference(self, token_id: int) -> bytes:
+        """What it adds behind itself: a decoder of an unknown kind may write a text's first token in another way."""
+        once = str(self.tokenizer.decode([token_id], skip_special_tokens=False))
+        twice = str(self.tokenizer.decode([token_id, token_id], skip_special_tokens=False))
+        return (twice[len(once) :] if twice.startswith(once) else once).encode()
+
+
+class SpelledText:
+    """Of tokens that have bytes of their own."""
+
+    def __init__(self, spelling: Spelling, shown: Collection[int], *, begins: bool) -> None:
+        self._spelling, self._shown = spelling, frozenset(shown)
+        self._strips = spelling.steps.strips if begins and spelling.steps is not None else 0
+        self._decoder = _decoder(byte_for_byte=spelling.steps is not None and not spelling.steps.byte_level)
+
+    def bytes_of(self, token_id: int) -> bytes:
+        if token_id in self._spelling.special:
+            return self._spelling.token_bytes(token_id) if token_id in self._shown else b""
+        own = self._spelling.own_bytes(token_id)
+        return own[min(self._strips, len(own) - len(own.lstrip(b" "))) :]
+
+    def push(self, token_id: int) -> str:
+        if token_id in self._spelling.special and token_id not in self._shown:
+            return ""
+        own = self.bytes_of(token_id)
+        self._strips = 0
+        return self._decoder.decode(own)
+
+    def flush(self) -> str:
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+
+class StreamedText:
+    """Of tokens that only the tokenizer itself can write."""
+
+    def __init__(self, spelling: Spelling, prompt: Sequence[int], shown: Collection[int]) -> None:
+        self._spelling, self._shown = spelling, frozenset(shown)
+        self._tokenizer = spelling.tokenizer
+        self._before = [token for token in prompt[-CONTEXT_TOKENS:] if token not in spelling.special]
+        self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
+        self._pending: list[int] = []
+        """Tokens since the last text, hence those of an unfinished character."""
+
+    def bytes_of(self, token_id: int) -> bytes:
+        if token_id in self._spelling.special and token_id not in self._shown:
+            return b""
+        if self._before or token_id in self._spelling.special:
+            return self._spelling.token_bytes(token_id)
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=True)).encode()
+
+    def push(self, token_id: int) -> str:
+        if token_id in self._spelling.special:
+            return self.flush() + self._spelling.special[token_id] if token_id in self._shown else ""
+        self._pending.append(token_id)
+        try:
+            text = self._stream.step(self._tokenizer, token_id) or ""
+        except Exception:  # DecodeStream gives up on some byte sequences ("invalid prefix"); a stream must not.
+            return self.flush()
+        if text:
+            self._before, self._pending = [*self._before, *self._pending][-CONTEXT_TOKENS:], []
+        return str(text)
+
+    def flush(self) -> str:
+        pending, self._pending = self._pending, []
+        if not pending:
+            return ""
+        before = str(self._tokenizer.decode(self._before, skip_special_tokens=True)) if self._before else ""
+        whole = str(self._tokenizer.decode([*self._before, *pending], skip_special_tokens=True))
+        self._before = [*self._before, *pending][-CONTEXT_TOKENS:]
+        # With what came before, or the next word would be taken for the first of a text.
+        self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
+        return whole[len(before) :] if whole.startswith(before) else whole
+
+
+def steps_of(decoder: dict[str, Any] | None) -> Steps | None:
+    """What a decoder does; None for one of a kind that is not known here."""
+    if decoder is None:
+        return None  # Tokens are joined with spaces.
+    parts = decoder.get("decoders", [decoder]) if decoder.get("type") == "Sequence" else [decoder]
+    found: dict[str, Any] = {}
+    for part in parts:
+        step = _step(part)
+        if step is None:
+            return None
+        found |= step
+    return Steps(**found) if found.get("byte_level") or found.get("space") else None
+
+
+def _step(part: dict[str, Any]) -> dict[str, Any] | None:
+    match part:
+        case {"type": "ByteLevel"}:
+            return {"byte_level": True}
+        case {"type": "Replace", "pattern": {"String": str(space)}, "content": " "}:
+            return {"space": space}
+        case {"type": "Metaspace", "replacement": str(space)}:
+            return {"space": space, "strips": 0 if part.get("prepend_scheme", "always") == "never" else ALL_SPACES}
+        case {"type": "ByteFallback"}:
+            return {"byte_fallback": True}
+        case {"type": "Strip", "content": " ", "start": int(start), "stop": 0} if start <= 1:
+            return {"strips": start}
+        case {"type": "Fuse"}:
+            return {}
+    return None
+
+
+@lru_cache(maxsize=1)
+def byte_of_letter() -> dict[str, int]:
+    """GPT-2's letters for bytes: those that print stand for themselves, the others for what follows U+0100."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+
+
+def _fallback_byte(token: str) -> int | None:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return int(token[3:5], 16)
+        except ValueError:
+            return None
+    return None
+
+
+def _each_byte(error: UnicodeError) -> tuple[str, int]:
+    """U+FFFD for each byte that is no part of a character, as the decoder of byte tokens has it."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error("llm_runtime.each_byte", _each_byte)
+
+
+def _decoder(*, byte_for_byte: bool) -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder("utf-8")("llm_runtime.each_byte" if byte_for_byte else "replace")

@@ -1,0 +1,117 @@
+"""gpt-oss' answers: messages on channels. Thoughts go to `analysis`, calls to a function, the answer to `final`."""
+
+import re
+from collections.abc import Sequence
+
+from llm_runtime.tools.calls import Tool
+from llm_runtime.tools.form import alternatives
+from llm_runtime.tools.lark import SOME_TEXT, Lark
+from llm_runtime.tools.named_forms import NamedForm
+
+START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
+END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
+WORDS = (START, CHANNEL, CONSTRAIN, MESSAGE, END, CALL, RETURN)
+_BEGIN, _ARGUMENTS = f"{CHANNEL}commentary to=functions.", f" {CONSTRAIN}json{MESSAGE}"
+_ENDS = re.compile("|".join(map(re.escape, (END, CALL, RETURN, START))))
+_LONGEST_WORD = max(map(len, WORDS))
+
+
+class HarmonyForm(NamedForm):
+    """A call as `Channels` leaves it in the answer."""
+
+    def __init__(self) -> None:
+        head = rf"{re.escape(_BEGIN)}(?P<name>[\w-]+){re.escape(_ARGUMENTS)}"
+        super().__init__(
+            "harmony", begin=CHANNEL, call=(_BEGIN, _ARGUMENTS, ""), head=head, end=CALL,
+        )  # fmt: skip
+        self.tags = WORDS
+
+    def calls(self, lark: Lark, tools: Sequence[Tool], most: int, *, opened: bool = False) -> str:
+        """One: the word that ends a call ends the answer."""
+        begin = _BEGIN.removeprefix(CHANNEL) if opened else _BEGIN
+        each = [f"{lark.text(begin + tool.name + _ARGUMENTS)} {lark.schema(tool.parameters)}" for tool in tools]
+        return lark.rule("calls", alternatives(lark, each))
+
+    def free(self, lark: Lark, tools: Sequence[Tool], most: int) -> str:
+        if not lark.is_token(CHANNEL):
+            return super().free(lark, tools, most)
+        text = lark.rule("TEXT", f"/{SOME_TEXT}/")
+        aside = f"({lark.text(CHANNEL + 'analysis' + MESSAGE)} | {lark.text(CHANNEL + 'commentary' + MESSAGE)})"
+        before = lark.rule("before", f"{aside} {text} {lark.text(END + START + 'assistant')}")
+        final = lark.rule("final", f"{lark.text(CHANNEL + 'final' + MESSAGE)} {text}?")
+        return f"{before}* ({self.calls(lark, tools, most)} | {final})"
+
+
+class Channels:
+    """Splits one answer into thoughts and the rest; what surrounds messages goes, but calls stay as they are read.
+
+    The prompt ends inside of the first message's head.
+    """
+
+    def __init__(self) -> None:
+        self._held, self._head, self._thinking, self._calling, self._first = "", True, False, False, True
+
+    def take(self, text: str, *, final: bool) -> tuple[str, str]:
+        """(thoughts, the rest) that are certain now."""
+        self._held += text
+        thoughts, rest = "", ""
+        while self._held:
+            if self._head:
+                opened = self._open(final)
+                if opened is None:
+                    break
+                rest += opened
+                continue
+            part, done = self._part(final)
+            if self._thinking:
+                thoughts += part
+            else:
+                rest += part
+            if not done:
+                break
+            rest, self._calling = rest + (CALL if self._calling else ""), False
+        return thoughts, rest
+
+    def _open(self, final: bool) -> str | None:
+        """Read a message's head: what stands for it in the answer; None while it is not whole."""
+        if self._first and not _may_be_head(self._held):
+            # An answer that is bound to a form has no head.
+            self._head = self._first = False
+            return ""
+        head, found, after = self._held.partition(MESSAGE)
+        if not found:
+            if final:
+                self._held = ""
+            return None
+        self._held, self._head, self._first = after, False, False
+        recipient = re.search(r"to=(?:functions\.)?([\w-]+)", head)
+        channel = re.search(rf"{re.escape(CHANNEL)}\s*(\w+)", head)
+        self._calling = recipient is not None and recipient[0].startswith("to=functions.")
+        # Calls of tools that are the model's own, a browser say, are nothing for the client.
+        self._thinking = not self._calling and (
+            recipient is not None or (channel is not None and channel[1] == "analysis")
+        )
+        return f"{_BEGIN}{recipient[1]}{_ARGUMENTS}" if self._calling and recipient else ""
+
+    def _part(self, final: bool) -> tuple[str, bool]:
+        """The message's text as far as it is certain, and whether it has ended."""
+        if end := _ENDS.search(self._held):
+            part, self._held, self._head = self._held[: end.start()], self._held[end.end() :], True
+            return part, True
+        keep = 0 if final else _may_end(self._held)
+        cut = len(self._held) - keep
+        part, self._held = self._held[:cut], self._held[cut:]
+        return part, False
+
+
+def _may_be_head(text: str) -> bool:
+    bare = text.lstrip()
+    begins = (CHANNEL, START, "to=", "assistant", CONSTRAIN, MESSAGE)
+    return any(bare.startswith(begin) or begin.startswith(bare) for begin in begins)
+
+
+def _may_end(text: str) -> int:
+    """Length of the end of `text` that may be the beginning of a word."""
+    at = text.rfind("<", max(0, len(text) - _LONGEST_WORD))
+    tail = text[at:] if at >= 0 else ""
+    return len(tail) if tail and any(word.startswith(tail) for word in WORDS) else 0

@@ -1,0 +1,196 @@
+"""Forms whose calls are JSON objects with a name and arguments."""
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar
+
+from llm_runtime.tools.calls import Call, Offered, Tool, decode, hopeless, read_calls, read_cut, read_json, skip_space
+from llm_runtime.tools.form import Form, Tagged, agree, alternatives, random_name
+from llm_runtime.tools.lark import Lark, repeated
+
+
+class JsonForm(Tagged):
+    """JSON between words: one object, several after each other, or a list of them."""
+
+    def __init__(
+        self, name: str, openings: tuple[str, ...], closing: str = "", *,
+        listed: bool = False, keys: tuple[str, str] = ("name", "arguments"), space: str = "",
+    ) -> None:  # fmt: skip
+        """`space` stands on both sides of what is between the words; `keys` are those of the name and the arguments."""
+        self.name, self.openings, self.closing = name, openings, closing
+        self.tags = tuple(tag for tag in (*openings, closing) if tag)
+        self._listed, self._keys, self._space = listed, keys, space
+
+    def read(self, text: str, tools: Offered, final: bool) -> tuple[list[Call], int] | None:
+        begin = self.after_opening(text)
+        if begin is None:
+            return ([], 0) if final else None
+        values, end = self._values(text, begin)
+        calls, at = read_calls(values, tools), skip_space(text, end)
+        rest = text[at:]
+        if not self.closing and values:
+            return calls, end if calls else 0
+        if self.closing and rest.startswith(self.closing):
+            return calls, at + len(self.closing) if calls else 0
+        may_close = self.closing.startswith(rest)
+        if may_close or not hopeless(text, at):
+            if not final:
+                return None
+            # A part of the closing word is no text, and what begins a further call is read by `cut`.
+            return calls, len(text) if calls and may_close else 0
+        return calls, end if calls else 0
+
+    def writes(self, shown: str) -> bool:
+        return any(opening in shown for opening in self.openings) and self.closing in shown
+
+    def _values(self, text: str, begin: int) -> tuple[list[Any], int]:
+        values, at = list[Any](), begin
+        while (self.closing or not values) and text[skip_space(text, at) :][:1] in ("{", "["):
+            if (found := decode(text, at)) is None:
+                break
+            values += found[0] if isinstance(found[0], list) else [found[0]]
+            at = found[1]
+        return values, at
+
+    def cut(self, text: str, tools: Offered) -> list[Call]:
+        begin = self.after_opening(text)
+        return [] if begin is None else read_cut(text, begin, tools)
+
+    def calls(self, lark: Lark, tools: Sequence[Tool], most: int, *, opened: bool = False) -> str:
+        call = object_call(lark, tools, self._keys)
+        opening = lark.text(("" if opened else self.opening) + self._space)
+        closing = lark.text(self._space + self.closing)
+        if self._listed:
+            items = repeated(call, lark.text(", "), most)
+            return lark.rule("calls", f'{opening} "[" {items} "]" {closing}')
+        one = lark.rule("tagged_call", f"{opening} {call} {closing}")
+        return lark.rule("calls", repeated(one, lark.text("\n"), 1 if opened else most))
+
+
+class Llama(Form):
+    """`{"name": …, "parameters": {…}}` and nothing else, or several with `;` between them: Llama 3.1 to 4."""
+
+    name, first, bare = "llama", "{<", True
+    tags = ("<|python_tag|>", "<|python_start|>", "<|python_end|>")
+    _around = re.compile(r"(?:[;\s]|<\|python_(?:tag|start|end)\|>)*")
+
+    def may_begin(self, text: str, tools: Offered, fresh: bool) -> bool:
+        rest = self._bare(text)
+        return fresh and (not rest or any(tag.startswith(rest) for tag in self.tags) or is_object(rest, tools))
+
+    def read(self, text: str, tools: Offered, final: bool) -> tuple[list[Call], int] | None:
+        rest = self._bare(text)
+        if not rest:
+            # Words that no call follows are markup all the same.
+            return ([], len(text) if any(tag in text for tag in self.tags) else 0) if final else None
+        if not final and any(tag.startswith(rest) for tag in self.tags):
+            return None
+        return read_json(text, len(text) - len(rest), tools, final)
+
+    def begun(self, text: str, tools: Offered) -> bool:
+        return bool(self.cut(text, tools)) and self.read(text, tools, False) is None
+
+    def cut(self, text: str, tools: Offered) -> list[Call]:
+        rest = self._bare(text)
+        return [] if hopeless(rest, 0) else read_cut(rest, 0, tools)
+
+    def _bare(self, text: str) -> str:
+        found = self._around.match(text)
+        return text[found.end() :] if found else text
+
+    def calls(self, lark: Lark, tools: Sequence[Tool], most: int, *, opened: bool = False) -> str:
+        call = object_call(lark, tools, ("name", "parameters"))
+        return lark.rule("calls", repeated(call, lark.text("; "), most))
+
+
+class Mistral(Form):
+    """`[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`, or `[TOOL_CALLS]name[ARGS]{…}` for each call.
+
+    Some models leave the first word out: then calls are known by what follows.
+    """
+
+    first = "["
+    tags = ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]")
+    tag: ClassVar[str] = "[TOOL_CALLS]"
+
+    def __init__(self, *, named: bool = False) -> None:
+        """`named`: the name stands before the arguments, outside of any JSON."""
+        self._named, self.name = named, "mistral-named" if named else "mistral"
+
+    @property
+    def opening(self) -> str:
+        return self.tag
+
+    def may_begin(self, text: str, tools: Offered, fresh: bool) -> bool:
+        rest = text.removeprefix(self.tag).lstrip()
+        named = fresh or text.startswith(self.tag)
+        return (
+            agree(text, self.tag)
+            or (rest[:1] in ("[", "") and is_object(rest[1:], tools))
+            or (named and any(agree(rest, name + follows) for name in tools for follows in "{["))
+        )
+
+    def read(self, text: str, tools: Offered, final: bool) -> tuple[list[Call], int] | None:
+        if not final and self.tag.startswith(text.lstrip()):
+            return None
+        at = self._after_tag(text)
+        if text[at : at + 1] in ("", "["):
+            return read_json(text, at, tools, final)
+        head = re.match(r"([\w-]+)(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*(?=\{)", text[at:])
+        if head is None:
+            return ([], 0) if final or not re.match(r"[\w-]+(\[\w*(\]\w*)?)*\s*\Z", text[at:]) else None
+        if head[1] not in tools:
+            return [], 0
+        return read_json(text, at + head.end(), tools, final, name=head[1])
+
+    def begun(self, text: str, tools: Offered) -> bool:
+        at = self._after_tag(text)
+        sure = text.startswith(self.tag) or (text[at : at + 1] == "[" and bool(self.cut(text, tools)))
+        return sure and self.read(text, tools, False) is None
+
+    def cut(self, text: str, tools: Offered) -> list[Call]:
+        at = self._after_tag(text)
+        if text[at : at + 1] == "[":
+            return read_cut(text, at, tools)
+        head = re.match(r"([\w-]+)(?:\[CALL_ID\]\w*)?(?:\[ARGS\]\s*|(?=\{))(.*)", text[at:], re.DOTALL)
+        return [Call(head[1], head[2])] if head and head[1] in tools else []
+
+    def _after_tag(self, text: str) -> int:
+        return len(text) - len(text.lstrip().removeprefix(self.tag).lstrip())
+
+    def calls(self, lark: Lark, tools: Sequence[Tool], most: int, *, opened: bool = False) -> str:
+        tag = "" if opened else self.tag
+        if self._named:
+            heads = [lark.text(f"{tag}{tool.name}[ARGS]") for tool in tools]
+            each = [f"{head} {lark.schema(tool.parameters)}" for head, tool in zip(heads, tools, strict=True)]
+            return lark.rule("calls", repeated(alternatives(lark, each), "", 1 if opened else most))
+        items = repeated(object_call(lark, tools, ("name", "arguments")), lark.text(", "), most)
+        return lark.rule("calls", f'{lark.text(tag)} "[" {items} "]"')
+
+    def writes(self, shown: str) -> bool:
+        return self._named != ("[TOOL_CALLS][" in "".join(shown.split()))
+
+    def new_id(self) -> str:
+        # Its templates refuse any other when the call comes back with its result.
+        return random_name(9)
+
+
+def object_call(lark: Lark, tools: Sequence[Tool], keys: tuple[str, str]) -> str:
+    """What writes a call of any of `tools` as a JSON object."""
+    rules = []
+    for tool in tools:
+        head = lark.text(f'{{"{keys[0]}": "{tool.name}", "{keys[1]}": ')
+        rules.append(f'{head} {lark.schema(tool.parameters)} "}}"')
+    return alternatives(lark, rules)
+
+
+def is_object(text: str, names: Collection[str], *, whole: bool = False) -> bool:
+    """Whether `text`, cut anywhere, may be the JSON of a call; `whole`: whether it says as much as whose."""
+    squeezed = "".join(text[:200].split())
+    beginnings = [begin % name for name in names for begin in ('{"name":"%s"', '{"type":"function","name":"%s"')]
+    return any(squeezed.startswith(begin) if whole else agree(squeezed, begin) for begin in beginnings)
+
+
+def hermes() -> JsonForm:
+    """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`, anywhere: Hermes, Qwen 2.5 and 3, and many others."""
+    return JsonForm("hermes", ("<tool_call>",), "</tool_call>", space="\n")

@@ -1,0 +1,96 @@
+"""What a model thinks before it answers: taken out of the answer first, so that nothing in it is a call."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """How one model marks its thoughts."""
+
+    opening: str
+    closing: str
+    around_answer: tuple[str, ...] = ()
+    """Words that stand before and after the rest, for nobody to see."""
+
+
+TAGS = (
+    Tags("<think>", "</think>"),
+    Tags("[THINK]", "[/THINK]"),
+    Tags("<|START_THINKING|>", "<|END_THINKING|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
+    Tags("<seed:think>", "</seed:think>"),
+)
+"""Qwen, DeepSeek, GLM and many others; Magistral; Command A; Seed-OSS."""
+
+
+class Thoughts:
+    """Splits one answer, which may come in parts, into thoughts and the rest.
+
+    Thoughts stand at the answer's beginning, or behind others: a word that is quoted later begins none.
+    """
+
+    def __init__(self, tags: Tags, *, inside: bool) -> None:
+        """`inside`: the prompt has opened them already."""
+        self._tags, self._inside = tags, inside
+        self._held, self._fresh, self._trim = "", True, False
+        self._rest = ""
+
+    def take(self, text: str, *, final: bool) -> tuple[str, str]:
+        """(thoughts, the rest) that are certain now."""
+        thoughts, rest = self._split(text, final)
+        return thoughts, self._bare(rest, final) if self._tags.around_answer else rest
+
+    def _bare(self, text: str, final: bool) -> str:
+        """`text` without the words around it."""
+        self._rest += text
+        for word in self._tags.around_answer:
+            self._rest = self._rest.replace(word, "")
+        keep = 0 if final else max(_held_back(self._rest, word) for word in self._tags.around_answer)
+        cut = len(self._rest) - keep
+        shown, self._rest = self._rest[:cut], self._rest[cut:]
+        return shown
+
+    def _split(self, text: str, final: bool) -> tuple[str, str]:
+        self._held += text
+        thoughts, rest = "", ""
+        while self._held:
+            if self._inside:
+                part, done = self._until(self._tags.closing, final)
+                thoughts += part.lstrip("\n") if self._fresh else part
+                self._fresh = self._fresh and not part.strip("\n")
+                if not done:
+                    break
+                self._inside, self._fresh, self._trim = False, True, True
+            elif self._fresh:
+                bare = self._held.lstrip()
+                if bare.startswith(self._tags.opening):
+                    self._held, self._inside = bare[len(self._tags.opening) :], True
+                elif not final and self._tags.opening.startswith(bare):
+                    break
+                else:
+                    # The lines between thoughts and answer belong to neither.
+                    self._held, self._fresh = bare if self._trim else self._held, not bare
+                    if not bare:
+                        rest, self._held = rest + self._held, ""
+            else:
+                rest, self._held = rest + self._held, ""
+        return thoughts, rest
+
+    def _until(self, word: str, final: bool) -> tuple[str, bool]:
+        """What stands before `word`, as far as it is certain, and whether `word` came."""
+        before, found, after = self._held.partition(word)
+        if found:
+            self._held = after
+            return before.rstrip("\n"), True
+        keep = 0 if final else _held_back(before, word)
+        # The lines before the closing word are not known to stand before it yet.
+        end = len(before) - keep
+        end = end if final else len(before[:end].rstrip("\n"))
+        self._held = before[end:]
+        return before[:end], False
+
+
+def _held_back(text: str, word: str) -> int:
+    for length in range(min(len(word) - 1, len(text)), 0, -1):
+        if text.endswith(word[:length]):
+            return length
+    return 0

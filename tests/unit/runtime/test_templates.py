@@ -1,0 +1,112 @@
+"""Chat templates in the manner of the families that people serve say here what they say in Transformers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_runtime import templates
+from llm_runtime.templates import BadTemplate, render
+
+transformers = pytest.importorskip("transformers.utils.chat_template_utils")
+
+FAMILIES = sorted((Path(__file__).parent / "chat_templates").glob("*.jinja"))
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+CALL = {
+    "id": "abcDEF123",
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"city": "Kiel", "days": 3}},
+}
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
+TOOL = {"type": "function", "function": {"name": "weather", "description": "Of <a> city", "parameters": PARAMETERS}}
+
+SYSTEM, ASKED = {"role": "system", "content": "Be kind."}, {"role": "user", "content": 'Weather in "Kiel" & <Köln>?'}
+SAID = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nRain.", "reasoning_content": "hm"}
+CALLED: list[dict[str, Any]] = [
+    ASKED,
+    {"role": "assistant", "content": "", "tool_calls": [CALL], "reasoning": "I'll look."},
+    {"role": "tool", "tool_call_id": CALL["id"], "name": "weather", "content": '{"sky": "grey"}'},
+]
+CONVERSATIONS = {
+    "one question": ([ASKED], []),
+    "a system message": ([SYSTEM, ASKED], []),
+    "several turns": ([SYSTEM, ASKED, SAID, ASKED], []),
+    "ends with the assistant": ([ASKED, SAID], []),
+    "tools": ([SYSTEM, ASKED], [TOOL]),
+    "a call and its result": (CALLED, [TOOL]),
+    "a call is the last": (CALLED[:2], [TOOL]),
+    "a call without tools": (CALLED, []),
+}
+
+
+def name(file: Path) -> str:
+    return file.stem
+
+
+@pytest.mark.parametrize("prompt", [True, False], ids=["with a generation prompt", "without"])
+@pytest.mark.parametrize("conversation", CONVERSATIONS.values(), ids=list(CONVERSATIONS))
+@pytest.mark.parametrize("family", FAMILIES, ids=name)
+def test_a_family_is_rendered_as_transformers_renders_it(family: Path, conversation: Any, prompt: bool) -> None:
+    template, (messages, tools) = family.read_text(encoding="utf-8"), conversation
+    try:
+        [expected], _ = transformers.render_jinja_template(
+            conversations=[messages],
+            tools=tools or None,
+            chat_template=template,
+            add_generation_prompt=prompt,
+            **SPECIAL,
+        )
+    except Exception:
+        with pytest.raises(BadTemplate):
+            render(template, messages, tools, SPECIAL, add_generation_prompt=prompt)
+    else:
+        assert render(template, messages, tools, SPECIAL, add_generation_prompt=prompt) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=name)
+def test_every_family_renders_a_question(family: Path) -> None:
+    text = render(family.read_text(encoding="utf-8"), [ASKED], [TOOL], SPECIAL)
+    # Some write it escaped, or only count.
+    assert ASKED["content"] in text or family.stem in ("json-options", "dict-and-namespace", "generation-scope")
+
+
+def test_there_are_fifty_families() -> None:
+    assert len(FAMILIES) >= 50
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "{{ 1 // 0 }}",
+        "{{ 2.0 ** 5000 }}",
+        "{% for i in range(10000000) %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ messages | first | int | nope }}",
+        "{{ '%d' | format('x') }}",
+        "{{ [1] | map(attribute='a.b') | sum }}",
+        "{{ {} | tojson(indent=object) }}{{ messages | tojson(indent=messages) }}",
+        "{{ ({}).pop('x') }}",
+        "{{ 'x'.encode('no-such-codec') }}",
+        "{{ namespace(__class__=1) }}",
+        "{% set ns = namespace() %}{% set ns._x = 1 %}",
+        "{{ ''.__class__.__mro__ }}",
+    ],
+)
+def test_whatever_goes_wrong_inside_a_template_is_the_templates_fault(fault: str) -> None:
+    with pytest.raises(BadTemplate) as caught:
+        render(fault, [ASKED])
+    assert str(caught.value)
+
+
+def test_a_template_that_is_no_jinja_is_said_to_be_none() -> None:
+    with pytest.raises(BadTemplate, match="unknown tag 'generate'"):
+        templates.compiled("{% generate %}{% endgenerate %}")
+    assert templates.variables("{% generate %}") == frozenset()
+
+
+def test_a_template_that_wants_arguments_as_text_gets_them_as_text() -> None:
+    wants = "{% for m in messages %}{% for c in m.tool_calls %}"
+    wants += "{{ '```json\n' + c.function.arguments + '\n```' }}{% endfor %}{% endfor %}"
+    assert render(wants, CALLED, [TOOL]) == '```json\n{"city": "Kiel", "days": 3}\n```'
+    with pytest.raises(BadTemplate, match="can only concatenate"):
+        render("{% for m in messages %}{{ 'a' + 5 }}{% endfor %}", CALLED, [TOOL])
