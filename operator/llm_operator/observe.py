@@ -248,9 +248,7 @@ async def _resolve(
         connection = read_connection(asked.connection, outside.connections.current())
         return connection, Resolution(await outside.registry.resolve(connection, reference_of(asked)))
     except RegistryFault as error:
-        # Only an answer can take a version away; silence leaves the last one in force.
-        about_server = error.about_server or connection is None
-        return connection, Resolution(_last_known(asked, status.model) if about_server else None, error.fault)
+        return connection, Resolution(_last_known(asked, status.model) if error.keeps_version else None, error.fault)
 
 
 def reference_of(mlflow: MlflowModel, field: str = "spec.model.mlflow") -> Reference:

@@ -14,6 +14,8 @@ from llm_operator.plans.rollout import Decision, stamp
 from llm_operator.state import Fault, Manifest, Observed, RevisionChildren
 
 REGISTRY = frozenset({"RegistryDenied", "HostNotAllowed", "RegistryUnreachable", "ConnectionUnknown"})
+KEEPS = REGISTRY | {"ModelDenied"}
+"""Faults that leave the last known version in force, and so stop nothing that serves."""
 Verdict = tuple[str, str, str]
 """status, reason, message"""
 
@@ -146,11 +148,7 @@ def _stall(picture: Picture, now: datetime) -> Fault | None:
     fault, candidate = picture.observed.resolution.fault, picture.decision.candidate
     if picture.applied is not None and picture.applied.terminal:
         return picture.applied
-    if (
-        fault is not None
-        and fault.terminal
-        and not (picture.observed.resolution.last_known and fault.reason in REGISTRY)
-    ):
+    if fault is not None and fault.terminal and not (picture.observed.resolution.last_known and fault.reason in KEEPS):
         return fault
     if candidate is not None and candidate.outcome is not None:
         return Fault(candidate.reason or "ProgressDeadlineExceeded", _failed(picture), terminal=True)

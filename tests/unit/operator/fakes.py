@@ -43,6 +43,8 @@ class FakeCluster:
         self.down = False
         self.refuses: set[str] = set()
         """Kinds whose writes are refused."""
+        self.forbids: set[str] = set()
+        """Namespaces that may not be listed."""
         self.kinds = {"ServiceMonitor": False, "HTTPRoute": False}
         self._count = 0
 
@@ -57,6 +59,8 @@ class FakeCluster:
 
     async def list(self, kind: str, namespace: str, labels: str = "", fields: str = "") -> list[Manifest]:
         self._answer()
+        if namespace in self.forbids:
+            raise Refused(f"cannot list {kind} in the namespace {namespace}")
         wanted = dict(pair.split("=") for pair in labels.split(",") if pair)
         named = dict(pair.split("=") for pair in fields.split(",") if pair)
         return [
@@ -187,11 +191,15 @@ class FakeRegistry:
         self.tagged: dict[tuple[str, str], dict[str, str]] = {}
         self.tag_fault: RegistryFault | None = None
         """For those who write only."""
+        self.breaks: dict[str, Exception] = {}
+        """What everything asked of a server ends with, by its address."""
+        self.model_faults: dict[str, RegistryFault] = {}
+        """Of questions about one model, by its name."""
 
     async def resolve(self, connection: Connection, reference: Reference) -> ModelVersion:
         self.asked += 1
-        if self.fault is not None:
-            raise self.fault
+        if fault := self.breaks.get(connection.tracking_uri) or self.fault or self.model_faults.get(reference.name):
+            raise fault
         if reference.name not in self.aliases:
             raise ModelNotFound(f"no model {reference.name}")
         version = reference.version or self.aliases[reference.name][reference.alias or ""]
@@ -211,8 +219,8 @@ class FakeRegistry:
 
     async def summary(self, connection: Connection) -> dict[str, ModelSummary]:
         self.summaries += 1
-        if self.fault is not None:
-            raise self.fault
+        if fault := self.breaks.get(connection.tracking_uri) or self.fault:
+            raise fault
         return {name: ModelSummary(dict(aliases), {}) for name, aliases in self.aliases.items()}
 
 
