@@ -131,6 +131,17 @@ def first(generation: int, now: datetime) -> tuple[Condition, ...]:
     return settle(verdicts, (), generation, now)
 
 
+def unknown(previous: Iterable[Condition], fault: Fault, generation: int, now: datetime) -> tuple[Condition, ...]:
+    """Not everything could be looked at: whether it is ready is not known, all else stands as it was last seen."""
+    kept: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in previous}
+    verdicts = {
+        "Ready": ("Unknown", fault.reason, fault.message),
+        "Reconciling": ("True", Reason.Retrying, fault.message),
+        "Stalled": ("False", Reason.NoFault, "nothing is stuck"),
+    }
+    return settle({**{"Ready": verdicts["Ready"]}, **kept, **verdicts}, previous, generation, now)
+
+
 def invalid(previous: Iterable[Condition], message: str, generation: int, now: datetime) -> tuple[Condition, ...]:
     """A specification that can't be read; everything that runs is left as it is."""
     kept: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in previous}

@@ -92,7 +92,8 @@ class Reason(StrEnum):
     AdapterFailed = "AdapterFailed", "AdaptersReady is False: a pod can't load an adapter, for a reason not listed here"
     # Children
     NameTaken = "NameTaken", "an object that is not ours has a child's name"
-    ApplyFailed = "ApplyFailed", "the API server refused a child"
+    ApplyFailed = "ApplyFailed", "the API server refused a child; the message has its words"
+    NotObserved = "NotObserved", "the operator could not look at everything it needs; the message says what failed"
     ServiceMonitorMissing = "ServiceMonitorMissing", "asked for, but the cluster has no such CRD"
     GatewayApiMissing = "GatewayApiMissing", "canary.httpRoute is written, but the cluster has no HTTPRoute CRD"
     InvalidSpec = "InvalidSpec", "stored before the CRD knew better"
@@ -108,6 +109,8 @@ class Reason(StrEnum):
     # ApiKeys
     Issued = "Issued", "the Secret holds the key"
     Expired = "Expired", "expiresAt has passed"
+    Delivering = "Delivering", "pods do not know the key yet as the ApiKey has it; the message says which, and why"
+    KeyFileFull = "KeyFileFull", "the key file of an LLMDeployment has no room for the key: it is refused there"
     SecretNameTaken = "SecretNameTaken", "a Secret of that name is not this ApiKey's; it is not overwritten"
     DeploymentNotFound = "DeploymentNotFound", "a named LLMDeployment does not exist"
     TierUnknown = (

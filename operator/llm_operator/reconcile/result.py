@@ -25,4 +25,8 @@ class Done:
 
 
 class Retry(Exception):
-    """The state is reported, but the work is not done: again with back-off."""
+    """The state is reported, but the work is not done: again with back-off. `wake`: who looks meanwhile."""
+
+    def __init__(self, message: str, wake: tuple[Key, ...] = ()) -> None:
+        super().__init__(message)
+        self.wake = wake
