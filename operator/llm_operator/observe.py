@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from pydantic import ValidationError
 
 from llm_operator import plans
-from llm_operator.cluster import Cluster
+from llm_operator.cluster import ApiError, Cluster, NotFound
 from llm_operator.crds import (
     AdapterSpec,
     ApiKeyStatus,
@@ -179,10 +179,20 @@ async def _figures(
 
 
 async def _optional(outside: Outside, kind: str, meta: Meta, labels: str) -> list[Manifest] | None:
-    """Children of a kind that the cluster may not know; None where it does not."""
+    """Children of a kind that the cluster may not know; None where it does not.
+
+    ServiceMonitors that can't be listed are applied all the same, and told if they can't: nothing waits for monitoring.
+    """
     if not await outside.cluster.serves(kind):
         return None
-    return await outside.cluster.list(kind, meta.namespace, labels)
+    try:
+        return await outside.cluster.list(kind, meta.namespace, labels)
+    except NotFound:
+        return None  # Its CRD was removed a moment ago.
+    except ApiError:
+        if kind != "ServiceMonitor":
+            raise
+        return []
 
 
 async def _database_missing(cluster: Cluster, meta: Meta, spec: LLMDeploymentSpec) -> str:
@@ -221,11 +231,16 @@ async def _events(cluster: Cluster, meta: Meta, pods: list[Manifest]) -> dict[st
 
 
 async def _events_of(cluster: Cluster, meta: Meta, pods: list[str]) -> dict[str, list[Manifest]]:
-    """The Events of these pods, by their names."""
-    found = await asyncio.gather(
-        *(cluster.list("Event", meta.namespace, fields=f"involvedObject.name={name}") for name in pods)
-    )
-    return dict(zip(pods, found, strict=True))
+    """The Events of these pods, by their names. They are a hint: where they can't be read there are none."""
+
+    async def of(name: str) -> list[Manifest]:
+        try:
+            return await cluster.list("Event", meta.namespace, fields=f"involvedObject.name={name}")
+        except ApiError as error:
+            log.warning("the Events of pod %s/%s can't be read: %s", meta.namespace, name, error)
+            return []
+
+    return dict(zip(pods, await asyncio.gather(*(of(name) for name in pods)), strict=True))
 
 
 async def _nodes_coming(

@@ -211,7 +211,7 @@ def _model(observed: Observed, now: datetime) -> ModelStatus | None:
         stage=reference.stage if reference else None,
         connection=reference.connection if reference else None,
         source=model.source[:2048] or None,
-        run_id=model.run_id or None,
+        run_id=model.run_id[:63] or None,
         available=approval.available(observed, rollout.stamp(now)),
     )
     loose = {"resolved_at": None, "available": found.available}

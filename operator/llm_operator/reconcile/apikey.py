@@ -65,7 +65,7 @@ async def _bring(outside: Outside, resource: Manifest, pace: Pace) -> Done:
     changed = _identity(status) != _identity(observed.status)
     wake = _concerned(observed, status.deployments or ()) if changed else _unwritten(observed, status)
     if fault is not None and not fault.terminal:
-        raise Retry(fault.message, wake)
+        raise Retry(fault.message, Done(wake=wake))
     outside.unwell.discard(observed.meta.key)
     return Done(_next_look(observed, pace), wake)
 

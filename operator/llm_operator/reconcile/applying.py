@@ -15,7 +15,6 @@ SILENCES = 2
 """So many requests without an answer, one after the other, and no further object is tried in this look."""
 TRAFFIC = frozenset({"Service", "HTTPRoute"})
 SIDE = frozenset({"ServiceMonitor", "HorizontalPodAutoscaler", "PodDisruptionBudget"})
-"""Kinds that nothing that serves depends on."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +22,10 @@ class Trouble:
     """One object that is not as planned."""
 
     fault: Fault
-    kind: str
     passing: bool = False
     """The API server may do it the next time."""
+    side: bool = False
+    """Nothing that serves depends on it."""
     turns: bool = False
     """Traffic was to go another way through it."""
 
@@ -33,6 +33,7 @@ class Trouble:
 async def apply(outside: Outside, observed: Observed, plan: Plan, found: Iterable[Trouble]) -> Applied:
     """Apply everything, then prune. `found`: what went wrong with the key file."""
     troubles, silences = list(found), 0
+    routed = any(manifest["kind"] == "HTTPRoute" for manifest in plan.objects)
     seen = {(child["kind"], child["metadata"]["name"]): child for child in observed.children}
     for manifest in plan.objects:
         live = seen.get((manifest["kind"], manifest["metadata"]["name"]))
@@ -42,26 +43,23 @@ async def apply(outside: Outside, observed: Observed, plan: Plan, found: Iterabl
             await put(outside, observed.meta, manifest, live)
             silences = 0
         except (NameTaken, ApiError) as error:
-            troubles.append(trouble(manifest, error, live))
+            troubles.append(_trouble(manifest, error, live, routed=routed))
             silences = silences + 1 if isinstance(error, Unanswered) else 0
         if silences == SILENCES:
             break
-    if all(each.kind in SIDE for each in troubles):
+    if all(each.side for each in troubles):
         # A half-applied plan prunes nothing: what is not wanted may still be what serves.
         troubles += await _prune(outside, observed.meta, plan)
     return _together(troubles)
 
 
-def trouble(manifest: Manifest, error: NameTaken | ApiError, live: Manifest | None = None) -> Trouble:
-    """What an object is told for that could not be applied."""
-    kind = manifest["kind"]
+def _trouble(manifest: Manifest, error: NameTaken | ApiError, live: Manifest | None, *, routed: bool) -> Trouble:
+    kind, labels = manifest["kind"], manifest["metadata"].get("labels") or {}
+    # Services beside the endpoint's are for previews, but where a route sends traffic to them.
+    side = kind in SIDE or (names.PREVIEW_LABEL in labels and not routed)
     turned = live is not None and kind == "Service" and live["spec"].get("selector") == manifest["spec"]["selector"]
-    return Trouble(
-        refused(manifest, error),
-        kind,
-        passing=passes(error),
-        turns=kind in TRAFFIC and not turned,
-    )
+    turns = kind in TRAFFIC and not side and not turned
+    return Trouble(refused(manifest, error), passing=passes(error), side=side, turns=turns)
 
 
 def _stops_pods(manifest: Manifest, live: Manifest | None) -> bool:
@@ -89,7 +87,7 @@ async def _prune(outside: Outside, meta: Meta, plan: Plan) -> list[Trouble]:
 
 def _kept(kind: str, name: str, error: ApiError) -> Trouble:
     said = f"{kind} {name} is not wanted any more and could not be deleted: {error}"
-    return Trouble(Fault(Reason.ApplyFailed, said), kind, passing=passes(error))
+    return Trouble(Fault(Reason.ApplyFailed, said), passing=passes(error), side=True)
 
 
 async def _forget_credentials(outside: Outside, meta: Meta, plan: Plan) -> None:
@@ -106,7 +104,7 @@ def _together(troubles: list[Trouble]) -> Applied:
     """The worst is told: one that will not pass by itself, then what serves, then what came first."""
     if not troubles:
         return Applied()
-    worst = min(troubles, key=lambda each: (not each.fault.terminal, each.kind in SIDE))
+    worst = min(troubles, key=lambda each: (not each.fault.terminal, each.side))
     return Applied(
         worst.fault,
         turned=not any(each.turns for each in troubles),

@@ -19,8 +19,8 @@ from llm_operator.keyring import ReadKey
 from llm_operator.observe import Outside
 from llm_operator.plans import keys, names
 from llm_operator.plans.reasons import Reason
-from llm_operator.reconcile.applying import Trouble, trouble
-from llm_operator.reconcile.put import NameTaken, put
+from llm_operator.reconcile.applying import Trouble
+from llm_operator.reconcile.put import NameTaken, put, refused
 from llm_operator.reconcile.result import Done, Retry
 from llm_operator.reconcile.standing import passes
 from llm_operator.state import Fault, HeldKey, Key, Manifest, Meta
@@ -62,7 +62,7 @@ async def reconcile(key: Key, outside: Outside) -> Done:
         after = keys.with_keys(before, meta, _access(resource), (*held, *own))
         delivery = await deliver(outside, meta, after, held, known, before)
     if delivery.trouble is not None:
-        raise Retry(delivery.trouble.fault.message, delivery.late)
+        raise Retry(delivery.trouble.fault.message, Done(wake=delivery.late, gone=True))
     # The Secret is written: a pod that can't be told has it within a minute or two.
     if of_deployment in outside.untold:
         pods = await cluster.list("Pod", meta.namespace, f"{names.DEPLOYMENT_LABEL}={meta.name}")
@@ -99,7 +99,7 @@ async def deliver(
         if live is None or live.get("data") != secret["data"]:
             await put(outside, owner, secret, live)
     except (NameTaken, ApiError) as error:
-        found = trouble(secret, error)
+        found = Trouble(refused(secret, error), passing=passes(error))
         given = replace(before, trouble=found.fault.message) if before else None
     else:
         given = keys.given(secret, before, held)
@@ -131,5 +131,5 @@ async def _tell(cluster: Cluster, namespace: str, pod: str, digest: str) -> Trou
         return None
     except ApiError as error:
         told = f"pod {pod} could not be told of changed keys, and sees them within a minute or two: {error}"
-        return Trouble(Fault(Reason.ApplyFailed, told), "Pod", passing=passes(error))
+        return Trouble(Fault(Reason.ApplyFailed, told), passing=passes(error), side=True)
     return None

@@ -8,7 +8,7 @@ from llm_operator import keyring, observe, plans
 from llm_operator.cluster import Cluster
 from llm_operator.crds import LLMDeploymentStatus
 from llm_operator.observe import Outside
-from llm_operator.plans import Applied, apikeys, conditions, faults, names
+from llm_operator.plans import apikeys, conditions, faults, names
 from llm_operator.plans.reasons import Reason
 from llm_operator.reconcile import gates, keyfile, standing, verdict
 from llm_operator.reconcile.applying import apply
@@ -64,15 +64,18 @@ async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> 
         delivery = replace(delivery, trouble=await keyfile.tell_pods(outside, observed.meta, plan.key_file, pods))
     applied = await apply(outside, observed, plan, [delivery.trouble] if delivery.trouble else [])
     fault, late = applied.fault, tuple(dict.fromkeys((*delivery.late, *_late_keys(observed))))
+    if not standing.lasts(outside, key, applied.passing):
+        raise Retry(fault.message if fault else "", Done(wake=late))
     if not applied.passing:
         outside.unwell.discard(key)
-    if standing.lasts(outside, key, applied.passing):
-        await _report(outside, resource, observed, plan, applied)
-    if fault is not None and not fault.terminal:
-        raise Retry(fault.message, late)
+    status = plans.after_apply(plan, observed, applied, outside.clock())
+    await _report(outside, resource, observed, plan, status, fault)
     check = (Key("SecretCheck", key.namespace, key.name), pace.verify_seconds)
-    told = verdict.due(outside, observed, plan.status) if fault is None else ()
-    return Done(_next_look(observed, plan, fault, pace), late, later=(check, *told))
+    later = (check, *verdict.due(outside, observed, status))
+    done = Done(_next_look(observed, plan, fault, pace), late, later)
+    if fault is not None and not fault.terminal:
+        raise Retry(fault.message, done)
+    return done
 
 
 async def check_secrets(key: Key, outside: Outside, pace: Pace) -> Done:
@@ -118,9 +121,15 @@ async def _refuse(outside: Outside, resource: Manifest, error: ValidationError, 
     return Done(pace.verify_seconds)
 
 
-async def _report(outside: Outside, resource: Manifest, observed: Observed, plan: Plan, applied: Applied) -> None:
-    now, fault = outside.clock(), applied.fault
-    status = plans.after_apply(plan, observed, applied, now)
+async def _report(
+    outside: Outside,
+    resource: Manifest,
+    observed: Observed,
+    plan: Plan,
+    status: LLMDeploymentStatus,
+    fault: Fault | None,
+) -> None:
+    now = outside.clock()
     happened = plan.occurrences if plans.recorded(plan, status) else ()
     if fault is not None:
         before = next((c for c in observed.status.conditions if c.type == "Applied"), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llm_operator.cluster import Refused, Unavailable
-from llm_operator.reconcile import Done, Pace, Retry, reconcile
+from llm_operator.reconcile import Pace, Retry, reconcile
 from llm_operator.state import Key
 from unit.operator.fakes import NAMESPACE, World
 from unit.operator.test_reconcile_apikey import BOT, FILE, TEAM, issued, known, look, world_with_a_pod
@@ -32,7 +32,7 @@ async def settle(world: World, *keys: Key) -> None:
         try:
             done = await reconcile(key, world.outside, Pace(60, 5))
         except Retry as error:
-            done = Done(wake=error.wake)
+            done = error.done
         waiting += [other for other in done.wake if other not in waiting]
     raise AssertionError(f"still woken: {waiting}")
 
