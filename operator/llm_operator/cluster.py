@@ -4,7 +4,8 @@ ApiError
 ├── NotFound     404: no such object
 ├── Conflict     409: it is there already, or has changed since it was read
 ├── Refused      401, 403, 422 and other 4xx: this request will not be granted as it is
-└── Unavailable  429, 5xx, no connection: later, perhaps
+└── Unavailable  429, 5xx: later, perhaps
+    └── Unanswered  no connection, or no answer in time
 """
 
 import json
@@ -64,7 +65,11 @@ class Refused(ApiError):
 
 
 class Unavailable(ApiError):
-    """The API server can't answer now."""
+    """The API server can't answer now, or not this."""
+
+
+class Unanswered(Unavailable):
+    """The API server said nothing."""
 
 
 class NoCluster(Exception):
@@ -230,7 +235,7 @@ class KubernetesCluster:
             self.last_answer = self._clock()
             raise _explain(error, path) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unavailable(unanswered(self._where, error)) from error
+            raise Unanswered(unanswered(self._where, error)) from error
         self.last_answer = self._clock()
         return content
 

@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from pydantic import ValidationError
 
 from llm_operator import plans
-from llm_operator.cluster import Cluster
+from llm_operator.cluster import ApiError, Cluster, NotFound
 from llm_operator.crds import (
-    AccessSpec,
     AdapterSpec,
-    ApiKeySpec,
     ApiKeyStatus,
     LLMDeploymentSpec,
     LLMDeploymentStatus,
@@ -24,7 +22,7 @@ from llm_operator.crds import (
     ModelStatus,
 )
 from llm_operator.inventory import Inventory
-from llm_operator.plans import apikeys, faults, keys, names, source, verdicts
+from llm_operator.plans import faults, keys, names, source, verdicts
 from llm_operator.plans.rollout import room
 from llm_operator.pods import Pods
 from llm_operator.prometheus import Prometheus
@@ -35,21 +33,20 @@ from llm_operator.state import (
     Connection,
     Fault,
     Figures,
-    HeldKey,
+    Given,
     Key,
     Manifest,
     Meta,
     ModelVersion,
     Observed,
-    ObservedKey,
     Resolution,
     ResolvedAdapter,
     RevisionChildren,
     SmokeOutcome,
 )
-from llm_runtime.contract import KEY_PREFIX, hash_key, key_id_of
 
 log = logging.getLogger(__name__)
+Status = TypeVar("Status", LLMDeploymentStatus, ApiKeyStatus)
 
 
 class ConnectionSource(Protocol):
@@ -85,11 +82,16 @@ class Outside:
     """By deployment uid. Taken again after a restart."""
     key_files: defaultdict[Key, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     """By LLMDeployment: held while its keys are read and their file is written."""
+    given: dict[Key, Given] = field(default_factory=dict)
+    """By LLMDeployment: what its pods were given, as last written or read."""
+    unwell: set[Key] = field(default_factory=set)
+    """Objects whose last look met a fault that may pass by itself: when it is met again it is told."""
+    untold: set[Key] = field(default_factory=set)
+    """LLMDeployments of whose pods some may not have been told that their key file has changed."""
     smoke: dict[tuple[str, str, str, str], SmokeOutcome] = field(default_factory=dict)
     """Outcomes by (deployment uid, candidate, ConfigMap, its resourceVersion): prompts are asked once."""
 
 
-DIGESTS_KEPT = 200_000
 WAITING_ASKED = 8
 """Of more pods that wait for their containers at once, Events are not read: they wait for the same."""
 UNPLACED_ASKED = 3
@@ -112,13 +114,13 @@ def meta_of(resource: Manifest) -> Meta:
 
 
 async def deployment(outside: Outside, resource: Manifest) -> Observed:
-    """Everything about one LLMDeployment but its keys, which `held_keys` gives when they are written.
+    """Everything about one LLMDeployment but its keys, which `keyring` gives when they are written.
 
     Raises pydantic.ValidationError for a specification that can't be read.
     """
     meta = meta_of(resource)
     spec = LLMDeploymentSpec.model_validate(resource["spec"])
-    status = LLMDeploymentStatus.model_validate(resource.get("status") or {})
+    status = status_of(LLMDeploymentStatus, resource)
     labels = f"{names.DEPLOYMENT_LABEL}={meta.name}"
     listed, pods, ((connection, resolution), adapters), (monitors, routes), missing = await asyncio.gather(
         asyncio.gather(*(outside.cluster.list(kind, meta.namespace, labels) for kind in plans.CHILD_KINDS)),
@@ -177,10 +179,20 @@ async def _figures(
 
 
 async def _optional(outside: Outside, kind: str, meta: Meta, labels: str) -> list[Manifest] | None:
-    """Children of a kind that the cluster may not know; None where it does not."""
+    """Children of a kind that the cluster may not know; None where it does not.
+
+    ServiceMonitors that can't be listed are applied all the same, and told if they can't: nothing waits for monitoring.
+    """
     if not await outside.cluster.serves(kind):
         return None
-    return await outside.cluster.list(kind, meta.namespace, labels)
+    try:
+        return await outside.cluster.list(kind, meta.namespace, labels)
+    except NotFound:
+        return None  # Its CRD was removed a moment ago.
+    except ApiError:
+        if kind != "ServiceMonitor":
+            raise
+        return []
 
 
 async def _database_missing(cluster: Cluster, meta: Meta, spec: LLMDeploymentSpec) -> str:
@@ -219,11 +231,16 @@ async def _events(cluster: Cluster, meta: Meta, pods: list[Manifest]) -> dict[st
 
 
 async def _events_of(cluster: Cluster, meta: Meta, pods: list[str]) -> dict[str, list[Manifest]]:
-    """The Events of these pods, by their names."""
-    found = await asyncio.gather(
-        *(cluster.list("Event", meta.namespace, fields=f"involvedObject.name={name}") for name in pods)
-    )
-    return dict(zip(pods, found, strict=True))
+    """The Events of these pods, by their names. They are a hint: where they can't be read there are none."""
+
+    async def of(name: str) -> list[Manifest]:
+        try:
+            return await cluster.list("Event", meta.namespace, fields=f"involvedObject.name={name}")
+        except ApiError as error:
+            log.warning("the Events of pod %s/%s can't be read: %s", meta.namespace, name, error)
+            return []
+
+    return dict(zip(pods, await asyncio.gather(*(of(name) for name in pods)), strict=True))
 
 
 async def _nodes_coming(
@@ -248,9 +265,7 @@ async def _resolve(
         connection = read_connection(asked.connection, outside.connections.current())
         return connection, Resolution(await outside.registry.resolve(connection, reference_of(asked)))
     except RegistryFault as error:
-        # Only an answer can take a version away; silence leaves the last one in force.
-        about_server = error.about_server or connection is None
-        return connection, Resolution(_last_known(asked, status.model) if about_server else None, error.fault)
+        return connection, Resolution(_last_known(asked, status.model) if error.keeps_version else None, error.fault)
 
 
 def reference_of(mlflow: MlflowModel, field: str = "spec.model.mlflow") -> Reference:
@@ -298,74 +313,17 @@ def _last_known(asked: MlflowModel, known: ModelStatus | None) -> ModelVersion |
     return ModelVersion(known.name, known.version, known.source or "", known.run_id or "") if same else None
 
 
-async def held_keys(outside: Outside, meta: Meta) -> tuple[HeldKey, ...]:
-    """The keys that open this deployment, as digests. An ApiKey that can't be read opens nothing and stops no other."""
-    concerned = [read for item in await outside.cluster.list("ApiKey", meta.namespace) if (read := _readable(item))]
-    found = await asyncio.gather(
-        *(
-            _held_key(outside, meta, owner, spec, status)
-            for owner, spec, status in concerned
-            if not owner.deleting and apikeys.opens(spec, meta)
-        )
-    )
-    return tuple(key for key in found if key is not None)
+def status_of(model: type[Status], resource: Manifest) -> Status:
+    """The status of a custom resource. What can't be read of it (edited by hand, or a newer operator's) is left out."""
+    found = dict(resource.get("status") or {})
+    while True:
+        try:
+            return model.model_validate(found)
+        except ValidationError as error:
+            odd = {str(fault["loc"][0]) for fault in error.errors(include_input=False) if fault["loc"]} & found.keys()
+            meta = resource["metadata"]
+            log.warning("%s/%s: status.%s can't be read", meta["namespace"], meta["name"], ", ".join(sorted(odd)))
+            found = {name: value for name, value in found.items() if name not in odd} if odd else {}
 
 
-def _readable(item: Manifest) -> tuple[Meta, ApiKeySpec, ApiKeyStatus] | None:
-    meta = meta_of(item)
-    try:
-        return meta, ApiKeySpec.model_validate(item["spec"]), ApiKeyStatus.model_validate(item.get("status") or {})
-    except ValidationError as error:
-        fault = error.errors(include_input=False)[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        who = f"ApiKey {meta.namespace}/{meta.name}"
-        log.warning("%s can't be read and opens nothing: %s: %s", who, where, fault["msg"])
-        return None
-
-
-async def _held_key(
-    outside: Outside, meta: Meta, owner: Meta, spec: ApiKeySpec, status: ApiKeyStatus
-) -> HeldKey | None:
-    known = (status.prefix or "").removeprefix(f"{KEY_PREFIX}_")
-    digest = outside.digests.get((meta.uid, owner.uid, known)) if known else None
-    if digest is not None:
-        return HeldKey(known, digest, owner, spec, status)
-    # Until a renamed Secret has been made, the key is still in the one that the status names.
-    secret = await outside.cluster.get("Secret", meta.namespace, status.secret_name or apikeys.secret_name(owner, spec))
-    key = keys.decode(secret, keys.API_KEY_FIELD) if secret and names.owned(secret, owner) else None
-    key_id = key_id_of(key) if key else None
-    if key is None or key_id is None:
-        return None
-    if len(outside.digests) >= DIGESTS_KEPT:
-        outside.digests.clear()
-    digest = outside.digests[meta.uid, owner.uid, key_id] = hash_key(key, meta.uid)
-    return HeldKey(key_id, digest, owner, spec, status)
-
-
-async def api_key(outside: Outside, resource: Manifest) -> ObservedKey:
-    """Everything about one ApiKey."""
-    meta, spec = meta_of(resource), ApiKeySpec.model_validate(resource["spec"])
-    secret, deployments = await asyncio.gather(
-        outside.cluster.get("Secret", meta.namespace, apikeys.secret_name(meta, spec)),
-        outside.cluster.list("LLMDeployment", meta.namespace),
-    )
-    return ObservedKey(
-        meta=meta,
-        spec=spec,
-        status=ApiKeyStatus.model_validate(resource.get("status") or {}),
-        secret=secret,
-        deployments=tuple(meta_of(item) for item in deployments),
-        now=outside.clock(),
-        tiers={item["metadata"]["name"]: _tier_names(item) for item in deployments},
-    )
-
-
-def _tier_names(deployment: Manifest) -> tuple[str, ...]:
-    try:
-        return AccessSpec.model_validate(deployment["spec"].get("access") or {}).tier_names()
-    except ValidationError:
-        # Its own status says so; the keys of its neighbours are none the worse.
-        return ()
-
-
-__all__ = ["Fault", "Outside", "api_key", "deployment", "meta_of", "reference_of"]
+__all__ = ["Fault", "Outside", "deployment", "meta_of", "reference_of", "status_of"]

@@ -59,8 +59,8 @@ class HttpPods:
             async with self._places, asyncio.timeout(TIMEOUT_SECONDS):
                 status, text = await self._text("GET", root + contract.METRICS_PATH)
                 return read(text) if status == 200 else None
-        except (httpx.HTTPError, TimeoutError, ValueError):
-            return None
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, LookupError):
+            return None  # LookupError: a metric without its labels.
 
     async def ask(self, pod: Manifest, key: str, body: dict[str, Any]) -> Answer:
         root = _root(pod)
@@ -72,7 +72,8 @@ class HttpPods:
             async with self._places, asyncio.timeout(ANSWER_SECONDS):
                 status, text = await self._text("POST", root + path, json=body, headers=headers, timeout=ANSWER_SECONDS)
             return Answer(status, _generated(text) if status == 200 else text[:500])
-        except (httpx.HTTPError, TimeoutError, ValueError) as error:
+        # TypeError, RecursionError: a prompt that is no JSON.
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, TypeError, RecursionError) as error:
             return Answer(0, f"{type(error).__name__}: {error}")
 
     async def _text(self, method: str, url: str, **more: Any) -> tuple[int, str]:

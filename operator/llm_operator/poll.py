@@ -52,8 +52,8 @@ class Poll:
                 self._rung.discard(connection)
                 await self.look(connection)
                 await asyncio.sleep(LOOK_SECONDS)
-        except ApiError as error:
-            log.warning("a webhook of %s is left to the next poll: %s", connection, error)
+        except Exception as error:
+            _late(f"a webhook of {connection} is left to the next poll", error)
         finally:
             del self._attended[connection]
 
@@ -63,20 +63,33 @@ class Poll:
             await asyncio.sleep(interval_seconds * random.uniform(0.8, 1.0))
             try:
                 await self.look()
-            except ApiError as error:
-                log.warning("polling is late: %s", error)
+            except Exception as error:
+                # The poll is for all: nothing that is odd about one object or server may end it.
+                _late("polling is late", error)
 
     async def look(self, only: str | None = None) -> None:
-        """One round over all connections that some LLMDeployment uses, or over one of them."""
+        """One round over all connections that some LLMDeployment uses, or over one of them.
+
+        A namespace that can't be listed, a server and an object that can't be read are told, and left out alone.
+        """
         by_connection: dict[str, list[Manifest]] = defaultdict(list)
-        for namespace in self._namespaces:
-            for resource in await self._cluster.list("LLMDeployment", namespace):
-                for connection in {_server(asked) for asked in _asked(resource)}:
-                    by_connection[connection].append(resource)
+        for resource in [each for namespace in self._namespaces for each in await self._listed(namespace)]:
+            for connection in _connections(resource):
+                by_connection[connection].append(resource)
         chosen = (
             by_connection if only is None else {name: by_connection[name] for name in {only} & by_connection.keys()}
         )
-        await asyncio.gather(*(self._look_at(name, resources) for name, resources in chosen.items()))
+        looks = [self._look_at(name, resources) for name, resources in chosen.items()]
+        for name, error in zip(chosen, await asyncio.gather(*looks, return_exceptions=True), strict=True):
+            if isinstance(error, Exception):
+                _late(f"polling connection {name} is late", error)
+
+    async def _listed(self, namespace: str) -> list[Manifest]:
+        try:
+            return await self._cluster.list("LLMDeployment", namespace)
+        except ApiError as error:
+            _late(f"polling namespace {namespace} is late" if namespace else "polling is late", error)
+            return []
 
     async def _look_at(self, name: str, resources: list[Manifest]) -> None:
         try:
@@ -97,6 +110,18 @@ class Poll:
     def _wake(self, resource: Manifest) -> None:
         meta = resource["metadata"]
         self._have_reconciled(Key("LLMDeployment", meta["namespace"], meta["name"]))
+
+
+def _late(what: str, error: Exception) -> None:
+    log.warning("%s: %s", what, error, exc_info=None if isinstance(error, ApiError) else error)
+
+
+def _connections(resource: Manifest) -> set[str]:
+    """The servers that it refers to; none for one that can't be read, which its own status says."""
+    try:
+        return {_server(asked) for asked in _asked(resource)}
+    except (LookupError, TypeError, AttributeError):
+        return set()
 
 
 def moved(resource: Manifest, connection: str, found: dict[str, ModelSummary]) -> list[str]:

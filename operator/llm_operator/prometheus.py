@@ -81,7 +81,8 @@ def _read(answer: dict[str, object], server: str) -> Measured:
     if answer["status"] != "success":
         return Measured(waiting=f"{server} refuses the query: {str(answer.get('error'))[:300]}")
     data = answer["data"]
-    assert isinstance(data, dict)
+    if not isinstance(data, dict):
+        raise TypeError("data is no object")
     kind, result = data["resultType"], data["result"]
     if kind == "scalar":
         return Measured(float(result[1]))

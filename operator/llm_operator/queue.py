@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+QUICK_CAP_SECONDS, SLOW_CAP_SECONDS = 4.0, 30.0
+"""The longest pauses between tries of what fails, before the jitter."""
 
 
 @dataclass
@@ -150,8 +152,10 @@ class Lanes(Generic[Item]):
     """Two queues as one for those who add: items that must not wait behind slow work have workers of their own."""
 
     def __init__(self, quick: Callable[[Item], bool]) -> None:
-        self.quick: Queue[Item] = Queue()
-        self.slow: Queue[Item] = Queue()
+        # A webhook that is away, a quota: nobody tells that the cause has gone, so the pauses stay short. An API server
+        # that is away altogether tells of everything when it is back.
+        self.quick: Queue[Item] = Queue(Backlog(cap_seconds=QUICK_CAP_SECONDS))
+        self.slow: Queue[Item] = Queue(Backlog(cap_seconds=SLOW_CAP_SECONDS))
         self._is_quick = quick
 
     def _of(self, item: Item) -> Queue[Item]:

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from llm_operator.crds import AdapterSpec, ApiKeySpec, ApiKeyStatus, LLMDeploymentSpec, LLMDeploymentStatus
+from llm_runtime.contract import KeyRecord
 
 Manifest = dict[str, Any]
 """A Kubernetes object as JSON."""
@@ -228,6 +229,24 @@ class HeldKey:
 
 
 @dataclass(frozen=True)
+class Given:
+    """What the pods of one LLMDeployment were given: the key file as it was last written."""
+
+    digest: str
+    """Of the Secret's content."""
+    records: Mapping[str, KeyRecord]
+    """By `namespace/name` of the ApiKey."""
+    left_out: frozenset[str] = frozenset()
+    """ApiKeys for which it has no room."""
+    trouble: str = ""
+    """Why it can't be read, or was not written the last time."""
+
+    def record(self, owner: Meta) -> KeyRecord | None:
+        """What the pods know of an ApiKey."""
+        return self.records.get(f"{owner.namespace}/{owner.name}")
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything that a plan for one LLMDeployment is made from."""
 
@@ -323,3 +342,5 @@ class ObservedKey:
     now: datetime
     tiers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The names of each LLMDeployment's tiers."""
+    given: Mapping[str, Given] = field(default_factory=dict)
+    """By LLMDeployment that has a key file, of those that the key opens or has opened."""

@@ -12,6 +12,7 @@ from llm_operator.cluster import KINDS, open_session
 from llm_operator.crds import API_VERSION
 from llm_operator.hearing import Hearing
 from llm_operator.plans.names import DEPLOYMENT_LABEL, MANAGED_SELECTOR
+from llm_operator.reconcile.keyfile import KIND as KEY_FILE
 from llm_operator.state import Key
 
 OWN = ("LLMDeployment", "ApiKey")
@@ -64,8 +65,20 @@ async def watch(add: Callable[[Key], None], namespaces: tuple[str, ...], identit
 def _registry(add: Callable[[Key], object], hearing: Hearing) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
-    async def own(body: kopf.Body, **_: Any) -> None:
-        add(Key(body["kind"], body["metadata"]["namespace"], body["metadata"]["name"]))
+    labels: dict[str, dict[str, str]] = {}
+
+    async def own(body: kopf.Body, **event: Any) -> None:
+        meta = body["metadata"]
+        add(Key(body["kind"], meta["namespace"], meta["name"]))
+        if body["kind"] != "LLMDeployment":
+            return
+        # Keys choose deployments by their labels, and while nobody watched some may have been deleted.
+        now = None if event["type"] == "DELETED" else dict(meta.get("labels") or {})
+        if now is None:
+            labels.pop(meta["uid"], None)
+        elif labels.get(meta["uid"]) != now:
+            labels[meta["uid"]] = now
+            add(Key(KEY_FILE, meta["namespace"], meta["name"]))
 
     async def child(body: kopf.Body, **_: Any) -> None:
         name = (body["metadata"].get("labels") or {}).get(DEPLOYMENT_LABEL)

@@ -47,7 +47,7 @@ def test_a_key_is_issued_and_its_digest_reaches_the_deployment(place: Place) -> 
     assert status["prefix"] == f"llmk_{key_id_of(key)}"
     assert status["deployments"] == ["bot"]
     assert key not in json.dumps(status)
-    assert place.condition("Ready", "team", "ApiKey")["status"] == "True"
+    eventually(lambda: place.condition("Ready", "team", "ApiKey")["status"] == "True")
     eventually(lambda: all(nudged(pod) for pod in place.api.list("Pod", place.name)))
 
 

@@ -10,6 +10,12 @@ from llm_operator.crds.common import ObjectName, Short
 from llm_operator.crds.pod import LabelSelector
 from llm_operator.crds.schema import Section, rules
 
+MOMENT = (
+    r"^[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
+    r"(\.[0-9]{1,9})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
+)
+"""RFC 3339 without what only the format date-time takes: the year 0, leap seconds, offsets of more than a day."""
+
 
 class DeploymentSelector(LabelSelector):
     """Chooses LLMDeployments of this namespace by their labels."""
@@ -59,7 +65,7 @@ class ApiKeySpec(Section):
         Annotated[tuple[Short, ...], Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"})] | None
     ) = None
     """Adapters that the key may use beside the model itself, by name; absent or empty: all."""
-    expires_at: datetime | None = None
+    expires_at: Annotated[datetime, Field(json_schema_extra={"pattern": MOMENT})] | None = None
     """The key stops working then."""
     secret_name: Annotated[ObjectName, Field(max_length=253)] | None = None
     """The Secret to write the key to, under `api-key`; absent: <name>-llm-key."""

@@ -18,10 +18,18 @@ Line = Annotated[str, Field(max_length=253)]
 Text = Annotated[str, Field(max_length=4096)]
 # Object names as Kubernetes wants them (RFC 1123 label), told at once and not by a failing child.
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
-LabelMap = Annotated[dict[str, Short], Field(max_length=32)]
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
+LabelMap = Annotated[dict[str, LabelValue], Field(max_length=32)]
 AnnotationMap = Annotated[dict[str, Text], Field(max_length=32)]
+QUALIFIED = (
+    r"self.all(k, k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))",
+    "write keys like team or example.com/team: at most 63 letters, digits, -, _ and . behind the slash",
+)
+NamedLabels = Annotated[LabelMap, Field(json_schema_extra=rules(QUALIFIED))]
+NamedAnnotations = Annotated[AnnotationMap, Field(json_schema_extra=rules(QUALIFIED))]
 
-QUANTITY_PATTERN = r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?[0-9]+))?$"
+# Kubernetes' own pattern, but for the digits of the exponent: 1e999999 is a number that takes minutes to write down.
+QUANTITY_PATTERN = r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?[0-9]{1,2}))?$"
 
 
 def _int_or_string(pattern: str, *checks: tuple[str, str]) -> Callable[[dict[str, Any]], None]:
@@ -44,7 +52,13 @@ Quantity = Annotated[
 IntegerText = Annotated[
     str,
     BeforeValidator(str),
-    Field(max_length=19, pattern=r"^[1-9][0-9]*$", json_schema_extra=_int_or_string(r"^[1-9][0-9]*$")),
+    Field(
+        max_length=19,
+        pattern=r"^[1-9][0-9]*$",
+        json_schema_extra=_int_or_string(
+            r"^[1-9][0-9]*$", ("type(self) != int || self > 0", "write a whole number above zero")
+        ),
+    ),
 ]
 """A positive whole number that people write with or without quotes."""
 
@@ -58,32 +72,35 @@ _SUFFIXES = {
 
 def quantity_value(quantity: str) -> Decimal:
     """The number that a quantity stands for, in its base unit. Raises ValueError."""
-    match = re.fullmatch(r"([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)([A-Za-z]*)", quantity)
+    match = re.fullmatch(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?)([A-Za-z]*)", quantity)
     if match is None or match[2] not in _SUFFIXES:
         raise ValueError(f"{quantity!r} is not a quantity: write 1Mi, 500m or 2")
     return Decimal(match[1]) * _SUFFIXES[match[2]]
 
 
-def _at_least(least_bytes: int, example: str) -> tuple[AfterValidator, Any]:
-    """A bound of a size: for what is stored already, and for the API server."""
+def _between(least_bytes: int, most: str, example: str) -> tuple[AfterValidator, Any]:
+    """Bounds of a size: for what is stored already, and for the API server."""
     least = f"of at least {least_bytes} bytes" if least_bytes > 1 else "above zero"
-    advice = f"write a size {least}, like {example}"
+    advice, limit = f"write a size {least}, like {example}", f"write a size of at most {most}, like {example}"
 
     def check(size: str) -> str:
         if quantity_value(size) < least_bytes:
             raise ValueError(f"{size!r} is too small: {advice}")
+        if quantity_value(size) > quantity_value(most):
+            raise ValueError(f"{size!r} is too large: {limit}")
         return size
 
     # What is no quantity at all is told by the pattern.
-    rule = f"!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('{least_bytes}')) >= 0"
-    extra = _int_or_string(QUANTITY_PATTERN, (rule, advice))
+    compared = "!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('{}')) {} 0"
+    rules = ((compared.format(least_bytes, ">="), advice), (compared.format(most, "<="), limit))
+    extra = _int_or_string(QUANTITY_PATTERN, *rules)
     return AfterValidator(check), Field(max_length=32, pattern=QUANTITY_PATTERN, json_schema_extra=extra)
 
 
-Size = Annotated[str, BeforeValidator(str), *_at_least(1, "8Gi")]
-"""A quantity of bytes that can be had: neither zero nor less."""
+Size = Annotated[str, BeforeValidator(str), *_between(1, "1Pi", "8Gi")]
+"""A quantity of bytes that can be had: neither zero nor less, nor more than any machine has."""
 
-BodySize = Annotated[str, BeforeValidator(str), *_at_least(1024, "1Mi")]
+BodySize = Annotated[str, BeforeValidator(str), *_between(1024, "1Gi", "1Mi")]
 """The same, for a request body."""
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from llm_operator.crds.access import AccessSpec
-from llm_operator.crds.common import AnnotationMap, ImageReference, LabelMap, ObjectName, Quantity, Size
+from llm_operator.crds.common import ImageReference, NamedAnnotations, NamedLabels, ObjectName, Quantity, Size
 from llm_operator.crds.model import DEFAULT_ADAPTER_EXISTS, MAX_ADAPTERS, AdapterName, AdapterSpec, ModelSpec
 from llm_operator.crds.pod import PodSpec, Resources
 from llm_operator.crds.rollout import RolloutSpec
@@ -133,7 +133,7 @@ class ServiceMonitorSpec(Section):
     """Auto: when the cluster has the ServiceMonitor CRD. Enabled: say so in a condition when it has not."""
     interval: Annotated[str, Field(max_length=16, pattern=r"^[0-9]+(ms|s|m|h)$")] = "15s"
     """How often Prometheus scrapes."""
-    labels: LabelMap | None = None
+    labels: NamedLabels | None = None
     """Labels by which your Prometheus selects ServiceMonitors, like `release: prometheus`."""
 
 
@@ -151,7 +151,7 @@ class ServiceSpec(Section):
     """How the Service is published."""
     port: Annotated[int, Field(ge=1, le=65_535)] = 80
     """Its port."""
-    annotations: AnnotationMap | None = None
+    annotations: NamedAnnotations | None = None
     """Annotations of the Service, for load balancers."""
 
 

@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from llm_operator.crds.common import AnnotationMap, LabelMap, Line, ObjectName, Quantity, Short, Text
+from llm_operator.crds.common import (
+    QUALIFIED,
+    AnnotationMap,
+    LabelMap,
+    Line,
+    NamedLabels,
+    ObjectName,
+    Quantity,
+    Short,
+    Text,
+)
 from llm_operator.crds.schema import Section, rules
 
 Key = Annotated[str, Field(max_length=317)]
@@ -30,7 +40,7 @@ class Toleration(Section):
     """The taint's value."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """The taint's effect; absent: all effects."""
-    toleration_seconds: int | None = None
+    toleration_seconds: Annotated[int, Field(ge=0, le=2**53, json_schema_extra={"format": "int64"})] | None = None
     """How long a NoExecute taint is tolerated."""
 
 
@@ -151,7 +161,7 @@ class Affinity(Section):
 class TopologySpread(Section):
     """Spreads the pods over places."""
 
-    max_skew: Annotated[int, Field(ge=1)]
+    max_skew: Annotated[int, Field(ge=1, le=2**31 - 1, json_schema_extra={"format": "int32"})]
     """The largest difference between two places."""
     topology_key: Key
     """What counts as one place."""
@@ -196,8 +206,9 @@ class EnvVar(Section):
         json_schema_extra=rules(
             ("!(has(self.value) && has(self.valueFrom))", "write either value or valueFrom, not both"),
             (
-                "!(self.name in ['HOME', 'DATABASE_URL', 'REDIS_URL'])",
-                "HOME, DATABASE_URL and REDIS_URL are the operator's: write spec.database for the last two",
+                "!(self.name in ['HOME', 'DATABASE_URL', 'REDIS_URL', 'MODEL_PATH'])",
+                "HOME, DATABASE_URL, REDIS_URL and MODEL_PATH are the operator's: write spec.database for the second "
+                "and third, spec.model.uri for the last",
             ),
         )
     )
@@ -225,36 +236,43 @@ class Resources(Section):
     """At least: `{cpu: 2}`."""
 
 
-def _named_list() -> dict[str, Any]:
-    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+def _by(*keys: str) -> dict[str, Any]:
+    """A list whose entries the API server tells apart by these fields in a pod: two of the same can't be applied."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
 
 
 class PodSpec(Section):
     """What the pods look like beyond the model."""
 
-    node_selector: LabelMap | None = None
+    node_selector: NamedLabels | None = None
     """Labels that a node must have."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] | None = None
     """Taints that the pods tolerate."""
     affinity: Affinity | None = None
     """Where the pods may or should run."""
-    topology_spread_constraints: Annotated[tuple[TopologySpread, ...], Field(max_length=8)] | None = None
+    topology_spread_constraints: (
+        Annotated[
+            tuple[TopologySpread, ...],
+            Field(max_length=8, json_schema_extra=_by("topologyKey", "whenUnsatisfiable")),
+        ]
+        | None
+    ) = None
     """How the pods spread over places."""
     priority_class_name: Line | None = None
     """PriorityClass of the pods."""
     runtime_class_name: Line | None = None
     """RuntimeClass of the pods, `nvidia` on many GPU clusters."""
     image_pull_secrets: (
-        Annotated[tuple[ImagePullSecret, ...], Field(max_length=8, json_schema_extra=_named_list())] | None
+        Annotated[tuple[ImagePullSecret, ...], Field(max_length=8, json_schema_extra=_by("name"))] | None
     ) = None
     """Credentials for the runtime image's registry."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """When the kubelet pulls the runtime image; absent: Always for the tag latest and for none, else IfNotPresent."""
     fetch_resources: Resources | None = None
     """Compute resources of the init container that fetches the model; absent: the operator's configuration says."""
-    env: Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=_named_list())] | None = None
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=_by("name"))] | None = None
     """Environment variables of the serving container."""
-    labels: Annotated[LabelMap, Field(json_schema_extra=rules(_OWN_LABELS))] | None = None
+    labels: Annotated[LabelMap, Field(json_schema_extra=rules(QUALIFIED, _OWN_LABELS))] | None = None
     """Further labels of the pods."""
-    annotations: Annotated[AnnotationMap, Field(json_schema_extra=rules(_OWN_LABELS))] | None = None
+    annotations: Annotated[AnnotationMap, Field(json_schema_extra=rules(QUALIFIED, _OWN_LABELS))] | None = None
     """Further annotations of the pods."""

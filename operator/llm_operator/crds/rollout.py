@@ -93,7 +93,7 @@ class PrometheusQuery(Section):
     """Its address, one of prometheus.allowed in the operator's configuration; absent: prometheus.url there."""
     query: Annotated[str, Field(min_length=1, max_length=2048)]
     """PromQL with one number as its answer; {candidate} and {stable} stand for the two revisions."""
-    max: float
+    max: Annotated[float, Field(ge=-1e15, le=1e15)]
     """The candidate fails above this."""
 
 

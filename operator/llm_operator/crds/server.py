@@ -1,8 +1,12 @@
 """How the pods answer HTTP, what they keep, and where."""
 
 import re
+
+# The parser of the standard library's `re`; `sre_parse`, its public name, is deprecated without a successor.
+import re._parser as parser  # type: ignore[import-not-found]
 from typing import Annotated, Literal
 
+import re2
 from pydantic import Field, field_validator
 
 from llm_operator.crds.common import BodySize, Line, ObjectName
@@ -17,16 +21,24 @@ class FilterPatternSpec(Section):
     name: Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9_-]+$")]
     """What a match is called in its place: `[NAME]`."""
     regex: Annotated[str, Field(min_length=1, max_length=1000)]
-    """What to find, in Python's syntax."""
+    """What to find, in Python's syntax without look-around and back-references."""
 
     @field_validator("regex")
     @classmethod
     def _compiles(cls, value: str) -> str:
-        # CEL knows another syntax; here a slip is told in a condition, and no pod is started to find it.
+        # CEL can't compile; here a slip is told in a condition, and no pod is started to find it. Read by Python's
+        # parser and compiled by RE2, as in the pods: `re` may compile for seconds, in which all other objects wait.
+        options = re2.Options()
+        options.log_errors = False
         try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"{value!r} is not a regular expression of Python: {error}") from None
+            parser.parse(value)
+            found = re2.compile(value, options)
+        except (re.error, re2.error, OverflowError, RecursionError) as error:
+            said = str(error.args[0], errors="replace") if isinstance(error.args[0], bytes) else str(error)
+            hint = "look-around and back-references are not supported"
+            raise ValueError(f"{value!r} is not a regular expression of Python ({hint}): {said}") from None
+        if found.search(""):
+            raise ValueError(f"{value!r} matches the empty text, and so everywhere")
         return value
 
 

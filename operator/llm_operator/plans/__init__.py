@@ -1,6 +1,7 @@
 """Pure planning: what was observed → what should be. No I/O, no clock, no chance."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from llm_operator.crds import Condition, LLMDeploymentStatus, ModelStatus
@@ -69,19 +70,51 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
     )
 
 
-def after_apply(plan: Plan, observed: Observed, fault: Fault | None, now: datetime) -> LLMDeploymentStatus:
-    """The status once it is known how applying went. After a fault no progress is claimed, only the fault is told."""
-    if fault is None:
+@dataclass(frozen=True)
+class Applied:
+    """How applying a plan went."""
+
+    fault: Fault | None = None
+    """The worst that happened."""
+    turned: bool = True
+    """The traffic goes where the plan sends it."""
+    passing: bool = False
+    """All that went wrong may go right the next time."""
+
+
+def after_apply(plan: Plan, observed: Observed, applied: Applied, now: datetime) -> LLMDeploymentStatus:
+    """The status once it is known how applying went.
+
+    The roll-out's record goes on whatever is refused: times, failures, holds. Only traffic that was not turned is not
+    claimed, and nothing that follows from it.
+    """
+    if applied.fault is None:
         return plan.status
-    verdict = conditions.with_fault(plan.status.conditions, observed.status.conditions, fault, now)
-    return observed.status.model_copy(
-        update={
-            "conditions": verdict,
-            "observed_generation": observed.meta.generation,
-            "model": plan.status.model,
-            "adapters": plan.status.adapters,
-        }
+    before, after = observed.status, plan.status
+    verdict = conditions.with_fault(after.conditions, before.conditions, applied.fault, now)
+    if applied.turned or not _turns(before, after):
+        return after.model_copy(update={"conditions": verdict})
+    kept = ("stable", "candidate", "history", "replicas", "ready_replicas", "selector")
+    return after.model_copy(
+        update={**{name: getattr(before, name) for name in kept}, "conditions": verdict},
     )
+
+
+def recorded(plan: Plan, status: LLMDeploymentStatus) -> bool:
+    """Whether the status has what the plan decided: else what happened is told when it has."""
+    return (status.stable, status.candidate) == (plan.status.stable, plan.status.candidate)
+
+
+def _turns(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> bool:
+    """Whether traffic goes another way in `after`, as where a candidate gets some or is promoted."""
+    if (before.stable and before.stable.revision) != (after.stable and after.stable.revision):
+        return True
+    old, new = before.candidate, after.candidate
+    if new is None or new.outcome is not None:
+        return False
+    known = old if old is not None and old.revision == new.revision else None
+    had = (known.traffic_since, known.weight or 0) if known else (None, 0)
+    return (new.traffic_since, new.weight or 0) != had
 
 
 def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Manifest, ...], str]:
@@ -178,7 +211,7 @@ def _model(observed: Observed, now: datetime) -> ModelStatus | None:
         stage=reference.stage if reference else None,
         connection=reference.connection if reference else None,
         source=model.source[:2048] or None,
-        run_id=model.run_id or None,
+        run_id=model.run_id[:63] or None,
         available=approval.available(observed, rollout.stamp(now)),
     )
     loose = {"resolved_at": None, "available": found.available}
@@ -243,4 +276,4 @@ def _change(before: Condition | None, after: Condition, good: str, kind: str) ->
     return []
 
 
-__all__ = ["CHILD_KINDS", "after_apply", "deployment", "prune"]
+__all__ = ["CHILD_KINDS", "Applied", "after_apply", "deployment", "prune", "recorded"]

@@ -63,11 +63,14 @@ def _standings(observed: Observed) -> list[_Standing]:
 
 def _standing(observed: Observed, adapter: AdapterStatus, pods: Sequence[str]) -> _Standing:
     name, known = adapter.name, observed.figures
-    silent = tuple(pod for pod in pods if pod not in known)
-    answer = tuple(pod for pod in pods if pod in known and known[pod].adapters.get(name) == adapter.version)
-    behind = tuple(pod for pod in pods if pod not in silent and pod not in answer)
+    silent, answer, behind = list[str](), list[str](), list[str]()
+    for pod in pods:
+        if pod not in known:
+            silent.append(pod)
+        else:
+            (answer if known[pod].adapters.get(name) == adapter.version else behind).append(pod)
     failed = {pod: known[pod].adapter_failures[name] for pod in behind if name in known[pod].adapter_failures}
-    return _Standing(adapter, answer, behind, silent, failed)
+    return _Standing(adapter, tuple(answer), tuple(behind), tuple(silent), failed)
 
 
 def verdict(observed: Observed) -> tuple[str, str, str]:

@@ -14,6 +14,8 @@ from llm_operator.plans.rollout import Decision, stamp
 from llm_operator.state import Fault, Manifest, Observed, RevisionChildren
 
 REGISTRY = frozenset({"RegistryDenied", "HostNotAllowed", "RegistryUnreachable", "ConnectionUnknown"})
+KEEPS = REGISTRY | {"ModelDenied"}
+"""Faults that leave the last known version in force, and so stop nothing that serves."""
 Verdict = tuple[str, str, str]
 """status, reason, message"""
 
@@ -129,6 +131,17 @@ def first(generation: int, now: datetime) -> tuple[Condition, ...]:
     return settle(verdicts, (), generation, now)
 
 
+def unknown(previous: Iterable[Condition], fault: Fault, generation: int, now: datetime) -> tuple[Condition, ...]:
+    """Not everything could be looked at: whether it is ready is not known, all else stands as it was last seen."""
+    kept: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in previous}
+    verdicts = {
+        "Ready": ("Unknown", fault.reason, fault.message),
+        "Reconciling": ("True", Reason.Retrying, fault.message),
+        "Stalled": ("False", Reason.NoFault, "nothing is stuck"),
+    }
+    return settle({**{"Ready": verdicts["Ready"]}, **kept, **verdicts}, previous, generation, now)
+
+
 def invalid(previous: Iterable[Condition], message: str, generation: int, now: datetime) -> tuple[Condition, ...]:
     """A specification that can't be read; everything that runs is left as it is."""
     kept: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in previous}
@@ -146,11 +159,7 @@ def _stall(picture: Picture, now: datetime) -> Fault | None:
     fault, candidate = picture.observed.resolution.fault, picture.decision.candidate
     if picture.applied is not None and picture.applied.terminal:
         return picture.applied
-    if (
-        fault is not None
-        and fault.terminal
-        and not (picture.observed.resolution.last_known and fault.reason in REGISTRY)
-    ):
+    if fault is not None and fault.terminal and not (picture.observed.resolution.last_known and fault.reason in KEEPS):
         return fault
     if candidate is not None and candidate.outcome is not None:
         return Fault(candidate.reason or "ProgressDeadlineExceeded", _failed(picture), terminal=True)

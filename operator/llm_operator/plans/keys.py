@@ -3,16 +3,19 @@
 import base64
 import hashlib
 import json
+from collections.abc import Iterable
 
 from llm_operator.crds import AccessSpec, ApiKeySpec
 from llm_operator.crds.access import LimitsSpec, TierSpec
 from llm_operator.plans import names
-from llm_operator.state import Connection, HeldKey, Manifest, Meta, pod_ended
+from llm_operator.state import Connection, Given, HeldKey, Manifest, Meta, pod_ended
 from llm_runtime import contract
 
 API_KEY_FIELD = "api-key"
 REGISTRY_MOUNT = "/etc/llm-runtime/registry"
 CA_FILE = "ca.crt"
+ROOM_BYTES = (1 << 20) - 4096
+"""Of all data of the Secret together: the API server takes a mebibyte."""
 
 
 def encode(data: dict[str, str]) -> dict[str, str]:
@@ -29,50 +32,96 @@ def decode(secret: Manifest, field: str) -> str | None:
         return None
 
 
-def key_file(meta: Meta, access: AccessSpec, keys: tuple[HeldKey, ...]) -> str:
+def key_file(meta: Meta, access: AccessSpec, keys: Iterable[HeldKey], room: int = ROOM_BYTES) -> str:
     """What the runtime mounts: digests only, in a stable order so that nothing is written when nothing changed."""
     tiers = tuple(contract.FileTier(name=tier.name, **_figures(tier)) for tier in access.tiers or ())
-    return _text(contract.KeyFile(salt=meta.uid, keys=_records(keys), tiers=tiers, default_tier=access.default_tier))
+    return _filled(contract.KeyFile(salt=meta.uid, tiers=tiers, default_tier=access.default_tier), keys, room)
 
 
-def _text(file: contract.KeyFile) -> str:
+def _filled(file: contract.KeyFile, keys: Iterable[HeldKey], room: int) -> str:
+    """The file with those of the keys for which it has room: revocations first, then who was there first.
+
+    A key that is suspended is refused when it is not in the file, too, so it makes room for one that works.
+    """
+    ordered = sorted(keys, key=lambda key: (key.meta.name, key.key_id))
+    text = _text(file.model_copy(update={"keys": tuple(map(record, ordered))}))
+    if _size(text) <= room:
+        return text
+    left, kept = room - _size(_text(file)), set[str]()
+    for key in sorted(ordered, key=_rank):
+        size = _size(_text(record(key))) + 1
+        if size <= left:
+            left -= size
+            kept.add(key.key_id)
+    fitting = tuple(record(key) for key in ordered if key.key_id in kept)
+    return _text(file.model_copy(update={"keys": fitting}))
+
+
+def _rank(key: HeldKey) -> tuple[bool, bool, str, str]:
+    """The operator's own key first."""
+    return key.meta.kind == "ApiKey", key.spec.suspended, key.status.issued_at or "9", key.meta.name
+
+
+def _text(file: contract.KeyFile | contract.KeyRecord) -> str:
     return file.model_dump_json(by_alias=True, exclude_none=True)
 
 
-def _records(keys: tuple[HeldKey, ...]) -> tuple[contract.KeyRecord, ...]:
-    return tuple(
-        contract.KeyRecord(
-            id=key.key_id,
-            digest=key.digest,
-            name=f"{key.meta.namespace}/{key.meta.name}",
-            owner=key.spec.owner,
-            expires_at=key.spec.expires_at,
-            suspended=key.spec.suspended,
-            tier=key.spec.tier or "",
-            limits=contract.Limits(**_figures(key.spec.limits)),
-            adapters=key.spec.adapters or (),
-        )
-        for key in sorted(keys, key=lambda key: (key.meta.name, key.key_id))
+def _size(text: str) -> int:
+    return len(text.encode())
+
+
+def record(key: HeldKey) -> contract.KeyRecord:
+    """What the pods are to know of a key."""
+    return contract.KeyRecord(
+        id=key.key_id,
+        digest=key.digest,
+        name=f"{key.meta.namespace}/{key.meta.name}",
+        owner=key.spec.owner,
+        expires_at=key.spec.expires_at,
+        suspended=key.spec.suspended,
+        tier=key.spec.tier or "",
+        limits=contract.Limits(**_figures(key.spec.limits)),
+        adapters=key.spec.adapters or (),
     )
+
+
+def given(secret: Manifest, before: Given | None = None, keys: Iterable[HeldKey] | None = None) -> Given:
+    """What a key file gives, and which of `keys` it has no room for. A file that can't be read gives nothing."""
+    mark = digest(secret)
+    if before is not None and before.digest == mark:
+        records = before.records
+    else:
+        try:
+            file = contract.KeyFile.model_validate_json(decode(secret, contract.KEYS_FILE) or "")
+        except ValueError:
+            file = contract.KeyFile(salt="")
+        records = {each.name: each for each in file.keys}
+    if keys is None:
+        return Given(mark, records, before.left_out, before.trouble) if before else Given(mark, records)
+    wanted = {f"{key.meta.namespace}/{key.meta.name}" for key in keys if not key.spec.suspended}
+    return Given(mark, records, frozenset(wanted - records.keys()))
 
 
 def _figures(limits: LimitsSpec | TierSpec) -> dict[str, int | None]:
     return {name: getattr(limits, name) for name in contract.Limits.model_fields}
 
 
-def keys_secret(meta: Meta, access: AccessSpec, keys: tuple[HeldKey, ...], adapters: str) -> Manifest:
+def keys_secret(meta: Meta, access: AccessSpec, keys: Iterable[HeldKey], adapters: str) -> Manifest:
     """The key file as the pods mount it, and beside it the list of adapters: both change while the pods run."""
-    return _mounted(meta, encode({contract.KEYS_FILE: key_file(meta, access, keys), contract.ADAPTERS_FILE: adapters}))
+    text = key_file(meta, access, keys, ROOM_BYTES - _size(adapters))
+    return _mounted(meta, encode({contract.KEYS_FILE: text, contract.ADAPTERS_FILE: adapters}))
 
 
-def with_keys(secret: Manifest, meta: Meta, keys: tuple[HeldKey, ...]) -> Manifest | None:
-    """The same Secret with these keys, and all else as it was; None where its key file can't be read."""
+def with_keys(secret: Manifest, meta: Meta, access: AccessSpec, keys: Iterable[HeldKey]) -> Manifest:
+    """The same Secret with these keys, and all else as it was; `access` is for a key file that can't be read."""
+    others = {name: text for name, text in (secret.get("data") or {}).items() if name != contract.KEYS_FILE}
+    room = ROOM_BYTES - sum(len(text) * 3 // 4 for text in others.values())
     try:
         file = contract.KeyFile.model_validate_json(decode(secret, contract.KEYS_FILE) or "")
+        text = _filled(file.model_copy(update={"keys": ()}), keys, room)
     except ValueError:
-        return None
-    text = _text(file.model_copy(update={"keys": _records(keys)}))
-    return _mounted(meta, {**secret["data"], **encode({contract.KEYS_FILE: text})})
+        text = key_file(meta, access, keys, room)
+    return _mounted(meta, {**others, **encode({contract.KEYS_FILE: text})})
 
 
 def _mounted(meta: Meta, data: dict[str, str]) -> Manifest:
@@ -87,7 +136,7 @@ def _mounted(meta: Meta, data: dict[str, str]) -> Manifest:
 
 def digest(secret: Manifest) -> str:
     """A short mark by which changed content of the Secret is recognised."""
-    return hashlib.sha256(json.dumps(secret["data"], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(secret.get("data") or {}, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def untold(pod: Manifest, digest: str) -> bool:

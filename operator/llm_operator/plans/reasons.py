@@ -45,7 +45,8 @@ class Reason(StrEnum):
     ModelNotFound = "ModelNotFound", "no registered model of that name; or, from a pod, its files are not there"
     AliasNotFound = "AliasNotFound", "the model has no such alias"
     VersionNotFound = "VersionNotFound", "the model has no such version, or none in the stage"
-    RegistryDenied = "RegistryDenied", "the registry answered 401 or 403: wrong credentials"
+    RegistryDenied = "RegistryDenied", "the registry answered 401, or 403 to any question: wrong credentials"
+    ModelDenied = "ModelDenied", "the registry answered 403 on this model: the operator's user has no right to it"
     HostNotAllowed = "HostNotAllowed", "MLflow refuses the Host header: its --allowed-hosts lacks the address"
     ConnectionUnknown = "ConnectionUnknown", "the operator's configuration has no such connection"
     RegistryUnreachable = "RegistryUnreachable", "no answer, or none that makes sense; asked again by itself"
@@ -91,7 +92,8 @@ class Reason(StrEnum):
     AdapterFailed = "AdapterFailed", "AdaptersReady is False: a pod can't load an adapter, for a reason not listed here"
     # Children
     NameTaken = "NameTaken", "an object that is not ours has a child's name"
-    ApplyFailed = "ApplyFailed", "the API server refused a child"
+    ApplyFailed = "ApplyFailed", "the API server refused a child; the message has its words"
+    NotObserved = "NotObserved", "the operator could not look at everything it needs; the message says what failed"
     ServiceMonitorMissing = "ServiceMonitorMissing", "asked for, but the cluster has no such CRD"
     GatewayApiMissing = "GatewayApiMissing", "canary.httpRoute is written, but the cluster has no HTTPRoute CRD"
     InvalidSpec = "InvalidSpec", "stored before the CRD knew better"
@@ -107,6 +109,8 @@ class Reason(StrEnum):
     # ApiKeys
     Issued = "Issued", "the Secret holds the key"
     Expired = "Expired", "expiresAt has passed"
+    Delivering = "Delivering", "pods do not know the key yet as the ApiKey has it; the message says which, and why"
+    KeyFileFull = "KeyFileFull", "the key file of an LLMDeployment has no room for the key: it is refused there"
     SecretNameTaken = "SecretNameTaken", "a Secret of that name is not this ApiKey's; it is not overwritten"
     DeploymentNotFound = "DeploymentNotFound", "a named LLMDeployment does not exist"
     TierUnknown = (

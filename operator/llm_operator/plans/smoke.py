@@ -1,5 +1,6 @@
 """Smoke prompts: what a ConfigMap's entries ask, and whether an answer is as expected. Pure."""
 
+import itertools
 import json
 from typing import Annotated, Any, Self
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.alias_generators import to_camel
 
 MAX_PROMPTS = 50
+MAX_REFERENCES = 1000
 _SHOWN = 120
 
 
@@ -66,7 +68,12 @@ def read(data: dict[str, str]) -> dict[str, Prompt]:
 
 def _entry(name: str, text: str) -> Prompt:
     try:
+        # A few aliases of aliases become a document without an end as soon as it is written as JSON.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError(f"entry {name} has YAML aliases (*name): write what they stand for")
         return Prompt.model_validate(yaml.safe_load(text))
+    except RecursionError as error:
+        raise ValueError(f"entry {name} is nested too deeply") from error
     except yaml.YAMLError as error:
         raise ValueError(f"entry {name} is not YAML: {error}") from error
     except ValidationError as error:
@@ -85,12 +92,12 @@ def fault(expect: Expectation, answer: str) -> str | None:
         found = re2.search(expect.regex, answer)
         return None if found else f"nothing matches {_short(expect.regex)} in {_short(answer)}"
     try:
-        _Validator(expect.json_schema or {}, registry=referencing.Registry()).validate(json.loads(answer))
+        _validator(expect.json_schema or {}).validate(json.loads(answer))
     except json.JSONDecodeError:
         return f"expected JSON, got {_short(answer)}"
     except jsonschema.ValidationError as error:
         return f"{_short(answer)} is not as jsonSchema says: {error.message[:200]}"
-    except (jsonschema.SchemaError, referencing.exceptions.Unresolvable, RecursionError, re2.error) as error:
+    except (jsonschema.SchemaError, referencing.exceptions.Unresolvable, RecursionError, _TooMuch, re2.error) as error:
         return f"jsonSchema can't be used: {type(error).__name__}: {str(error)[:200]}"
     return None
 
@@ -108,6 +115,27 @@ def _pattern_properties(_validator: Any, _patterns: Any, _instance: Any, _schema
 _Validator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
     jsonschema.Draft202012Validator, {"pattern": _pattern, "patternProperties": _pattern_properties}
 )
+
+
+class _TooMuch(Exception):
+    """The schema asks for more than an answer is worth."""
+
+
+def _validator(schema: dict[str, Any]) -> Any:
+    """One that follows so many references and no more: a handful of them can stand for any number of checks."""
+    left = itertools.count(MAX_REFERENCES, -1)
+
+    def limited(keyword: Any) -> Any:
+        def check(*arguments: Any) -> Any:
+            if next(left) <= 0:
+                raise _TooMuch(f"more than {MAX_REFERENCES} references are followed")
+            yield from keyword(*arguments) or ()
+
+        return check
+
+    followed = {name: limited(_Validator.VALIDATORS[name]) for name in ("$ref", "$dynamicRef")}
+    bounded = jsonschema.validators.extend(_Validator, followed)  # type: ignore[no-untyped-call]
+    return bounded(schema, registry=referencing.Registry())
 
 
 def _short(text: str) -> str:

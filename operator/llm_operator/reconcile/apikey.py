@@ -4,19 +4,26 @@ import secrets
 import string
 from collections.abc import Sequence
 
-from llm_operator import observe
-from llm_operator.cluster import Conflict
+from pydantic import ValidationError
+
+from llm_operator import keyring, observe
+from llm_operator.cluster import ApiError, Conflict
+from llm_operator.crds import ApiKeyStatus, Condition
 from llm_operator.observe import Outside
 from llm_operator.plans import apikeys, keys, names
 from llm_operator.plans.reasons import Reason
-from llm_operator.reconcile import keyfile
-from llm_operator.reconcile.result import Done, Pace
+from llm_operator.reconcile import keyfile, standing
+from llm_operator.reconcile.result import Done, Pace, Retry
 from llm_operator.reconcile.status import report, stamp, tell
 from llm_operator.state import Fault, Key, Manifest, ObservedKey, Occurrence
 from llm_runtime.contract import KEY_SECRET_LENGTH, format_key, key_id_of
 
 _BASE62 = string.ascii_letters + string.digits
 _ID_LENGTH = 10
+LOOK_SECONDS = 5.0
+"""How often an ApiKey that can't be read is looked at while pods still know it."""
+TOLD = (Reason.SecretNameTaken, Reason.ApplyFailed, Reason.InvalidSpec, Reason.Delivering, Reason.KeyFileFull)
+"""Reasons that become an Event."""
 
 
 async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
@@ -24,20 +31,74 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     resource = await outside.cluster.get(key.kind, key.namespace, key.name)
     if resource is None or "deletionTimestamp" in resource["metadata"]:
         outside.inventory.forget(key)
+        outside.unwell.discard(key)
         return Done(wake=await _everyone(outside, key.namespace), gone=True)
-    observed = await observe.api_key(outside, resource)
+    try:
+        return await _bring(outside, resource, pace)
+    except Retry:
+        raise
+    except Exception as error:
+        await standing.not_done(outside, resource, ApiKeyStatus, error)
+        raise
+
+
+async def _bring(outside: Outside, resource: Manifest, pace: Pace) -> Done:
+    try:
+        observed = await keyring.api_key(outside, resource)
+    except ValidationError as error:
+        return await _refuse(outside, resource, error, pace)
     name = apikeys.secret_name(observed.meta, observed.spec)
-    secret, issued, happened = await _ensure(outside, observed, name)
-    fault = _taken(observed, name) if secret is None else None
+    try:
+        secret, issued, happened = await _ensure(outside, observed, name)
+        fault = _taken(observed, name) if secret is None else None
+    except ApiError as error:
+        if not standing.lasts(outside, observed.meta.key, standing.passes(error)):
+            raise Retry(str(error)) from error
+        # What the pods know stays: the key is void when its Secret is gone, not when the API server is out of order.
+        secret, issued, happened = observed.secret, observed.status.issued_at, ()
+        fault = Fault(Reason.ApplyFailed, f"Secret {name} was refused: {error}")
     value = keys.decode(secret, keys.API_KEY_FIELD) if secret else None
     status = apikeys.status(observed, name, key_id_of(value) if value else None, issued, fault)
-    if fault is not None and not any(c.reason == fault.reason for c in observed.status.conditions):
-        happened = (*happened, Occurrence("Warning", fault.reason, fault.message))
-    await tell(outside.cluster, observed.meta, happened, stamp(observed.now))
+    await tell(outside.cluster, observed.meta, (*happened, *_news(observed.status, status)), stamp(observed.now))
     await report(outside, resource, observed.meta, status)
     # Every change of the specification changes the status, if only its observedGeneration.
-    changed = status != observed.status
-    return Done(_next_look(observed, pace), _concerned(observed, status.deployments or ()) if changed else ())
+    changed = _identity(status) != _identity(observed.status)
+    wake = _concerned(observed, status.deployments or ()) if changed else _unwritten(observed, status)
+    if fault is not None and not fault.terminal:
+        raise Retry(fault.message, Done(wake=wake))
+    outside.unwell.discard(observed.meta.key)
+    return Done(_next_look(observed, pace), wake)
+
+
+async def _refuse(outside: Outside, resource: Manifest, error: ValidationError, pace: Pace) -> Done:
+    """A specification that can't be read opens nothing: told on this ApiKey alone."""
+    meta, before = observe.meta_of(resource), observe.status_of(ApiKeyStatus, resource)
+    metas = [observe.meta_of(item) for item in await outside.cluster.list("LLMDeployment", meta.namespace)]
+    concerned = [each for each in metas if each.name in (before.deployments or ())]
+    given = await keyring.all_given(outside, concerned)
+    taking = [name for name, each in given.items() if each.record(meta)]
+    status = apikeys.invalid(before, meta, apikeys.unreadable(error), taking, outside.clock())
+    await tell(outside.cluster, meta, _news(before, status), stamp(outside.clock()))
+    await report(outside, resource, meta, status)
+    wake = tuple(Key(keyfile.KIND, meta.namespace, name) for name in taking)
+    return Done(LOOK_SECONDS if taking else pace.verify_seconds, wake)
+
+
+def _ready(status: ApiKeyStatus) -> Condition:
+    return next(each for each in status.conditions if each.type == "Ready")
+
+
+def _identity(status: ApiKeyStatus) -> tuple[object, ...]:
+    """All but how well it goes: what key files are made from."""
+    return status.observed_generation, status.prefix, status.secret_name, status.deployments
+
+
+def _news(before: ApiKeyStatus, after: ApiKeyStatus) -> tuple[Occurrence, ...]:
+    """A fault that was not told before."""
+    known = {(each.type, each.status, each.reason) for each in before.conditions}
+    ready = _ready(after)
+    told = ready.reason in TOLD and ready.status == "False" and ("Ready", "False", ready.reason) not in known
+    return (Occurrence("Warning", ready.reason, ready.message),) if told else ()
 
 
 async def _ensure(
@@ -123,6 +184,13 @@ def _concerned(observed: ObservedKey, matched: tuple[str, ...]) -> tuple[Key, ..
     before = observed.status.deployments or ()
     here = {d.name for d in observed.deployments}
     return _both(observed.meta.namespace, sorted({*matched, *before} & here))
+
+
+def _unwritten(observed: ObservedKey, status: ApiKeyStatus) -> tuple[Key, ...]:
+    """Key files that have still to be written. One that could not be is tried again by itself."""
+    behind = apikeys.deployments(observed, status.prefix, Reason.Delivering)
+    quiet = [name for name in behind if not observed.given[name].trouble]
+    return tuple(Key(keyfile.KIND, observed.meta.namespace, name) for name in quiet)
 
 
 async def _everyone(outside: Outside, namespace: str) -> tuple[Key, ...]:

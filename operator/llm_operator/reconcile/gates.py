@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from llm_operator.cluster import Conflict
+from llm_operator.cluster import ApiError, Conflict
 from llm_operator.crds import CandidateStatus
 from llm_operator.crds.rollout import PrometheusQuery
 from llm_operator.observe import Outside
@@ -27,7 +27,11 @@ GONE = ""
 async def gather(outside: Outside, observed: Observed) -> Observed:
     """What the candidate's gates are judged by, and the operator's own key where one is needed."""
     spec, candidate = observed.spec.rollout, observed.status.candidate
-    key, held = await _operator_key(outside, observed)
+    try:
+        (key, held), missing = await _operator_key(outside, observed), ""
+    except ApiError as error:
+        # The gate waits, the roll-out's deadline does not.
+        key, held, missing = None, None, f"the operator's own key can't be made: {error}"
     observed = replace(observed, operator_key=held)
     if not spec.gates or candidate is None or candidate.outcome is not None:
         _forget(outside, observed.meta.uid)
@@ -36,7 +40,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
     pods = [pod for pod in _pods(observed, candidate.revision) if faults.ready(pod)]
     asked = [gate.prometheus_query for gate in spec.gates if gate.prometheus_query is not None] if pods else []
     outcomes, answers = await asyncio.gather(
-        asyncio.gather(*(_smoke(outside, observed, candidate, name, pods, key) for name in spec.smoke_maps)),
+        asyncio.gather(*(_smoke(outside, observed, candidate, name, pods, key, missing) for name in spec.smoke_maps)),
         asyncio.gather(*(_query(outside, observed, candidate, each) for each in asked)),
     )
     return replace(
@@ -96,16 +100,25 @@ async def _query(outside: Outside, observed: Observed, candidate: CandidateStatu
 
 
 async def _smoke(
-    outside: Outside, observed: Observed, candidate: CandidateStatus, name: str, pods: list[Manifest], key: str | None
+    outside: Outside,
+    observed: Observed,
+    candidate: CandidateStatus,
+    name: str,
+    pods: list[Manifest],
+    key: str | None,
+    missing: str,
 ) -> SmokeOutcome:
     if not pods:
         return SmokeOutcome(waiting="no pod of the candidate is ready yet")
-    found = await outside.cluster.get("ConfigMap", observed.meta.namespace, name)
+    try:
+        found = await outside.cluster.get("ConfigMap", observed.meta.namespace, name)
+    except ApiError as error:
+        return SmokeOutcome(waiting=f"ConfigMap {name} can't be read: {error}")
     if found is None:
         return SmokeOutcome(waiting=f"ConfigMap {name} does not exist")
     if key is None:
         secret = names.operator_key_secret(observed.meta)
-        return SmokeOutcome(waiting=f"Secret {secret} exists and is not ours: delete it")
+        return SmokeOutcome(waiting=missing or f"Secret {secret} exists and is not ours: delete it")
     known = (observed.meta.uid, candidate.revision, name, found["metadata"]["resourceVersion"])
     if known not in outside.smoke:
         try:

@@ -2,23 +2,41 @@
 
 A reconcile of the LLMDeployment asks the registry, pods and smoke prompts, which may take a minute, and needs a whole
 specification. So changed keys are work of their own, with workers of their own. Both write under one lock, each with
-the keys as they are then: neither brings back what the other has taken away.
+the keys as they are then: neither brings back what the other has taken away. ApiKeys whose status says something else
+than the pods were given are woken.
 """
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
-from llm_operator import observe
-from llm_operator.cluster import Cluster, NotFound, Refused
+from pydantic import ValidationError
+
+from llm_operator import keyring, observe
+from llm_operator.cluster import ApiError, Cluster, NotFound
+from llm_operator.crds import AccessSpec
+from llm_operator.keyring import ReadKey
 from llm_operator.observe import Outside
 from llm_operator.plans import keys, names
 from llm_operator.plans.reasons import Reason
-from llm_operator.reconcile.put import put
-from llm_operator.reconcile.result import Done
+from llm_operator.reconcile.applying import Trouble
+from llm_operator.reconcile.put import NameTaken, put, refused
+from llm_operator.reconcile.result import Done, Retry
+from llm_operator.reconcile.standing import passes
 from llm_operator.state import Fault, HeldKey, Key, Manifest, Meta
 from llm_runtime.contract import hash_key, key_id_of
 
 KIND = "KeyFile"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What became of a key file."""
+
+    trouble: Trouble | None = None
+    """Why it was not written."""
+    late: tuple[Key, ...] = ()
+    """ApiKeys that have to say something else now."""
 
 
 async def reconcile(key: Key, outside: Outside) -> Done:
@@ -32,18 +50,31 @@ async def reconcile(key: Key, outside: Outside) -> Done:
         return Done(gone=True)
     meta = observe.meta_of(resource)
     async with outside.key_files[of_deployment]:
-        before, held, own, pods = await asyncio.gather(
+        before, known, own = await asyncio.gather(
             cluster.get("Secret", meta.namespace, names.keys_secret(meta)),
-            observe.held_keys(outside, meta),
+            keyring.api_keys(outside, meta.namespace),
             _operators(outside, meta),
-            cluster.list("Pod", meta.namespace, f"{names.DEPLOYMENT_LABEL}={meta.name}"),
         )
         if before is None or not names.owned(before, meta):
+            outside.given.pop(of_deployment, None)
             return Done(gone=True)
-        after = keys.with_keys(before, meta, (*held, *own))
-        if after is not None and after["data"] != before["data"]:
-            await write(outside, meta, after, pods, before)
-    return Done(gone=True)
+        held = await keyring.held(outside, meta, known, await keyring.given(outside, meta, before))
+        after = keys.with_keys(before, meta, _access(resource), (*held, *own))
+        delivery = await deliver(outside, meta, after, held, known, before)
+    if delivery.trouble is not None:
+        raise Retry(delivery.trouble.fault.message, Done(wake=delivery.late, gone=True))
+    # The Secret is written: a pod that can't be told has it within a minute or two.
+    if of_deployment in outside.untold:
+        pods = await cluster.list("Pod", meta.namespace, f"{names.DEPLOYMENT_LABEL}={meta.name}")
+        await tell_pods(outside, meta, after, pods)
+    return Done(wake=delivery.late, gone=True)
+
+
+def _access(resource: Manifest) -> AccessSpec:
+    try:
+        return AccessSpec.model_validate(resource["spec"].get("access") or {})
+    except (ValidationError, AttributeError, KeyError):
+        return AccessSpec()
 
 
 async def _operators(outside: Outside, meta: Meta) -> tuple[HeldKey, ...]:
@@ -54,26 +85,51 @@ async def _operators(outside: Outside, meta: Meta) -> tuple[HeldKey, ...]:
     return (keys.operator_key(meta, key_id, hash_key(key, meta.uid)),) if key and key_id else ()
 
 
-async def write(
-    outside: Outside, owner: Meta, secret: Manifest, pods: Iterable[Manifest], live: Manifest | None = None
-) -> Fault | None:
-    """Apply the Secret, then tell the pods. Returns the first pod's refusal: it learns of it later, all others now.
+async def deliver(
+    outside: Outside,
+    owner: Meta,
+    secret: Manifest,
+    held: Iterable[HeldKey],
+    known: Iterable[ReadKey],
+    live: Manifest | None = None,
+) -> Delivery:
+    """Write the key file, and note what the pods were given. `live`: the Secret as it was read a moment ago."""
+    before, found = await keyring.given(outside, owner, live), None
+    try:
+        if live is None or live.get("data") != secret["data"]:
+            await put(outside, owner, secret, live)
+    except (NameTaken, ApiError) as error:
+        found = Trouble(refused(secret, error), passing=passes(error))
+        given = replace(before, trouble=found.fault.message) if before else None
+    else:
+        given = keys.given(secret, before, held)
+        if before is None or before.digest != given.digest:
+            outside.untold.add(owner.key)
+    if given is not None:
+        outside.given[owner.key] = given
+    return Delivery(found, keyring.late(known, owner, given))
+
+
+async def tell_pods(outside: Outside, owner: Meta, secret: Manifest, pods: Iterable[Manifest]) -> Trouble | None:
+    """Tell the pods of the key file, and return why the first of them can't be told: it learns of it later.
 
     A pod whose annotations change gets its Secret volumes refreshed at once, not within the kubelet's minute.
     """
-    await put(outside, owner, secret, live)
     digest = keys.digest(secret)
     untold = [pod["metadata"]["name"] for pod in pods if keys.untold(pod, digest)]
     answers = await asyncio.gather(*(_tell(outside.cluster, owner.namespace, pod, digest) for pod in untold))
-    return next((fault for fault in answers if fault is not None), None)
+    found = next((each for each in answers if each is not None), None)
+    if found is None:
+        outside.untold.discard(owner.key)
+    return found
 
 
-async def _tell(cluster: Cluster, namespace: str, pod: str, digest: str) -> Fault | None:
+async def _tell(cluster: Cluster, namespace: str, pod: str, digest: str) -> Trouble | None:
     try:
         await cluster.patch("Pod", namespace, pod, {"metadata": {"annotations": {names.KEYS_ANNOTATION: digest}}})
     except NotFound:
         return None
-    except Refused as error:
+    except ApiError as error:
         told = f"pod {pod} could not be told of changed keys, and sees them within a minute or two: {error}"
-        return Fault(Reason.ApplyFailed, told)
+        return Trouble(Fault(Reason.ApplyFailed, told), passing=passes(error), side=True)
     return None

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from llm_operator import observe, plans
-from llm_operator.cluster import Cluster, Refused
+from llm_operator import keyring, observe, plans
+from llm_operator.cluster import Cluster
 from llm_operator.crds import LLMDeploymentStatus
 from llm_operator.observe import Outside
 from llm_operator.plans import apikeys, conditions, faults, names
 from llm_operator.plans.reasons import Reason
-from llm_operator.reconcile import gates, keyfile, verdict
-from llm_operator.reconcile.put import NameTaken, put
+from llm_operator.reconcile import gates, keyfile, standing, verdict
+from llm_operator.reconcile.applying import apply
 from llm_operator.reconcile.result import Done, Pace, Retry
 from llm_operator.reconcile.status import report, stamp, tell
 from llm_operator.state import Fault, HeldKey, Key, Manifest, Meta, Observed, Occurrence, Plan
@@ -29,11 +29,24 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
         outside.inventory.forget(key)
         outside.ledgers.pop(key, None)
         outside.key_files.pop(key, None)
+        outside.given.pop(key, None)
+        outside.untold.discard(key)
+        outside.unwell.discard(key)
         return Done(wake=await _all_keys(outside.cluster, key.namespace), gone=True)
     if "deletionTimestamp" in resource["metadata"]:
         # Garbage collection follows the owner references; creating anew here would never end.
         return Done(gone=True)
-    resource = await _greet(outside, resource)
+    try:
+        resource = await _greet(outside, resource)
+        return await _bring(key, outside, resource, pace)
+    except Retry:
+        raise
+    except Exception as error:
+        await standing.not_done(outside, resource, LLMDeploymentStatus, error)
+        raise
+
+
+async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> Done:
     try:
         observed = await observe.deployment(outside, resource)
     except ValidationError as error:
@@ -41,16 +54,28 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     observed = await gates.gather(outside, observed)
     async with outside.key_files[key]:
         # The keys as they are now: what was asked above may have taken long, and a revocation did not wait for it.
-        observed = replace(observed, keys=await observe.held_keys(outside, observed.meta))
+        known = await keyring.api_keys(outside, key.namespace)
+        given = await keyring.given(outside, observed.meta)
+        observed = replace(observed, keys=await keyring.held(outside, observed.meta, known, given))
         plan = plans.deployment(observed, settle_seconds=pace.settle_seconds, now=outside.clock())
-        refused, untold = await _let_in(outside, observed, plan)
-    fault = await _apply(outside, observed, plan, refused) or untold
-    await _report(outside, resource, observed, plan, fault)
-    if fault is not None and not fault.terminal:
-        raise Retry(fault.message)
+        delivery = await keyfile.deliver(outside, observed.meta, plan.key_file, observed.keys, known)
+    if delivery.trouble is None:
+        pods = [pod for each in observed.revisions.values() for pod in each.pods]
+        delivery = replace(delivery, trouble=await keyfile.tell_pods(outside, observed.meta, plan.key_file, pods))
+    applied = await apply(outside, observed, plan, [delivery.trouble] if delivery.trouble else [])
+    fault, late = applied.fault, tuple(dict.fromkeys((*delivery.late, *_late_keys(observed))))
+    if not standing.lasts(outside, key, applied.passing):
+        raise Retry(fault.message if fault else "", Done(wake=late))
+    if not applied.passing:
+        outside.unwell.discard(key)
+    status = plans.after_apply(plan, observed, applied, outside.clock())
+    await _report(outside, resource, observed, plan, status, fault)
     check = (Key("SecretCheck", key.namespace, key.name), pace.verify_seconds)
-    told = verdict.due(outside, observed, plan.status) if fault is None else ()
-    return Done(_next_look(observed, plan, fault, pace), _late_keys(observed), later=(check, *told))
+    later = (check, *verdict.due(outside, observed, status))
+    done = Done(_next_look(observed, plan, fault, pace), late, later)
+    if fault is not None and not fault.terminal:
+        raise Retry(fault.message, done)
+    return done
 
 
 async def check_secrets(key: Key, outside: Outside, pace: Pace) -> Done:
@@ -61,6 +86,7 @@ async def check_secrets(key: Key, outside: Outside, pace: Pace) -> Done:
         live = await outside.cluster.get("Secret", key.namespace, name) if known else None
         if known and (live or {}).get("metadata", {}).get("resourceVersion") != known:
             outside.secrets.pop((key.namespace, name), None)
+            outside.given.pop(meta.key, None)
             return Done(wake=(meta.key,), gone=True)
     return Done(pace.verify_seconds)
 
@@ -74,8 +100,8 @@ async def _greet(outside: Outside, resource: Manifest) -> Manifest:
     first = LLMDeploymentStatus(
         observed_generation=meta.generation, conditions=conditions.first(meta.generation, outside.clock())
     )
-    kept = {name: value for name, value in status.items() if name not in ("conditions", "observedGeneration")}
-    merged = LLMDeploymentStatus.model_validate(kept | first.model_dump(mode="json", by_alias=True, exclude_none=True))
+    kept = observe.status_of(LLMDeploymentStatus, resource)
+    merged = kept.model_copy(update={"conditions": first.conditions, "observed_generation": first.observed_generation})
     await report(outside, resource, meta, merged)
     return {**resource, "status": merged.model_dump(mode="json", by_alias=True, exclude_none=True)}
 
@@ -85,7 +111,7 @@ async def _refuse(outside: Outside, resource: Manifest, error: ValidationError, 
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"])
     message = f"spec.{where}: {fault['msg']}; what runs is left as it is"
-    before = LLMDeploymentStatus.model_validate(resource.get("status") or {})
+    before = observe.status_of(LLMDeploymentStatus, resource)
     told = conditions.invalid(before.conditions, message, meta.generation, outside.clock())
     status = before.model_copy(update={"conditions": told, "observed_generation": meta.generation})
     if before.conditions != told:
@@ -95,59 +121,22 @@ async def _refuse(outside: Outside, resource: Manifest, error: ValidationError, 
     return Done(pace.verify_seconds)
 
 
-async def _let_in(outside: Outside, observed: Observed, plan: Plan) -> tuple[list[Fault], Fault | None]:
-    """Write the key file before any other object. Why it was refused, and that a pod could not be told."""
-    pods = [pod for each in observed.revisions.values() for pod in each.pods]
-    try:
-        return [], await keyfile.write(outside, observed.meta, plan.key_file, pods)
-    except (NameTaken, Refused) as error:
-        return [_refused(plan.key_file, error)], None
-
-
-async def _apply(outside: Outside, observed: Observed, plan: Plan, found: list[Fault]) -> Fault | None:
-    """Apply everything, then prune. Returns the first fault, one `found` before included; all else is applied still."""
-    cluster = outside.cluster
-    seen = {(child["kind"], child["metadata"]["name"]): child for child in observed.children}
-    for manifest in plan.objects:
-        try:
-            await put(outside, observed.meta, manifest, seen.get((manifest["kind"], manifest["metadata"]["name"])))
-        except (NameTaken, Refused) as error:
-            found.append(_refused(manifest, error))
-    if found:
-        # A half-applied plan prunes nothing: what is not wanted may still be what serves.
-        return min(found, key=lambda fault: not fault.terminal)
-    for child in plan.delete:
-        meta = child["metadata"]
-        await cluster.delete(child["kind"], meta["namespace"], meta["name"], meta["uid"])
-    await _forget_credentials(outside, observed.meta, plan)
-    return None
-
-
-def _refused(manifest: Manifest, error: NameTaken | Refused) -> Fault:
-    if isinstance(error, NameTaken):
-        return Fault(Reason.NameTaken, str(error), terminal=True)
-    return Fault(Reason.ApplyFailed, f"{manifest['kind']} {manifest['metadata']['name']} was refused: {error}")
-
-
-async def _forget_credentials(outside: Outside, meta: Meta, plan: Plan) -> None:
-    name = names.registry_secret(meta)
-    if any(o["kind"] == "Secret" and o["metadata"]["name"] == name for o in plan.objects):
-        return
-    outside.secrets.pop((meta.namespace, name), None)
-    secret = await outside.cluster.get("Secret", meta.namespace, name)
-    if secret is not None and names.owned(secret, meta):
-        await outside.cluster.delete("Secret", meta.namespace, name, secret["metadata"]["uid"])
-
-
-async def _report(outside: Outside, resource: Manifest, observed: Observed, plan: Plan, fault: Fault | None) -> None:
+async def _report(
+    outside: Outside,
+    resource: Manifest,
+    observed: Observed,
+    plan: Plan,
+    status: LLMDeploymentStatus,
+    fault: Fault | None,
+) -> None:
     now = outside.clock()
-    happened = plan.occurrences
+    happened = plan.occurrences if plans.recorded(plan, status) else ()
     if fault is not None:
         before = next((c for c in observed.status.conditions if c.type == "Applied"), None)
         known = before is not None and (before.reason, before.message) == (fault.reason, fault.message)
-        happened = () if known else (Occurrence("Warning", fault.reason, fault.message),)
+        happened = (*happened, *(() if known else (Occurrence("Warning", fault.reason, fault.message),)))
     await tell(outside.cluster, observed.meta, happened, stamp(now))
-    await report(outside, resource, observed.meta, plans.after_apply(plan, observed, fault, now))
+    await report(outside, resource, observed.meta, status)
 
 
 def _next_look(observed: Observed, plan: Plan, fault: Fault | None, pace: Pace) -> float | None:

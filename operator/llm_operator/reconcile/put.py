@@ -1,8 +1,10 @@
 """Applies one object of a plan, unless its name is somebody else's."""
 
+from llm_operator.cluster import ApiError
 from llm_operator.observe import Outside
 from llm_operator.plans import names
-from llm_operator.state import Manifest, Meta
+from llm_operator.plans.reasons import Reason
+from llm_operator.state import Fault, Manifest, Meta
 
 
 class NameTaken(Exception):
@@ -26,3 +28,10 @@ async def put(outside: Outside, owner: Meta, manifest: Manifest, live: Manifest 
     live = await cluster.apply(manifest)
     if kind == "Secret":
         outside.secrets[meta["namespace"], meta["name"]] = live["metadata"]["resourceVersion"]
+
+
+def refused(manifest: Manifest, error: NameTaken | ApiError) -> Fault:
+    """Why an object of a plan is not there as planned. What the API server says may pass, a taken name does not."""
+    if isinstance(error, NameTaken):
+        return Fault(Reason.NameTaken, str(error), terminal=True)
+    return Fault(Reason.ApplyFailed, f"{manifest['kind']} {manifest['metadata']['name']} was refused: {error}")

@@ -29,6 +29,8 @@ async def work(queue: Queue[Key], handle: Handler, resync_seconds: float, lanes:
         except (Retry, ApiError) as error:
             result = "retry"
             _again(queue, key, error)
+            if isinstance(error, Retry):
+                _settle(lanes, key, error.done, resync_seconds)
         except Exception as error:
             log.exception("%s %s/%s: unexpected", key.kind, key.namespace, key.name)
             _again(queue, key, error)

@@ -1,14 +1,18 @@
 """From a name in a specification to a server with its credentials."""
 
+import re
 from pathlib import Path
 
-from llm_operator.registry.faults import ConnectionUnknown
+from llm_operator.registry.faults import ConnectionUnknown, RegistryUnreachable
 from llm_operator.settings import ConnectionSettings
 from llm_operator.state import Connection
 
 
 def read_connection(name: str, known: dict[str, ConnectionSettings], field: str = "spec.model.mlflow") -> Connection:
-    """The connection with its credentials as the mounted files hold them now. Raises ConnectionUnknown."""
+    """The connection with its credentials as the mounted files hold them now.
+
+    Raises ConnectionUnknown, and RegistryUnreachable for a file that can't be used.
+    """
     settings = known.get(name)
     if settings is None:
         have = ", ".join(sorted(known)) or "none"
@@ -16,7 +20,16 @@ def read_connection(name: str, known: dict[str, ConnectionSettings], field: str 
             f"the operator has no connection {name!r} (it has: {have}): add it under `connections` in the operator's "
             f"configuration, or write another {field}.connection"
         )
+    try:
+        return _read(name, settings)
+    except (OSError, ValueError) as error:
+        raise RegistryUnreachable(
+            f"a file of connection {name!r} can't be used ({error}): correct it in the operator's configuration",
+            answered=True,
+        ) from error
 
+
+def _read(name: str, settings: ConnectionSettings) -> Connection:
     return Connection(
         name=name,
         tracking_uri=settings.tracking_uri.rstrip("/"),
@@ -24,8 +37,22 @@ def read_connection(name: str, known: dict[str, ConnectionSettings], field: str 
         username=_secret(settings, "username"),
         password=_secret(settings, "password"),
         token=_secret(settings, "token"),
-        ca=settings.ca_file.read_text() if settings.ca_file and settings.ca_file.is_file() else "",
+        ca=_certificates(settings.ca_file) if settings.ca_file and settings.ca_file.is_file() else "",
     )
+
+
+_CERTIFICATE = re.compile(rb"-----BEGIN (TRUSTED |X509 )?CERTIFICATE-----.+?-----END \1?CERTIFICATE-----", re.DOTALL)
+
+
+def _certificates(file: Path) -> str:
+    """The certificates alone: the comments of a bundle may have any letters, and TLS takes ASCII only.
+
+    Raises ValueError where there is none.
+    """
+    found = [match[0].decode("ascii") for match in _CERTIFICATE.finditer(file.read_bytes())]
+    if not found:
+        raise ValueError(f"{file} has no certificate in PEM form")
+    return "\n".join(found) + "\n"
 
 
 def webhook_secrets(settings: ConnectionSettings) -> tuple[str, ...]:
@@ -35,4 +62,8 @@ def webhook_secrets(settings: ConnectionSettings) -> tuple[str, ...]:
 
 def _secret(settings: ConnectionSettings, name: str) -> str:
     path: Path | None = settings.credentials_folder / name if settings.credentials_folder else None
-    return path.read_text().strip() if path and path.is_file() else ""
+    try:
+        return path.read_text().strip() if path and path.is_file() else ""
+    except UnicodeDecodeError:
+        # Without a byte of what is in it.
+        raise ValueError(f"{path} is not text in UTF-8") from None

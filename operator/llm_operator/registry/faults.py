@@ -4,7 +4,8 @@ RegistryFault
 ├── ModelNotFound       404: no registered model of this name
 ├── AliasNotFound       400 INVALID_PARAMETER_VALUE: MLflow's answer to an unknown alias
 ├── VersionNotFound     404 on a version, or no version in the stage
-├── RegistryDenied      401, 403
+├── RegistryDenied      401, or 403 on the list of models
+│   └── ModelDenied     403 on one model: MLflow's permissions
 ├── HostNotAllowed      403 in plain text: MLflow's own Host header check
 ├── ConnectionUnknown   no such connection in the operator's configuration
 └── RegistryUnreachable everything else: refused, timeout, 5xx, an answer that makes no sense
@@ -25,6 +26,8 @@ class RegistryFault(Exception):
     terminal: ClassVar[bool] = True
     about_server: ClassVar[bool] = False
     """Whether every question to this server would fail like this."""
+    keeps_version: ClassVar[bool] = False
+    """Whether the last known version stays in force: only an answer about the model can take it away."""
 
     @property
     def fault(self) -> Fault:
@@ -46,23 +49,36 @@ class VersionNotFound(RegistryFault):
 class RegistryDenied(RegistryFault):
     """The server refused the operator's credentials."""
 
-    about_server = True
+    about_server = keeps_version = True
+
+
+class ModelDenied(RegistryDenied):
+    """The operator's user has no right to this model; that says nothing of others."""
+
+    about_server = False
 
 
 class HostNotAllowed(RegistryFault):
     """The server refuses the Host header."""
 
-    about_server = True
+    about_server = keeps_version = True
 
 
 class ConnectionUnknown(RegistryFault):
     """The operator's configuration has no such connection."""
 
+    keeps_version = True
+
 
 class RegistryUnreachable(RegistryFault):
     """No sensible answer."""
 
-    terminal, about_server = False, True
+    terminal, about_server, keeps_version = False, True, True
+
+    def __init__(self, message: str, *, answered: bool = False) -> None:
+        super().__init__(message)
+        self.answered = answered
+        """There was an answer, which costs no time-out and may be about one model only."""
 
 
 def explain(answer: httpx.Response, connection: Connection, reference: Reference | None) -> RegistryFault:
@@ -79,13 +95,22 @@ def explain(answer: httpx.Response, connection: Connection, reference: Reference
             f"MLflow at {uri} refuses the Host header {host!r}: start it with --allowed-hosts '{host}' "
             "(MLFLOW_SERVER_ALLOWED_HOSTS)"
         )
+    if status == 403 and reference is not None:
+        return ModelDenied(
+            f"MLflow at {uri} refuses the operator's user on model {reference.name!r} (403{said and f': {said}'}): "
+            "give that user the permission READ there, and EDIT where verdicts are written, or correct "
+            f"{reference.field}.name; the user is the one in the Secret behind connection {connection.name!r}"
+        )
     if status in (401, 403):
         return RegistryDenied(
             f"MLflow at {uri} answered {status} to the operator: check username and password (or token) in the Secret "
             f"behind connection {connection.name!r}"
         )
     if reference is None or status >= 500 or code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-        return RegistryUnreachable(f"MLflow at {uri} answered {status}: {said or answer.text[:200]}")
+        about = f" on {reference}" if reference else ""
+        return RegistryUnreachable(
+            f"MLflow at {uri} answered {status}{about}: {said or answer.text[:200]}", answered=True
+        )
     return _not_found(reference, uri, said)
 
 

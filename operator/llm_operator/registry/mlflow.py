@@ -1,7 +1,9 @@
 """MLflow as the registry: plain REST, MLflow 2.9 to 3.18."""
 
+import logging
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ from llm_operator.registry.faults import RegistryUnreachable, VersionNotFound, e
 from llm_operator.registry.nouns import ModelSummary, Reference
 from llm_operator.state import Connection, ModelVersion
 
+log = logging.getLogger(__name__)
 API = "/api/2.0/mlflow"
 
 
@@ -23,18 +26,22 @@ class MlflowRegistry:
         self._clients: dict[tuple[str, str], httpx.AsyncClient] = {}
 
     async def resolve(self, connection: Connection, reference: Reference) -> ModelVersion:
-        if reference.alias:
-            query = {"name": reference.name, "alias": reference.alias}
-            found = (await self._call(connection, reference, "GET", "registered-models/alias", query))["model_version"]
-        elif reference.stage:
-            found = await self._newest_in_stage(connection, reference)
-        else:
-            found = await self._version(connection, reference, str(reference.version))
-        query = {"name": reference.name, "version": str(found["version"])}
-        where = await self._call(connection, reference, "GET", "model-versions/get-download-uri", query)
-        return ModelVersion(
-            reference.name, str(found["version"]), str(where.get("artifact_uri", "")), str(found.get("run_id") or "")
-        )
+        with _making_sense(connection, f"on {reference}"):
+            found = await self._found(connection, reference)
+            if not (version := str(found["version"] or "")):
+                raise ValueError("no version")
+            query = {"name": reference.name, "version": version}
+            where = await self._call(connection, reference, "GET", "model-versions/get-download-uri", query)
+            source = str(where.get("artifact_uri", ""))
+            return ModelVersion(reference.name, version, source, str(found.get("run_id") or ""))
+
+    async def _found(self, connection: Connection, reference: Reference) -> dict[str, Any]:
+        if reference.stage:
+            return await self._newest_in_stage(connection, reference)
+        if not reference.alias:
+            return await self._version(connection, reference, str(reference.version))
+        query = {"name": reference.name, "alias": reference.alias}
+        return dict((await self._call(connection, reference, "GET", "registered-models/alias", query))["model_version"])
 
     async def _version(self, connection: Connection, reference: Reference, version: str) -> dict[str, Any]:
         query = {"name": reference.name, "version": version}
@@ -58,15 +65,17 @@ class MlflowRegistry:
         while True:
             query = {"max_results": "1000"} | ({"page_token": token} if token else {})
             answer = await self._call(connection, None, "GET", "registered-models/search", query)
-            for model in answer.get("registered_models", []):
-                found[model["name"]] = _summary(model)
+            with _making_sense(connection, "to the search for models"):
+                found |= _summaries(answer.get("registered_models") or [], connection)
             token = answer.get("next_page_token") or ""
             if not token:
                 return found
 
     async def tags(self, connection: Connection, name: str, version: str) -> dict[str, str]:
-        found = await self._version(connection, Reference(name, version=version), version)
-        return {tag["key"]: tag.get("value", "") for tag in found.get("tags") or []}
+        reference = Reference(name, version=version)
+        with _making_sense(connection, f"on {reference}"):
+            found = await self._version(connection, reference, version)
+            return {tag["key"]: tag.get("value", "") for tag in found.get("tags") or []}
 
     async def tag(self, connection: Connection, name: str, version: str, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
@@ -78,8 +87,9 @@ class MlflowRegistry:
     ) -> dict[str, Any]:
         try:
             answer = await self._request(connection, method, path, query)
-        # ValueError, ImportError: what httpx has against a proxy's address.
-        except (httpx.HTTPError, ssl.SSLError, OSError, ValueError, ImportError) as error:
+        # Whatever keeps this question from being asked (an address, a proxy, a certificate, a password that fits into
+        # no header) is a fault of this connection, and must reach none but it.
+        except Exception as error:
             metrics.REGISTRY_CALLS.labels(connection.name, "unreachable").inc()
             proxy = proxy_for(connection.tracking_uri)
             way = f" through the proxy {without_password(proxy)} (NO_PROXY leaves hosts out)" if proxy else ""
@@ -92,10 +102,11 @@ class MlflowRegistry:
             raise explain(answer, connection, reference)
         try:
             return dict(answer.json())
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise RegistryUnreachable(
                 f"{connection.tracking_uri} answered something that is not MLflow's JSON: is the tracking URI right? "
-                f"It began with {answer.text[:60]!r}"
+                f"It began with {answer.text[:60]!r}",
+                answered=True,
             ) from error
 
     async def _request(self, connection: Connection, method: str, path: str, query: dict[str, Any]) -> httpx.Response:
@@ -124,6 +135,29 @@ class MlflowRegistry:
                 trust_env=False,
             )
         return self._clients[identity]
+
+
+@contextmanager
+def _making_sense(connection: Connection, about: str) -> Iterator[None]:
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise RegistryUnreachable(
+            f"MLflow at {connection.tracking_uri} answered {about} without what belongs into it "
+            f"({type(error).__name__}: {error}): is the tracking URI right, and the server a supported one?",
+            answered=True,
+        ) from error
+
+
+def _summaries(models: Iterable[dict[str, Any]], connection: Connection) -> dict[str, ModelSummary]:
+    """By name. A model that can't be read is left out, and no other with it."""
+    found: dict[str, ModelSummary] = {}
+    for model in models:
+        try:
+            found[str(model["name"])] = _summary(model)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            log.warning("connection %s: a model of its list can't be read (%r): %.200s", connection.name, error, model)
+    return found
 
 
 def _summary(model: dict[str, Any]) -> ModelSummary:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llm_operator import crds
-from llm_operator.cluster import Conflict, NotFound, Refused, Unavailable
+from llm_operator.cluster import ApiError, Conflict, NotFound, Refused, Unavailable
 from llm_operator.observe import Outside
 from llm_operator.pods import Answer
 from llm_operator.registry import ModelNotFound, ModelSummary, Reference, RegistryFault
@@ -43,6 +43,10 @@ class FakeCluster:
         self.down = False
         self.refuses: set[str] = set()
         """Kinds whose writes are refused."""
+        self.faults: dict[tuple[str, ...], ApiError] = {}
+        """What a verb on a kind is answered with, or on one object of it: by (verb, kind) or (verb, kind, name)."""
+        self.forbids: set[str] = set()
+        """Namespaces that may not be listed."""
         self.kinds = {"ServiceMonitor": False, "HTTPRoute": False}
         self._count = 0
 
@@ -51,12 +55,14 @@ class FakeCluster:
         return str(self._count)
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
-        self._answer()
+        self._answer("", "get", kind, name)
         found = self.objects.get((kind, namespace, name))
         return copy.deepcopy(found) if found else None
 
     async def list(self, kind: str, namespace: str, labels: str = "", fields: str = "") -> list[Manifest]:
-        self._answer()
+        self._answer("", "list", kind)
+        if namespace in self.forbids:
+            raise Refused(f"cannot list {kind} in the namespace {namespace}")
         wanted = dict(pair.split("=") for pair in labels.split(",") if pair)
         named = dict(pair.split("=") for pair in fields.split(",") if pair)
         return [
@@ -70,7 +76,7 @@ class FakeCluster:
 
     async def apply(self, manifest: Manifest) -> Manifest:
         kind, meta = manifest["kind"], manifest["metadata"]
-        self._answer(kind)
+        self._answer(kind, "apply", kind, meta["name"])
         key = (kind, meta["namespace"], meta["name"])
         before = self.objects.get(key)
         if "uid" in meta and (before is None or before["metadata"]["uid"] != meta["uid"]):
@@ -80,7 +86,7 @@ class FakeCluster:
         return self._store("apply", key, _merged(before or {}, manifest))
 
     async def apply_status(self, manifest: Manifest) -> Manifest:
-        self._answer()
+        self._answer("", "status", manifest["kind"], manifest["metadata"]["name"])
         key = (manifest["kind"], manifest["metadata"]["namespace"], manifest["metadata"]["name"])
         if key not in self.objects or self.objects[key]["metadata"]["uid"] != manifest["metadata"]["uid"]:
             raise Conflict(f"uid mismatch on {key}")
@@ -88,14 +94,14 @@ class FakeCluster:
 
     async def create(self, manifest: Manifest) -> Manifest:
         kind, meta = manifest["kind"], manifest["metadata"]
-        self._answer(kind)
+        self._answer(kind, "create", kind, meta["name"])
         key = (kind, meta["namespace"], meta["name"])
         if key in self.objects:
             raise Conflict(f"{key} exists")
         return self._store("create", key, copy.deepcopy(manifest))
 
     async def patch(self, kind: str, namespace: str, name: str, change: Manifest) -> Manifest:
-        self._answer(kind)
+        self._answer(kind, "patch", kind, name)
         key = (kind, namespace, name)
         if key not in self.objects:
             raise NotFound(f"no {key}")
@@ -105,7 +111,7 @@ class FakeCluster:
         return self._store("patch", key, _merged(self.objects[key], change))
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
-        self._answer(kind)
+        self._answer(kind, "delete", kind, name)
         found = self.objects.get((kind, namespace, name))
         if found is not None and uid in ("", found["metadata"]["uid"]):
             self.writes.append(("delete", kind, name))
@@ -114,7 +120,9 @@ class FakeCluster:
     async def serves(self, kind: str) -> bool:
         return self.kinds[kind]
 
-    def _answer(self, kind: str = "") -> None:
+    def _answer(self, kind: str = "", *asked: str) -> None:
+        if fault := self.faults.get(asked[:2]) or self.faults.get(asked):
+            raise fault
         if self.down:
             raise Unavailable("the API server does not answer")
         if kind in self.refuses:
@@ -187,11 +195,15 @@ class FakeRegistry:
         self.tagged: dict[tuple[str, str], dict[str, str]] = {}
         self.tag_fault: RegistryFault | None = None
         """For those who write only."""
+        self.breaks: dict[str, Exception] = {}
+        """What everything asked of a server ends with, by its address."""
+        self.model_faults: dict[str, RegistryFault] = {}
+        """Of questions about one model, by its name."""
 
     async def resolve(self, connection: Connection, reference: Reference) -> ModelVersion:
         self.asked += 1
-        if self.fault is not None:
-            raise self.fault
+        if fault := self.breaks.get(connection.tracking_uri) or self.fault or self.model_faults.get(reference.name):
+            raise fault
         if reference.name not in self.aliases:
             raise ModelNotFound(f"no model {reference.name}")
         version = reference.version or self.aliases[reference.name][reference.alias or ""]
@@ -211,8 +223,8 @@ class FakeRegistry:
 
     async def summary(self, connection: Connection) -> dict[str, ModelSummary]:
         self.summaries += 1
-        if self.fault is not None:
-            raise self.fault
+        if fault := self.breaks.get(connection.tracking_uri) or self.fault:
+            raise fault
         return {name: ModelSummary(dict(aliases), {}) for name, aliases in self.aliases.items()}
 
 

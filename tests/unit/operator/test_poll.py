@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -10,6 +11,7 @@ from llm_operator import poll as polling
 from llm_operator.poll import Poll
 from llm_operator.reconcile import Pace, reconcile
 from llm_operator.registry import CachedRegistry, RegistryUnreachable
+from llm_operator.settings import ConnectionSettings
 from llm_operator.state import Key
 from unit.operator.fakes import NAMESPACE, World
 
@@ -117,3 +119,44 @@ async def test_a_webhook_while_the_api_server_is_away_is_left_to_the_next_poll(
     world.cluster.down = False
     await rung(poll, ("default", "bot"))
     assert queue.added == ["bot"]
+
+
+async def test_a_namespace_that_may_not_be_listed_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    _, queue = await polled(world, "bot")
+    world.registry.aliases["bot"]["champion"] = "2"
+    world.cluster.forbids = {"gone"}
+    cached = CachedRegistry(world.registry, 30, 5)
+    await Poll(world.cluster, cached, world.connections, queue.add, ("gone", NAMESPACE)).look()
+    assert queue.added == ["bot"]
+    assert "polling namespace gone is late" in caplog.text
+
+
+async def test_an_odd_object_and_an_odd_server_hold_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    poll, queue = await polled(world, "bot")
+    world.registry.aliases["bot"]["champion"] = "2"
+    await world.put("LLMDeployment", "nonsense", {"model": "nonsense"})
+    await world.put("LLMDeployment", "null", {"model": None, "adapters": [7]})
+    broken = world.connections.known["broken"] = ConnectionSettings(tracking_uri="http://broken")
+    await world.deploy("other", model={"mlflow": {"name": "other", "alias": "champion", "connection": "broken"}})
+    world.registry.breaks = {broken.tracking_uri: TypeError("cadata should be an ASCII string")}
+    await poll.look()
+    assert queue.added == ["bot"]
+    assert "polling connection broken is late: cadata" in caplog.text
+
+
+async def test_polling_goes_on_whatever_a_round_ends_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    poll, _ = await polled(World(), "bot")
+    rounds, thrice = itertools.count(1), asyncio.Event()
+
+    async def look(only: str | None = None) -> None:
+        if next(rounds) == 3:
+            thrice.set()
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(poll, "look", look)
+    running = asyncio.create_task(poll.run(0.001))
+    await asyncio.wait([running, asyncio.create_task(thrice.wait())], return_when=asyncio.FIRST_COMPLETED)
+    assert not running.done()
+    running.cancel()

@@ -102,3 +102,13 @@ async def test_quick_items_have_a_queue_of_their_own() -> None:
     assert lanes.oldest() > 0
     lanes.add_after("key later", 0.01)
     assert await lanes.quick.get() == "key later"
+
+
+def test_pauses_stay_short_as_nobody_tells_that_a_cause_has_gone() -> None:
+    lanes: Lanes[str] = Lanes(quick=lambda item: item == "key")
+    pauses = {
+        item: max(queue.retry(item) for _ in range(40))
+        for item, queue in (("key", lanes.quick), ("deployment", lanes.slow))
+    }
+    assert pauses["key"] <= 5
+    assert pauses["deployment"] <= 37.5

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
+import certifi
 import httpx
 import pytest
 
@@ -33,7 +37,7 @@ def answering(status: int, body: object) -> MlflowRegistry:
         (404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Model Version (name=bot, version=9) not found"},
          Reference("bot", version="9"), registry.VersionNotFound, "bot/9"),
         (401, "You are not authenticated", ALIAS, registry.RegistryDenied, "password"),
-        (403, {"error_code": "PERMISSION_DENIED"}, ALIAS, registry.RegistryDenied, "'default'"),
+        (403, {"error_code": "PERMISSION_DENIED"}, ALIAS, registry.ModelDenied, "READ there.*spec.model.mlflow.name"),
         (403, "Invalid Host header - possible DNS rebinding attack", ALIAS, registry.HostNotAllowed, "mlflow:5000"),
         (503, "busy", ALIAS, registry.RegistryUnreachable, "503"),
         (200, "<html>", ALIAS, registry.RegistryUnreachable, "tracking URI"),
@@ -137,6 +141,80 @@ async def test_a_server_that_is_silent_about_tags_is_left_alone_too() -> None:
         with pytest.raises(registry.RegistryUnreachable):
             await cached.tags(SERVER, "bot", "1")
     assert inner.tag_reads == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        registry.ModelDenied("403"),
+        registry.RegistryUnreachable("500", answered=True),
+        registry.RegistryUnreachable("no answer within 10 s"),
+    ],
+)
+async def test_what_one_model_is_answered_with_harms_no_other(fault: registry.RegistryFault) -> None:
+    inner, clock = FakeRegistry(), Ticks()
+    inner.model_faults = {f"secret-{n}": fault for n in range(5)}
+    cached = CachedRegistry(inner, 30, 5, clock)
+    for clock.now in range(0, 90, 3):
+        for name in inner.model_faults:
+            with pytest.raises(type(fault)):
+                await cached.resolve(SERVER, Reference(name, alias="champion"))
+        assert (await cached.resolve(SERVER, ALIAS)).version == "1"
+
+
+async def test_who_may_not_list_models_may_still_ask_for_one() -> None:
+    inner, clock = FakeRegistry(), Ticks()
+    cached = CachedRegistry(inner, 1, 5, clock)
+    for clock.now in (0, 2, 4):
+        inner.fault = registry.RegistryDenied("403 on the search")
+        with pytest.raises(registry.RegistryDenied):
+            await cached.summary(SERVER)
+        inner.fault = None
+        assert (await cached.resolve(SERVER, ALIAS)).version == "1"
+
+
+async def test_a_model_of_the_list_that_cannot_be_read_is_left_out_alone() -> None:
+    models = [{"name": "odd", "aliases": 7}, {"aliases": []}, "odd", {"name": "bot", "aliases": []}]
+    assert list(await answering(200, {"registered_models": models}).summary(SERVER)) == ["bot"]
+
+
+@pytest.mark.parametrize("body", [[], {}, {"model_version": None}, {"model_version": {"version": None}}, {"x": 1}, "7"])
+async def test_an_answer_without_what_belongs_into_it_is_a_fault_of_its_connection(body: object) -> None:
+    found = answering(200, body)
+    with pytest.raises(registry.RegistryUnreachable):
+        await found.resolve(SERVER, ALIAS)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"tracking_uri": "http://mlflow:99999999"},
+        {"tracking_uri": "nonsense"},
+        {"ca": "F\u0151tan\u00fas\u00edtv\u00e1ny"},
+        {"token": "se\u0151cret"},
+        {"workspace": "a\nb"},
+    ],
+)
+async def test_whatever_keeps_a_question_from_being_asked_is_a_fault_of_its_connection(changed: dict[str, str]) -> None:
+    with pytest.raises(registry.RegistryUnreachable):
+        await MlflowRegistry().resolve(replace(SERVER, **changed), ALIAS)
+
+
+def test_a_bundle_keeps_its_certificates_and_loses_its_comments(tmp_path: Path) -> None:
+    bundle = tmp_path / "ca.crt"
+    certificates = certifi.contents()
+    bundle.write_text("# NetLock Arany (F\u0151tan\u00fas\u00edtv\u00e1ny)\n" + certificates, encoding="utf-8")
+    found = read_connection("tls", {"tls": ConnectionSettings(tracking_uri="https://a", ca_file=bundle)})
+    ssl.create_default_context(cadata=found.ca)
+    assert found.ca.count("BEGIN CERTIFICATE") == certificates.count("BEGIN CERTIFICATE")
+
+
+@pytest.mark.parametrize(("name", "content"), [("ca.crt", b"no certificate"), ("token", b"\xff\xfe")])
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    settings = ConnectionSettings(tracking_uri="https://a", ca_file=tmp_path / "ca.crt", credentials_folder=tmp_path)
+    with pytest.raises(registry.RegistryUnreachable, match=f"connection 'tls' can't be used .*{name}"):
+        read_connection("tls", {"tls": settings})
 
 
 def test_an_unknown_connection_names_the_known_ones() -> None:

@@ -108,6 +108,13 @@ def test_a_schema_fetches_nothing_and_does_not_recurse_for_ever() -> None:
     assert "can't be used" in (smoke.fault(endless, "1") or "")
 
 
+def test_a_schema_of_a_few_references_that_stand_for_a_billion_checks_is_given_up() -> None:
+    doubled = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(30)}
+    schema = {"$ref": "#/$defs/d0", "$defs": {**doubled, "d30": {}}}
+    bomb = smoke.Expectation.model_validate({"jsonSchema": schema})
+    assert "more than 1000 references are followed" in (smoke.fault(bomb, "1") or "")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -115,6 +122,8 @@ def test_a_schema_fetches_nothing_and_does_not_recurse_for_ever() -> None:
         ("prompt: a\nmessages: []\nexpect: {exact: b}", "exactly one of prompt, messages"),
         ("prompt: a\nexpect: {}", "exactly one of exact"),
         ("a: [", "not YAML"),
+        ("a: &a [x]\nprompt: *a", "has YAML aliases"),
+        ("[" * 5000 + "]" * 5000, "nested too deeply"),
     ],
 )
 def test_a_broken_entry_is_told_to_its_author(text: str, said: str) -> None:

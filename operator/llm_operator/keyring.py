@@ -1,0 +1,156 @@
+"""Looks at keys: the ApiKeys of a namespace, which of them open a deployment, and what its pods were given.
+
+What can't be read concerns the one object that it is about. Whatever it is, the others are given and taken away.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from llm_operator.cluster import ApiError
+from llm_operator.crds import AccessSpec, ApiKeySpec, ApiKeyStatus
+from llm_operator.observe import Outside, meta_of, status_of
+from llm_operator.plans import apikeys, keys, names
+from llm_operator.state import Given, HeldKey, Key, Manifest, Meta, ObservedKey
+from llm_runtime.contract import KEY_PREFIX, hash_key, key_id_of
+
+log = logging.getLogger(__name__)
+DIGESTS_KEPT = 200_000
+
+
+@dataclass(frozen=True)
+class ReadKey:
+    """An ApiKey that can be read."""
+
+    meta: Meta
+    spec: ApiKeySpec
+    status: ApiKeyStatus
+
+
+async def api_keys(outside: Outside, namespace: str) -> tuple[ReadKey, ...]:
+    """The ApiKeys of a namespace. One that can't be read opens nothing and stops no other."""
+    listed = await outside.cluster.list("ApiKey", namespace)
+    return tuple(read for item in listed if (read := _readable(item)) is not None)
+
+
+def _readable(item: Manifest) -> ReadKey | None:
+    meta = meta_of(item)
+    try:
+        return ReadKey(meta, ApiKeySpec.model_validate(item["spec"]), status_of(ApiKeyStatus, item))
+    except (ValidationError, KeyError) as error:
+        told = apikeys.unreadable(error)
+        log.warning("ApiKey %s/%s can't be read and opens nothing: %s", meta.namespace, meta.name, told)
+        return None
+
+
+async def held(
+    outside: Outside, meta: Meta, known: Iterable[ReadKey], given: Given | None = None
+) -> tuple[HeldKey, ...]:
+    """Those of the keys that open this deployment, as digests."""
+    concerned = [each for each in known if not each.meta.deleting and apikeys.opens(each.spec, meta)]
+    found = await asyncio.gather(*(_held(outside, meta, each, given) for each in concerned))
+    return tuple(key for key in found if key is not None)
+
+
+async def _held(outside: Outside, meta: Meta, key: ReadKey, given: Given | None) -> HeldKey | None:
+    owner, spec, status = key.meta, key.spec, key.status
+    known = (status.prefix or "").removeprefix(f"{KEY_PREFIX}_")
+    digest = outside.digests.get((meta.uid, owner.uid, known)) if known else None
+    if digest is not None:
+        return HeldKey(known, digest, owner, spec, status)
+    # Until a renamed Secret has been made, the key is still in the one that the status names.
+    name = status.secret_name or apikeys.secret_name(owner, spec)
+    try:
+        secret = await outside.cluster.get("Secret", meta.namespace, name)
+    except ApiError as error:
+        return _as_before(key, given, error)
+    value = keys.decode(secret, keys.API_KEY_FIELD) if secret and names.owned(secret, owner) else None
+    key_id = key_id_of(value) if value else None
+    if value is None or key_id is None:
+        return None
+    if len(outside.digests) >= DIGESTS_KEPT:
+        outside.digests.clear()
+    digest = outside.digests[meta.uid, owner.uid, key_id] = hash_key(value, meta.uid)
+    return HeldKey(key_id, digest, owner, spec, status)
+
+
+def _as_before(key: ReadKey, given: Given | None, error: ApiError) -> HeldKey | None:
+    """Its Secret can't be read now: a key that the pods have stays as it is, one that they have not waits."""
+    who, record = f"{key.meta.namespace}/{key.meta.name}", given.record(key.meta) if given else None
+    log.warning("the Secret of ApiKey %s can't be read, its pods keep what they have: %s", who, error)
+    if record is None or key.status.prefix not in (None, f"{KEY_PREFIX}_{record.id}"):
+        return None
+    return HeldKey(record.id, record.digest, key.meta, key.spec, key.status)
+
+
+async def given(outside: Outside, meta: Meta, live: Manifest | None = None) -> Given | None:
+    """What the deployment's pods were given; None where it has no key file of its own.
+
+    `live` is the Secret where it was read already.
+    """
+    known = outside.given.get(meta.key)
+    if live is None:
+        if known is not None:
+            return known
+        live = await outside.cluster.get("Secret", meta.namespace, names.keys_secret(meta))
+    if live is None or not names.owned(live, meta):
+        outside.given.pop(meta.key, None)
+        return None
+    found = outside.given[meta.key] = keys.given(live, known)
+    return found
+
+
+async def api_key(outside: Outside, resource: Manifest) -> ObservedKey:
+    """Everything about one ApiKey. Raises pydantic.ValidationError for a specification that can't be read."""
+    meta, spec = meta_of(resource), ApiKeySpec.model_validate(resource.get("spec") or {})
+    status = status_of(ApiKeyStatus, resource)
+    secret, deployments = await asyncio.gather(
+        outside.cluster.get("Secret", meta.namespace, apikeys.secret_name(meta, spec)),
+        outside.cluster.list("LLMDeployment", meta.namespace),
+    )
+    metas = [meta_of(item) for item in deployments]
+    concerned = [each for each in metas if apikeys.opens(spec, each) or each.name in (status.deployments or ())]
+    return ObservedKey(
+        meta=meta,
+        spec=spec,
+        status=status,
+        secret=secret,
+        deployments=tuple(metas),
+        now=outside.clock(),
+        tiers={item["metadata"]["name"]: _tier_names(item) for item in deployments},
+        given=await all_given(outside, concerned),
+    )
+
+
+async def all_given(outside: Outside, deployments: Iterable[Meta]) -> dict[str, Given]:
+    """By name, what the pods of those deployments were given that have a key file."""
+
+    async def one(meta: Meta) -> Given | None:
+        try:
+            return await given(outside, meta)
+        except ApiError as error:
+            return Given("", {}, trouble=str(error))
+
+    metas = [meta for meta in deployments if not meta.deleting]
+    found = await asyncio.gather(*(one(meta) for meta in metas))
+    return {meta.name: each for meta, each in zip(metas, found, strict=True) if each is not None}
+
+
+def _tier_names(deployment: Manifest) -> tuple[str, ...]:
+    try:
+        return AccessSpec.model_validate(deployment["spec"].get("access") or {}).tier_names()
+    except (ValidationError, AttributeError, KeyError):
+        # Its own status says so; the keys of its neighbours are none the worse.
+        return ()
+
+
+def late(known: Iterable[ReadKey], deployment: Meta, given: Given | None) -> tuple[Key, ...]:
+    """ApiKeys whose status does not say what this deployment's pods were given."""
+    return tuple(
+        each.meta.key
+        for each in known
+        if not each.meta.deleting and apikeys.late(each.meta, each.spec, each.status, deployment, given)
+    )

@@ -1,0 +1,112 @@
+"""Applies a plan as far as it goes: one object that is refused keeps no other from its place, and each is told."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from llm_operator.cluster import ApiError, NotFound, Unanswered
+from llm_operator.observe import Outside
+from llm_operator.plans import Applied, names
+from llm_operator.plans.reasons import Reason
+from llm_operator.reconcile.put import NameTaken, put, refused
+from llm_operator.reconcile.standing import passes
+from llm_operator.state import Fault, Manifest, Meta, Observed, Plan
+
+SILENCES = 2
+"""So many requests without an answer, one after the other, and no further object is tried in this look."""
+TRAFFIC = frozenset({"Service", "HTTPRoute"})
+SIDE = frozenset({"ServiceMonitor", "HorizontalPodAutoscaler", "PodDisruptionBudget"})
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """One object that is not as planned."""
+
+    fault: Fault
+    passing: bool = False
+    """The API server may do it the next time."""
+    side: bool = False
+    """Nothing that serves depends on it."""
+    turns: bool = False
+    """Traffic was to go another way through it."""
+
+
+async def apply(outside: Outside, observed: Observed, plan: Plan, found: Iterable[Trouble]) -> Applied:
+    """Apply everything, then prune. `found`: what went wrong with the key file."""
+    troubles, silences = list(found), 0
+    routed = any(manifest["kind"] == "HTTPRoute" for manifest in plan.objects)
+    seen = {(child["kind"], child["metadata"]["name"]): child for child in observed.children}
+    for manifest in plan.objects:
+        live = seen.get((manifest["kind"], manifest["metadata"]["name"]))
+        if any(trouble.turns for trouble in troubles) and _stops_pods(manifest, live):
+            continue  # Its clients still come: the Service did not turn away from it.
+        try:
+            await put(outside, observed.meta, manifest, live)
+            silences = 0
+        except (NameTaken, ApiError) as error:
+            troubles.append(_trouble(manifest, error, live, routed=routed))
+            silences = silences + 1 if isinstance(error, Unanswered) else 0
+        if silences == SILENCES:
+            break
+    if all(each.side for each in troubles):
+        # A half-applied plan prunes nothing: what is not wanted may still be what serves.
+        troubles += await _prune(outside, observed.meta, plan)
+    return _together(troubles)
+
+
+def _trouble(manifest: Manifest, error: NameTaken | ApiError, live: Manifest | None, *, routed: bool) -> Trouble:
+    kind, labels = manifest["kind"], manifest["metadata"].get("labels") or {}
+    # Services beside the endpoint's are for previews, but where a route sends traffic to them.
+    side = kind in SIDE or (names.PREVIEW_LABEL in labels and not routed)
+    turned = live is not None and kind == "Service" and live["spec"].get("selector") == manifest["spec"]["selector"]
+    turns = kind in TRAFFIC and not side and not turned
+    return Trouble(refused(manifest, error), passing=passes(error), side=side, turns=turns)
+
+
+def _stops_pods(manifest: Manifest, live: Manifest | None) -> bool:
+    if manifest["kind"] != "Deployment" or live is None:
+        return False
+    return int(manifest["spec"]["replicas"]) < int(live["spec"].get("replicas") or 0)
+
+
+async def _prune(outside: Outside, meta: Meta, plan: Plan) -> list[Trouble]:
+    found = []
+    for child in plan.delete:
+        about = child["metadata"]
+        try:
+            await outside.cluster.delete(child["kind"], about["namespace"], about["name"], about["uid"])
+        except NotFound:
+            continue  # Its kind is gone, and it with it.
+        except ApiError as error:
+            found.append(_kept(child["kind"], about["name"], error))
+    try:
+        await _forget_credentials(outside, meta, plan)
+    except ApiError as error:
+        found.append(_kept("Secret", names.registry_secret(meta), error))
+    return found
+
+
+def _kept(kind: str, name: str, error: ApiError) -> Trouble:
+    said = f"{kind} {name} is not wanted any more and could not be deleted: {error}"
+    return Trouble(Fault(Reason.ApplyFailed, said), passing=passes(error), side=True)
+
+
+async def _forget_credentials(outside: Outside, meta: Meta, plan: Plan) -> None:
+    name = names.registry_secret(meta)
+    if any(o["kind"] == "Secret" and o["metadata"]["name"] == name for o in plan.objects):
+        return
+    outside.secrets.pop((meta.namespace, name), None)
+    secret = await outside.cluster.get("Secret", meta.namespace, name)
+    if secret is not None and names.owned(secret, meta):
+        await outside.cluster.delete("Secret", meta.namespace, name, secret["metadata"]["uid"])
+
+
+def _together(troubles: list[Trouble]) -> Applied:
+    """The worst is told: one that will not pass by itself, then what serves, then what came first."""
+    if not troubles:
+        return Applied()
+    worst = min(troubles, key=lambda each: (not each.fault.terminal, each.side))
+    return Applied(
+        worst.fault,
+        turned=not any(each.turns for each in troubles),
+        passing=all(each.passing for each in troubles),
+    )
