@@ -42,7 +42,7 @@ async def answer(engine: EngineClient) -> list[int]:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (request(prompt=(1,) * 300), "at most 200 tokens"),
+        (request(prompt=(1,) * 300), "maximum context length is 200 tokens"),
         (request(prompt=(1, 2, 99_999)), "token id 99999 is not in the model's vocabulary of 260"),
         (request(prompt=(1, -1)), "token id -1"),
         (request(prompt=()), "the prompt is empty"),

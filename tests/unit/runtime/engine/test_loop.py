@@ -117,7 +117,7 @@ async def test_what_could_raise_in_a_step_is_refused_before() -> None:
     for wrong in (request(prompt=()), request(prompt=(5000,)), request(prompt=(-1,)), request(max_tokens=0)):
         with pytest.raises(InvalidRequest):
             running.generate(wrong)
-    with pytest.raises(InvalidRequest, match="lower max_tokens to 253"):
+    with pytest.raises(InvalidRequest, match="or max_tokens to 253"):
         running.generate(request(max_tokens=254))
     running.close()
 
