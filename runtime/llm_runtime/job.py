@@ -67,11 +67,12 @@ def characters(prompt: Prompt) -> int:
     """Length of its texts."""
     if isinstance(prompt, str):
         return len(prompt)
-    return sum(
-        len(part["content"]) + len(part.get("reasoning_content", "")) + written(part.get("tool_calls"))
-        for part in prompt
-        if isinstance(part, dict)
-    )
+    return sum(_characters(message) for message in prompt if isinstance(message, dict))
+
+
+def _characters(message: Message) -> int:
+    texts = (message["content"], *(message.get(field) or "" for field in ("reasoning_content", "name", "tool_call_id")))
+    return sum(map(len, texts)) + written(message.get("tool_calls"))
 
 
 def written(structure: object) -> int:

@@ -25,10 +25,21 @@ class Body(BaseModel):
     hints: ClassVar[frozenset[str]] = frozenset()
     """Fields that can't change an answer, whatever they say: they are taken and dropped."""
 
+    _fields: ClassVar[frozenset[str]] = frozenset()
+    _wishes: ClassVar[frozenset[str]] = frozenset()
+    """Its fields as requests name them; and those of which every value but null asks for something."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        cls._fields = frozenset(field.alias or name for name, field in cls.model_fields.items())
+        cls._wishes = cls._fields - cls.no_effect.keys()
+
     @model_validator(mode="before")
     @classmethod
     def _drop_what_asks_for_nothing(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
+        # Most requests have nothing to drop, and this runs for each of their messages.
+        if not isinstance(data, dict) or (None not in data.values() and data.keys() <= cls._wishes):
             return data
         return {name: value for name, value in data.items() if value is not None and not cls._asks_nothing(name, value)}
 
@@ -47,16 +58,11 @@ class Baggage(Body):
     """
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
-    _known: ClassVar[frozenset[str]] = frozenset()
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **options: Any) -> None:
-        super().__pydantic_init_subclass__(**options)
-        cls._known = frozenset(field.alias or name for name, field in cls.model_fields.items()) | cls.no_effect.keys()
 
     @classmethod
     def _asks_nothing(cls, name: str, value: Any) -> bool:
-        return name not in cls._known or super()._asks_nothing(name, value)
+        known = name in cls._fields or name in cls.no_effect
+        return not known or super()._asks_nothing(name, value)
 
 
 def _one_or_several(value: Any) -> Any:

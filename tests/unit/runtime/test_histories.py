@@ -141,6 +141,7 @@ async def test_thoughts_and_options_count_as_characters_and_are_filtered(run: An
         assert api.engine.codec.options[-1] == {"a": "[EMAIL]"}
         for fields in (
             {"messages": [A, {**thoughts, "reasoning_content": "x" * 40_000}]},
+            {"messages": [{**A, "name": "x" * 40_000}]},
             {"chat_template_kwargs": {"documents": "x" * 40_000}},
         ):
             assert (await api.chat(**fields)).json()["error"]["code"] == "string_above_max_length"

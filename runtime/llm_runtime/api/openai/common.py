@@ -140,7 +140,7 @@ class OpenAIBody(Body):
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "OpenAIBody":
-        if self.stream_options and not self.stream:
+        if self.include_usage and not self.stream:
             raise conflict("stream_options", "needs stream: true")
         return self
 

@@ -72,14 +72,17 @@ def _as_parts(value: Any) -> Any:
 
 Content = Annotated[list[Part], BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])]
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-Name = Annotated[Text, Field(max_length=256)]
+
+
+def _as_text(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
 
 
 class CalledFunction(Baggage):
     """What the model called; `arguments` is the text of a JSON object, if the model wrote one."""
 
-    name: Name
-    arguments: Text = ""
+    name: Text
+    arguments: Annotated[Text, BeforeValidator(_as_text, json_schema_input_type=str | dict[str, Any])] = ""
 
     def parsed(self) -> dict[str, Any] | str:
         """The arguments as chat templates take them. What is no object goes back to the model as it wrote it."""
@@ -93,7 +96,8 @@ class CalledFunction(Baggage):
 class ToolCall(Baggage):
     """A call in an earlier answer. A client may send back an answer's call as it came, in a stream or whole."""
 
-    id: Name
+    id: Text
+    """Some gateways write whole signatures into it."""
     function: CalledFunction
     type: Literal["function"] = "function"
 
@@ -105,9 +109,9 @@ class ChatMessage(Baggage):
     content: Content | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=128)] = Field(default_factory=list)
     """What the assistant called."""
-    tool_call_id: Name | None = None
+    tool_call_id: Text | None = None
     """Whose result a tool's message is."""
-    name: Name | None = None
+    name: Text | None = None
     """The tool's, or whose message it is."""
     reasoning_content: Thought = ""
     """What the assistant thought before it spoke; some chat templates show it to the model."""
