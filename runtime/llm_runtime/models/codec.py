@@ -45,7 +45,7 @@ class Codec:
         for template in {self.chat_template, self.tool_template} - {""}:
             _check(template)
         self._spelling = Spelling(tokenizer)
-        self.special_ids: Mapping[str, int] = {name: number for number, name in self._spelling.special.items()}
+        self.control_ids = self._spelling.control_ids
         self._grammars = Grammars(tokenizer.to_str, vocabulary_size, eos_token_ids)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -40,6 +40,9 @@ class JsonForm(Tagged):
             return calls, len(text) if calls and may_close else 0
         return calls, end if calls else 0
 
+    def may_end(self, text: str) -> bool:
+        return self.closing in text
+
     def writes(self, shown: str) -> bool:
         return any(opening in shown for opening in self.openings) and self.closing in shown
 

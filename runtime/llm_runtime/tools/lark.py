@@ -12,7 +12,7 @@ SOME_TEXT = r"(.|\n)+"
 
 
 class Lark:
-    """A grammar in the making. `tokens` are the tokenizer's special tokens by their text: letters never spell these."""
+    """A grammar in the making. `tokens` are the tokenizer's control tokens by their text: letters never spell these."""
 
     def __init__(self, tokens: Mapping[str, int]) -> None:
         self._tokens = tokens

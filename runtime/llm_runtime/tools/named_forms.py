@@ -51,6 +51,9 @@ class NamedForm(Tagged):
             return ([call], len(text)) if final else None
         return [call], end.end() if end else found[1]
 
+    def may_end(self, text: str) -> bool:
+        return self._end_word in text
+
     def cut(self, text: str, tools: Offered) -> list[Call]:
         head = self._head.match(text, self._begin(text))
         return [Call(head["name"], object_part(text[head.end() :]))] if head and head["name"] in tools else []

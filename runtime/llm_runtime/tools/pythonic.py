@@ -50,6 +50,9 @@ class Pythonic(Form):
             end = len(text) - len(rest) + len(self._closing)
         return calls, end if calls else 0
 
+    def may_end(self, text: str) -> bool:
+        return text.rstrip().endswith(("]", self._closing or "]"))
+
     def begun(self, text: str, tools: Offered) -> bool:
         at = len(self._opening)
         named = re.match(r"\s*\[\s*([\w-]+)\(", text[at:])

@@ -62,6 +62,9 @@ class XmlForm(Tagged):
             return ([call], len(text)) if final else None
         return [call], end
 
+    def may_end(self, text: str) -> bool:
+        return self._end.split()[0] in text
+
     def writes(self, shown: str) -> bool:
         return self._argument[1] in shown
 

@@ -83,8 +83,8 @@ class ChatBody(OpenAIBody, ToolFields):
 
     def job(self, request: Request, adapter: str, answers: Answers) -> Job:
         codec, offer = pipeline_of(request).codec, answers.offer
-        constraint = offer.constraint(self.constraint(), codec.special_ids) if offer else self.constraint()
-        words = {codec.special_ids[word] for word in answers.reading.words if word in codec.special_ids}
+        constraint = offer.constraint(self.constraint(), codec.control_ids) if offer else self.constraint()
+        words = {codec.control_ids[word] for word in answers.reading.words if word in codec.control_ids}
         return job(
             request,
             "chatcmpl",
