@@ -9,7 +9,6 @@ from typing import Protocol
 from llm_runtime.tools.calls import Call, Offered
 from llm_runtime.tools.form import Form
 
-
 LONG_CHARACTERS = 4000
 """A call of this length is not read anew with every part that comes: what can't have ended has not."""
 

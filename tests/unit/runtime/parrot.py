@@ -5,6 +5,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from unit.runtime import tiny_model
@@ -40,7 +41,7 @@ def make(folder: Path, script: Sequence[str], template: str, special: Sequence[s
         model.model.norm.weight.fill_(1.0)
         model.model.embed_tokens.weight[torch.arange(size), torch.arange(size)] = 1.0
         says = [START, *script, END]
-        for before, after in zip(says, says[1:], strict=False):
+        for before, after in pairwise(says):
             model.lm_head.weight[tokenizer.token_to_id(after), tokenizer.token_to_id(before)] = 1.0
     model.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")

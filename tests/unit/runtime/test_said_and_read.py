@@ -1,4 +1,4 @@
-"""Answers of real engines, read over HTTP by OpenAI's client: markup of special tokens, thoughts, calls that are cut."""
+"""Answers of real engines, read over HTTP by OpenAI's client: special tokens, thoughts, calls that are cut."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
