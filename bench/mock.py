@@ -95,7 +95,12 @@ class MockCodec:
     def encode(self, text: str) -> list[int]:
         return [len(word) for word in text.split()]
 
-    def encode_chat(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+    def encode_chat(
+        self,
+        messages: list[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         return self.encode(" ".join([message["content"] for message in messages]))
 
     def check_constraint(self, constraint: Constraint) -> None:

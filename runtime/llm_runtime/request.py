@@ -250,10 +250,16 @@ class TextCodec(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
-    def encode_chat(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+    def encode_chat(
+        self,
+        messages: list[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Apply the chat template with a generation prompt; `tools` are functions as OpenAI's API describes them.
 
-        Raises `errors.InvalidRequest` without a template.
+        `options` are further variables of the template, such as `enable_thinking`. Raises `errors.InvalidRequest`
+        without a template.
         """
         ...
 

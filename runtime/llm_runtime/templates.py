@@ -51,12 +51,17 @@ def render(
     messages: Sequence[Message],
     tools: Tools = (),
     special_tokens: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
     *,
     add_generation_prompt: bool = True,
 ) -> str:
-    """A conversation as `template` writes it, as Transformers' apply_chat_template would. Raises `BadTemplate`."""
+    """A conversation as `template` writes it, as Transformers' apply_chat_template would. Raises `BadTemplate`.
+
+    `options` are further variables, such as `enable_thinking`; none of them takes the place of another.
+    """
     write = compiled(template)
     given = {
+        **(options or {}),
         # Always there, as Transformers has it: templates ask `is not none`, and also `is defined`.
         "tools": list(tools) or None,
         "documents": None,

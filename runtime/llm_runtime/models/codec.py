@@ -56,11 +56,21 @@ class Codec:
         """Tokens of plain text, with the special tokens that the tokenizer itself puts around it."""
         return list(self._tokenizer.encode(text).ids)
 
-    def encode_chat(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+    def encode_chat(
+        self,
+        messages: list[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Apply the chat template with a generation prompt. Raises InvalidRequest without one or if it refuses."""
-        return list(self._tokenizer.encode(self.render_chat(messages, tools), add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(self.render_chat(messages, tools, options), add_special_tokens=False).ids)
 
-    def render_chat(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
+    def render_chat(
+        self,
+        messages: list[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
         """The text that `encode_chat` encodes."""
         template = self.tool_template if tools else self.chat_template
         if not template:
@@ -68,7 +78,7 @@ class Codec:
                 "the model has no chat template: use /v1/completions, or set model.chatTemplate in the LLMDeployment"
             )
         try:
-            return render(template, messages, tools, self._special_tokens)
+            return render(template, messages, tools, self._special_tokens, options)
         except BadTemplate as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -79,7 +80,7 @@ class Reading:
     tags: Tags | None = None
     """Around its thoughts."""
     opens: bool = False
-    """The prompt ends inside of a thought."""
+    """A prompt ends inside of a thought, unless the template is told otherwise."""
     channels: bool = False
 
     @property
@@ -89,12 +90,13 @@ class Reading:
         return (*thoughts, *(self.form.tags if self.form else ()), *(HarmonyForm().tags if self.channels else ()))
 
     def reader(
-        self, tools: Offered | None = None, most: int | None = None, *, forced: bool = False, bound: bool = False
+        self, tools: Offered | None = None, most: int | None = None, *, forced: bool = False, inside: bool | None = None
     ) -> AnswerReader:
-        """For one answer. `bound`: it is made to match something from its first token on, and so has no thoughts."""
+        """For one answer. `inside`: it begins inside of a thought; None: as the template has it by itself."""
+        inside = self.opens if inside is None else inside
         splitter = Channels() if self.channels else None
         if self.tags and not splitter:
-            splitter = Thoughts(self.tags, inside=self.opens and not bound)  # type: ignore[assignment]
+            splitter = Thoughts(self.tags, inside=inside)  # type: ignore[assignment]
         calls = Reader(self.form, tools, most, forced=forced) if self.form and tools else None
         return AnswerReader(splitter, calls)
 
@@ -116,12 +118,27 @@ def reading_of(template: str) -> Reading:
         return Reading()
     channels = CHANNEL in template and MESSAGE in template
     tags = None if channels else next((tags for tags in TAGS if tags.closing in template), None)
-    prompt = _rendered(template, [_ASKED], prompt=True) or ""
-    opens = tags is not None and prompt.rfind(tags.opening) > prompt.rfind(tags.closing)
+    opens = tags is not None and _opens(template, tags, {})
     reading = Reading(None, tags, opens, channels)
     if not knows_tools(template):
         return reading
     return Reading(_form(template, reading), tags, opens, channels)
+
+
+def begins_inside(template: str, options: Mapping[str, Any]) -> bool:
+    """Whether a prompt of this template ends inside of a thought; `options` are what it is told beside the messages."""
+    reading = reading_of(template)
+    if reading.tags is None or not options:
+        return reading.opens
+    return _opens(template, reading.tags, options)
+
+
+def _opens(template: str, tags: Tags, options: Mapping[str, Any]) -> bool:
+    try:
+        prompt = render(template, [_ASKED], (), SPECIAL, options)
+    except BadTemplate:
+        return False
+    return prompt.rfind(tags.opening) > prompt.rfind(tags.closing)
 
 
 def _form(template: str, reading: Reading) -> Form | None:

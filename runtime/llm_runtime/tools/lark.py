@@ -57,3 +57,8 @@ def _quoted(text: str) -> str:
 def repeated(item: str, between: str, most: int) -> str:
     """One `item` to `most` of them."""
     return f"{item} ({between} {item}){{0,{most - 1}}}" if most > 1 else item
+
+
+def shared(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """What a schema says for all of its parts: its definitions, and words that are this server's own."""
+    return {word: value for word, value in schema.items() if word in ("$defs", "definitions") or word.startswith("x-")}

@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_runtime.tools.calls import Call, Offered, Tool, written
 from llm_runtime.tools.form import Form, alternatives
-from llm_runtime.tools.lark import Lark, repeated
+from llm_runtime.tools.lark import Lark, repeated, shared
 
 MOST_CHARACTERS = 100_000
 _JSON_NAMES = {"true": True, "false": False, "null": None}
@@ -80,7 +80,7 @@ class Pythonic(Form):
 def _call_rule(lark: Lark, tool: Tool) -> str:
     """Values are written as JSON, which is Python but for three names, and those are read."""
     properties, required = tool.parameters.get("properties"), tool.parameters.get("required", ())
-    definitions: dict[str, Any] = {word: tool.parameters.get(word, {}) for word in ("$defs", "definitions")}
+    definitions = shared(tool.parameters)
     fields = [
         (key, schema if isinstance(schema, dict) else {})
         for key, schema in (properties if isinstance(properties, dict) else {}).items()

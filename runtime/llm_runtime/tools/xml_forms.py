@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_runtime.tools.calls import Call, Offered, Tool, written
 from llm_runtime.tools.form import Tagged, alternatives
-from llm_runtime.tools.lark import ANY_TEXT, Lark, repeated
+from llm_runtime.tools.lark import ANY_TEXT, Lark, repeated, shared
 
 LONGEST_HEAD = 200
 
@@ -136,8 +136,7 @@ class XmlForm(Tagged):
                 return f"{lark.rule(name.upper(), f'/{letters}/')} {lark.text(after)}"
             stop = re.escape(after).replace("\\\n", "\\n").replace("/", "\\/")
             return lark.rule(f"{name}[lazy]", f"/{letters}{stop}/")
-        definitions = {word: root[word] for word in ("$defs", "definitions") if word in root}
-        return f"{lark.schema({**definitions, **schema})} {lark.text(after)}"
+        return f"{lark.schema({**shared(root), **schema})} {lark.text(after)}"
 
 
 def _letters(schema: Mapping[str, Any]) -> str:

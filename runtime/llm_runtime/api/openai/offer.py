@@ -129,16 +129,15 @@ class Answers:
 
     reading: Reading
     offer: Offer | None = None
-    bound: bool = False
-    """They must match something from their first token on, and so hold no thoughts."""
+    inside: bool = False
+    """They begin inside of a thought."""
 
     def reader(self) -> AnswerReader:
         """For one answer."""
         if self.offer is None:
-            return self.reading.reader(bound=self.bound)
+            return self.reading.reader(inside=self.inside)
         tools = {tool.name: tool.parameters for tool in self.offer.tools}
-        forced = self.offer.must_call
-        return self.reading.reader(tools, self.offer.most, forced=forced, bound=self.bound or forced)
+        return self.reading.reader(tools, self.offer.most, forced=self.offer.must_call, inside=self.inside)
 
     def rendered(self, call: Call) -> dict[str, Any]:
         """A call as OpenAI's clients expect it."""

@@ -35,7 +35,12 @@ class CharacterVocabulary:
     def encode(self, text: str) -> list[int]:
         return list(map(ord, text))
 
-    def encode_chat(self, messages: list[Message], tools: Several[dict[str, Any]] = ()) -> list[int]:
+    def encode_chat(
+        self,
+        messages: list[Message],
+        tools: Several[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         return self.encode(" ".join(message["content"] for message in messages))
 
     def decode(self, token_ids: list[int]) -> str:

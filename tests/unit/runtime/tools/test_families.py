@@ -13,7 +13,7 @@ from llm_runtime.request import Constraint
 from llm_runtime.templates import BadTemplate, render
 from llm_runtime.tools.calls import Tool
 from llm_runtime.tools.form import Form
-from llm_runtime.tools.forms import SPECIAL, Reading, reading_of
+from llm_runtime.tools.forms import SPECIAL, Reading, begins_inside, reading_of
 from llm_runtime.tools.grammar import allowed, either, forced
 from llm_runtime.tools.reader import Part
 from unit.runtime import tiny_model
@@ -83,7 +83,7 @@ def said(family: str, arguments: list[dict[str, Any]]) -> str | None:
 
 def read(reading: Reading, text: str, size: int = 10**6, *, bound: bool = False) -> Part:
     """The answer, which comes in parts of `size` letters, without the words that end a message."""
-    reader = reading.reader(OFFERED, bound=bound)
+    reader = reading.reader(OFFERED, inside=False if bound else None)
     parts = [reader.take(text[at : at + size]) for at in range(0, len(text), size)] + [reader.take("", final=True)]
     calls = [call for part in parts for call in part.calls]
     return Part("".join(part.text for part in parts), "".join(part.thoughts for part in parts), calls)
@@ -172,6 +172,17 @@ def test_a_call_in_a_thought_is_none(family: str) -> None:
     # What is never closed is a thought to its end; what is bound to a form has none.
     assert read(reading, f"{opening}hm").text == ""
     assert read(reading, '{"a": 1}', bound=True).text == '{"a": 1}'
+
+
+def test_a_template_may_be_told_to_open_a_thought_or_not() -> None:
+    told = "{{ '</think>' if enable_thinking is defined and not enable_thinking else '<think>' }}"
+    deepseek, glm = (
+        template("deepseek-v3.1"),
+        template("glm-4.7").replace("<|assistant|><think>", f"<|assistant|>{told}"),
+    )
+    assert [begins_inside(deepseek, options) for options in ({}, {"thinking": True})] == [False, True]
+    assert [begins_inside(glm, options) for options in ({}, {"enable_thinking": False})] == [True, False]
+    assert begins_inside("{{ raise_exception('no') }}</think>", {"a": 1}) is False
 
 
 def test_words_around_an_answer_are_no_text() -> None:
