@@ -61,21 +61,21 @@ def render(
     """
     write = compiled(template)
     given = {
-        **(options or {}),
         # Always there, as Transformers has it: templates ask `is not none`, and also `is defined`.
-        "tools": list(tools) or None,
         "documents": None,
+        **(options or {}),
+        "tools": list(tools) or None,
         "add_generation_prompt": add_generation_prompt,
         **(special_tokens or {}),
     }
     conversation = [_with_reasoning(message) for message in messages]
     try:
-        return write(messages=conversation, **given)
+        return write({**given, "messages": conversation})
     except Exception as error:  # Whatever code in a template raises is the template's, or of what it was given.
         if isinstance(error, TypeError) and (written := _with_written_arguments(conversation)):
             # Some templates, DeepSeek's among them, take a call's arguments as the text that OpenAI's API has.
             with suppress(Exception):
-                return write(messages=written, **given)
+                return write({**given, "messages": written})
         raise BadTemplate(str(error) or type(error).__name__) from error
 
 

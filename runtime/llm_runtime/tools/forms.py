@@ -12,7 +12,7 @@ from llm_runtime.templates import BadTemplate, render, variables
 from llm_runtime.tools.calls import Call, Offered
 from llm_runtime.tools.form import Form
 from llm_runtime.tools.harmony import CHANNEL, MESSAGE, Channels, HarmonyForm
-from llm_runtime.tools.json_forms import JsonForm, Llama, Mistral, hermes
+from llm_runtime.tools.json_forms import Hermes, JsonForm, Llama, Mistral
 from llm_runtime.tools.named_forms import deepseek, kimi
 from llm_runtime.tools.pythonic import Pythonic
 from llm_runtime.tools.reader import AnswerReader, Reader
@@ -20,7 +20,7 @@ from llm_runtime.tools.thoughts import TAGS, Tags, Thoughts
 from llm_runtime.tools.xml_forms import glm, minimax, qwen_coder, seed
 
 FORMS: tuple[Form, ...] = (
-    hermes(),
+    Hermes(),
     qwen_coder(),
     glm(lines=True),
     glm(lines=False),

@@ -194,6 +194,8 @@ def is_object(text: str, names: Collection[str], *, whole: bool = False) -> bool
     return any(squeezed.startswith(begin) if whole else agree(squeezed, begin) for begin in beginnings)
 
 
-def hermes() -> JsonForm:
+class Hermes(JsonForm):
     """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`, anywhere: Hermes, Qwen 2.5 and 3, and many others."""
-    return JsonForm("hermes", ("<tool_call>",), "</tool_call>", space="\n")
+
+    def __init__(self) -> None:
+        super().__init__("hermes", ("<tool_call>",), "</tool_call>", space="\n")
