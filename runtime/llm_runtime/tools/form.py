@@ -75,8 +75,8 @@ class Form(ABC):
         """Whether a call that was read from `shown` is written as this form writes it: it may read others, too."""
         return True
 
-    def new_id(self) -> str:
-        """An id for a call."""
+    def new_id(self, name: str = "") -> str:
+        """An id for a call of the function `name`."""
         return f"call_{random_name(24)}"
 
 

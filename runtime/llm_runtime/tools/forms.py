@@ -64,8 +64,7 @@ _TOOL = {
     "function": {"name": _NAME, "description": "Weather", "parameters": {"type": "object", **_SCHEMA[_NAME]}},
 }
 _ASKED: Message = {"role": "user", "content": "What is the weather?"}
-_CALL = {"id": "abcDEF123", "type": "function", "function": {"name": _NAME, "arguments": _ARGUMENTS}}
-_CALLED: Message = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
+_CALL = {"type": "function", "function": {"name": _NAME, "arguments": _ARGUMENTS}}
 _ENDS = re.compile(r"[\s\W]*(?:<[^<>]*>[\s\W]*|\[[^\[\]]*\][\s\W]*)*\w*[\s\W]*\Z")
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 """For trials, which need any."""
@@ -94,7 +93,7 @@ class Reading:
     ) -> AnswerReader:
         """For one answer. `inside`: it begins inside of a thought; None: as the template has it by itself."""
         inside = self.opens if inside is None else inside
-        splitter = Channels() if self.channels else None
+        splitter = Channels(tools or ()) if self.channels else None
         if self.tags and not splitter:
             splitter = Thoughts(self.tags, inside=inside)  # type: ignore[assignment]
         calls = Reader(self.form, tools, most, forced=forced) if self.form and tools else None
@@ -152,10 +151,12 @@ def _form(template: str, reading: Reading) -> Form | None:
 def rendered_call(template: str) -> str | None:
     """What the assistant says when it calls, as the template writes it; None if it writes no calls."""
     before = _rendered(template, [_ASKED], prompt=True, tools=True)
-    whole = _rendered(template, [_ASKED, _CALLED], tools=True)
-    if before is None or whole is None or _NAME not in whole[_shared(before, whole) :]:
-        return None
-    return whole[_shared(before, whole) :]
+    for name in ("abcDEF123", f"functions.{_NAME}:0"):  # Kimi's writes a call's id for its name.
+        called: Message = {"role": "assistant", "content": "", "tool_calls": [{"id": name, **_CALL}]}
+        whole = _rendered(template, [_ASKED, called], tools=True)
+        if before is not None and whole is not None and _NAME in whole[_shared(before, whole) :]:
+            return whole[_shared(before, whole) :]
+    return None
 
 
 def _reads(form: Form, shown: str, reading: Reading) -> bool:

@@ -78,6 +78,8 @@ class Llama(Form):
     _around = re.compile(r"(?:[;\s]|<\|python_(?:tag|start|end)\|>)*")
 
     def may_begin(self, text: str, tools: Offered, fresh: bool) -> bool:
+        if any(agree(text, tag) for tag in self.tags):
+            return True
         rest = self._bare(text)
         return fresh and (not rest or any(tag.startswith(rest) for tag in self.tags) or is_object(rest, tools))
 
@@ -173,7 +175,7 @@ class Mistral(Form):
     def writes(self, shown: str) -> bool:
         return self._named != ("[TOOL_CALLS][" in "".join(shown.split()))
 
-    def new_id(self) -> str:
+    def new_id(self, name: str = "") -> str:
         # Its templates refuse any other when the call comes back with its result.
         return random_name(9)
 

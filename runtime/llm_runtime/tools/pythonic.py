@@ -10,6 +10,8 @@ from llm_runtime.tools.form import Form, alternatives
 from llm_runtime.tools.lark import Lark, repeated, shared
 
 MOST_CHARACTERS = 100_000
+MOST_TRIES = 50
+"""Places where a text that is cut may be closed, the last first."""
 _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
@@ -61,12 +63,12 @@ class Pythonic(Form):
 
     def cut(self, text: str, tools: Offered) -> list[Call]:
         """The whole calls, and the last with those of its arguments that are whole."""
-        for end in range(len(text), len(self._opening), -1):
-            if text[end - 1] in ",(":
-                for closing in (")]", "]"):
-                    part = text[len(self._opening) : end].rstrip(", \n") + closing
-                    if calls := _calls(part, tools):
-                        return [*calls[:-1], Call(calls[-1].name, calls[-1].arguments.removesuffix("}"))]
+        ends = [found.end() for found in re.finditer(r"[,(]", text) if found.end() > len(self._opening)]
+        for end in reversed(ends[-MOST_TRIES:]):
+            for closing in (")]", "]"):
+                part = text[len(self._opening) : end].rstrip(", \n") + closing
+                if calls := _calls(part, tools):
+                    return [*calls[:-1], Call(calls[-1].name, calls[-1].arguments.removesuffix("}"))]
         return []
 
     def calls(self, lark: Lark, tools: Sequence[Tool], most: int, *, opened: bool = False) -> str:

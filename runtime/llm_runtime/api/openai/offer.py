@@ -120,7 +120,7 @@ class Offer:
     def rendered(self, call: Call) -> dict[str, Any]:
         """A call as OpenAI's clients expect it."""
         function = {"name": call.name, "arguments": call.arguments}
-        return {"id": self.form.new_id(), "type": "function", "function": function}
+        return {"id": self.form.new_id(call.name), "type": "function", "function": function}
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,23 @@ def test_a_template_that_takes_arguments_as_text_has_its_form_too() -> None:
     assert form.name == "deepseek-v3"
 
 
+def test_a_template_that_writes_ids_for_names_gets_such_ids() -> None:
+    by_id = template("kimi-k2").replace(
+        "functions.{{ tool_call['function']['name'] }}:{{ loop.index0 }}", "{{ tool_call['id'] }}"
+    )
+    assert by_id != template("kimi-k2")
+    form = reading_of(by_id).form
+    assert form is not None
+    assert form.name == "kimi"
+    call = {"id": form.new_id("buy"), "type": "function", "function": {"name": "buy", "arguments": {"size": "small"}}}
+    text = render(
+        by_id, [ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}], add_generation_prompt=False
+    )
+    assert given(read(reading_of(by_id), text[text.index("<|tool_calls") :].removesuffix("<|im_end|>"))) == [
+        ("buy", {"size": "small"})
+    ]
+
+
 @pytest.mark.parametrize("family", FORMS)
 def test_two_calls_are_read_as_two(family: str) -> None:
     both = [{"size": "small", "count": 1}, {"size": "large", "count": 20}]
@@ -208,6 +225,9 @@ def test_the_channels_of_an_answer_are_told_apart() -> None:
             reading, "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>a < b<|", size
         )
         assert (final.text, final.thoughts, final.calls) == ("a < b<|", "hm", [])
+    assert read(reading, answer.replace("functions.buy <", "functions.sell <")).text.strip() == "Wait."
+    without = reading.reader().take(answer, final=True)
+    assert (without.text.strip(), without.calls) == ("Wait.", [])
     cut = read(reading, answer[:-12])
     assert [(call.name, call.arguments) for call in cut.calls] == [("buy", '{"size": "sma')]
     assert read(reading, '{"a": 1}').text == '{"a": 1}'

@@ -33,6 +33,8 @@ ANSWERS = [
     (Llama(), "\n" + L, "", [F]),
     (Llama(), "<|python_tag|>" + L, "", [F]),
     (Llama(), L + "; " + L, "", [F, F]),
+    (Llama(), "I'll look.<|python_tag|>" + L, "I'll look.", [F]),
+    (Llama(), "a <|python", "a <|python", []),
     (Llama(), '{"answer": 5}', '{"answer": 5}', []),
     (Llama(), "text " + L, "text " + L, []),
     (Llama(), '{"name": "f", this is no JSON at all', None, []),
