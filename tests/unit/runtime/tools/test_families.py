@@ -115,11 +115,14 @@ def test_what_a_template_renders_is_read_back_however_it_is_cut(family: str) -> 
 
 
 def test_a_template_that_takes_arguments_as_text_has_its_form_too() -> None:
-    wants_text = template("deepseek-v3").replace("['arguments'] | tojson", "['arguments']")
-    assert wants_text != template("deepseek-v3")
-    form = reading_of(wants_text).form
-    assert form is not None
-    assert form.name == "deepseek-v3"
+    whole = template("deepseek-v3")
+    added = whole.replace("['arguments'] | tojson", "['arguments']")
+    shown = whole.replace("+ tool['function']['arguments'] | tojson +", "~ tool['function']['arguments'] ~")
+    for wants_text in (added, shown):
+        assert wants_text != whole
+        form = reading_of(wants_text).form
+        assert form is not None
+        assert form.name == "deepseek-v3"
 
 
 def test_a_template_that_writes_ids_for_names_gets_such_ids() -> None:
