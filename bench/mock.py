@@ -90,7 +90,7 @@ class MockCodec:
     eos_token_ids = frozenset({0})
     chat_template = tool_template = ""
     sampling_defaults: Mapping[str, float] = MappingProxyType({})
-    special_ids: Mapping[str, int] = MappingProxyType({})
+    control_ids: Mapping[str, int] = MappingProxyType({})
 
     def encode(self, text: str) -> list[int]:
         return [len(word) for word in text.split()]

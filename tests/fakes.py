@@ -34,7 +34,7 @@ class FakeCodec:
     def __init__(self, chat_template: str = "") -> None:
         self.chat_template = self.tool_template = chat_template
         self.sampling_defaults: dict[str, float] = {}
-        self.special_ids: dict[str, int] = {}
+        self.control_ids: dict[str, int] = {}
         self.tools: list[Sequence[dict[str, Any]]] = []
         self.words: dict[int, str] = {}
         self.chats: list[list[Message]] = []

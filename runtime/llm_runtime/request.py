@@ -247,8 +247,8 @@ class TextCodec(Protocol):
     eos_token_ids: frozenset[int]
     chat_template: str
     """Its text; "" for a model that has none."""
-    special_ids: Mapping[str, int]
-    """The special tokens, which never show in a text, by their own."""
+    control_ids: Mapping[str, int]
+    """Tokens that stand for no letters, special ones and other markup, by their text: no grammar spells them."""
     tool_template: str
     """The text of the one for conversations with tools: mostly the same."""
 

@@ -57,7 +57,7 @@ def render(
 ) -> str:
     """A conversation as `template` writes it, as Transformers' apply_chat_template would. Raises `BadTemplate`.
 
-    `options` are further variables, such as `enable_thinking`; they take no other's place.
+    `options` are further variables, such as `enable_thinking`; none of them takes the place of another.
     """
     write = compiled(template)
     given = {
@@ -70,13 +70,16 @@ def render(
     }
     conversation = [_with_reasoning(message) for message in messages]
     try:
-        return write(messages=conversation, **given)
+        text = write({**given, "messages": conversation})
     except Exception as error:  # Whatever code in a template raises is the template's, or of what it was given.
         if isinstance(error, TypeError) and (written := _with_written_arguments(conversation)):
-            # Some templates, DeepSeek's among them, take a call's arguments as the text that OpenAI's API has.
             with suppress(Exception):
-                return write(messages=written, **given)
+                return write({**given, "messages": written})
         raise BadTemplate(str(error) or type(error).__name__) from error
+    if _shows_python(text, conversation):
+        with suppress(Exception):
+            return write({**given, "messages": _with_written_arguments(conversation)})
+    return text
 
 
 class _Generation(Extension):
@@ -161,8 +164,20 @@ def _with_reasoning(message: Message) -> Message:
     return message if thoughts is None else {"thinking": thoughts, **message, "reasoning_content": thoughts}
 
 
+def _shows_python(text: str, messages: Sequence[Message]) -> bool:
+    """Whether a template has written a call's arguments as Python writes a dictionary."""
+    calls = (call["function"]["arguments"] for message in messages for call in message.get("tool_calls") or ())
+    shown = [str(arguments) for arguments in calls if arguments and isinstance(arguments, dict)]
+    # Somebody may have said it, too.
+    said = [str(message.get(part)) for message in messages for part in ("content", *REASONING_FIELDS)]
+    return any(call in text and not any(call in part for part in said) for call in shown)
+
+
 def _with_written_arguments(messages: Sequence[Message]) -> list[Message]:
-    """The conversation with every call's arguments as text; empty if it has no calls."""
+    """The conversation with every call's arguments as the text that OpenAI's API has; empty if it has no calls.
+
+    Some templates, DeepSeek's among them, take them so, though Transformers hands them objects.
+    """
     if not any(message.get("tool_calls") for message in messages):
         return []
     return [

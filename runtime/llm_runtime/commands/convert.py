@@ -80,9 +80,8 @@ def _unpickle(pickles: list[Path], target: Path, name: str) -> None:
     if done.returncode:
         report = report_from_termination_message(done.stdout + done.stderr)
         if done.returncode == -signal.SIGKILL:
-            raise errors.OutOfMemory(
-                "the converting process was killed, as happens where memory runs out; give it more"
-            )
+            message = "the converting process ended with status -9, as it does where memory runs out; give it more"
+            raise errors.OutOfMemory(message)
         if report is None:
             tail = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise errors.ModelCorrupt(f"the converting process ended with status {done.returncode}: {tail}")

@@ -46,7 +46,7 @@ class Codec:
         for template in {self.chat_template, self.tool_template} - {""}:
             _check(template)
         self._spelling = Spelling(tokenizer)
-        self.special_ids: Mapping[str, int] = {name: number for number, name in self._spelling.special.items()}
+        self.control_ids = self._spelling.control_ids
         self._letters = Letters(tokenizer, self.chat_template, self.tool_template)
         self._grammars = Grammars(tokenizer.to_str, vocabulary_size, eos_token_ids)
 

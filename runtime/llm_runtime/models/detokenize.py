@@ -2,7 +2,7 @@
 
 import codecs
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -52,6 +52,13 @@ class Spelling:
         self.steps = steps_of(json.loads(decoder.__getstate__()) if decoder is not None else None)
         added = tokenizer.get_added_tokens_decoder()
         self.special = {number: str(token.content) for number, token in added.items() if token.special}
+        self._added = frozenset(added)
+        self.control_ids: Mapping[str, int] = {
+            str(token.content): number
+            for number, token in added.items()
+            # llguidance takes these for special tokens, too: letters in a grammar do not stand for them.
+            if token.special or (str(token.content).startswith("<") and str(token.content).endswith(">"))
+        }
         self.own_bytes = lru_cache(maxsize=BYTES_KEPT)(self._own_bytes)
 
     def text(self, prompt: Sequence[int] = (), shown: Collection[int] = ()) -> Text:
@@ -70,6 +77,8 @@ class Spelling:
         if self.steps is None:
             return self._difference(token_id)
         token = self.tokenizer.id_to_token(token_id) or ""
+        if self.steps.byte_level and token_id in self._added:
+            return token.encode()  # It is matched as it stands, and no letter of it is a byte.
         if self.steps.byte_level:
             table = byte_of_letter()
             return bytes(table[letter] for letter in token) if all(map(table.__contains__, token)) else token.encode()

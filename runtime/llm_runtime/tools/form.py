@@ -67,12 +67,16 @@ class Form(ABC):
         head, text = lark.rule("head[lazy]", f"TEXT {lark.text(self.opening)}"), lark.rule("TEXT", f"/{ANY_TEXT}/")
         return f"({head} {calls})* {text}"
 
+    def may_end(self, text: str) -> bool:
+        """Whether `text` may hold a whole call: cheaper than to read it, though not as sure."""
+        return True
+
     def writes(self, shown: str) -> bool:
         """Whether a call that was read from `shown` is written as this form writes it: it may read others, too."""
         return True
 
-    def new_id(self) -> str:
-        """An id for a call."""
+    def new_id(self, name: str = "") -> str:
+        """An id for a call of the function `name`."""
         return f"call_{random_name(24)}"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,7 +12,7 @@ from llm_runtime.templates import BadTemplate, render, variables
 from llm_runtime.tools.calls import Call, Offered
 from llm_runtime.tools.form import Form
 from llm_runtime.tools.harmony import CHANNEL, MESSAGE, Channels, HarmonyForm
-from llm_runtime.tools.json_forms import JsonForm, Llama, Mistral, hermes
+from llm_runtime.tools.json_forms import Hermes, JsonForm, Llama, Mistral
 from llm_runtime.tools.named_forms import deepseek, kimi
 from llm_runtime.tools.pythonic import Pythonic
 from llm_runtime.tools.reader import AnswerReader, Reader
@@ -19,7 +20,7 @@ from llm_runtime.tools.thoughts import TAGS, Tags, Thoughts
 from llm_runtime.tools.xml_forms import glm, minimax, qwen_coder, seed
 
 FORMS: tuple[Form, ...] = (
-    hermes(),
+    Hermes(),
     qwen_coder(),
     glm(lines=True),
     glm(lines=False),
@@ -63,8 +64,7 @@ _TOOL = {
     "function": {"name": _NAME, "description": "Weather", "parameters": {"type": "object", **_SCHEMA[_NAME]}},
 }
 _ASKED: Message = {"role": "user", "content": "What is the weather?"}
-_CALL = {"id": "abcDEF123", "type": "function", "function": {"name": _NAME, "arguments": _ARGUMENTS}}
-_CALLED: Message = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
+_CALL = {"type": "function", "function": {"name": _NAME, "arguments": _ARGUMENTS}}
 _ENDS = re.compile(r"[\s\W]*(?:<[^<>]*>[\s\W]*|\[[^\[\]]*\][\s\W]*)*\w*[\s\W]*\Z")
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 """For trials, which need any."""
@@ -79,7 +79,7 @@ class Reading:
     tags: Tags | None = None
     """Around its thoughts."""
     opens: bool = False
-    """The prompt ends inside of a thought."""
+    """A prompt ends inside of a thought, unless the template is told otherwise."""
     channels: bool = False
 
     @property
@@ -89,12 +89,13 @@ class Reading:
         return (*thoughts, *(self.form.tags if self.form else ()), *(HarmonyForm().tags if self.channels else ()))
 
     def reader(
-        self, tools: Offered | None = None, most: int | None = None, *, forced: bool = False, bound: bool = False
+        self, tools: Offered | None = None, most: int | None = None, *, forced: bool = False, inside: bool | None = None
     ) -> AnswerReader:
-        """For one answer. `bound`: it is made to match something from its first token on, and so has no thoughts."""
-        splitter = Channels() if self.channels else None
+        """For one answer. `inside`: it begins inside of a thought; None: as the template has it by itself."""
+        inside = self.opens if inside is None else inside
+        splitter = Channels(tools or ()) if self.channels else None
         if self.tags and not splitter:
-            splitter = Thoughts(self.tags, inside=self.opens and not bound)  # type: ignore[assignment]
+            splitter = Thoughts(self.tags, inside=inside)  # type: ignore[assignment]
         calls = Reader(self.form, tools, most, forced=forced) if self.form and tools else None
         return AnswerReader(splitter, calls)
 
@@ -116,12 +117,27 @@ def reading_of(template: str) -> Reading:
         return Reading()
     channels = CHANNEL in template and MESSAGE in template
     tags = None if channels else next((tags for tags in TAGS if tags.closing in template), None)
-    prompt = _rendered(template, [_ASKED], prompt=True) or ""
-    opens = tags is not None and prompt.rfind(tags.opening) > prompt.rfind(tags.closing)
+    opens = tags is not None and _opens(template, tags, {})
     reading = Reading(None, tags, opens, channels)
     if not knows_tools(template):
         return reading
     return Reading(_form(template, reading), tags, opens, channels)
+
+
+def begins_inside(template: str, options: Mapping[str, Any]) -> bool:
+    """Whether a prompt of this template ends inside of a thought; `options` are what it is told beside the messages."""
+    reading = reading_of(template)
+    if reading.tags is None or not options:
+        return reading.opens
+    return _opens(template, reading.tags, options)
+
+
+def _opens(template: str, tags: Tags, options: Mapping[str, Any]) -> bool:
+    try:
+        prompt = render(template, [_ASKED], (), SPECIAL, options)
+    except BadTemplate:
+        return False
+    return prompt.rfind(tags.opening) > prompt.rfind(tags.closing)
 
 
 def _form(template: str, reading: Reading) -> Form | None:
@@ -135,10 +151,12 @@ def _form(template: str, reading: Reading) -> Form | None:
 def rendered_call(template: str) -> str | None:
     """What the assistant says when it calls, as the template writes it; None if it writes no calls."""
     before = _rendered(template, [_ASKED], prompt=True, tools=True)
-    whole = _rendered(template, [_ASKED, _CALLED], tools=True)
-    if before is None or whole is None or _NAME not in whole[_shared(before, whole) :]:
-        return None
-    return whole[_shared(before, whole) :]
+    for name in ("abcDEF123", f"functions.{_NAME}:0"):  # Kimi's writes a call's id for its name.
+        called: Message = {"role": "assistant", "content": "", "tool_calls": [{"id": name, **_CALL}]}
+        whole = _rendered(template, [_ASKED, called], tools=True)
+        if before is not None and whole is not None and _NAME in whole[_shared(before, whole) :]:
+            return whole[_shared(before, whole) :]
+    return None
 
 
 def _reads(form: Form, shown: str, reading: Reading) -> bool:

@@ -15,7 +15,7 @@ MOST_CALLS = 16
 """In one forced answer."""
 
 Tokens = Mapping[str, int]
-"""The tokenizer's special tokens by their text: markup that is one is written as one."""
+"""The tokenizer's control tokens by their text: markup that is one is written as one."""
 NO_TOKENS: Tokens = MappingProxyType({})
 
 

@@ -1,7 +1,7 @@
 """gpt-oss' answers: messages on channels. Thoughts go to `analysis`, calls to a function, the answer to `final`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from llm_runtime.tools.calls import Tool
 from llm_runtime.tools.form import alternatives
@@ -48,7 +48,9 @@ class Channels:
     The prompt ends inside of the first message's head.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tools: Collection[str] = ()) -> None:
+        """`tools`: whose calls the client reads."""
+        self._tools = tools
         self._held, self._head, self._thinking, self._calling, self._first = "", True, False, False, True
 
     def take(self, text: str, *, final: bool) -> tuple[str, str]:
@@ -86,8 +88,9 @@ class Channels:
         self._held, self._head, self._first = after, False, False
         recipient = re.search(r"to=(?:functions\.)?([\w-]+)", head)
         channel = re.search(rf"{re.escape(CHANNEL)}\s*(\w+)", head)
-        self._calling = recipient is not None and recipient[0].startswith("to=functions.")
-        # Calls of tools that are the model's own, a browser say, are nothing for the client.
+        called = recipient is not None and recipient[0].startswith("to=functions.")
+        self._calling = called and recipient is not None and recipient[1] in self._tools
+        # Calls of others, a browser of the model's own say, are nothing for the client.
         self._thinking = not self._calling and (
             recipient is not None or (channel is not None and channel[1] == "analysis")
         )

@@ -40,6 +40,9 @@ class JsonForm(Tagged):
             return calls, len(text) if calls and may_close else 0
         return calls, end if calls else 0
 
+    def may_end(self, text: str) -> bool:
+        return self.closing in text
+
     def writes(self, shown: str) -> bool:
         return any(opening in shown for opening in self.openings) and self.closing in shown
 
@@ -75,6 +78,8 @@ class Llama(Form):
     _around = re.compile(r"(?:[;\s]|<\|python_(?:tag|start|end)\|>)*")
 
     def may_begin(self, text: str, tools: Offered, fresh: bool) -> bool:
+        if any(agree(text, tag) for tag in self.tags):
+            return True
         rest = self._bare(text)
         return fresh and (not rest or any(tag.startswith(rest) for tag in self.tags) or is_object(rest, tools))
 
@@ -170,7 +175,7 @@ class Mistral(Form):
     def writes(self, shown: str) -> bool:
         return self._named != ("[TOOL_CALLS][" in "".join(shown.split()))
 
-    def new_id(self) -> str:
+    def new_id(self, name: str = "") -> str:
         # Its templates refuse any other when the call comes back with its result.
         return random_name(9)
 
@@ -191,6 +196,8 @@ def is_object(text: str, names: Collection[str], *, whole: bool = False) -> bool
     return any(squeezed.startswith(begin) if whole else agree(squeezed, begin) for begin in beginnings)
 
 
-def hermes() -> JsonForm:
+class Hermes(JsonForm):
     """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`, anywhere: Hermes, Qwen 2.5 and 3, and many others."""
-    return JsonForm("hermes", ("<tool_call>",), "</tool_call>", space="\n")
+
+    def __init__(self) -> None:
+        super().__init__("hermes", ("<tool_call>",), "</tool_call>", space="\n")

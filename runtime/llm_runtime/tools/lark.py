@@ -12,7 +12,7 @@ SOME_TEXT = r"(.|\n)+"
 
 
 class Lark:
-    """A grammar in the making. `tokens` are the tokenizer's special tokens by their text: letters never spell these."""
+    """A grammar in the making. `tokens` are the tokenizer's control tokens by their text: letters never spell these."""
 
     def __init__(self, tokens: Mapping[str, int]) -> None:
         self._tokens = tokens
@@ -57,3 +57,8 @@ def _quoted(text: str) -> str:
 def repeated(item: str, between: str, most: int) -> str:
     """One `item` to `most` of them."""
     return f"{item} ({between} {item}){{0,{most - 1}}}" if most > 1 else item
+
+
+def shared(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """What a schema says for all of its parts: its definitions, and words that are this server's own."""
+    return {word: value for word, value in schema.items() if word in ("$defs", "definitions") or word.startswith("x-")}

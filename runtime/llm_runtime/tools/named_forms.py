@@ -1,12 +1,14 @@
 """Forms that have a call's name between words of their own, and then its arguments as JSON: DeepSeek, Kimi."""
 
 import re
+import secrets
 from collections.abc import Sequence
 
 from llm_runtime.tools.calls import Call, Offered, Tool, decode, hopeless, object_part, written
 from llm_runtime.tools.form import Tagged, alternatives
 from llm_runtime.tools.lark import Lark, repeated
 
+MOST_PLACES = 1_000_000
 LONGEST_HEAD = 300
 """Characters before the arguments: a longer head is none."""
 
@@ -51,6 +53,9 @@ class NamedForm(Tagged):
             return ([call], len(text)) if final else None
         return [call], end.end() if end else found[1]
 
+    def may_end(self, text: str) -> bool:
+        return self._end_word in text
+
     def cut(self, text: str, tools: Offered) -> list[Call]:
         head = self._head.match(text, self._begin(text))
         return [Call(head["name"], object_part(text[head.end() :]))] if head and head["name"] in tools else []
@@ -83,11 +88,19 @@ def deepseek(*, fenced: bool) -> NamedForm:
     return NamedForm("deepseek-v3.1", section=section, begin=begin, call=(begin, sep, end), head=head, end=end)
 
 
-def kimi() -> NamedForm:
-    """Kimi K2's: each name with its place and a prefix."""
+class Kimi(NamedForm):
+    """Kimi K2's: each name with its place and a prefix, which together are the call's id."""
+
+    def new_id(self, name: str = "") -> str:
+        # Its template writes the id for the name when the call comes back. Places are no ids: they come again.
+        return f"functions.{name}:{secrets.randbelow(MOST_PLACES)}"
+
+
+def kimi() -> Kimi:
+    """As Kimi K2 writes calls."""
     begin, middle, end = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
     head = r"<\|tool_call_begin\|>\s*(?:functions\.)?(?P<name>[\w-]+?)(?::\d+)?\s*<\|tool_call_argument_begin\|>"
-    return NamedForm(
+    return Kimi(
         "kimi", section=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"), begin=begin,
         call=(f"{begin}functions.", middle, end), head=head, end=end,
     )  # fmt: skip

@@ -7,9 +7,11 @@ from typing import Any
 
 from llm_runtime.tools.calls import Call, Offered, Tool, written
 from llm_runtime.tools.form import Form, alternatives
-from llm_runtime.tools.lark import Lark, repeated
+from llm_runtime.tools.lark import Lark, repeated, shared
 
 MOST_CHARACTERS = 100_000
+MOST_TRIES = 50
+"""Places where a text that is cut may be closed, the last first."""
 _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
@@ -50,6 +52,9 @@ class Pythonic(Form):
             end = len(text) - len(rest) + len(self._closing)
         return calls, end if calls else 0
 
+    def may_end(self, text: str) -> bool:
+        return text.rstrip().endswith(("]", self._closing or "]"))
+
     def begun(self, text: str, tools: Offered) -> bool:
         at = len(self._opening)
         named = re.match(r"\s*\[\s*([\w-]+)\(", text[at:])
@@ -58,12 +63,12 @@ class Pythonic(Form):
 
     def cut(self, text: str, tools: Offered) -> list[Call]:
         """The whole calls, and the last with those of its arguments that are whole."""
-        for end in range(len(text), len(self._opening), -1):
-            if text[end - 1] in ",(":
-                for closing in (")]", "]"):
-                    part = text[len(self._opening) : end].rstrip(", \n") + closing
-                    if calls := _calls(part, tools):
-                        return [*calls[:-1], Call(calls[-1].name, calls[-1].arguments.removesuffix("}"))]
+        ends = [found.end() for found in re.finditer(r"[,(]", text) if found.end() > len(self._opening)]
+        for end in reversed(ends[-MOST_TRIES:]):
+            for closing in (")]", "]"):
+                part = text[len(self._opening) : end].rstrip(", \n") + closing
+                if calls := _calls(part, tools):
+                    return [*calls[:-1], Call(calls[-1].name, calls[-1].arguments.removesuffix("}"))]
         return []
 
     def calls(self, lark: Lark, tools: Sequence[Tool], most: int, *, opened: bool = False) -> str:
@@ -77,7 +82,7 @@ class Pythonic(Form):
 def _call_rule(lark: Lark, tool: Tool) -> str:
     """Values are written as JSON, which is Python but for three names, and those are read."""
     properties, required = tool.parameters.get("properties"), tool.parameters.get("required", ())
-    definitions: dict[str, Any] = {word: tool.parameters.get(word, {}) for word in ("$defs", "definitions")}
+    definitions = shared(tool.parameters)
     fields = [
         (key, schema if isinstance(schema, dict) else {})
         for key, schema in (properties if isinstance(properties, dict) else {}).items()

@@ -9,6 +9,9 @@ from typing import Protocol
 from llm_runtime.tools.calls import Call, Offered
 from llm_runtime.tools.form import Form
 
+LONG_CHARACTERS = 4000
+"""A call of this length is not read anew with every part that comes: what can't have ended has not."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -69,6 +72,8 @@ class Reader:
             plain = self._plain()
             if plain == 0:
                 rest = self._held.lstrip()
+                if not final and len(rest) > LONG_CHARACTERS and not self._form.may_end(rest):
+                    break
                 found = self._form.read(rest, self._tools, final)
                 if found is None:
                     break

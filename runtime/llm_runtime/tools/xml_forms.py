@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_runtime.tools.calls import Call, Offered, Tool, written
 from llm_runtime.tools.form import Tagged, alternatives
-from llm_runtime.tools.lark import ANY_TEXT, Lark, repeated
+from llm_runtime.tools.lark import ANY_TEXT, Lark, repeated, shared
 
 LONGEST_HEAD = 200
 
@@ -61,6 +61,9 @@ class XmlForm(Tagged):
         if self._optional_end and self._optional_end.startswith(text[end:].strip()):
             return ([call], len(text)) if final else None
         return [call], end
+
+    def may_end(self, text: str) -> bool:
+        return self._end.split()[0] in text
 
     def writes(self, shown: str) -> bool:
         return self._argument[1] in shown
@@ -133,8 +136,7 @@ class XmlForm(Tagged):
                 return f"{lark.rule(name.upper(), f'/{letters}/')} {lark.text(after)}"
             stop = re.escape(after).replace("\\\n", "\\n").replace("/", "\\/")
             return lark.rule(f"{name}[lazy]", f"/{letters}{stop}/")
-        definitions = {word: root[word] for word in ("$defs", "definitions") if word in root}
-        return f"{lark.schema({**definitions, **schema})} {lark.text(after)}"
+        return f"{lark.schema({**shared(root), **schema})} {lark.text(after)}"
 
 
 def _letters(schema: Mapping[str, Any]) -> str:

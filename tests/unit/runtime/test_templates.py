@@ -110,3 +110,16 @@ def test_a_template_that_wants_arguments_as_text_gets_them_as_text() -> None:
     assert render(wants, CALLED, [TOOL]) == '```json\n{"city": "Kiel", "days": 3}\n```'
     with pytest.raises(BadTemplate, match="can only concatenate"):
         render("{% for m in messages %}{{ 'a' + 5 }}{% endfor %}", CALLED, [TOOL])
+
+
+def test_what_a_tool_says_in_python_changes_no_call() -> None:
+    echoed = [*CALLED[:2], {**CALLED[2], "content": str(CALL["function"]["arguments"])}]
+    writes = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}"
+    writes += "{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    assert '{"city": "Kiel", "days": 3}' in render(writes, echoed, [TOOL])
+
+
+def test_options_are_variables_but_take_the_place_of_no_other() -> None:
+    says = "{{ documents and documents[0].text }} {{ thinking }} {{ tools }} {{ messages | length }} {{ bos_token }}"
+    options = {"documents": [{"text": "d"}], "thinking": True, "tools": 1, "messages": [], "bos_token": "no"}
+    assert render(says, [ASKED], [], SPECIAL, options) == "d True None 1 <s>"

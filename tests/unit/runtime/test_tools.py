@@ -203,7 +203,7 @@ async def test_a_thought_is_reasoning_content_and_no_call(run: Any, stream: bool
 
 async def test_words_of_calls_and_thoughts_show_to_their_reader_though_they_are_special_tokens(run: Any) -> None:
     asked = engine(template=THINKING)
-    asked.codec.special_ids = {"<tool_call>": 7, "</tool_call>": 8, "<think>": 9, "<|end|>": 10}
+    asked.codec.control_ids = {"<tool_call>": 7, "</tool_call>": 8, "<think>": 9, "<|end|>": 10}
     async with run(asked) as api:
         await api.chat(tools=[WEATHER], tool_choice="required")
         await api.chat()

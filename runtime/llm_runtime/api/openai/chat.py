@@ -18,7 +18,7 @@ from llm_runtime.api.openai.messages import ChatMessage, Structure, for_template
 from llm_runtime.api.openai.offer import Answers, Offer, ToolFields, check_template, offer_of
 from llm_runtime.pipeline import NOT_ASKED, Job
 from llm_runtime.request import TextCodec
-from llm_runtime.tools.forms import reading_of
+from llm_runtime.tools.forms import begins_inside, reading_of
 
 router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS)
 
@@ -93,13 +93,15 @@ class ChatBody(OpenAIBody, ToolFields):
 
     def answers(self, codec: TextCodec, offer: Offer | None) -> Answers:
         """How what the model says is read."""
-        reading = reading_of(codec.tool_template if offer else codec.chat_template)
-        return Answers(reading, offer, bound=self.constraint() is not None)
+        template = codec.tool_template if offer else codec.chat_template
+        # An answer that must match something from its first token on holds no thoughts.
+        bound = self.constraint() is not None or (offer is not None and offer.must_call)
+        return Answers(reading_of(template), offer, inside=not bound and begins_inside(template, {}))
 
     def job(self, request: Request, adapter: str, answers: Answers) -> Job:
         codec, offer = pipeline_of(request).codec, answers.offer
-        constraint = offer.constraint(self.constraint(), codec.special_ids) if offer else self.constraint()
-        words = {codec.special_ids[word] for word in answers.reading.words if word in codec.special_ids}
+        constraint = offer.constraint(self.constraint(), codec.control_ids) if offer else self.constraint()
+        words = {codec.control_ids[word] for word in answers.reading.words if word in codec.control_ids}
         return job(
             request,
             "chatcmpl",

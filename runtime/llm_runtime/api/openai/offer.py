@@ -121,7 +121,7 @@ class Offer:
     def rendered(self, call: Call) -> dict[str, Any]:
         """A call as OpenAI's clients expect it."""
         function = {"name": call.name, "arguments": call.arguments}
-        return {"id": self.form.new_id(), "type": "function", "function": function}
+        return {"id": self.form.new_id(call.name), "type": "function", "function": function}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +130,15 @@ class Answers:
 
     reading: Reading
     offer: Offer | None = None
-    bound: bool = False
-    """They must match something from their first token on, and so hold no thoughts."""
+    inside: bool = False
+    """They begin inside of a thought."""
 
     def reader(self) -> AnswerReader:
         """For one answer."""
         if self.offer is None:
-            return self.reading.reader(bound=self.bound)
+            return self.reading.reader(inside=self.inside)
         tools = {tool.name: tool.parameters for tool in self.offer.tools}
-        forced = self.offer.must_call
-        return self.reading.reader(tools, self.offer.most, forced=forced, bound=self.bound or forced)
+        return self.reading.reader(tools, self.offer.most, forced=self.offer.must_call, inside=self.inside)
 
     def rendered(self, call: Call) -> dict[str, Any]:
         """A call as OpenAI's clients expect it."""

@@ -30,7 +30,7 @@ class CharacterVocabulary:
     eos_token_ids = frozenset({EOS})
     chat_template = tool_template = ""
     sampling_defaults: Mapping[str, float] = MappingProxyType({})
-    special_ids: Mapping[str, int] = MappingProxyType({})
+    control_ids: Mapping[str, int] = MappingProxyType({})
 
     def encode(self, text: str) -> list[int]:
         return list(map(ord, text))

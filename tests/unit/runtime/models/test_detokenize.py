@@ -101,13 +101,13 @@ def test_parts_add_up_to_what_the_tokenizer_itself_writes(codec: Codec) -> None:
 @pytest.mark.parametrize("shown", [False, True], ids=["markup hidden", "markup shown"])
 def test_texts_bytes_and_offsets_of_logprobs_join_to_the_answer(codec: Codec, continued: bool, shown: bool) -> None:
     prompt = tuple(codec.encode("the capital")) if continued else ({"role": "user", "content": "x"},)
-    words = (codec.special_ids["<tool_call>"],) if shown else ()
+    words = (codec.control_ids["<tool_call>"],) if shown else ()
     for ids in cases(codec, 150, seed=1):
         job = Job(
             "id", "/v1", "", Caller("a", "a", STANDARD_TIER), (prompt,),  # type: ignore[arg-type]
             Sampling(len(ids), logprobs=2), shown_token_ids=words,
         )  # fmt: skip
-        tokens = prompt if continued else (codec.special_ids["<s>"],)
+        tokens = prompt if continued else (codec.control_ids["<s>"],)
         asked = GenerationRequest("r", tokens, job.sampling, continues=continued, shown_token_ids=words)  # type: ignore[arg-type]
         sequence = Sequence(asked, codec)
         events: list[TokenEvent] = []
@@ -141,7 +141,7 @@ def test_a_text_goes_on_with_the_space_of_its_first_word() -> None:
     for before, expected in (
         (prompt, " Paris is  there"),
         ([], "Paris is  there"),
-        ([codec.special_ids["<s>"]], "Paris is  there"),
+        ([codec.control_ids["<s>"]], "Paris is  there"),
     ):
         text = codec.detokenizer(before)
         assert "".join(map(text.push, ids)) + text.flush() == expected
@@ -167,9 +167,18 @@ def test_the_bytes_of_a_character_are_those_of_its_tokens(tmp_path: Path) -> Non
 
 def test_markup_shows_only_to_its_reader() -> None:
     codec = codec_of("byte-level")
-    tag, end = codec.special_ids["<tool_call>"], codec.special_ids["</s>"]
+    tag, end = codec.control_ids["<tool_call>"], codec.control_ids["</s>"]
     ids = [*codec.encode("a"), tag, *codec.encode("b👩")[:-1], tag, end]
     hidden, shown = codec.detokenizer(), codec.detokenizer(shown=[tag])
     assert "".join(map(hidden.push, ids)) + hidden.flush() == "ab\ufffd"
     assert "".join(map(shown.push, ids)) + shown.flush() == "a<tool_call>b\ufffd<tool_call>"
-    assert tiny_model.EOS not in codec.special_ids
+    assert tiny_model.EOS not in codec.control_ids
+
+
+def test_an_added_word_is_written_as_it_stands() -> None:
+    tokenizer = byte_level()
+    tokenizer.add_tokens(["Grüße"])
+    codec = Codec(tokenizer, tokenizer.get_vocab_size(), frozenset(), ChatTemplates())
+    [word] = codec.encode("Grüße")
+    text = codec.detokenizer()
+    assert (codec.token_text(word), text.bytes_of(word), text.push(word)) == ("Grüße", "Grüße".encode(), "Grüße")

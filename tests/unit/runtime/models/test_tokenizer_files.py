@@ -103,7 +103,7 @@ def test_tokens_that_only_the_settings_name_are_added_with_their_ids(tmp_path: P
     size, entry = made.get_vocab_size(), {"content": "<|call|>", "special": True}
     folder = folder_of(made, tmp_path / "m", "llama", added_tokens_decoder={str(size): entry, "1": {"content": "</s>"}})
     assert codec_from_folder(folder).encode("the<|call|>")[-1] == size
-    assert codec_from_folder(folder).special_ids["<|call|>"] == size
+    assert codec_from_folder(folder).control_ids["<|call|>"] == size
     other = folder_of(made, tmp_path / "n", "llama", added_tokens_decoder={str(size + 5): entry})
     with pytest.raises(ModelUnsupported, match=r"<\|call\|>"):
         codec_from_folder(other)

@@ -13,7 +13,7 @@ from llm_runtime.request import Constraint
 from llm_runtime.templates import BadTemplate, render
 from llm_runtime.tools.calls import Tool
 from llm_runtime.tools.form import Form
-from llm_runtime.tools.forms import SPECIAL, Reading, reading_of
+from llm_runtime.tools.forms import SPECIAL, Reading, begins_inside, reading_of
 from llm_runtime.tools.grammar import allowed, either, forced
 from llm_runtime.tools.reader import Part
 from unit.runtime import tiny_model
@@ -83,7 +83,7 @@ def said(family: str, arguments: list[dict[str, Any]]) -> str | None:
 
 def read(reading: Reading, text: str, size: int = 10**6, *, bound: bool = False) -> Part:
     """The answer, which comes in parts of `size` letters, without the words that end a message."""
-    reader = reading.reader(OFFERED, bound=bound)
+    reader = reading.reader(OFFERED, inside=False if bound else None)
     parts = [reader.take(text[at : at + size]) for at in range(0, len(text), size)] + [reader.take("", final=True)]
     calls = [call for part in parts for call in part.calls]
     return Part("".join(part.text for part in parts), "".join(part.thoughts for part in parts), calls)
@@ -115,11 +115,31 @@ def test_what_a_template_renders_is_read_back_however_it_is_cut(family: str) -> 
 
 
 def test_a_template_that_takes_arguments_as_text_has_its_form_too() -> None:
-    wants_text = template("deepseek-v3").replace("['arguments'] | tojson", "['arguments']")
-    assert wants_text != template("deepseek-v3")
-    form = reading_of(wants_text).form
+    whole = template("deepseek-v3")
+    added = whole.replace("['arguments'] | tojson", "['arguments']")
+    shown = whole.replace("+ tool['function']['arguments'] | tojson +", "~ tool['function']['arguments'] ~")
+    for wants_text in (added, shown):
+        assert wants_text != whole
+        form = reading_of(wants_text).form
+        assert form is not None
+        assert form.name == "deepseek-v3"
+
+
+def test_a_template_that_writes_ids_for_names_gets_such_ids() -> None:
+    by_id = template("kimi-k2").replace(
+        "functions.{{ tool_call['function']['name'] }}:{{ loop.index0 }}", "{{ tool_call['id'] }}"
+    )
+    assert by_id != template("kimi-k2")
+    form = reading_of(by_id).form
     assert form is not None
-    assert form.name == "deepseek-v3"
+    assert form.name == "kimi"
+    call = {"id": form.new_id("buy"), "type": "function", "function": {"name": "buy", "arguments": {"size": "small"}}}
+    text = render(
+        by_id, [ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}], add_generation_prompt=False
+    )
+    assert given(read(reading_of(by_id), text[text.index("<|tool_calls") :].removesuffix("<|im_end|>"))) == [
+        ("buy", {"size": "small"})
+    ]
 
 
 @pytest.mark.parametrize("family", FORMS)
@@ -130,6 +150,14 @@ def test_two_calls_are_read_as_two(family: str) -> None:
         pytest.skip("one call at a time")
     for size in (1, 5, 10**6):
         assert given(read(reading_of(template(family)), text, size, bound=True)) == [("buy", each) for each in both]
+
+
+@pytest.mark.parametrize("family", FORMS)
+def test_a_long_call_is_read_as_a_short_one_is(family: str) -> None:
+    long = {"note": "x" * 9000, "count": 20}
+    text = said(family, [long]) or ""
+    part = read(reading_of(template(family)), text + ("" if FORMS[family] == "llama" else " "), 100, bound=True)
+    assert (given(part), part.text.strip()) == ([("buy", long)], "")
 
 
 @pytest.mark.parametrize("family", FORMS)
@@ -166,6 +194,17 @@ def test_a_call_in_a_thought_is_none(family: str) -> None:
     assert read(reading, '{"a": 1}', bound=True).text == '{"a": 1}'
 
 
+def test_a_template_may_be_told_to_open_a_thought_or_not() -> None:
+    told = "{{ '</think>' if enable_thinking is defined and not enable_thinking else '<think>' }}"
+    deepseek, glm = (
+        template("deepseek-v3.1"),
+        template("glm-4.7").replace("<|assistant|><think>", f"<|assistant|>{told}"),
+    )
+    assert [begins_inside(deepseek, options) for options in ({}, {"thinking": True})] == [False, True]
+    assert [begins_inside(glm, options) for options in ({}, {"enable_thinking": False})] == [True, False]
+    assert begins_inside("{{ raise_exception('no') }}</think>", {"a": 1}) is False
+
+
 def test_words_around_an_answer_are_no_text() -> None:
     reading = reading_of(template("command-a"))
     answer = "<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>a <|b|> c<|END_RESPONSE|>"
@@ -189,6 +228,9 @@ def test_the_channels_of_an_answer_are_told_apart() -> None:
             reading, "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>a < b<|", size
         )
         assert (final.text, final.thoughts, final.calls) == ("a < b<|", "hm", [])
+    assert read(reading, answer.replace("functions.buy <", "functions.sell <")).text.strip() == "Wait."
+    without = reading.reader().take(answer, final=True)
+    assert (without.text.strip(), without.calls) == ("Wait.", [])
     cut = read(reading, answer[:-12])
     assert [(call.name, call.arguments) for call in cut.calls] == [("buy", '{"size": "sma')]
     assert read(reading, '{"a": 1}').text == '{"a": 1}'
@@ -201,11 +243,14 @@ def codecs(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     plain = codec_from_folder(tiny_model.make_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
-    def make(form: Form, special: bool) -> Codec:
-        if not special:
+    def make(form: Form, kind: str) -> Codec:
+        if kind == "letters":
             return plain
         tokenizer = type(plain._tokenizer).from_str(plain._tokenizer.to_str())
-        tokenizer.add_special_tokens([AddedToken(tag, special=True) for tag in form.tags])
+        if kind == "special tokens":
+            tokenizer.add_special_tokens([AddedToken(tag, special=True) for tag in form.tags])
+        else:
+            tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in form.tags])
         return Codec(tokenizer, tokenizer.get_vocab_size(), plain.eos_token_ids, ChatTemplates())
 
     return make
@@ -224,18 +269,18 @@ def walk(codec: Codec, bound: Constraint, seed: int) -> str:
         blanks = set(codec.encode(" \n\t\r"))
         ids.append(chance.choice([token for token in choices if token not in blanks] or choices))
         matcher.advance(ids[-1])
-    text = codec.detokenizer(shown=sorted(codec.special_ids.values()))
+    text = codec.detokenizer(shown=sorted(codec.control_ids.values()))
     return "".join(map(text.push, ids)) + text.flush()
 
 
-@pytest.mark.parametrize("special", [False, True], ids=["letters", "special tokens"])
+@pytest.mark.parametrize("special", ["letters", "special tokens", "added tokens"])
 @pytest.mark.parametrize("family", sorted({form: family for family, form in FORMS.items()}.values()))
-def test_a_forced_answer_is_read_as_calls_of_their_schemas(codecs: Any, family: str, special: bool) -> None:
+def test_a_forced_answer_is_read_as_calls_of_their_schemas(codecs: Any, family: str, special: str) -> None:
     reading = reading_of(template(family))
     assert reading.form is not None
     codec: Codec = codecs(reading.form, special)
     for seed in range(3):
-        text = walk(codec, forced(reading.form, TOOLS, 2, codec.special_ids), seed)
+        text = walk(codec, forced(reading.form, TOOLS, 2, codec.control_ids), seed)
         part = read(reading, text, bound=True)
         assert part.calls, text
         assert not part.text.strip(), (text, part)
@@ -245,7 +290,7 @@ def test_a_forced_answer_is_read_as_calls_of_their_schemas(codecs: Any, family: 
             assert (arguments["deep"], type(arguments["note"])) == ({"a": True}, str)
 
 
-@pytest.mark.parametrize("special", [False, True], ids=["letters", "special tokens"])
+@pytest.mark.parametrize("special", ["letters", "special tokens", "added tokens"])
 @pytest.mark.parametrize("family", sorted({form: family for family, form in FORMS.items()}.values()))
 def test_strict_calls_in_a_free_answer_and_beside_a_format_are_possible(
     codecs: Any, family: str, special: bool
@@ -253,6 +298,6 @@ def test_strict_calls_in_a_free_answer_and_beside_a_format_are_possible(
     form = reading_of(template(family)).form
     assert form is not None
     codec: Codec = codecs(form, special)
-    codec.check_constraint(allowed(form, TOOLS, 2, codec.special_ids))
+    codec.check_constraint(allowed(form, TOOLS, 2, codec.control_ids))
     if not form.bare:
-        codec.check_constraint(either(form, TOOLS, Constraint("json_object"), 2, codec.special_ids))
+        codec.check_constraint(either(form, TOOLS, Constraint("json_object"), 2, codec.control_ids))

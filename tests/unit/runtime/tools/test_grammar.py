@@ -12,12 +12,12 @@ from llm_runtime.request import Constraint
 from llm_runtime.tools.calls import Tool
 from llm_runtime.tools.form import Form
 from llm_runtime.tools.grammar import allowed, either, forced
-from llm_runtime.tools.json_forms import Llama, Mistral, hermes
+from llm_runtime.tools.json_forms import Hermes, Llama, Mistral
 from unit.runtime import tiny_model
 
 NUMBER = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 TOOLS = (Tool("f", NUMBER, strict=True), Tool("g", {"type": "object"}))
-FORMS = [hermes(), Llama(), Mistral()]
+FORMS = [Hermes(), Llama(), Mistral()]
 RIGHT = {
     "hermes": '<tool_call>\n{"name": "f", "arguments": {"a": 12}}\n</tool_call>',
     "llama": '{"name": "f", "parameters": {"a": 12}}',
@@ -83,7 +83,7 @@ def test_bare_json_calls_go_with_no_other_format() -> None:
         either(Llama(), TOOLS, Constraint("json_object"))
 
 
-@pytest.mark.parametrize("form", [hermes(), Mistral()])
+@pytest.mark.parametrize("form", [Hermes(), Mistral()])
 def test_an_answer_is_calls_or_json_of_its_schema(codec: Codec, form: Form) -> None:
     schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
     bound = either(form, TOOLS, Constraint("json_schema", json.dumps(schema)))
@@ -95,4 +95,4 @@ def test_an_answer_is_calls_or_json_of_its_schema(codec: Codec, form: Form) -> N
 @pytest.mark.parametrize("schema", [{"type": "object", "properties": {"a": {"type": "strange"}}}, {"pattern": "(a"}])
 def test_a_schema_that_is_none_is_refused(codec: Codec, schema: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest):
-        codec.check_constraint(forced(hermes(), [Tool("f", schema)]))
+        codec.check_constraint(forced(Hermes(), [Tool("f", schema)]))

@@ -4,7 +4,7 @@ import pytest
 
 from llm_runtime.tools.form import Form
 from llm_runtime.tools.forms import form_of, knows_tools
-from llm_runtime.tools.json_forms import Llama, Mistral, hermes
+from llm_runtime.tools.json_forms import Hermes, Llama, Mistral
 from llm_runtime.tools.reader import Reader
 from unit.runtime.tools.templates import LLAMA, MISTRAL, NO_TOOLS, QWEN, UNKNOWN
 
@@ -15,24 +15,26 @@ M = '[{"name": "f", "arguments": {"a": 1}}, {"name": "weather", "arguments": {}}
 F, W, HF = ("f", '{"a": 1}'), ("weather", "{}"), ("f", '{"a": "é<b"}')
 
 ANSWERS = [
-    (hermes(), H, "", [HF]),
-    (hermes(), "hello\n\n" + H, "hello", [HF]),
-    (hermes(), H + "\n" + H, "", [HF, HF]),
-    (hermes(), H + " bye", " bye", [HF]),
-    (hermes(), H[:-12], "", [HF]),
-    (hermes(), '<tool_call>{"name":"f","arguments":"{\\"a\\": 1}"}</tool_call>', "", [F]),
-    (hermes(), "a < b <tool", "a < b <tool", []),
-    (hermes(), "<tool_call>nope</tool_call> x", "<tool_call>nope</tool_call> x", []),
-    (hermes(), '<tool_call>{"name":"other","arguments":{}}</tool_call>', None, []),
-    (hermes(), '<tool_call>{"name":"f","arguments":[1]}</tool_call>', None, []),
-    (hermes(), '<tool_call>{"name":["f"],"arguments":{}}</tool_call>', None, []),
-    (hermes(), '<tool_call>{"name":"f","arguments":{"a":NaN}}</tool_call>', None, []),
-    (hermes(), '<tool_call>{"name":"f","arguments":' + '{"a":' * 5000, None, []),
-    (hermes(), "  hi  there \n", "  hi  there \n", []),
+    (Hermes(), H, "", [HF]),
+    (Hermes(), "hello\n\n" + H, "hello", [HF]),
+    (Hermes(), H + "\n" + H, "", [HF, HF]),
+    (Hermes(), H + " bye", " bye", [HF]),
+    (Hermes(), H[:-12], "", [HF]),
+    (Hermes(), '<tool_call>{"name":"f","arguments":"{\\"a\\": 1}"}</tool_call>', "", [F]),
+    (Hermes(), "a < b <tool", "a < b <tool", []),
+    (Hermes(), "<tool_call>nope</tool_call> x", "<tool_call>nope</tool_call> x", []),
+    (Hermes(), '<tool_call>{"name":"other","arguments":{}}</tool_call>', None, []),
+    (Hermes(), '<tool_call>{"name":"f","arguments":[1]}</tool_call>', None, []),
+    (Hermes(), '<tool_call>{"name":["f"],"arguments":{}}</tool_call>', None, []),
+    (Hermes(), '<tool_call>{"name":"f","arguments":{"a":NaN}}</tool_call>', None, []),
+    (Hermes(), '<tool_call>{"name":"f","arguments":' + '{"a":' * 5000, None, []),
+    (Hermes(), "  hi  there \n", "  hi  there \n", []),
     (Llama(), L, "", [F]),
     (Llama(), "\n" + L, "", [F]),
     (Llama(), "<|python_tag|>" + L, "", [F]),
     (Llama(), L + "; " + L, "", [F, F]),
+    (Llama(), "I'll look.<|python_tag|>" + L, "I'll look.", [F]),
+    (Llama(), "a <|python", "a <|python", []),
     (Llama(), '{"answer": 5}', '{"answer": 5}', []),
     (Llama(), "text " + L, "text " + L, []),
     (Llama(), '{"name": "f", this is no JSON at all', None, []),
@@ -41,13 +43,13 @@ ANSWERS = [
     (Llama(), L + '; {"name":', "", [F]),
     (Llama(), '{"name": "f", "para', "", [("f", "")]),
     (Llama(), '{"name": "f", "oth', None, []),
-    (hermes(), H + "\n<tool_call>", "", [HF]),
-    (hermes(), H + "\n<tool_", "", [HF]),
-    (hermes(), "<tool_call>", "", []),
-    (hermes(), '<tool_call>{"name": "f", "arguments": {"a": "é', "", [("f", '{"a": "é')]),
-    (hermes(), 'Yes. <tool_call>\n{"name": "f"', "Yes.", [("f", "")]),
+    (Hermes(), H + "\n<tool_call>", "", [HF]),
+    (Hermes(), H + "\n<tool_", "", [HF]),
+    (Hermes(), "<tool_call>", "", []),
+    (Hermes(), '<tool_call>{"name": "f", "arguments": {"a": "é', "", [("f", '{"a": "é')]),
+    (Hermes(), 'Yes. <tool_call>\n{"name": "f"', "Yes.", [("f", "")]),
     (
-        hermes(),
+        Hermes(),
         '<tool_call>{"name":"f","arguments":{"a":"</tool_call>"}}</tool_call>!',
         "!",
         [("f", '{"a": "</tool_call>"}')],
@@ -87,13 +89,13 @@ def test_a_whole_answer_gives_the_same_at_once(
 
 
 def test_text_that_can_begin_no_call_is_not_held_back() -> None:
-    for form, text in [(hermes(), "a <to"), (Llama(), '{"nay'), (Mistral(), "see [2"), (Llama(), "Hi {")]:
+    for form, text in [(Hermes(), "a <to"), (Llama(), '{"nay'), (Mistral(), "see [2"), (Llama(), "Hi {")]:
         reader = Reader(form, NAMES)
         assert reader.take(text + "!")[0] == text + "!"
 
 
 def test_the_end_of_a_text_is_held_back_while_it_may_begin_a_call() -> None:
-    reader = Reader(hermes(), NAMES)
+    reader = Reader(Hermes(), NAMES)
     assert reader.take("yes <tool_")[0] == "yes"
     assert reader.take("box>")[0] == " <tool_box>"
 
@@ -104,7 +106,7 @@ def test_half_a_surrogate_in_arguments_stays_an_escape() -> None:
 
 
 def test_of_more_calls_than_allowed_the_first_are_told() -> None:
-    reader = Reader(hermes(), NAMES, most=1)
+    reader = Reader(Hermes(), NAMES, most=1)
     assert [len(reader.take(H + "\n" + H)[1]), len(reader.take(H, final=True)[1])] == [1, 0]
 
 
@@ -128,4 +130,4 @@ def test_the_template_tells_the_form(template: str, knows: bool, form: str | Non
 
 def test_ids_are_such_as_templates_take() -> None:
     assert len(Mistral().new_id()) == 9
-    assert hermes().new_id().startswith("call_")
+    assert Hermes().new_id().startswith("call_")
