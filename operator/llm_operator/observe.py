@@ -129,7 +129,7 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         asyncio.gather(*(_optional(outside, kind, meta, labels) for kind in ("ServiceMonitor", "HTTPRoute"))),
         _database_missing(outside.cluster, meta, spec),
     )
-    children = [child for group in listed for child in group if names.owned(child, meta)]
+    children = [child for group in listed for child in group if names.ours(child, meta)]
     revisions = _revisions(children, pods)
     events, figures, coming = await asyncio.gather(
         _events(outside.cluster, meta, pods),
@@ -149,7 +149,7 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         resolution=resolution,
         connection=connection,
         revisions=revisions,
-        children=(*children, *(c for c in (*(monitors or ()), *(routes or ())) if names.owned(c, meta))),
+        children=(*children, *(c for c in (*(monitors or ()), *(routes or ())) if names.ours(c, meta))),
         image=outside.image,
         fetch_resources=outside.fetch_resources,
         pull_secrets=outside.pull_secrets,
@@ -310,7 +310,9 @@ def _last_known(asked: MlflowModel, known: ModelStatus | None) -> ModelVersion |
     if known is None or (known.name, known.connection) != (asked.name, asked.connection):
         return None
     same = known.version == asked.version if asked.version else (known.alias, known.stage) == (asked.alias, asked.stage)
-    return ModelVersion(known.name, known.version, known.source or "", known.run_id or "") if same else None
+    if not same:
+        return None
+    return ModelVersion(known.name, known.version, known.source or "", known.run_id or "", known.registered_at or "")
 
 
 def status_of(model: type[Status], resource: Manifest) -> Status:

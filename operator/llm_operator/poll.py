@@ -145,6 +145,9 @@ def _differs(asked: Manifest, known: Manifest, found: dict[str, ModelSummary]) -
     model = found.get(asked["name"])
     if model is None:
         return True
+    made = known.get("registeredAt") or ""
+    if made and model.registered_at > made:
+        return True  # The model was deleted and registered anew: its numbers begin again.
     # With updatePolicy Manual the status knows what waits beside what is used.
     version = (known.get("available") or known).get("version")
     if asked.get("alias"):

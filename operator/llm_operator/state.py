@@ -56,6 +56,8 @@ class ModelVersion:
     version: str
     source: str = ""
     run_id: str = ""
+    registered_at: str = ""
+    """When the registry says that this version was made (RFC 3339), where it does."""
 
 
 @dataclass(frozen=True)

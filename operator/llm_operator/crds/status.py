@@ -36,6 +36,10 @@ class ModelStatus(Section):
     """Where its artifacts are."""
     run_id: Short | None = None
     """The run that made it."""
+    registered_at: Time | None = None
+    """When the registry says that it was made: another moment under the same number is another version."""
+    anew: Short | None = None
+    """Of a number that was registered anew while it was in use: tells its revisions from those before."""
     resolved_at: Time | None = None
     """When this version was first seen under the reference."""
     available: AvailableVersion | None = None

@@ -22,7 +22,7 @@ from llm_operator.plans import (
     workload,
 )
 from llm_operator.plans.reasons import Reason
-from llm_operator.state import Fault, Manifest, Observed, Occurrence, Plan
+from llm_operator.state import Fault, Manifest, ModelVersion, Observed, Occurrence, Plan
 
 CHILD_KINDS = ("Deployment", "ConfigMap", "Service", "ServiceAccount", "HorizontalPodAutoscaler", "PodDisruptionBudget")
 """What is listed to be pruned. Secrets are not: the operator may not list them, their names are known."""
@@ -212,11 +212,18 @@ def _model(observed: Observed, now: datetime) -> ModelStatus | None:
         connection=reference.connection if reference else None,
         source=model.source[:2048] or None,
         run_id=model.run_id[:63] or None,
+        registered_at=model.registered_at or (before.registered_at if before and _same_number(before, model) else None),
+        anew=revision.anew(observed) or None,
         available=approval.available(observed, rollout.stamp(now)),
     )
-    loose = {"resolved_at": None, "available": found.available}
+    # What an older operator did not note is no other version.
+    loose = {"resolved_at": None, "available": found.available, "registered_at": found.registered_at}
     same = before is not None and found == before.model_copy(update=loose)
     return found.model_copy(update={"resolved_at": before.resolved_at if before and same else rollout.stamp(now)})
+
+
+def _same_number(before: ModelStatus, model: ModelVersion) -> bool:
+    return (before.name, before.version) == (model.name, model.version)
 
 
 def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, ...]:
@@ -228,6 +235,11 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
     if new and (old is None or (old.name, old.version) != (new.name, new.version)):
         moved = f", was version {old.version}" if old and old.name == new.name else ""
         told.append(Occurrence("Normal", "Resolved", f"{new.name} is version {new.version}{moved}"))
+    elif new and old and new.anew and new.anew != old.anew:
+        said = (
+            f"version {new.version} of {new.name} was registered anew, from {new.source}: it is rolled out as another"
+        )
+        told.append(Occurrence("Warning", "RegisteredAnew", said))
     for kind, good in (
         ("ModelResolved", "True"),
         ("RegistryReachable", "True"),

@@ -177,7 +177,7 @@ def issued_secret(meta: Meta, name: str, key: str) -> Manifest:
             "namespace": meta.namespace,
             "labels": {
                 "app.kubernetes.io/managed-by": names.MANAGED_BY,
-                "llm-operator.dev/apikey": meta.name[:63].rstrip("-."),
+                names.KEY_LABEL: names.key_label(meta),
             },
             "ownerReferences": [names.owner(meta)],
         },

@@ -13,6 +13,7 @@ MANAGED_BY = "llm-operator"
 FETCH_CONTAINER = "fetch"
 RUNTIME_CONTAINER = "runtime"
 """The init container that brings the model."""
+KEY_LABEL = f"{GROUP}/apikey"
 MANAGED_SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY}"
 
 
@@ -60,6 +61,31 @@ def owned(manifest: Manifest, meta: Meta) -> bool:
     return any(reference.get("uid") == meta.uid and reference.get("controller") for reference in references)
 
 
+def ours(manifest: Manifest, meta: Meta) -> bool:
+    """Whether `manifest` is this owner's: it says so, or it was and has lost its owner, as a restored one has.
+
+    Then nobody else may control it, and its labels and its name must be those that this owner's have.
+    """
+    about = manifest.get("metadata", {})
+    if owned(manifest, meta):
+        return True
+    if any(reference.get("controller") for reference in about.get("ownerReferences") or []):
+        return False
+    marks = about.get("labels") or {}
+    if marks.get("app.kubernetes.io/managed-by") != MANAGED_BY:
+        return False
+    if meta.kind == "ApiKey":
+        return marks.get(KEY_LABEL) == key_label(meta)
+    revision = marks.get(REVISION_LABEL)
+    names = {child(meta, revision)} if revision else {make(meta) for make in _NAMES}
+    return marks.get(DEPLOYMENT_LABEL) == meta.name and about.get("name") in names
+
+
+def key_label(meta: Meta) -> str:
+    """The label's value of an ApiKey's own Secret."""
+    return meta.name[:63].rstrip("-.")
+
+
 def child(meta: Meta, revision: str) -> str:
     """Name of a revision's Deployment and ConfigMap."""
     return f"{meta.name}-{revision}"
@@ -88,3 +114,11 @@ def stable_service(meta: Meta) -> str:
 def operator_key_secret(meta: Meta) -> str:
     """Name of the Secret with the key by which the operator asks smoke prompts."""
     return f"{meta.name}-operator-key"
+
+
+def itself(meta: Meta) -> str:
+    """Name of the endpoint's Service, and of what there is one of."""
+    return meta.name
+
+
+_NAMES = (itself, keys_secret, registry_secret, candidate_service, stable_service, operator_key_secret)

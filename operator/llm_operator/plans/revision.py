@@ -1,5 +1,6 @@
 """What a revision is made of, and how it is found again when part of it is gone."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 
@@ -27,8 +28,25 @@ def wanted(observed: Observed) -> Wanted | None:
     model = observed.resolution.model
     if model is None:
         return None
-    revision = revision_id(observed.spec, model)
+    revision = revision_id(observed.spec, model, anew(observed))
     return Wanted(revision, model.version, _image(observed, revision) or observed.spec.image or observed.image)
+
+
+def anew(observed: Observed) -> str:
+    """What tells a version from an earlier one of the same number, which was deleted while it was in use.
+
+    Empty for every other version: a number is its identity then, as it always was.
+    """
+    model, known, reference = observed.resolution.model, observed.status.model, observed.spec.model.mlflow
+    if model is None or known is None or reference is None:
+        return ""
+    if (known.name, known.version, known.connection) != (model.name, model.version, reference.connection):
+        return ""
+    if known.registered_at and model.registered_at:
+        same, mark = known.registered_at == model.registered_at, model.registered_at
+    else:
+        same, mark = not (known.source and model.source) or known.source == model.source[:2048], model.source
+    return (known.anew or "") if same else hashlib.sha256(mark.encode()).hexdigest()[:10]
 
 
 def kept(observed: Observed) -> dict[str, Wanted]:

@@ -107,8 +107,12 @@ async def _ensure(
     """The Secret with the key (None: the name is somebody else's), when it was issued, and what to tell."""
     meta, status = observed.meta, observed.status
     if observed.secret is not None:
-        mine = names.owned(observed.secret, meta)
-        if mine and key_id_of(keys.decode(observed.secret, keys.API_KEY_FIELD) or ""):
+        mine, value = names.ours(observed.secret, meta), keys.decode(observed.secret, keys.API_KEY_FIELD) or ""
+        if mine and key_id_of(value):
+            if not names.owned(observed.secret, meta):
+                secret = await outside.cluster.apply(keys.issued_secret(meta, name, value))
+                told = Occurrence("Normal", "KeyAdopted", f"Secret {name} was this ApiKey's before: its key goes on")
+                return secret, secret["metadata"].get("creationTimestamp"), (told,)
             await _leave_old(outside, observed, name)
             return observed.secret, status.issued_at or observed.secret["metadata"].get("creationTimestamp"), ()
         if not mine:

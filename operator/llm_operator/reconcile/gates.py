@@ -173,9 +173,11 @@ async def _operator_key(outside: Outside, observed: Observed) -> tuple[str | Non
             secret = await outside.cluster.create(keys.operator_secret(meta, new_key()))
         except Conflict:
             secret = await outside.cluster.get("Secret", meta.namespace, name) or {}
-    if not names.owned(secret, meta):
+    if not names.ours(secret, meta):
         return None, None
     key = keys.decode(secret, keys.API_KEY_FIELD) or ""
+    if key and not names.owned(secret, meta):
+        secret = await outside.cluster.apply(keys.operator_secret(meta, key))
     key_id = key_id_of(key)
     if key_id is None:
         # Emptied by hand: it can't be told from a deleted one.

@@ -12,10 +12,13 @@ class NameTaken(Exception):
 
 
 async def put(outside: Outside, owner: Meta, manifest: Manifest, live: Manifest | None = None) -> None:
-    """Force takes fields from people, never objects. `live` is the object as it was seen; None: it is read now."""
+    """Force takes fields from people, never objects; what was ours and lost its owner, as by a restore, is adopted.
+
+    `live` is the object as it was seen; None: it is read now.
+    """
     cluster, kind, meta = outside.cluster, manifest["kind"], manifest["metadata"]
     live = live or await cluster.get(kind, meta["namespace"], meta["name"])
-    if live is not None and not names.owned(live, owner):
+    if live is not None and not names.ours(live, owner):
         raise NameTaken(
             f"{kind} {meta['name']} exists and belongs to somebody else: rename or delete it "
             f"(kubectl -n {meta['namespace']} get {kind.lower()} {meta['name']} -o yaml), or rename this LLMDeployment"

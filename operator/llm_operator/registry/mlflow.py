@@ -4,6 +4,7 @@ import logging
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -33,7 +34,8 @@ class MlflowRegistry:
             query = {"name": reference.name, "version": version}
             where = await self._call(connection, reference, "GET", "model-versions/get-download-uri", query)
             source = str(where.get("artifact_uri", ""))
-            return ModelVersion(reference.name, version, source, str(found.get("run_id") or ""))
+            made = _moment(found.get("creation_timestamp"))
+            return ModelVersion(reference.name, version, source, str(found.get("run_id") or ""), made)
 
     async def _found(self, connection: Connection, reference: Reference) -> dict[str, Any]:
         if reference.stage:
@@ -137,6 +139,14 @@ class MlflowRegistry:
         return self._clients[identity]
 
 
+def _moment(milliseconds: object) -> str:
+    """RFC 3339; empty for what is no moment."""
+    try:
+        return datetime.fromtimestamp(int(str(milliseconds)) / 1000, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        return ""
+
+
 @contextmanager
 def _making_sense(connection: Connection, about: str) -> Iterator[None]:
     try:
@@ -164,4 +174,5 @@ def _summary(model: dict[str, Any]) -> ModelSummary:
     stages: dict[str, str] = {}
     for version in model.get("latest_versions") or []:
         stages[version.get("current_stage", "None")] = str(version["version"])
-    return ModelSummary({a["alias"]: str(a["version"]) for a in model.get("aliases") or []}, stages)
+    aliases = {a["alias"]: str(a["version"]) for a in model.get("aliases") or []}
+    return ModelSummary(aliases, stages, _moment(model.get("creation_timestamp")))

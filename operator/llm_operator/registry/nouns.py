@@ -28,6 +28,8 @@ class ModelSummary:
 
     aliases: dict[str, str]
     stages: dict[str, str]
+    registered_at: str = ""
+    """When the registry says that the model was registered."""
 
 
 class Registry(Protocol):

@@ -195,6 +195,12 @@ class FakeRegistry:
         self.tagged: dict[tuple[str, str], dict[str, str]] = {}
         self.tag_fault: RegistryFault | None = None
         """For those who write only."""
+        self.registered_at = ""
+        """Of every version."""
+        self.model_made = ""
+        """When every model was registered."""
+        self.sources: dict[tuple[str, str], str] = {}
+        """By name and version, where it is not the usual one."""
         self.breaks: dict[str, Exception] = {}
         """What everything asked of a server ends with, by its address."""
         self.model_faults: dict[str, RegistryFault] = {}
@@ -207,7 +213,8 @@ class FakeRegistry:
         if reference.name not in self.aliases:
             raise ModelNotFound(f"no model {reference.name}")
         version = reference.version or self.aliases[reference.name][reference.alias or ""]
-        return ModelVersion(reference.name, version, f"s3://{reference.name}/{version}", "run")
+        source = self.sources.get((reference.name, version), f"s3://{reference.name}/{version}")
+        return ModelVersion(reference.name, version, source, "run", self.registered_at)
 
     async def tags(self, connection: Connection, name: str, version: str) -> dict[str, str]:
         self.tag_reads += 1
@@ -225,7 +232,7 @@ class FakeRegistry:
         self.summaries += 1
         if fault := self.breaks.get(connection.tracking_uri) or self.fault:
             raise fault
-        return {name: ModelSummary(dict(aliases), {}) for name, aliases in self.aliases.items()}
+        return {name: ModelSummary(dict(aliases), {}, self.model_made) for name, aliases in self.aliases.items()}
 
 
 class FakePods:

@@ -30,6 +30,7 @@ class Pod:
     ready: bool = False
     leaving: bool = False
     restarts: int = 0
+    sidecar_restarts: int = 0
     placed: bool = True
     """It has a node."""
     said: str = FULL
@@ -39,7 +40,10 @@ class Pod:
     def manifest(self) -> Manifest:
         meta = {"name": "pod"} | ({"deletionTimestamp": "now"} if self.leaving else {})
         conditions = [{"type": "Ready", "status": "True" if self.ready else "False"}]
-        containers = [{"restartCount": self.restarts, "state": {}}]
+        containers = [
+            {"name": "runtime", "restartCount": self.restarts, "state": {}},
+            {"name": "istio-proxy", "restartCount": self.sidecar_restarts, "state": {}},
+        ]
         spec: Manifest = {"containers": [{"resources": {"requests": {"gpu": "1"}}}]}
         if self.placed:
             spec["nodeName"] = "node"
@@ -476,6 +480,15 @@ def test_a_canary_that_is_told_to_switch_at_once_switches_with_all_its_pods() ->
     assert sim.serving == ("old",)
     sim.until(lambda s: s.serving == ("new",))
     assert sim.ready("new") == 4
+
+
+def test_a_sidecar_that_restarts_says_nothing_of_the_version() -> None:
+    for strategy in ("Rolling", "Canary"):
+        sim = Sim(rollout(strategy, gates=[SLOW]), replicas=4)
+        sim.until(lambda s: s.candidate.traffic_since is not None)
+        sim.pods["new"][0].sidecar_restarts += 2
+        sim.step()
+        assert sim.candidate.outcome is None
 
 
 def test_a_candidate_that_crashes_after_30_seconds_of_traffic_is_given_up_at_once() -> None:

@@ -3,6 +3,7 @@
 import math
 
 from llm_operator.crds import CandidateStatus
+from llm_operator.plans import names
 from llm_operator.plans.rollout.situation import Situation, exists
 from llm_operator.state import Manifest
 
@@ -58,6 +59,8 @@ def _endings(pod: Manifest) -> int:
         return 0  # Its node has ended it, or it was told to stop: no crash.
     found = 0
     for container in pod.get("status", {}).get("containerStatuses") or []:
+        if container.get("name", names.RUNTIME_CONTAINER) != names.RUNTIME_CONTAINER:
+            continue  # Put into the pod by somebody else, a mesh or an agent: its end says nothing of the version.
         state = container.get("state") or {}
         waiting = (state.get("waiting") or {}).get("reason") == "CrashLoopBackOff"
         # The count moves when the container starts again: until then its end is told by the state.

@@ -1,0 +1,85 @@
+"""A version is its content, not its number: a model that is deleted and registered anew begins at 1 again."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+
+from llm_operator.registry import MlflowRegistry, Reference
+from llm_operator.state import Connection
+from unit.operator.fakes import World
+from unit.operator.test_poll import polled
+from unit.operator.test_reconcile_llmdeployment import look, serving
+
+FIRST, SECOND = "2026-01-01T00:00:00.000+00:00", "2026-01-02T00:00:00.000+00:00"
+
+
+async def served(made: str = "") -> tuple[World, str]:
+    world = World()
+    world.registry.registered_at = made
+    return world, await serving(world)
+
+
+@pytest.mark.parametrize("made", ["", FIRST])
+async def test_another_model_under_the_same_number_is_rolled_out(made: str) -> None:
+    world, old = await served(made)
+    world.registry.sources["bot", "1"] = "s3://other/1"
+    world.registry.registered_at = SECOND if made else ""
+    await look(world)
+    new = world.status()["candidate"]["revision"]
+    assert new != old
+    assert world.status()["candidate"]["version"] == "1"
+    assert world.selected() == old, "the pods that serve stay together"
+    assert "RegisteredAnew" in world.cluster.events()
+    world.cluster.play(f"bot-{new}")
+    await look(world)
+    assert (world.selected(), world.status()["stable"]["revision"]) == (new, new)
+    world.cluster.writes.clear()
+    await look(world)
+    assert world.status()["stable"]["revision"] == new, "it stays another one"
+    assert world.cluster.events().count("RegisteredAnew") == 1
+
+
+async def test_artifacts_that_moved_to_another_store_are_the_same_version() -> None:
+    world, revision = await served(FIRST)
+    world.registry.sources["bot", "1"] = "mlflow-artifacts:/elsewhere/1"
+    await look(world)
+    assert "candidate" not in world.status()
+    assert world.status()["stable"]["revision"] == revision
+    assert world.status()["model"]["source"] == "mlflow-artifacts:/elsewhere/1"
+
+
+async def test_what_an_older_operator_did_not_note_is_no_other_version() -> None:
+    world, revision = await served()
+    world.registry.registered_at = FIRST
+    await look(world)
+    assert "candidate" not in world.status()
+    assert world.status()["stable"]["revision"] == revision
+    assert world.status()["model"]["registeredAt"] == FIRST
+
+
+async def test_a_model_that_was_registered_anew_is_noticed_by_the_poll() -> None:
+    world = World()
+    world.registry.registered_at = FIRST
+    poll, queue = await polled(world, "bot")
+    world.registry.model_made = FIRST
+    await poll.look()
+    assert queue.added == []
+    world.registry.model_made = SECOND
+    await poll.look()
+    assert queue.added == ["bot"]
+
+
+async def test_mlflow_says_when_a_version_and_its_model_were_made() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        version = {"name": "bot", "version": "3", "creation_timestamp": "1767225600000"}
+        model = {"name": "bot", "creation_timestamp": 1767225600000}
+        odd = {"name": "odd", "creation_timestamp": "yesterday"}
+        return httpx.Response(200, text=json.dumps({"model_version": version, "registered_models": [model, odd]}))
+
+    registry, connection = MlflowRegistry(httpx.MockTransport(answer)), Connection("default", "http://mlflow:5000")
+    assert (await registry.resolve(connection, Reference("bot", alias="champion"))).registered_at == FIRST
+    found = await registry.summary(connection)
+    assert (found["bot"].registered_at, found["odd"].registered_at) == (FIRST, "")
