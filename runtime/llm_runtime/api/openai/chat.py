@@ -96,7 +96,7 @@ class ChatBody(OpenAIBody, ToolFields):
         template = codec.tool_template if offer else codec.chat_template
         # An answer that must match something from its first token on holds no thoughts.
         bound = self.constraint() is not None or (offer is not None and offer.must_call)
-        return Answers(reading_of(template), offer, inside=not bound and begins_inside(template, {}))
+        return Answers(reading_of(template), offer, inside=not bound and begins_inside(template, self.template_options))
 
     def job(self, request: Request, adapter: str, answers: Answers) -> Job:
         codec, offer = pipeline_of(request).codec, answers.offer

@@ -37,13 +37,17 @@ from llm_runtime.errors import InvalidRequest
 from llm_runtime.models.codec import Codec, codec_from_folder
 from llm_runtime.request import Constraint
 from llm_runtime.tools.calls import Tool
+from llm_runtime.tools.forms import form_of
 from llm_runtime.tools.grammar import allowed as free
 from llm_runtime.tools.grammar import either, forced
-from llm_runtime.tools.json_forms import hermes
 from unit.runtime import tiny_model
 from unit.runtime.engine.test_constraint import allowed, walk
+from unit.runtime.tools.templates import QWEN
 
 ZOD: dict[str, Any] = json.loads((Path(__file__).parent / "schemas" / "zod-4.6.7.json").read_text())
+
+HERMES = form_of(QWEN)
+assert HERMES
 
 
 class Color(StrEnum):
@@ -249,7 +253,7 @@ def test_patterns_have_a_bound_together_and_equal_ones_count_once(codec: Codec) 
     codec.check_constraint(schema(different))
     assert "properties.b.pattern can't be enforced" in refusal(codec, schema(different, strict=True))
     tools = (tool("f", different["properties"]["a"]), tool("g", different["properties"]["b"], strict=True))  # type: ignore[index]
-    assert "g: strict, but pattern" in refusal(codec, forced(hermes(), tools))
+    assert "g: strict, but pattern" in refusal(codec, forced(HERMES, tools))
 
 
 TAGS = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}}
@@ -258,16 +262,16 @@ TAGS = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems"
 def test_one_tool_with_an_unknown_word_harms_none(codec: Codec) -> None:
     tools = (tool("f", TAGS), tool("g", {"type": "object"}, strict=True))
     answer = Constraint("json_schema", json.dumps(TAGS))
-    for constraint in (forced(hermes(), tools), free(hermes(), tools), either(hermes(), tools, answer)):
+    for constraint in (forced(HERMES, tools), free(HERMES, tools), either(HERMES, tools, answer)):
         codec.check_constraint(constraint)
 
 
 def test_a_strict_tool_is_refused_by_its_name_and_word(codec: Codec) -> None:
     tools = (tool("f", {"type": "object"}), tool("tagger", TAGS, strict=True))
-    for constraint in (forced(hermes(), tools), free(hermes(), tools)):
+    for constraint in (forced(HERMES, tools), free(HERMES, tools)):
         assert "tagger: strict, but properties.tags.uniqueItems" in refusal(codec, constraint)
     answer = Constraint("json_schema", json.dumps(TAGS), strict=True)
-    assert "response_format: strict" in refusal(codec, either(hermes(), tools[:1], answer))
+    assert "response_format: strict" in refusal(codec, either(HERMES, tools[:1], answer))
 
 
 @pytest.mark.parametrize("difference", [-1, -40, 1, 70])
@@ -282,7 +286,7 @@ def test_a_tokenizer_may_be_larger_or_smaller_than_the_model(tmp_path: Path, dif
         Constraint("json_object"),
         Constraint("regex", "ab?"),
         schema(TAGS),
-        forced(hermes(), [tool("f", TAGS)]),
+        forced(HERMES, [tool("f", TAGS)]),
     ):
         matcher = grammars.matcher(constraint)
         tokens = allowed(matcher)
