@@ -94,6 +94,10 @@ class Reading:
         thoughts = (self.tags.opening, self.tags.closing) if self.tags else ()
         return (*thoughts, *(self.form.tags if self.form else ()), *(HarmonyForm().tags if self.channels else ()))
 
+    def shown(self, control_ids: Mapping[str, int]) -> tuple[int, ...]:
+        """The tokens of these words, where they are tokens."""
+        return tuple(sorted({control_ids[word] for word in self.words if word in control_ids}))
+
     def reader(
         self, tools: Offered | None = None, most: int | None = None, *, forced: bool = False, inside: bool | None = None
     ) -> AnswerReader:
