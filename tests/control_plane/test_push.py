@@ -73,6 +73,17 @@ def test_what_was_pushed_is_fetched_byte_for_byte(mlflow_server: str, tmp_path: 
         assert (folder / file.name).read_bytes() == file.read_bytes()
 
 
+def test_named_chat_templates_come_along(mlflow_server: str, tmp_path: Path, name: str) -> None:
+    source = write_model(tmp_path / "source")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates/tool_use.jinja").write_text("{{ tools }}")
+    pushed = push(mlflow_server, source, name)
+    assert pushed.exit_code == 0, pushed.stderr
+    model = ModelConfig(name=name, mlflow=MlflowVersion(tracking_uri=mlflow_server, name=name, version="1"))
+    folder = fetch(model, tmp_path / "models")
+    assert (folder / "chat_template-tool_use.jinja").read_text() == "{{ tools }}"
+
+
 @pytest.mark.torch
 def test_a_pushed_model_is_loaded_after_its_fetch(mlflow_server: str, tmp_path: Path, name: str) -> None:
     pytest.importorskip("torch")

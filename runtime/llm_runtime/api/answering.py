@@ -15,6 +15,7 @@ from llm_runtime.auth import check_adapter
 from llm_runtime.pipeline import IDEMPOTENCY_KEY, Choice, Generation, Job, Pipeline, text_of
 from llm_runtime.request import Caller
 from llm_runtime.stream import EventStream, sse, while_connected
+from llm_runtime.tools.reader import AnswerReader
 
 DEFAULT_MAX_TOKENS = 256
 """Of the dialects that name no other number."""
@@ -91,13 +92,24 @@ def event_stream(
     return EventStream(generation, events, fault=lambda refusal: sse(error(refusal)), timeout_seconds=timeout_seconds)
 
 
-async def text_events(generation: Generation, pipeline: Pipeline) -> AsyncGenerator[tuple[str, bytes]]:
-    """(text, event) as the one choice of a generation comes: `{"text": …}`, at its end with the reason and counts."""
+async def text_events(
+    generation: Generation, pipeline: Pipeline, reader: AnswerReader | None = None
+) -> AsyncGenerator[tuple[str, bytes]]:
+    """(text, event) as the one choice of a generation comes: `{"text": …}`, at its end with the reason and counts.
+
+    A `reader` takes thoughts out of the text: they are `{"reasoning_content": …}`.
+    """
     async with aclosing(generation.bursts()) as bursts:
         async for _, events in bursts:
-            if text := text_of(events):
+            text, reason = text_of(events), events[-1].finish_reason
+            if reader:
+                part = reader.take(text, final=reason is not None)
+                text = part.text
+                if part.thoughts:
+                    yield "", sse({"text": "", "reasoning_content": part.thoughts})
+            if text:
                 yield text, sse({"text": text})
-            if reason := events[-1].finish_reason:
+            if reason:
                 last = {
                     "text": "",
                     "finish_reason": reason,

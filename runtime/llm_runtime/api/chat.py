@@ -27,6 +27,7 @@ from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.services import services_of
 from llm_runtime.pipeline import NOT_ASKED, Generation
 from llm_runtime.request import Message
+from llm_runtime.tools.forms import reading_of
 
 router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["chat"], responses=OWN_ERRORS)
 
@@ -63,6 +64,8 @@ class Answer(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str
+    reasoning_content: str | None = Field(None, exclude_if=lambda thoughts: thoughts is None)
+    """What a model that thinks first has thought; sessions do not remember it."""
 
 
 class ConversationAnswer(BaseModel):
@@ -105,9 +108,10 @@ async def chat(request: Request, body: ConversationBody) -> ConversationAnswer |
     if body.stream:
         return event_stream(request, generation, _events(request, generation, session, len(body.messages)))
     [choice] = await collect(request, generation)
-    await session.append(generation, len(body.messages), choice.text)
+    said = reading_of(pipeline_of(request).codec.chat_template).reader().take(choice.text, final=True)
+    await session.append(generation, len(body.messages), said.text)
     return ConversationAnswer(
-        message=Answer(content=choice.text),
+        message=Answer(content=said.text, reasoning_content=said.thoughts or None),
         model=model_name(generation, pipeline_of(request)),
         tokens_generated=generation.completion_tokens,
         cached=generation.cached,
@@ -115,8 +119,9 @@ async def chat(request: Request, body: ConversationBody) -> ConversationAnswer |
 
 
 async def _events(request: Request, generation: Generation, session: Session, said: int) -> AsyncGenerator[bytes]:
-    answer = ""
-    async with aclosing(text_events(generation, pipeline_of(request))) as texts:
+    answer, pipeline = "", pipeline_of(request)
+    reader = reading_of(pipeline.codec.chat_template).reader()
+    async with aclosing(text_events(generation, pipeline, reader)) as texts:
         async for text, event in texts:
             answer += text
             yield event
@@ -124,6 +129,7 @@ async def _events(request: Request, generation: Generation, session: Session, sa
 
 
 async def _start(request: Request, body: ConversationBody, history: list[Message]) -> Generation:
+    codec = pipeline_of(request).codec
     return await start(
         request,
         job(
@@ -140,6 +146,7 @@ async def _start(request: Request, body: ConversationBody, history: list[Message
                 seed=body.seed,
             ),
             default_max_tokens=DEFAULT_MAX_TOKENS,
+            shown_token_ids=reading_of(codec.chat_template).shown(codec.control_ids),
             stream=body.stream,
         ),
     )

@@ -347,7 +347,7 @@ class Services:
         self.metrics.engine = loaded.engine.stats
         self.abilities = abilities(loaded.codec.chat_template, loaded.codec.tool_template)
         for lack in self.abilities.lacks:
-            log.warning("Model %s: %s", config.model.name, lack)
+            log.info("Model %s: %s", config.model.name, lack)
 
     def _engine_died(self, report: FatalReport) -> None:
         """Only a new process helps, and whoever started this one starts it again: sooner than a probe would tell."""

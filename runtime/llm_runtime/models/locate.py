@@ -109,8 +109,8 @@ def locate_pickles(artifacts: Artifacts) -> Located:
 def _tokenizer_files(artifacts: Artifacts, folder: str) -> dict[str, str]:
     """The tokenizer's own, and named chat templates, which lie in a folder of theirs."""
     files = {name: _join(folder, name) for name in _TOKENIZER if name in artifacts.names(folder)}
-    named = _join(folder, TEMPLATE_FOLDER)
-    paths = [_join(named, name) for name in sorted(artifacts.names(named))]
+    places = (folder, _join(folder, TEMPLATE_FOLDER))
+    paths = [_join(place, name) for place in places for name in sorted(artifacts.names(place))]
     return files | {flat: path for path in paths if (flat := flat_name(path))}
 
 

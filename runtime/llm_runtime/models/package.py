@@ -10,6 +10,7 @@ from typing import Literal
 
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelNotFound, ModelUnsupported
 from llm_runtime.models.locate import local_artifacts, locate
+from llm_runtime.models.template_files import saved_name
 from llm_runtime.models.verify import safetensors_keys, verify_weights
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -54,7 +55,7 @@ def package(folder: Path) -> Package:
     except ConfigInvalid as error:
         raise ConfigInvalid(f"{str(error).partition(';')[0]}; push the folder of the one you mean") from error
     verify_weights(folder / located.folder)
-    return Package("model", {name: folder / path for name, path in located.files.items()})
+    return Package("model", {saved_name(name, path): folder / path for name, path in located.files.items()})
 
 
 def _adapter(folder: Path) -> Package:

@@ -6,6 +6,7 @@ the files go to a run as they are, and the version points to them: that is what 
 
 import logging
 import os
+import posixpath
 import re
 import threading
 import time
@@ -160,14 +161,15 @@ def _send(client: Any, run_id: str, package: Package, progress: Progress) -> Non
     total, done, lock = package.total_bytes, [0], threading.Lock()
     progress(0, total)
 
-    def send(file: Path) -> None:
-        _patiently(f"uploading {file.name}", lambda: client.log_artifact(run_id, str(file), package.kind))
+    def send(name: str, file: Path) -> None:
+        place = posixpath.join(package.kind, posixpath.dirname(name)).rstrip("/")
+        _patiently(f"uploading {file.name}", lambda: client.log_artifact(run_id, str(file), place))
         with lock:
             done[0] += file.stat().st_size
             progress(done[0], total)
 
     with ThreadPoolExecutor(PARALLEL_FILES) as pool:
-        jobs = [pool.submit(send, file) for file in package.files.values()]
+        jobs = [pool.submit(send, name, file) for name, file in package.files.items()]
         try:
             for job in jobs:
                 job.result()

@@ -36,9 +36,18 @@ class ChatTemplates:
 def flat_name(path: str) -> str | None:
     """What a named template is called in a flat folder; None for a file that is none."""
     folder, _, name = path.rpartition("/")
-    if folder.rpartition("/")[2] != TEMPLATE_FOLDER or not name.endswith(".jinja"):
+    if not name.endswith(".jinja"):
         return None
-    return f"{FLAT_PREFIX}{name}"
+    if folder.rpartition("/")[2] == TEMPLATE_FOLDER:
+        return f"{FLAT_PREFIX}{name}"
+    return name if name.startswith(FLAT_PREFIX) else None
+
+
+def saved_name(flat: str, path: str) -> str:
+    """What `save_pretrained` calls the file at `path` inside of a model's folder; `flat` is its name in a flat one."""
+    if flat.startswith(FLAT_PREFIX) and not path.endswith(flat):
+        return f"{TEMPLATE_FOLDER}/{flat.removeprefix(FLAT_PREFIX)}"
+    return flat
 
 
 def folder_templates(folder: Path, tokenizer_settings: Mapping[str, Any], configured: str = "") -> ChatTemplates:

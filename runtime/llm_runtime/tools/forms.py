@@ -33,6 +33,10 @@ FORMS: tuple[Form, ...] = (
     JsonForm("phi", ("<|tool_call|>",), "<|/tool_call|>", listed=True),
     JsonForm("granite", ("<|tool_call|>", "<tool_call>"), listed=True),
     JsonForm("nemotron", ("<TOOLCALL>",), "</TOOLCALL>", listed=True),
+    JsonForm("jamba", ("<tool_calls>",), "</tool_calls>", listed=True),
+    JsonForm(
+        "internlm", ("<|action_start|><|plugin|>",), "<|action_end|>", keys=("name", "parameters"), space="\n",
+    ),
     JsonForm(
         "command-a", ("<|START_ACTION|>",), "<|END_ACTION|>", listed=True, keys=("tool_name", "parameters"), space="\n"
     ),
@@ -65,7 +69,9 @@ _TOOL = {
 }
 _ASKED: Message = {"role": "user", "content": "What is the weather?"}
 _CALL = {"type": "function", "function": {"name": _NAME, "arguments": _ARGUMENTS}}
-_ENDS = re.compile(r"[\s\W]*(?:<[^<>]*>[\s\W]*|\[[^\[\]]*\][\s\W]*)*\w*[\s\W]*\Z")
+_WORDS_IN_BRACKETS = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
+MOST_LETTERS = 20
+"""Outside of brackets, of what ends a message."""
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 """For trials, which need any."""
 
@@ -87,6 +93,10 @@ class Reading:
         """Those that must be seen, though they may be special tokens."""
         thoughts = (self.tags.opening, self.tags.closing) if self.tags else ()
         return (*thoughts, *(self.form.tags if self.form else ()), *(HarmonyForm().tags if self.channels else ()))
+
+    def shown(self, control_ids: Mapping[str, int]) -> tuple[int, ...]:
+        """The tokens of these words, where they are tokens."""
+        return tuple(sorted({control_ids[word] for word in self.words if word in control_ids}))
 
     def reader(
         self, tools: Offered | None = None, most: int | None = None, *, forced: bool = False, inside: bool | None = None
@@ -168,7 +178,8 @@ def _reads(form: Form, shown: str, reading: Reading) -> bool:
     if not form.writes(shown) or len(part.calls) != 1 or not _is_same(part.calls[0]):
         return False
     left = part.text.strip()
-    return not left or (shown.rstrip().endswith(left) and bool(_ENDS.match(left)))
+    bare = re.sub(r"\W", "", _WORDS_IN_BRACKETS.sub("", left))
+    return not left or (shown.rstrip().endswith(left) and len(bare) <= MOST_LETTERS)
 
 
 def _is_same(call: Call) -> bool:

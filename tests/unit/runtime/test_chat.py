@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fakes import ScriptedEngine
+from fakes import FakeCodec, ScriptedEngine
 from harness import Harness, events
 from llm_runtime.request import FinishReason, Message
 
@@ -94,3 +94,23 @@ async def test_an_adapter_may_be_asked_for_in_every_dialect_with_a_model(run: An
         ]
     assert [request.adapter for request in api.engine.requests] == ["legal"] * 3
     assert [answer.json()["model"] for answer in answers[:2]] == [name] * 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_thoughts_are_no_part_of_what_was_said_nor_remembered(run: Any, stream: bool) -> None:
+    template = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
+    script = ["<think>", "\nHm", ".</th", "ink>", "\n\nHello", "!"]
+    async with run(ScriptedEngine(script, codec=FakeCodec(template))) as api:
+        api.engine.codec.control_ids = {"<think>": 7, "</think>": 8, "<|end|>": 9}
+        api.services.sessions = remembered = Remembered()
+        answer = await chat(api, session_id="s", stream=stream)
+        assert api.engine.requests[-1].shown_token_ids == (7, 8)
+    if stream:
+        parts = events(answer.text)[:-1]
+        said = {name: "".join(part.get(name) or "" for part in parts) for name in ("text", "reasoning_content")}
+        assert said == {"text": "Hello!", "reasoning_content": "Hm."}
+    else:
+        expected = {"role": "assistant", "content": "Hello!", "reasoning_content": "Hm."}
+        assert answer.json()["message"] == expected
+    [told] = remembered.said.values()
+    assert told[-1] == {"role": "assistant", "content": "Hello!"}

@@ -101,7 +101,6 @@ class ChatBody(OpenAIBody, ToolFields):
     def job(self, request: Request, adapter: str, answers: Answers) -> Job:
         codec, offer = pipeline_of(request).codec, answers.offer
         constraint = offer.constraint(self.constraint(), codec.control_ids) if offer else self.constraint()
-        words = {codec.control_ids[word] for word in answers.reading.words if word in codec.control_ids}
         return job(
             request,
             "chatcmpl",
@@ -116,7 +115,7 @@ class ChatBody(OpenAIBody, ToolFields):
                 defaults=codec.sampling_defaults,
             ),
             constraint_field="tools" if offer else self.constraint_field,
-            shown_token_ids=tuple(sorted(words)),
+            shown_token_ids=answers.reading.shown(codec.control_ids),
             adapter=adapter,
             n=self.n,
             stream=self.stream,

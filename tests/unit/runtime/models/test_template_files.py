@@ -10,8 +10,10 @@ from llm_runtime.errors import InvalidRequest, ModelUnsupported
 from llm_runtime.models.codec import Codec, codec_from_folder
 from llm_runtime.models.local import local_model
 from llm_runtime.models.locate import local_artifacts, locate
+from llm_runtime.models.package import package
 from llm_runtime.models.template_files import folder_templates
 from unit.runtime import tiny_model
+from unit.runtime.models.fakes import write_model
 
 PLAIN, WITH_TOOLS = "{{ messages[0].content }}", "{{ tools | length }} {{ messages[0].content }}<tool_call>"
 ASKED: Any = [{"role": "user", "content": "hi"}]
@@ -115,6 +117,25 @@ def test_named_templates_come_along_into_a_flat_folder(folder: Path, tmp_path: P
     for name, path in located.files.items():
         (flat / name).write_bytes((folder / path).read_bytes())
     assert rendered(codec_from_folder(flat)) == BOTH
+
+
+def test_named_templates_are_pushed_as_they_were_saved_and_found_again(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text(WITH_TOOLS)
+    pushed = package(folder).files
+    assert "additional_chat_templates/tool_use.jinja" in pushed
+    registry = tmp_path / "registry"
+    for name, file in pushed.items():
+        (registry / name).parent.mkdir(parents=True, exist_ok=True)
+        (registry / name).write_bytes(file.read_bytes())
+    found = locate(local_artifacts(registry)).files
+    assert found["chat_template-tool_use.jinja"] == "additional_chat_templates/tool_use.jinja"
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for name, path in found.items():
+        (flat / name).write_bytes((registry / path).read_bytes())
+    assert "chat_template-tool_use.jinja" in package(flat).files
 
 
 def test_a_local_folder_with_named_templates_is_served_as_it_lies(tmp_path: Path) -> None:

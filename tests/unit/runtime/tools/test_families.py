@@ -26,7 +26,7 @@ FORMS = {
     "minimax-m2": "minimax", "seed-oss": "seed", "granite-3": "granite", "phi-4-mini": "phi", "nemotron": "nemotron",
     "command-a": "command-a", "command-r": "command-r", "lfm2": "pythonic", "llama-3.2-pythonic": "pythonic",
     "llama-3.1": "llama", "llama-4": "llama", "mistral-v3": "mistral", "mistral-small-args": "mistral-named",
-    "magistral": "mistral-named",
+    "magistral": "mistral-named", "jamba-tools": "jamba", "internlm-3": "internlm",
 }  # fmt: skip
 PARAMETERS: dict[str, Any] = {
     "type": "object",
@@ -50,7 +50,7 @@ ASKED = {"role": "user", "content": "go"}
 GIVEN = {"size": "small", "count": 20, "note": 'é "q" <b>\nline', "deep": {"a": True, "b": [None, 1.5, "</x>"]}}
 ENDS = (
     "\n", "<|im_end|>", "</s>", "<|eot_id|>", "<|eot|>", "<|end_of_text|>", "<|end|>", "<｜end▁of▁sentence｜>",
-    "<|END_OF_TURN_TOKEN|>", "[e~[", "<SPECIAL_12>", "\n", "<|im_end|>",
+    "<|END_OF_TURN_TOKEN|>", "[e~[", "<|eom|>", "<SPECIAL_12>", "\n", "<|im_end|>",
 )  # fmt: skip
 """Of messages: no answer has them in its text."""
 BLANKS = {ord(" "): None, ord("\n"): None}
