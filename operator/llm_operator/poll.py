@@ -146,7 +146,7 @@ def _differs(asked: Manifest, known: Manifest, found: dict[str, ModelSummary]) -
     if model is None:
         return True
     made = known.get("registeredAt") or ""
-    if made and model.registered_at > made:
+    if made and model.registered_at > made and not known.get("available"):
         return True  # The model was deleted and registered anew: its numbers begin again.
     # With updatePolicy Manual the status knows what waits beside what is used.
     version = (known.get("available") or known).get("version")
