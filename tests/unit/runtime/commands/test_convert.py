@@ -155,7 +155,7 @@ def test_a_truncated_file_is_corrupt(pickled: Path, tmp_path: Path) -> None:
         convert([file], tmp_path, "model", 1 << 30)
 
 
-@pytest.mark.parametrize(("signal", "words"), [(9, "was killed, as happens where memory runs out"), (6, "status -6")])
+@pytest.mark.parametrize(("signal", "words"), [(9, "as it does where memory runs out"), (6, "status -6")])
 def test_a_process_that_dies_is_told(
     pickled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal: int, words: str
 ) -> None:
