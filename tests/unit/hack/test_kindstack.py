@@ -21,6 +21,7 @@ from kindstack import base, cluster, engine, networks, node_image, programs, she
 from kindstack.cluster import KindCluster, State
 from kindstack.phases import Phases
 from kindstack.shell import KindError, MachineLacks
+from waiting import eventually
 
 WRAPPER = Path(engine.__file__).with_name("runc_wrapper.py")
 PRIVILEGED = {
@@ -511,6 +512,8 @@ def test_an_engine_that_is_too_busy_to_answer_keeps_its_socket(monkeypatch: pyte
     (tmp_path / "docker.sock").touch()
     with subprocess.Popen(["sh", "-c", "read word", f"unix://{tmp_path}/docker.sock"], stdin=subprocess.PIPE) as daemon:
         (tmp_path / "docker.pid").write_text(str(daemon.pid))
+        # For a moment after the process has begun, the kernel shows no command line of it.
+        eventually(Path(f"/proc/{daemon.pid}/cmdline").read_bytes)
         with pytest.raises(KindError, match="runs and does not answer"):
             engine.start(Path("/bin/true"), lambda _: None)
         daemon.kill()
