@@ -132,7 +132,7 @@ def test_a_model_that_is_registered_anew_is_rolled_out_under_the_same_number(pla
     place.models.call("registered-models/create", name=model)
     place.models.call("model-versions/create", name=model, source="s3://other/1")
     place.models.promote(model, 1)
-    eventually(lambda: place.status()["stable"]["revision"] != before)
+    eventually(lambda: place.status()["stable"]["revision"] != before, 120)
     assert place.ready()["stable"]["version"] == "1"
     assert place.events("RegisteredAnew")
 
