@@ -42,8 +42,9 @@ def anew(observed: Observed) -> str:
         return ""
     if (known.name, known.version, known.connection) != (model.name, model.version, reference.connection):
         return ""
-    if known.registered_at and model.registered_at:
-        same, mark = known.registered_at == model.registered_at, model.registered_at
+    if model.registered_at:
+        # What an operator before this one did not note says nothing: its upgrade rolls out nothing.
+        same, mark = known.registered_at in (None, "", model.registered_at), model.registered_at
     else:
         same, mark = not (known.source and model.source) or known.source == model.source[:2048], model.source
     return (known.anew or "") if same else hashlib.sha256(mark.encode()).hexdigest()[:10]

@@ -54,6 +54,7 @@ async def test_artifacts_that_moved_to_another_store_are_the_same_version() -> N
 async def test_what_an_older_operator_did_not_note_is_no_other_version() -> None:
     world, revision = await served()
     world.registry.registered_at = FIRST
+    world.registry.sources["bot", "1"] = "s3://moved/1"
     await look(world)
     assert "candidate" not in world.status()
     assert world.status()["stable"]["revision"] == revision
