@@ -258,9 +258,9 @@ def _evicted(pod: Manifest) -> Fault | None:
     """The kubelet has ended the pod for the node's sake: memory, disk, a shutdown, no room on arrival."""
     status = pod.get("status") or {}
     reason, message = status.get("reason") or "", status.get("message") or ""
-    if status.get("phase") == "Succeeded":
+    if status.get("phase") == "Succeeded" and not pod["metadata"].get("deletionTimestamp"):
         # Seen with Kubernetes 1.36: a pod that ends well within its eviction's grace has neither of the two. Containers
-        # that are always started again never end otherwise.
+        # that are always started again never end otherwise, unless somebody deletes the pod, as each roll-out does.
         reason, message = reason or "Evicted", message or "the pod's Events say why"
     elif status.get("phase") != "Failed" or not reason:
         return None

@@ -68,6 +68,15 @@ def test_each_trouble_names_its_culprit(trouble: dict[str, Any], reason: str, na
     assert named in fault.message
 
 
+def test_a_deleted_pod_that_ends_well_was_not_evicted() -> None:
+    """As roll-outs, drains and `kubectl delete pod` leave it for a moment; a kubelet evicts without deleting."""
+    ended_well = pod(phase="Succeeded", conditions=[{**PENDING, "lastTransitionTime": "2026-11-28T15:10:40Z"}])
+    leaving = {**ended_well, "metadata": {"name": "p", "deletionTimestamp": "2026-11-28T15:10:55Z"}}
+    assert faults.evictions([leaving]) == []
+    [(fault, _)] = faults.evictions([ended_well])
+    assert fault.reason == "PodEvicted"
+
+
 def test_only_reports_that_another_attempt_can_not_mend_are_terminal() -> None:
     for reason, terminal in (("ModelCorrupt", True), ("RegistryUnreachable", False), ("DiskFull", False)):
         fault = faults.of_pod(ended(f'{{"reason": "{reason}", "message": "m"}}'))
