@@ -15,7 +15,7 @@ from llm_operator.crds import AccessSpec, ApiKeySpec, ApiKeyStatus
 from llm_operator.observe import Outside, meta_of, status_of
 from llm_operator.plans import apikeys, keys, names
 from llm_operator.state import Given, HeldKey, Key, Manifest, Meta, ObservedKey
-from llm_runtime.contract import KEY_PREFIX, hash_key, key_id_of
+from llm_runtime.contract import KEY_PREFIX, hash_key
 
 log = logging.getLogger(__name__)
 DIGESTS_KEPT = 200_000
@@ -67,10 +67,10 @@ async def _held(outside: Outside, meta: Meta, key: ReadKey, given: Given | None)
         secret = await outside.cluster.get("Secret", meta.namespace, name)
     except ApiError as error:
         return _as_before(key, given, error)
-    value = keys.decode(secret, keys.API_KEY_FIELD) if secret and names.owned(secret, owner) else None
-    key_id = key_id_of(value) if value else None
-    if value is None or key_id is None:
+    found = keys.issued(secret) if secret and names.owned(secret, owner) else None
+    if found is None:
         return None
+    value, key_id = found
     if len(outside.digests) >= DIGESTS_KEPT:
         outside.digests.clear()
     digest = outside.digests[meta.uid, owner.uid, key_id] = hash_key(value, meta.uid)

@@ -91,6 +91,14 @@ class Outside:
     smoke: dict[tuple[str, str, str, str], SmokeOutcome] = field(default_factory=dict)
     """Outcomes by (deployment uid, candidate, ConfigMap, its resourceVersion): prompts are asked once."""
 
+    def forget(self, key: Key) -> None:
+        """Keep nothing of an object that is gone."""
+        self.inventory.forget(key)
+        for kept in (self.ledgers, self.key_files, self.given):
+            kept.pop(key, None)
+        self.untold.discard(key)
+        self.unwell.discard(key)
+
 
 WAITING_ASKED = 8
 """Of more pods that wait for their containers at once, Events are not read: they wait for the same."""

@@ -197,6 +197,13 @@ def operator_secret(meta: Meta, key: str) -> Manifest:
     }
 
 
+def issued(secret: Manifest) -> tuple[str, str] | None:
+    """The key that a Secret holds and its public id; None where it holds none."""
+    key = decode(secret, API_KEY_FIELD) or ""
+    key_id = contract.key_id_of(key)
+    return (key, key_id) if key_id else None
+
+
 def operator_key(meta: Meta, key_id: str, digest: str) -> HeldKey:
     """The operator's own record: no tier holds it back."""
     most = dict.fromkeys(("requests_per_minute", "tokens_per_minute"), 10**9)

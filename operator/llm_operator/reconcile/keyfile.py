@@ -24,7 +24,7 @@ from llm_operator.reconcile.put import NameTaken, put, refused
 from llm_operator.reconcile.result import Done, Retry
 from llm_operator.reconcile.standing import passes
 from llm_operator.state import Fault, HeldKey, Key, Manifest, Meta
-from llm_runtime.contract import hash_key, key_id_of
+from llm_runtime.contract import hash_key
 
 KIND = "KeyFile"
 
@@ -80,9 +80,8 @@ def _access(resource: Manifest) -> AccessSpec:
 async def _operators(outside: Outside, meta: Meta) -> tuple[HeldKey, ...]:
     """The operator's own key, where there is one."""
     secret = await outside.cluster.get("Secret", meta.namespace, names.operator_key_secret(meta))
-    key = keys.decode(secret, keys.API_KEY_FIELD) if secret is not None and names.owned(secret, meta) else None
-    key_id = key_id_of(key) if key else None
-    return (keys.operator_key(meta, key_id, hash_key(key, meta.uid)),) if key and key_id else ()
+    found = keys.issued(secret) if secret is not None and names.owned(secret, meta) else None
+    return (keys.operator_key(meta, found[1], hash_key(found[0], meta.uid)),) if found else ()
 
 
 async def deliver(

@@ -26,12 +26,7 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     """Bring one LLMDeployment's children to what its specification, as resolved, asks for."""
     resource = await outside.cluster.get(key.kind, key.namespace, key.name)
     if resource is None:
-        outside.inventory.forget(key)
-        outside.ledgers.pop(key, None)
-        outside.key_files.pop(key, None)
-        outside.given.pop(key, None)
-        outside.untold.discard(key)
-        outside.unwell.discard(key)
+        outside.forget(key)
         return Done(wake=await _all_keys(outside.cluster, key.namespace), gone=True)
     if "deletionTimestamp" in resource["metadata"]:
         # Garbage collection follows the owner references; creating anew here would never end.

@@ -10,7 +10,7 @@ from llm_runtime.api.answering import DEFAULT_MAX_TOKENS, adapter_of, collect, j
 from llm_runtime.api.body import Body, MaxTokens, Stops, Temperature, Text, TopP, conflict, sampling
 from llm_runtime.api.documents import OWN_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
-from llm_runtime.api.spelled import Spelled, Spelling
+from llm_runtime.api.spelled import Spelled, Spelling, of_each_choice
 from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Choice
 
 router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["logprobs"], responses=OWN_ERRORS)
@@ -92,9 +92,8 @@ async def generate(request: Request, body: LogprobsBody) -> Completions:
         ),
     )
     choices = await collect(request, generation)
-    completions = [
-        _completion(choice, Spelled(generation.job, pipeline.codec, index)) for index, choice in enumerate(choices)
-    ]
+    tokens = of_each_choice(generation.job, pipeline.codec)
+    completions = [_completion(choice, own) for choice, own in zip(choices, tokens, strict=True)]
     return Completions(
         request_time=time.perf_counter() - began, completions=completions, generated_text=completions[0].text
     )

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llm_runtime.job import Job, is_conversation
-from llm_runtime.request import TextCodec, TokenEvent, TopLogprob
+from llm_runtime.job import Job, Prompt, is_conversation
+from llm_runtime.request import Detokenizer, TextCodec, TokenEvent, TopLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,8 @@ class Spelling:
 class Spelled:
     """The tokens of one choice, in their order. Those that are not part of its text, such as its end, are left out."""
 
-    def __init__(self, job: Job, codec: TextCodec, index: int) -> None:
-        """`index`: the choice's, among all of the job's."""
-        self._text = codec.detokenizer(_continued(job, codec, index), job.shown_token_ids)
+    def __init__(self, text: Detokenizer) -> None:
+        self._text = text
 
     def take(self, events: Iterable[TokenEvent], *, ended: bool) -> list[Spelling]:
         """The next events of the choice; `ended`: there are no more."""
@@ -46,14 +45,21 @@ class Spelled:
         return self._text.bytes_of(rival.token_id) if "\ufffd" in rival.text else rival.text.encode()
 
 
-def spelled(job: Job, codec: TextCodec, index: int) -> Spelled | None:
-    """For one choice of a job; None if it asks for no log probabilities."""
-    return None if job.sampling.logprobs is None else Spelled(job, codec, index)
+def spelled(job: Job, codec: TextCodec) -> list[Spelled | None]:
+    """For each choice of a job, in their order; None if it asks for no log probabilities."""
+    if job.sampling.logprobs is None:
+        return [None] * (len(job.prompts) * job.n)
+    return [*of_each_choice(job, codec)]
 
 
-def _continued(job: Job, codec: TextCodec, index: int) -> tuple[int, ...]:
-    """Tokens of the text that the choice goes on from; none if it begins one."""
-    prompt = job.prompts[index // job.n]
+def of_each_choice(job: Job, codec: TextCodec) -> list[Spelled]:
+    """In their order. A prompt is encoded once, however many choices go on from it."""
+    begun = [_continued(prompt, codec) for prompt in job.prompts]
+    return [Spelled(codec.detokenizer(prompt, job.shown_token_ids)) for prompt in begun for _ in range(job.n)]
+
+
+def _continued(prompt: Prompt, codec: TextCodec) -> tuple[int, ...]:
+    """Tokens of the text that a choice goes on from; none if it begins one."""
     if is_conversation(prompt):
         return ()
     return tuple(codec.encode(prompt)) if isinstance(prompt, str) else tuple(t for t in prompt if isinstance(t, int))

@@ -16,13 +16,14 @@ from llm_runtime.request import FinishReason, TokenEvent
 def completion(generation: Generation, pipeline: Pipeline, choices: list[Choice], answers: Answers) -> dict[str, Any]:
     """A whole answer."""
     messages = [_message(choice.text, answers) for choice in choices]
+    tokens = spelled(generation.job, pipeline.codec)
     return {
         **_envelope(generation, pipeline, "chat.completion"),
         "choices": [
             {
                 "index": index,
                 "message": message,
-                "logprobs": _logprobs(spelled(generation.job, pipeline.codec, index), choice.events, ended=True),
+                "logprobs": _logprobs(tokens[index], choice.events, ended=True),
                 "finish_reason": _finish_reason(choice.finish_reason, "tool_calls" in message),
             }
             for index, (choice, message) in enumerate(zip(choices, messages, strict=True))
@@ -37,7 +38,7 @@ async def chunks(
     """First every choice's role, then texts and calls as they come, each choice's finish reason, and the usage."""
     out = Chunks(_envelope(generation, pipeline, "chat.completion.chunk"), include_usage, _text_delta)
     deltas = [_Deltas(answers) for _ in range(generation.choices)]
-    tokens = [spelled(generation.job, pipeline.codec, index) for index in range(generation.choices)]
+    tokens = spelled(generation.job, pipeline.codec)
     for index in range(generation.choices):
         yield out.choice(_delta(index, {"role": "assistant", "content": "", "refusal": None}))
     async with aclosing(generation.bursts()) as bursts:

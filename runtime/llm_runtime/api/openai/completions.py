@@ -106,7 +106,7 @@ async def completions(request: Request, body: CompletionBody) -> Response:
         chunks = Chunks(envelope, body.include_usage, _text_choice)
         return event_stream(request, generation, _stream(generation, pipeline.codec, chunks), openai_error)
     choices = await collect(request, generation)
-    tokens = [spelled(generation.job, pipeline.codec, index) for index in range(len(choices))]
+    tokens = spelled(generation.job, pipeline.codec)
     answers = [
         _choice(index, choice.text, _logprobs(tokens[index], choice.events, ended=True), choice.finish_reason)
         for index, choice in enumerate(choices)
@@ -124,7 +124,7 @@ def _text_choice(index: int, text: str) -> dict[str, Any]:
 
 async def _stream(generation: Generation, codec: TextCodec, chunks: Chunks) -> AsyncGenerator[bytes]:
     offsets = [0] * generation.choices
-    tokens = [spelled(generation.job, codec, index) for index in range(generation.choices)]
+    tokens = spelled(generation.job, codec)
     async with aclosing(generation.bursts()) as bursts:
         async for index, events in bursts:
             text, reason = text_of(events), events[-1].finish_reason

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from llm_runtime.api.openai.answer import _logprobs as chat_logprobs
 from llm_runtime.api.openai.completions import _logprobs as completion_logprobs
-from llm_runtime.api.spelled import Spelled
+from llm_runtime.api.spelled import of_each_choice
 from llm_runtime.contract import STANDARD_TIER
 from llm_runtime.engine.sequence import Sampled, Sequence
 from llm_runtime.job import Job
@@ -116,8 +116,8 @@ def test_texts_bytes_and_offsets_of_logprobs_join_to_the_answer(codec: Codec, co
             if events[-1].finish_reason:
                 break
         answer = "".join(event.text for event in events)
-        chat = chat_logprobs(Spelled(job, codec, 0), events, ended=True)
-        old = completion_logprobs(Spelled(job, codec, 0), events, ended=True)
+        chat = chat_logprobs(of_each_choice(job, codec)[0], events, ended=True)
+        old = completion_logprobs(of_each_choice(job, codec)[0], events, ended=True)
         assert chat is not None
         assert old is not None
         assert "".join(each["token"] for each in chat["content"]) == answer
@@ -129,7 +129,7 @@ def test_texts_bytes_and_offsets_of_logprobs_join_to_the_answer(codec: Codec, co
         )
         ends = [at + len(text) for at, text in zip(old["text_offset"], old["tokens"], strict=True)]
         assert [0, *ends][:-1] == old["text_offset"]
-        streamed = Spelled(job, codec, 0)
+        streamed = of_each_choice(job, codec)[0]
         parts = [streamed.take([event], ended=event is events[-1]) for event in events]
         assert [each.text for part in parts for each in part] == old["tokens"]
 
