@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from llm_runtime.engine.heap import Replaced
+
 
 class Int8Linear(nn.Module):  # type: ignore[misc]  # mypy sees no torch
     """Takes the place of a `torch.nn.Linear`; computes in bfloat16 with sums in float32, and answers in x's type."""
@@ -56,14 +58,18 @@ def quantize_int8(model: nn.Module, forward: Callable[[], object]) -> int:
     names = _called(model, forward)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     shared = _shared_weights(model)
-    saved = 0
-    for path, module in list(model.named_modules()):
+    saved, replaced = 0, Replaced()
+    found = list(model.named_modules())[::-1]
+    while found:
+        path, module = found.pop()
         parent, _, name = path.rpartition(".")
         if type(module) is not nn.Linear or module is head or name not in names or id(module.weight) in shared:
             continue
         replacement = Int8Linear(module)
         saved += module.weight.nbytes - replacement.weight.nbytes - replacement.scale.nbytes
+        size = module.weight.nbytes
         setattr(model.get_submodule(parent), name, replacement)
+        replaced.add(size)
     return saved
 
 

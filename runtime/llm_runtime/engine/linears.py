@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from llm_runtime.engine.heap import Replaced
+
 log = logging.getLogger(__name__)
 
 PACKED_FOR = 32
@@ -55,10 +57,14 @@ def pack_linears(model: Any) -> None:
         gains = {shape: _gain(weights[shape].detach()) for shape in shapes}
         del weights
         # Each is let go as soon as it is packed: a list that held them all would have the weights in memory twice.
+        replaced = Replaced()
         while found:
             parent, name, linear = found.pop()
             if gains[linear.out_features, linear.in_features, linear.weight.dtype] >= _LEAST_GAIN:
                 setattr(parent, name, PackedLinear(linear))
+                size = linear.weight.nbytes
+                del linear
+                replaced.add(size)
     packed = sum(shapes[shape] for shape, gain in gains.items() if gain >= _LEAST_GAIN)
     log.info(
         "linear layers packed",

@@ -7,6 +7,8 @@ from llm_runtime.engine import cgroup
 from llm_runtime.errors import OutOfMemory
 
 MIB = 1 << 20
+KV_CACHE_FIELD = "engine.kvCacheMemory (stand-alone: engine.kvCacheBytes)"
+"""What bounds the cache has one name in an LLMDeployment and another in the runtime's own configuration."""
 
 
 class StepOutOfMemory(Exception):

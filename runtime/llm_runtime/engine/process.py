@@ -19,7 +19,7 @@ from typing import cast
 from llm_runtime.contract import FatalReport, RuntimeConfig
 from llm_runtime.engine import cgroup
 from llm_runtime.engine.client import STALL_SECONDS, EngineClient, EngineLink, load
-from llm_runtime.engine.memory import MIB
+from llm_runtime.engine.memory import KV_CACHE_FIELD, MIB
 from llm_runtime.engine.messages import Command, Frames, frame
 from llm_runtime.engine.threads import configure_threads
 
@@ -159,12 +159,12 @@ def _out_of_memory(groups: Sequence[cgroup.MemoryGroup]) -> str:
     killed = "the engine's process was killed by the kernel for its memory"
     limited = [group for group in groups if group.limit_bytes is not None]
     if not limited:
-        return f"{killed}: the machine had none left and there is no limit; set a memory limit, or engine.kvCacheBytes"
+        return f"{killed}: the machine had none left and there is no limit; set a memory limit, or {KV_CACHE_FIELD}"
     tightest = min(limited, key=lambda group: group.limit_bytes or 0)
     peak = f", of which {tightest.peak_bytes / MIB:.0f} MiB were used at most" if tightest.peak_bytes else ""
     return (
         f"{killed}: the limit is {(tightest.limit_bytes or 0) / MIB:.0f} MiB{peak}; raise the memory limit, or lower "
-        "engine.kvCacheBytes, engine.maxBatchSize or engine.maxModelLength"
+        f"{KV_CACHE_FIELD}, engine.maxBatchSize or engine.maxModelLength"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from llm_runtime.contract import EngineConfig
 from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool
-from llm_runtime.engine.memory import MIB
+from llm_runtime.engine.memory import KV_CACHE_FIELD, MIB
 from llm_runtime.errors import OutOfMemory
 from llm_runtime.models.kv import first_number, token_numbers
 from llm_runtime.models.locate import INDEX, WEIGHTS, index_shards
@@ -20,9 +20,12 @@ from llm_runtime.models.verify import safetensors_header
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CACHE_FRACTION = 0.8
 """Share of the memory that is free after loading which caches may take; activations need the rest."""
-PROCESS_BYTES = 160 * MIB
-"""What a CPU's two processes take beside weights and cache between this check and serving. Measured with SmolLM2-135M:
-tokenizer 55 MiB, warm-up 17, the HTTP process 27 more than before, and some that the allocator does not give back."""
+SERVING_BYTES = 256 * MIB
+"""What a CPU's two processes take after the cache's size is settled, logits aside. Measured with SmolLM2-135M."""
+PROCESS_BYTES = SERVING_BYTES + 48 * MIB
+"""What they take beside weights and cache from this check on: the tokenizer comes before the cache."""
+LOGITS_COPIES = 4
+"""Rows of logits for each sequence that sampling has at once: raw, steered, tempered and filtered."""
 STARTED_BYTES = 560 * MIB
 """What they have taken before this check, of which nothing is left for the model: 447 MiB with torch, and
 83 without."""
@@ -122,7 +125,7 @@ def check_fit(plan: Plan, free_bytes: int) -> Need:
     limit = plan.engine.kv_cache_bytes
     there = f"{_mib(max(free_bytes, 0))} are free{' on the GPU' if plan.device == 'cuda' else ''}"
     if limit is not None and need.cache > limit:
-        there += f", and engine.kvCacheBytes allows {_mib(limit)} for keys and values"
+        there += f", and {KV_CACHE_FIELD} allows {_mib(limit)} for keys and values"
     enough = ""
     if plan.limit_bytes is not None and need.total > free_bytes:
         enough_bytes = plan.limit_bytes + need.total - free_bytes + START_DIFFERENCE_BYTES
@@ -151,7 +154,8 @@ def needed(plan: Plan, *, surely: bool = False) -> Need:
         weights -= _int8_saves(plan, surely=surely)
     cache = cache_bytes(plan.settings, plan.length, plan.dtype)
     share = 0 if plan.engine.kv_cache_bytes else math.ceil(cache / CACHE_FRACTION) - cache
-    reserve = max(share, _activations(plan))
+    activations = activation_bytes(first_number(plan.settings, "vocab_size"), plan.engine.max_batch_size)
+    reserve = max(share, activations)
     if plan.device != "cpu":
         return Need(weights, 0, cache, reserve)
     # Packing measures with a second copy of the largest layer.
@@ -188,7 +192,7 @@ def ways_out(plan: Plan, free_bytes: int) -> list[str]:
         found = _smaller_and_shorter(plan, free_bytes)
     need, limit = needed(plan), plan.engine.kv_cache_bytes
     more = [f"{_mib(need.total)} of free memory"] if need.total > free_bytes else []
-    more += [f"engine.kvCacheBytes {need.cache}"] if limit is not None and need.cache > limit else []
+    more += [f"{KV_CACHE_FIELD}: {need.cache}"] if limit is not None and need.cache > limit else []
     return [*found, " and ".join(more)]
 
 
@@ -248,9 +252,9 @@ def _largest_batch(plan: Plan, free_bytes: int) -> int:
     return 0
 
 
-def _activations(plan: Plan) -> int:
-    """What is computed on the way for one step: a row of logits for each sequence, in float32."""
-    return 4 * first_number(plan.settings, "vocab_size") * plan.engine.max_batch_size
+def activation_bytes(vocabulary: int, sequences: int) -> int:
+    """What is computed on the way for one step: rows of logits for each sequence, in float32."""
+    return LOGITS_COPIES * 4 * vocabulary * sequences
 
 
 def _head_copy(plan: Plan) -> int:

@@ -23,6 +23,7 @@ from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
 from llm_runtime.contract import EngineConfig, ModelConfig
+from llm_runtime.engine.heap import give_back
 from llm_runtime.engine.int8 import quantize_int8
 from llm_runtime.engine.memory import available_bytes, check_room, limit_bytes
 from llm_runtime.errors import ConfigInvalid, Fatal, ModelCorrupt, ModelNotFound, ModelUnsupported, OutOfMemory
@@ -149,6 +150,7 @@ def used_device_bytes() -> int:
 def free_memory() -> None:
     """Give back what nothing refers to any more. Models refer to themselves in circles, so the collector must run."""
     gc.collect()
+    give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -28,7 +28,7 @@ from llm_runtime.engine.sequential import SequentialRunner
 from llm_runtime.errors import ModelUnsupported, OutOfMemory
 from llm_runtime.models.adapter import AdapterReader
 from llm_runtime.models.agreement import TOLERANCE, check_agreement, difference, probe_tokens
-from llm_runtime.models.fit import CACHE_FRACTION
+from llm_runtime.models.fit import CACHE_FRACTION, SERVING_BYTES, activation_bytes
 from llm_runtime.models.load import Loaded, free_device_bytes, reference_logits
 from llm_runtime.request import GenerationRequest, Sampling
 
@@ -222,7 +222,8 @@ def _measure(runner: SequentialRunner, loaded: Loaded, probe: list[int], length:
 def room_for(block_bytes: int, loaded: Loaded, engine: EngineConfig, length: int, *, sharing: bool) -> BlockPool:
     """Blocks of `block_bytes` each: for all sequences at full length, or what memory holds. Raises OutOfMemory."""
     one = BlockPool.needed(length)
-    free = _cache_room(loaded.device, engine, one * block_bytes)
+    serving_bytes = SERVING_BYTES + activation_bytes(loaded.codec.vocabulary_size, engine.max_batch_size)
+    free = _cache_room(loaded.device, engine, one * block_bytes, serving_bytes)
     blocks = blocks_that_fit(engine.max_batch_size * one, one, block_bytes, free)
     log.info(
         "key-value cache",
@@ -234,13 +235,19 @@ def room_for(block_bytes: int, loaded: Loaded, engine: EngineConfig, length: int
     return BlockPool(blocks, sharing)
 
 
-def _cache_room(device: str, engine: EngineConfig, one_sequence: int) -> int:
-    """Bytes that keys and values may take: as configured, or most of what is left."""
+def _cache_room(device: str, engine: EngineConfig, one_sequence: int, serving_bytes: int) -> int:
+    """Bytes that keys and values may take: as configured, or most of what is left.
+
+    `serving_bytes`: what a CPU's processes still take afterwards.
+    """
     on_device = free_device_bytes(device)
     left = available_bytes() if on_device is None else on_device
     if engine.kv_cache_bytes is not None:
         return min(engine.kv_cache_bytes, left)
     most = int(CACHE_FRACTION * left)
+    if on_device is None:
+        # A fifth of little is less than what serving takes; one sequence has been promised room.
+        most = min(most, max(left - serving_bytes, one_sequence))
     if on_device is None and limit_bytes() is None:
         # Nobody has said how much of the machine is for this server.
         return min(most, max(UNLIMITED_CACHE_BYTES, one_sequence))

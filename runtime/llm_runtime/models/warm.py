@@ -1,5 +1,6 @@
 """The first generation: what no comparison of logits shows is whether a request comes through scheduler and runner."""
 
+from llm_runtime.engine.memory import KV_CACHE_FIELD
 from llm_runtime.engine.recovery import CarefulRunner, Runner
 from llm_runtime.engine.scheduler import Scheduler
 from llm_runtime.engine.sequence import Sequence, Vocabulary
@@ -37,6 +38,6 @@ def _refusal(name: str) -> OutOfMemory | ModelUnsupported:
     if name in MEMORY_FAULTS:
         return OutOfMemory(
             "the model is loaded, but there is no memory for its first generation; lower engine.maxBatchTokens or "
-            "engine.kvCacheBytes, or raise the memory limit"
+            f"{KV_CACHE_FIELD}, or raise the memory limit"
         )
     return ModelUnsupported(f"the model is loaded, but its first generation failed: {name}; the lines above say where")

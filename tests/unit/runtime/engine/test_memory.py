@@ -56,6 +56,7 @@ def test_threads_follow_the_cpu_quota_rounded_up(tmp_path: Path) -> None:
 
 
 def test_threads_leave_what_the_user_set(tmp_path: Path) -> None:
-    environment = {"OMP_NUM_THREADS": "7"}
+    environment = {"OMP_NUM_THREADS": "7", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}
     assert configure_threads(environment, tmp_path / "missing") == 7
     assert environment["GOMP_SPINCOUNT"] == "1000"
+    assert environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "1024"

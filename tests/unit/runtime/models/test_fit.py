@@ -103,6 +103,11 @@ def test_a_refusal_says_what_is_needed_and_what_is_there() -> None:
     assert "362 MiB of free memory" in said
 
 
+def test_a_limit_on_the_cache_is_named_as_an_llmdeployment_calls_it() -> None:
+    words = refusal(plan(max_model_length=4096, kv_cache_bytes=32 * MIB), 9000 * MIB)
+    assert "engine.kvCacheMemory (stand-alone: engine.kvCacheBytes) allows 32 MiB" in words
+
+
 @pytest.mark.parametrize(
     ("wanted", "free_mib", "ways"),
     [
@@ -110,7 +115,7 @@ def test_a_refusal_says_what_is_needed_and_what_is_there() -> None:
         (plan(max_model_length=4096), 350, ["engine.dtype bfloat16", "quantization int8", "maxModelLength 3456"]),
         (plan(max_model_length=4096), 180, ["engine.dtype bfloat16 with engine.quantization int8"]),
         (plan(max_model_length=4096), 150, ["bfloat16 and engine.maxModelLength 896"]),
-        (plan(max_model_length=256).changed(max_batch_size=1024), 350, ["engine.maxBatchSize 512"]),
+        (plan(max_model_length=256).changed(max_batch_size=1024), 350, ["engine.maxBatchSize 128"]),
         (plan(max_model_length=4096, kv_cache_bytes=32 * MIB), 9000, ["maxModelLength 2048", "kvCacheBytes"]),
         (plan(max_model_length=4096), 20, []),
         (plan("cpu", max_model_length=4096, quantization="int8"), 500, ["engine.dtype bfloat16"]),
@@ -133,7 +138,7 @@ def followed(wanted: Plan, free_bytes: int, words: str) -> tuple[Plan, int]:
     for field, name in {"maxModelLength": "max_model_length", "maxBatchSize": "max_batch_size"}.items():
         if value := re.search(rf"{field} (\d+)", words):
             changes[name] = int(value[1])
-    if limit := re.search(r"kvCacheBytes (\d+)", words):
+    if limit := re.search(r"kvCacheBytes\): (\d+)", words):
         changes["kv_cache_bytes"] = int(limit[1])
     if "int8" in words:
         changes["quantization"] = "int8"

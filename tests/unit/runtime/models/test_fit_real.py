@@ -10,6 +10,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 from llm_runtime.contract import EngineConfig, ModelConfig  # noqa: E402
 from llm_runtime.engine.blocks import BlockPool  # noqa: E402
+from llm_runtime.engine.memory import MIB  # noqa: E402
 from llm_runtime.errors import OutOfMemory  # noqa: E402
 from llm_runtime.models import build, fit, load, runners  # noqa: E402
 from unit.runtime.engine.architectures import ARCHITECTURES  # noqa: E402
@@ -64,3 +65,12 @@ def test_nothing_is_read_of_what_will_not_fit(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(load, "_weights", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(OutOfMemory, match=r"What would fit: .*of free memory"):
         load.load(folder, EngineConfig(device="cpu", max_model_length=4096), ModelConfig(name="m"))
+
+
+@pytest.mark.parametrize(("left_mib", "cache_mib"), [(4000, 3200), (400, 144), (300, 48)])
+def test_a_cache_on_a_cpu_leaves_what_serving_takes_but_for_one_sequence(
+    left_mib: int, cache_mib: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runners, "available_bytes", lambda: left_mib * MIB)
+    monkeypatch.setattr(runners, "limit_bytes", lambda: 8000 * MIB)
+    assert runners._cache_room("cpu", EngineConfig(), 48 * MIB, 256 * MIB) == cache_mib * MIB

@@ -111,6 +111,8 @@ def test_what_no_runner_serves_is_refused_by_name(settings: Any, words: str) -> 
 def test_the_model_bounds_the_length_and_memory_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = EngineConfig(device="cpu", max_model_length=4096, max_batch_size=64)
     sequence_bytes = 2 * 2 * 4 * 8 * 512 * 4
+    monkeypatch.setattr(runners, "SERVING_BYTES", 0)
+    monkeypatch.setattr(runners, "activation_bytes", lambda *_: 0)
     monkeypatch.setattr(runners, "available_bytes", lambda: 4 * sequence_bytes)
     built = build.build_model(RuntimeConfig(model=MODEL, engine=settings), folder)
     assert built.limits.max_model_length == 512

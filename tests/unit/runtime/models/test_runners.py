@@ -131,6 +131,8 @@ def test_memory_bounds_how_many_sequences_run(
     def refused(*_: Any) -> Any:
         raise ModelUnsupported("slow path wanted")
 
+    monkeypatch.setattr(runners, "SERVING_BYTES", 0)
+    monkeypatch.setattr(runners, "activation_bytes", lambda *_: 0)
     monkeypatch.setattr(runners, "available_bytes", lambda: int(3.2 * sequence_bytes / CACHE_FRACTION))
     assert choose_runner(loaded, ENGINE, LENGTH, refused).pool.size == 3 * BlockPool.needed(LENGTH)
     monkeypatch.setattr(runners, "available_bytes", lambda: sequence_bytes // 2)
