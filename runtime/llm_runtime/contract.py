@@ -165,7 +165,7 @@ class FilterPattern(_Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
     """What a match is called in its place: `[NAME]`."""
     regex: Annotated[str, Field(min_length=1, max_length=1000)]
-    """What to find, in Python's syntax."""
+    """What to find, in Python's syntax without look-around and back-references."""
 
 
 class FiltersConfig(_Section):

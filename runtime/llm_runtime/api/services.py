@@ -309,6 +309,7 @@ class Services:
         try:
             loaded = await load()
             loaded.on_death(self._engine_died)
+            await in_thread(loaded.codec.prepare)()
             if self.adapters:
                 self.adapters.attach(loaded.engine)
                 await self.adapters.settled()
@@ -325,7 +326,9 @@ class Services:
     async def _swap(self, config: RuntimeConfig, folder: Path) -> None:
         if self.loaded is None or self.loaded.swap is None:
             raise errors.ServiceUnavailable("No model is loaded that could be replaced.")
-        self._serve(config, await self.loaded.swap(config, folder))
+        loaded = await self.loaded.swap(config, folder)
+        await in_thread(loaded.codec.prepare)()
+        self._serve(config, loaded)
         if self.adapters:  # The old model's requests go on for seconds only: what is fetched now comes late.
             self.adapters.attach(self.loaded.engine)
         log.info("Model %s has taken over", config.model.name)

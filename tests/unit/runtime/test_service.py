@@ -46,6 +46,11 @@ async def test_loading_is_alive_but_not_ready(run: Any) -> None:
         assert (await api.chat()).status_code == 200
 
 
+async def test_the_codec_is_prepared_on_another_thread_before_a_model_is_ready(api: Harness) -> None:
+    [thread] = api.engine.codec.prepared_by
+    assert thread != threading.main_thread().name
+
+
 async def test_ready_health_has_the_fields_people_look_for(api: Harness) -> None:
     assert await statuses(api) == [200, 200, 200]
     assert (await api.client.get("/livez")).json() == {"status": "ok"}
