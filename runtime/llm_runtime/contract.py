@@ -34,6 +34,8 @@ CONFIG_FLAG, KEYS_FLAG, ADAPTERS_FLAG, MODELS_FLAG = "--config", "--keys", "--ad
 """Paths travel as arguments only, never inside the configuration, so that a mount may lie anywhere."""
 
 LIVE_PATH, READY_PATH, METRICS_PATH = "/livez", "/readyz", "/metrics"
+NO_CHAT_TEMPLATE = "no_chat_template"
+"""Code of the error that a chat gets from a model that has none."""
 
 ENV_MLFLOW_TRACKING_URI = "MLFLOW_TRACKING_URI"
 ENV_MLFLOW_USERNAME = "MLFLOW_TRACKING_USERNAME"

@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from llm_runtime.contract import NO_CHAT_TEMPLATE
 from llm_runtime.engine.constraint import GrammarMatcher, Grammars
 from llm_runtime.engine.limits import MAX_REPETITION_PENALTY
 from llm_runtime.errors import InvalidRequest, ModelUnsupported
@@ -88,7 +89,8 @@ class Codec:
         template = self.tool_template if tools else self.chat_template
         if not template:
             raise InvalidRequest(
-                "the model has no chat template: use /v1/completions, or set model.chatTemplate in the LLMDeployment"
+                "the model has no chat template: use /v1/completions, or set model.chatTemplate in the LLMDeployment",
+                code=NO_CHAT_TEMPLATE,
             )
         try:
             return render(template, messages, tools, self._special_tokens, options)
