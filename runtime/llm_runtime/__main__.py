@@ -125,7 +125,7 @@ def _settings(config: Path | None) -> settings.Settings:
         loaded = settings.load(config)
     except settings.SettingsInvalid as error:
         raise errors.ConfigInvalid(str(error)) from error
-    logs.configure(loaded.config.server.log_format, loaded.log_level)
+    logs.configure(logs.format_of(loaded.config.server), loaded.log_level)
     if token := loaded.environment.huggingface_token:
         os.environ.setdefault("HF_TOKEN", token.get_secret_value())
     try:

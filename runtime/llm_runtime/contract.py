@@ -237,7 +237,7 @@ class ServerConfig(_Section):
     trusted_hosts: tuple[str, ...] = ()
     """Host headers that are answered; empty: any."""
     log_format: Literal["json", "console"] = "json"
-    """How to log."""
+    """How to log. A terminal gets `console` where nothing is said."""
     log_file: str = ""
     """A file to log to as well; empty: standard output only."""
     log_file_bytes: Annotated[int, Field(ge=4096)] = 10 << 20

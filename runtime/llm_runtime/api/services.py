@@ -321,7 +321,10 @@ class Services:
         if self.state is State.LOADING:
             self.state = State.READY
         settle_memory()
-        log.info("Model %s is ready after %.1f s", config.model.name, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        log.info(
+            "Model %s is ready after %.1f s, at /v1 for OpenAI's clients, at /docs to try", config.model.name, seconds
+        )
 
     async def _swap(self, config: RuntimeConfig, folder: Path) -> None:
         if self.loaded is None or self.loaded.swap is None:
