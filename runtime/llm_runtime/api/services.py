@@ -330,10 +330,11 @@ class Services:
         if self.loaded is None or self.loaded.swap is None:
             raise errors.ServiceUnavailable("No model is loaded that could be replaced.")
         loaded = await self.loaded.swap(config, folder)
-        await in_thread(loaded.codec.prepare)()
         self._serve(config, loaded)
         if self.adapters:  # The old model's requests go on for seconds only: what is fetched now comes late.
             self.adapters.attach(self.loaded.engine)
+        # Not before: the engine has the new model already, and the old codec does not fit it.
+        await in_thread(loaded.codec.prepare)()
         log.info("Model %s has taken over", config.model.name)
 
     def _serve(self, config: RuntimeConfig, loaded: Loaded) -> None:
