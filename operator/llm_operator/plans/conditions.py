@@ -358,6 +358,8 @@ def _progress(picture: Picture) -> Verdict:
         return ("True" if stable else "False"), (Reason.RolledOut if stable else Reason.Resolving), said
     if candidate.outcome is not None:
         return "False", candidate.reason or Reason.ProgressDeadlineExceeded, _failed(picture)
+    if picture.observed.spec.suspend:
+        return "True", Reason.Suspended, f"revision {candidate.revision} is rolled out when spec.suspend is false"
     if picture.replicas == 0:
         return "True", Reason.ScaledToZero, f"revision {candidate.revision} is rolled out when replicas is raised"
     return "True", _hindrance(picture), _under_way(picture)
