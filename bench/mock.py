@@ -92,6 +92,9 @@ class MockCodec:
     sampling_defaults: Mapping[str, float] = MappingProxyType({})
     control_ids: Mapping[str, int] = MappingProxyType({})
 
+    def prepare(self) -> None:
+        """Nothing to make."""
+
     def encode(self, text: str) -> list[int]:
         return [len(word) for word in text.split()]
 

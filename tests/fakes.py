@@ -1,6 +1,7 @@
 """Stand-ins at the runtime's seams: an engine that says what it was told to say, and words for tokens."""
 
 import asyncio
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,11 @@ class FakeCodec:
         self.chats: list[list[Message]] = []
         self.options: list[dict[str, Any]] = []
         self.constraints: list[Constraint] = []
+        self.prepared_by: list[str] = []
+        """Names of threads."""
+
+    def prepare(self) -> None:
+        self.prepared_by.append(threading.current_thread().name)
 
     def encode(self, text: str) -> list[int]:
         for word in text.split():

@@ -156,9 +156,16 @@ def flat(field: Json, definitions: dict[str, Json]) -> Json:
 def endpoints() -> Iterator[str]:
     from fastapi.routing import APIRoute
 
+    from llm_runtime.api import manage
     from llm_runtime.app import ROUTERS
 
-    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    # Routers inside of another are no routes of it.
+    routes = [
+        route
+        for router in (*ROUTERS, manage.own, manage.admin)
+        for route in router.routes
+        if isinstance(route, APIRoute)
+    ]
     yield "## Endpoints"
     yield table(
         ("path", "method", "what for"),
@@ -175,14 +182,19 @@ def endpoints() -> Iterator[str]:
 
 def metrics() -> Iterator[str]:
     from prometheus_client.metrics import MetricWrapperBase
+    from prometheus_client.parser import text_string_to_metric_families
 
     from llm_operator import metrics as operator
     from llm_operator.inventory import Inventory
     from llm_runtime.metrics import Metrics
+    from llm_runtime.models.figures import DownloadFigures
     from llm_runtime.request import EngineStats
 
     runtime = Metrics()
     runtime.engine = lambda: EngineStats(0, 0, 0.0, 0, True, gpu_memory_bytes=0)
+    # Of parts that not every server has.
+    runtime.database_away, runtime.adapters, runtime.failed_adapters = (lambda: False), list, list
+    fetching = text_string_to_metric_families(DownloadFigures().text().decode())
     own = [
         family
         for found in vars(operator).values()
@@ -190,7 +202,7 @@ def metrics() -> Iterator[str]:
         for family in found.collect()
     ]
     own += Inventory().collect()
-    for title, families in (("Runtime metrics", list(runtime.registry.collect())), ("Operator metrics", own)):
+    for title, families in (("Runtime metrics", [*runtime.registry.collect(), *fetching]), ("Operator metrics", own)):
         yield f"## {title}"
         ordered = sorted(families, key=lambda family: family.name)
         yield table(("metric", "type", "what for"), ((f"`{name(f)}`", f.type, f.documentation) for f in ordered))

@@ -40,7 +40,11 @@ class Pods(Protocol):
         ...
 
     async def ask(self, pod: Manifest, key: str, body: dict[str, Any]) -> Answer:
-        """The answer to an OpenAI request: a chat when it has messages, else a completion. `key` may be empty."""
+        """The answer to an OpenAI request; `key` may be empty.
+
+        A `prompt` is what a user says, as it would be for people, and a text to continue only for a model without a
+        chat template.
+        """
         ...
 
 
@@ -66,11 +70,20 @@ class HttpPods:
         root = _root(pod)
         if root is None:
             return Answer(0, "the pod has no address yet")
+        if "prompt" in body:
+            said = {"messages": [{"role": "user", "content": body["prompt"]}]}
+            chat = {**said, **{name: value for name, value in body.items() if name != "prompt"}}
+            answer = await self._ask(f"{root}/v1/chat/completions", key, chat)
+            if answer.status != 400 or contract.NO_CHAT_TEMPLATE not in answer.text:
+                return answer
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+        return await self._ask(root + path, key, body)
+
+    async def _ask(self, url: str, key: str, body: dict[str, Any]) -> Answer:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             async with self._places, asyncio.timeout(ANSWER_SECONDS):
-                status, text = await self._text("POST", root + path, json=body, headers=headers, timeout=ANSWER_SECONDS)
+                status, text = await self._text("POST", url, json=body, headers=headers, timeout=ANSWER_SECONDS)
             return Answer(status, _generated(text) if status == 200 else text[:500])
         # TypeError, RecursionError: a prompt that is no JSON.
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, TypeError, RecursionError) as error:

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,18 +38,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 cli = typer.Typer(
-    help="Serve one language model over HTTP.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-cli.add_typer(keys.cli, name="keys")
-cli.add_typer(roles.cli, name="roles")
-cli.add_typer(db.cli, name="db")
-cli.command()(usage.usage)
-cli.command()(push)
-cli.command()(fit)
-cli.command()(convert)
 
 Config = Annotated[Path | None, typer.Option(CONFIG_FLAG, help="Configuration, JSON or YAML. None: the environment.")]
 Keys = Annotated[
@@ -64,6 +57,21 @@ Metrics = Annotated[
     typer.Option("--metrics/--no-metrics", help="Answer /metrics meanwhile. Not said: unless on a terminal."),
 ]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; over API_PORT.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llm-runtime {metadata.version('llm-operator')}")
+        raise typer.Exit
+
+
+@cli.callback()
+def runtime(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Serve one language model over HTTP."""
 
 
 @cli.command()
@@ -100,6 +108,13 @@ def fetch(
         _fetch(loaded.config, models, address)
 
 
+# Help lists them in this order: first what serves, then what is around it.
+for command in (push, fit, convert, usage.usage):
+    cli.command()(command)
+for name, group in (("keys", keys.cli), ("roles", roles.cli), ("db", db.cli)):
+    cli.add_typer(group, name=name)
+
+
 def main() -> None:
     """Entry point of `llm-runtime`."""
     cli(prog_name="llm-runtime")
@@ -110,7 +125,7 @@ def _settings(config: Path | None) -> settings.Settings:
         loaded = settings.load(config)
     except settings.SettingsInvalid as error:
         raise errors.ConfigInvalid(str(error)) from error
-    logs.configure(loaded.config.server.log_format, loaded.log_level)
+    logs.configure(logs.format_of(loaded.config.server), loaded.log_level)
     if token := loaded.environment.huggingface_token:
         os.environ.setdefault("HF_TOKEN", token.get_secret_value())
     try:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from llm_runtime import errors
 from llm_runtime.api import chat as conversation
-from llm_runtime.api import completions_with_logprobs, generate, manage, predict, service
+from llm_runtime.api import completions_with_logprobs, generate, manage, pages, predict, service
 from llm_runtime.api.answers import HANDLERS, internal_error
 from llm_runtime.api.documents import describe
 from llm_runtime.api.middleware import Envelope, Shortcut
@@ -35,6 +35,7 @@ ROUTERS = (
     completions_with_logprobs.router,
     manage.router,
     service.router,
+    pages.router,
 )
 
 EXPOSED = [
@@ -87,6 +88,7 @@ def create_app(services: Services) -> FastAPI:
         description="One language model over HTTP. Send a key as `Authorization: Bearer` or `X-API-Key`.",
         lifespan=lifespan,
         redirect_slashes=False,
+        openapi_url=None,  # `pages` has the document, and pages that load nothing from elsewhere.
     )
     app.state.services = services
     for router in ROUTERS:

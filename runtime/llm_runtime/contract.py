@@ -34,6 +34,8 @@ CONFIG_FLAG, KEYS_FLAG, ADAPTERS_FLAG, MODELS_FLAG = "--config", "--keys", "--ad
 """Paths travel as arguments only, never inside the configuration, so that a mount may lie anywhere."""
 
 LIVE_PATH, READY_PATH, METRICS_PATH = "/livez", "/readyz", "/metrics"
+NO_CHAT_TEMPLATE = "no_chat_template"
+"""Code of the error that a chat gets from a model that has none."""
 
 ENV_MLFLOW_TRACKING_URI = "MLFLOW_TRACKING_URI"
 ENV_MLFLOW_USERNAME = "MLFLOW_TRACKING_USERNAME"
@@ -165,7 +167,7 @@ class FilterPattern(_Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
     """What a match is called in its place: `[NAME]`."""
     regex: Annotated[str, Field(min_length=1, max_length=1000)]
-    """What to find, in Python's syntax."""
+    """What to find, in Python's syntax without look-around and back-references."""
 
 
 class FiltersConfig(_Section):
@@ -235,7 +237,7 @@ class ServerConfig(_Section):
     trusted_hosts: tuple[str, ...] = ()
     """Host headers that are answered; empty: any."""
     log_format: Literal["json", "console"] = "json"
-    """How to log."""
+    """How to log. A terminal gets `console` where nothing is said."""
     log_file: str = ""
     """A file to log to as well; empty: standard output only."""
     log_file_bytes: Annotated[int, Field(ge=4096)] = 10 << 20

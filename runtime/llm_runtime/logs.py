@@ -24,6 +24,12 @@ _RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"color_message", "task
 """What every record has; the rest is what somebody wanted to say."""
 
 
+def format_of(server: ServerConfig) -> Literal["json", "console"]:
+    """How to log on standard output: lines of JSON are for machines, and on a terminal somebody reads."""
+    said = "log_format" in server.model_fields_set
+    return "console" if not said and sys.stdout.isatty() else server.log_format
+
+
 def configure(format_: Literal["json", "console"], level: str, stream: TextIO | None = None) -> None:
     """Send every logger, uvicorn's too, to one handler. One stream only: two would not keep their order."""
     # Nobody shows where in the code a line was written, which costs as much as writing it.

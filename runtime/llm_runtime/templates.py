@@ -1,7 +1,7 @@
 """Chat templates: the Jinja world that Transformers gives them, and a conversation rendered in it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
@@ -14,6 +14,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+from pydantic_core import from_json
 
 from llm_runtime.request import Message
 
@@ -72,13 +73,13 @@ def render(
     try:
         text = write({**given, "messages": conversation})
     except Exception as error:  # Whatever code in a template raises is the template's, or of what it was given.
-        if isinstance(error, TypeError) and (written := _with_written_arguments(conversation)):
+        for told_otherwise in _otherwise(conversation, error):
             with suppress(Exception):
-                return write({**given, "messages": written})
+                return write({**given, "messages": told_otherwise})
         raise BadTemplate(str(error) or type(error).__name__) from error
     if _shows_python(text, conversation):
         with suppress(Exception):
-            return write({**given, "messages": _with_written_arguments(conversation)})
+            return write({**given, "messages": _with_arguments(conversation, _to_json)})
     return text
 
 
@@ -173,21 +174,38 @@ def _shows_python(text: str, messages: Sequence[Message]) -> bool:
     return any(call in text and not any(call in part for part in said) for call in shown)
 
 
-def _with_written_arguments(messages: Sequence[Message]) -> list[Message]:
-    """The conversation with every call's arguments as the text that OpenAI's API has; empty if it has no calls.
+def _otherwise(messages: Sequence[Message], error: Exception) -> Iterator[list[Message]]:
+    """Conversations that a template may take which has failed at the arguments of a call."""
+    arguments = [call["function"]["arguments"] for message in messages for call in message.get("tool_calls") or ()]
+    if arguments and isinstance(error, TypeError):
+        # As the text that OpenAI's API has: DeepSeek's wants it, though Transformers hands over objects.
+        yield _with_arguments(messages, _to_json)
+    if any(isinstance(each, str) for each in arguments):
+        # Those of a call that was cut are text: GLM's, Qwen3-Coder's and others go through an object's members.
+        yield _with_arguments(messages, _as_far_as_read)
 
-    Some templates, DeepSeek's among them, take them so, though Transformers hands them objects.
-    """
-    if not any(message.get("tool_calls") for message in messages):
-        return []
+
+def _with_arguments(messages: Sequence[Message], change: Callable[[Any], Any]) -> list[Message]:
+    """The conversation with the arguments of every call changed."""
+
+    def changed(call: dict[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        return {**call, "function": {**function, "arguments": change(function["arguments"])}}
+
     return [
-        {**message, "tool_calls": [_written(call) for call in message["tool_calls"]]}
+        {**message, "tool_calls": [changed(call) for call in message["tool_calls"]]}
         if message.get("tool_calls")
         else message
         for message in messages
     ]
 
 
-def _written(call: dict[str, Any]) -> dict[str, Any]:
-    function = call["function"]
-    return {**call, "function": {**function, "arguments": _to_json(function["arguments"])}}
+def _as_far_as_read(arguments: Any) -> dict[str, Any]:
+    """An object of what the model wrote before its call was cut. What begins none is its one member."""
+    if isinstance(arguments, dict):
+        return arguments
+    with suppress(ValueError):
+        found = from_json(arguments, allow_partial="trailing-strings")
+        if isinstance(found, dict):
+            return found
+    return {"arguments": arguments}

@@ -6,6 +6,7 @@ cut.
 
 import base64
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +65,8 @@ def versions(stack: Stack, models: dict[str, Path], tmp_path_factory: pytest.Tem
 @pytest.fixture(scope="module")
 def promo(world: World, models: dict[str, Path], versions: dict[str, str]) -> Iterator["Promo"]:
     """Version 1 serves with two pods."""
-    wanted = "|".join(greedy(models[name], PROMPT, 8) for name in ("first", "second"))
+    said = f"<|user|>{PROMPT}<|end|><|assistant|>"  # As the chat template writes it.
+    wanted = "|".join(re.escape(greedy(models[name], said, 8)) for name in ("first", "second"))
     smoke = {"prompt": PROMPT, "maxTokens": 8, "expect": {"regex": f"^({wanted})$"}}
     config_map = {
         "apiVersion": "v1",

@@ -150,7 +150,8 @@ def definitions() -> dict[str, Json]:
             _column("Tier", ".spec.tier"),
             _column("Key", ".status.prefix"),
             _column("Secret", ".status.secretName"),
-            _column("Expires", ".spec.expiresAt", "date"),
+            # No date: kubectl shows one as an age, and one to come as <invalid>.
+            _column("Expires", ".spec.expiresAt"),
             _AGE,
         ],
     )

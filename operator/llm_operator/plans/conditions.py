@@ -235,10 +235,10 @@ def _ready(picture: Picture, stalled: Fault | None) -> Verdict:
         return "False", fault.reason, fault.message
     if picture.applied is not None and picture.applied.reason != Reason.ServiceMonitorMissing:
         return "False", picture.applied.reason, picture.applied.message
-    if picture.decision.rolling_out:
-        return "Unknown", _hindrance(picture), _under_way(picture)
     if picture.replicas == 0:
         return "False", Reason.ScaledToZero, "replicas is 0: raise it with kubectl scale"
+    if picture.decision.rolling_out:
+        return "Unknown", _hindrance(picture), _under_way(picture)
     return _pods_ready(picture)
 
 
@@ -284,7 +284,7 @@ def _pods_ready(picture: Picture) -> Verdict:
 def _reconciling(picture: Picture, stalled: Fault | None) -> Verdict:
     if stalled is not None or picture.observed.spec.suspend:
         return "False", Reason.Settled, "nothing is under way"
-    if picture.decision.rolling_out:
+    if picture.decision.rolling_out and picture.replicas:
         return "True", Reason.Downloading if picture.download else Reason.RollingOut, _under_way(picture)
     fault = picture.applied or (
         picture.observed.resolution.fault if picture.observed.resolution.model is None else None
@@ -358,6 +358,10 @@ def _progress(picture: Picture) -> Verdict:
         return ("True" if stable else "False"), (Reason.RolledOut if stable else Reason.Resolving), said
     if candidate.outcome is not None:
         return "False", candidate.reason or Reason.ProgressDeadlineExceeded, _failed(picture)
+    if picture.observed.spec.suspend:
+        return "True", Reason.Suspended, f"revision {candidate.revision} is rolled out when spec.suspend is false"
+    if picture.replicas == 0:
+        return "True", Reason.ScaledToZero, f"revision {candidate.revision} is rolled out when replicas is raised"
     return "True", _hindrance(picture), _under_way(picture)
 
 

@@ -25,17 +25,20 @@ class Expectation(_Section):
 
     exact: str | None = None
     regex: str | None = None
+    not_regex: str | None = None
     json_schema: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if sum(value is not None for value in (self.exact, self.regex, self.json_schema)) != 1:
-            raise ValueError("write exactly one of exact, regex, jsonSchema")
-        if self.regex is not None:
+        given = (self.exact, self.regex, self.not_regex, self.json_schema)
+        if sum(value is not None for value in given) != 1:
+            raise ValueError(f"write exactly one of {_known(Expectation)}")
+        pattern = self.regex if self.regex is not None else self.not_regex
+        if pattern is not None:
             try:
-                re2.compile(self.regex)
+                re2.compile(pattern)
             except re2.error as error:
-                raise ValueError(f"regex is not RE2 syntax: {error}") from error
+                raise ValueError(f"the pattern is not RE2 syntax: {error}") from error
         return self
 
 
@@ -78,8 +81,14 @@ def _entry(name: str, text: str) -> Prompt:
         raise ValueError(f"entry {name} is not YAML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"entry {name}: {where + ': ' if where else ''}{first['msg']}") from error
+        where, said = ".".join(str(part) for part in first["loc"]), first["msg"]
+        if first["type"] == "extra_forbidden":
+            said = f"unknown; there are {_known(Expectation if first['loc'][0] == 'expect' else Prompt)}"
+        raise ValueError(f"entry {name}: {where + ': ' if where else ''}{said}") from error
+
+
+def _known(section: type[_Section]) -> str:
+    return ", ".join(map(to_camel, section.model_fields))
 
 
 def fault(expect: Expectation, answer: str) -> str | None:
@@ -91,6 +100,9 @@ def fault(expect: Expectation, answer: str) -> str | None:
     if expect.regex is not None:
         found = re2.search(expect.regex, answer)
         return None if found else f"nothing matches {_short(expect.regex)} in {_short(answer)}"
+    if expect.not_regex is not None:
+        found = re2.search(expect.not_regex, answer)
+        return f"{_short(found[0])} matches notRegex in {_short(answer)}" if found else None
     try:
         _validator(expect.json_schema or {}).validate(json.loads(answer))
     except json.JSONDecodeError:

@@ -1,7 +1,10 @@
 """Where a roll-out is, in words for `kubectl describe`."""
 
+from datetime import timedelta
+
 from llm_operator.crds import CandidateStatus
 from llm_operator.crds.rollout import RolloutSpec
+from llm_operator.plans.rollout.situation import parse
 from llm_operator.plans.rollout.sizes import switched
 
 
@@ -26,11 +29,18 @@ def _step(spec: RolloutSpec, candidate: CandidateStatus) -> str:
         return ""
     if candidate.step > len(spec.steps):
         return "the canary's steps are done, it grows to all pods"
-    weight = spec.steps[candidate.step - 1].weight
+    step = spec.steps[candidate.step - 1]
+    weight = step.weight
     where = f"canary step {candidate.step} of {len(spec.steps)}"
     if candidate.weight:
-        return f"{where}, at most {weight} % of the traffic"
+        return f"{where}, at most {weight} % of the traffic{_until(candidate, step.hold_seconds)}"
     return f"{where} without traffic: {_why_none(candidate, weight)}"
+
+
+def _until(candidate: CandidateStatus, hold_seconds: int) -> str:
+    """A moment, not what is left: that would be another text, and another write, every second."""
+    began = parse(candidate.step_started_at)
+    return f", at least until {began + timedelta(seconds=hold_seconds):%H:%M:%S} UTC" if began and hold_seconds else ""
 
 
 def _why_none(candidate: CandidateStatus, weight: int) -> str:

@@ -117,8 +117,8 @@ def explain(answer: httpx.Response, connection: Connection, reference: Reference
 def _not_found(reference: Reference, uri: str, said: str) -> RegistryFault:
     if "registered model with name" in said.lower() and "alias" not in said.lower():
         return ModelNotFound(
-            f"MLflow at {uri} has no registered model {reference.name!r}: register it, or correct "
-            f"{reference.field}.name"
+            f"MLflow at {uri} has no registered model {reference.name!r}: register it (llm-runtime push FOLDER --name "
+            f"{reference.name}), or correct {reference.field}.name"
         )
     if reference.alias and "alias" in said.lower():
         return AliasNotFound(

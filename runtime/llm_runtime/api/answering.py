@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -15,7 +16,8 @@ from llm_runtime.auth import check_adapter
 from llm_runtime.pipeline import IDEMPOTENCY_KEY, Choice, Generation, Job, Pipeline, text_of
 from llm_runtime.request import Caller
 from llm_runtime.stream import EventStream, sse, while_connected
-from llm_runtime.tools.reader import AnswerReader
+from llm_runtime.tools.forms import Reading, reading_of
+from llm_runtime.tools.reader import AnswerReader, Part
 
 DEFAULT_MAX_TOKENS = 256
 """Of the dialects that name no other number."""
@@ -68,6 +70,16 @@ def model_name(generation: Generation, pipeline: Pipeline) -> str:
     return f"{name}:{adapter}" if adapter else name
 
 
+def bare_reading(request: Request) -> Reading:
+    """How answers to bare prompts are read: a model may think even then, but was offered nothing to call."""
+    return replace(reading_of(pipeline_of(request).codec.chat_template), form=None)
+
+
+def read(reading: Reading, prompt: str, text: str) -> Part:
+    """A whole answer to a bare prompt."""
+    return reading.reader(inside=reading.inside(prompt)).take(text, final=True)
+
+
 async def start(request: Request, wanted: Job) -> Generation:
     """Admit a job, unless the client leaves while it waits for its turn. Raises what it can be refused for."""
     pipeline = pipeline_of(request)
@@ -93,22 +105,20 @@ def event_stream(
 
 
 async def text_events(
-    generation: Generation, pipeline: Pipeline, reader: AnswerReader | None = None
+    generation: Generation, pipeline: Pipeline, reader: AnswerReader
 ) -> AsyncGenerator[tuple[str, bytes]]:
     """(text, event) as the one choice of a generation comes: `{"text": …}`, at its end with the reason and counts.
 
-    A `reader` takes thoughts out of the text: they are `{"reasoning_content": …}`.
+    The `reader` takes thoughts out of the text: they are `{"reasoning_content": …}`.
     """
     async with aclosing(generation.bursts()) as bursts:
         async for _, events in bursts:
-            text, reason = text_of(events), events[-1].finish_reason
-            if reader:
-                part = reader.take(text, final=reason is not None)
-                text = part.text
-                if part.thoughts:
-                    yield "", sse({"text": "", "reasoning_content": part.thoughts})
-            if text:
-                yield text, sse({"text": text})
+            reason = events[-1].finish_reason
+            part = reader.take(text_of(events), final=reason is not None)
+            if part.thoughts:
+                yield "", sse({"text": "", "reasoning_content": part.thoughts})
+            if part.text:
+                yield part.text, sse({"text": part.text})
             if reason:
                 last = {
                     "text": "",

@@ -26,29 +26,36 @@ class Body(BaseModel):
     """Fields that can't change an answer, whatever they say: they are taken and dropped."""
 
     _fields: ClassVar[frozenset[str]] = frozenset()
-    _wishes: ClassVar[frozenset[str]] = frozenset()
-    """Its fields as requests name them; and those of which every value but null asks for something."""
+    _doubtful: ClassVar[tuple[str, ...]] = ()
+    """Its fields as requests name them; and those of them of which some values ask for nothing."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
         super().__pydantic_init_subclass__(**options)
         cls._fields = frozenset(field.alias or name for name, field in cls.model_fields.items())
-        cls._wishes = cls._fields - cls.no_effect.keys()
+        cls._doubtful = tuple(cls._fields & cls.no_effect.keys())
 
     @model_validator(mode="before")
     @classmethod
     def _drop_what_asks_for_nothing(cls, data: Any) -> Any:
-        # Most requests have nothing to drop, and this runs for each of their messages.
-        if not isinstance(data, dict) or (None not in data.values() and data.keys() <= cls._wishes):
+        if not isinstance(data, dict):
             return data
+        # Most requests have nothing to drop, and this runs for each of their messages.
+        if None not in data.values() and data.keys() <= cls._fields:
+            for name in cls._doubtful:
+                if name in data and cls._asks_nothing(name, data[name]):
+                    break
+            else:
+                return data
         return {name: value for name, value in data.items() if value is not None and not cls._asks_nothing(name, value)}
 
     @classmethod
     def _asks_nothing(cls, name: str, value: Any) -> bool:
-        # True == 1 in Python, but not in JSON.
-        return name in cls.hints or any(
-            value == idle and isinstance(value, bool) == isinstance(idle, bool) for idle in cls.no_effect.get(name, ())
-        )
+        for idle in cls.no_effect.get(name, ()):
+            # True == 1 in Python, but not in JSON.
+            if value == idle and isinstance(value, bool) == isinstance(idle, bool):
+                return True
+        return name in cls.hints
 
 
 class Baggage(Body):

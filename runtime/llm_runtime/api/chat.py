@@ -22,7 +22,7 @@ from llm_runtime.api.answering import (
     text_events,
 )
 from llm_runtime.api.body import Body, MaxTokens, Seed, Stops, Temperature, Text, TopP, sampling
-from llm_runtime.api.documents import JSON_OR_EVENTS, OWN_ERRORS, example
+from llm_runtime.api.documents import JSON_OR_EVENTS, OWN_ERRORS, Thoughts, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.services import services_of
 from llm_runtime.pipeline import NOT_ASKED, Generation
@@ -64,8 +64,8 @@ class Answer(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str
-    reasoning_content: str | None = Field(None, exclude_if=lambda thoughts: thoughts is None)
-    """What a model that thinks first has thought; sessions do not remember it."""
+    reasoning_content: Thoughts = None
+    """Sessions do not remember it."""
 
 
 class ConversationAnswer(BaseModel):

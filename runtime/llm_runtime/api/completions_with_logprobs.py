@@ -6,12 +6,22 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, model_validator
 
-from llm_runtime.api.answering import DEFAULT_MAX_TOKENS, adapter_of, collect, job, pipeline_of, start
+from llm_runtime.api.answering import (
+    DEFAULT_MAX_TOKENS,
+    adapter_of,
+    bare_reading,
+    collect,
+    job,
+    pipeline_of,
+    read,
+    start,
+)
 from llm_runtime.api.body import Body, MaxTokens, Stops, Temperature, Text, TopP, conflict, sampling
-from llm_runtime.api.documents import OWN_ERRORS, example
+from llm_runtime.api.documents import OWN_ERRORS, Thoughts, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.spelled import Spelled, Spelling, of_each_choice
 from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Choice
+from llm_runtime.tools.reader import Part
 
 router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["logprobs"], responses=OWN_ERRORS)
 
@@ -55,9 +65,10 @@ class Token(BaseModel):
 
 
 class Completion(BaseModel):
-    """One continuation."""
+    """One continuation. `tokens` has those of its thoughts, too."""
 
     text: str
+    reasoning_content: Thoughts = None
     tokens: list[Token]
 
 
@@ -74,6 +85,7 @@ class Completions(BaseModel):
 async def generate(request: Request, body: LogprobsBody) -> Completions:
     """Continue the prompt once or several times."""
     began, pipeline, parameters = time.perf_counter(), pipeline_of(request), body.parameters
+    reading = bare_reading(request)
     generation = await start(
         request,
         job(
@@ -89,18 +101,24 @@ async def generate(request: Request, body: LogprobsBody) -> Completions:
             ),
             default_max_tokens=DEFAULT_MAX_TOKENS,
             n=parameters.num_return_sequences,
+            shown_token_ids=reading.shown(pipeline.codec.control_ids),
         ),
     )
     choices = await collect(request, generation)
     tokens = of_each_choice(generation.job, pipeline.codec)
-    completions = [_completion(choice, own) for choice, own in zip(choices, tokens, strict=True)]
+    parts = [read(reading, body.prompt, choice.text) for choice in choices]
+    completions = [_completion(*each) for each in zip(parts, choices, tokens, strict=True)]
     return Completions(
         request_time=time.perf_counter() - began, completions=completions, generated_text=completions[0].text
     )
 
 
-def _completion(choice: Choice, tokens: Spelled) -> Completion:
-    return Completion(text=choice.text, tokens=[_token(each) for each in tokens.take(choice.events, ended=True)])
+def _completion(part: Part, choice: Choice, tokens: Spelled) -> Completion:
+    return Completion(
+        text=part.text,
+        reasoning_content=part.thoughts or None,
+        tokens=[_token(each) for each in tokens.take(choice.events, ended=True)],
+    )
 
 
 def _token(each: Spelling) -> Token:

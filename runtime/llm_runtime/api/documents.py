@@ -1,10 +1,10 @@
 """What the OpenAPI document says of every endpoint: its refusals in both shapes, event streams, examples."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 STATUSES = {
     400: "The request can't be answered as it is; the message names the field.",
@@ -66,6 +66,10 @@ EVENTS: Responses = {200: {"description": "Server-sent events", "content": {"tex
 JSON_OR_EVENTS: Responses = {
     200: {"description": "The answer; with `stream: true` server-sent events", "content": {"text/event-stream": _EVENT}}
 }
+
+
+Thoughts = Annotated[str | None, Field(exclude_if=lambda thoughts: thoughts is None)]
+"""What a model that thinks first has thought; not there if it has not."""
 
 
 def example(**fields: Any) -> ConfigDict:

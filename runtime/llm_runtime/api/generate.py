@@ -11,16 +11,18 @@ from starlette.responses import Response
 from llm_runtime.api.answering import (
     DEFAULT_MAX_TOKENS,
     adapter_of,
+    bare_reading,
     collect,
     event_stream,
     job,
     model_name,
     pipeline_of,
+    read,
     start,
     text_events,
 )
 from llm_runtime.api.body import Body, MaxTokens, Seed, Stops, Temperature, Text, TopK, TopP, conflict, sampling
-from llm_runtime.api.documents import EVENTS, OWN_ERRORS, example
+from llm_runtime.api.documents import EVENTS, OWN_ERRORS, Thoughts, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.pipeline import NOT_ASKED, Generation
 
@@ -57,6 +59,7 @@ class Generated(BaseModel):
     model: str
     output: str
     generated_text: str
+    reasoning_content: Thoughts = None
     prompt: str
     tokens_generated: int
     cached: bool
@@ -68,10 +71,12 @@ async def generate(request: Request, body: GenerateBody) -> Generated:
     """Continue the prompt."""
     generation = await _start(request, body, stream=False)
     [choice] = await collect(request, generation)
+    part = read(bare_reading(request), body.prompt, choice.text)
     return Generated(
         model=model_name(generation, pipeline_of(request)),
-        output=choice.text,
-        generated_text=choice.text,
+        output=part.text,
+        generated_text=part.text,
+        reasoning_content=part.thoughts or None,
         prompt=body.prompt,
         tokens_generated=generation.completion_tokens,
         cached=generation.cached,
@@ -82,11 +87,13 @@ async def generate(request: Request, body: GenerateBody) -> Generated:
 async def stream(request: Request, body: GenerateBody) -> Response:
     """Server-sent events: `{"text": …}` as it comes, then one with `finish_reason` and `tokens_generated`."""
     generation = await _start(request, body, stream=True)
-    return event_stream(request, generation, _events(request, generation))
+    return event_stream(request, generation, _events(request, generation, body.prompt))
 
 
-async def _events(request: Request, generation: Generation) -> AsyncGenerator[bytes]:
-    async with aclosing(text_events(generation, pipeline_of(request))) as texts:
+async def _events(request: Request, generation: Generation, prompt: str) -> AsyncGenerator[bytes]:
+    reading = bare_reading(request)
+    reader = reading.reader(inside=reading.inside(prompt))
+    async with aclosing(text_events(generation, pipeline_of(request), reader)) as texts:
         async for _, event in texts:
             yield event
 
@@ -107,6 +114,7 @@ async def _start(request: Request, body: GenerateBody, *, stream: bool) -> Gener
                 seed=body.seed,
             ),
             default_max_tokens=DEFAULT_MAX_TOKENS,
+            shown_token_ids=bare_reading(request).shown(pipeline_of(request).codec.control_ids),
             stream=stream,
         ),
     )

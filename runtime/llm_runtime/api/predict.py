@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from llm_runtime.api.answering import adapter_of, collect, job, pipeline_of, start
+from llm_runtime.api.answering import adapter_of, bare_reading, collect, job, pipeline_of, read, start
 from llm_runtime.api.body import Body, MaxTokens, Stops, Temperature, Text, TopP, sampling
-from llm_runtime.api.documents import OWN_ERRORS, example
+from llm_runtime.api.documents import OWN_ERRORS, Thoughts, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED
 
@@ -49,6 +49,7 @@ class Prediction(BaseModel):
     """The continuation. `processing_time` is in seconds, of a batch that of the whole batch."""
 
     generated_text: str
+    reasoning_content: Thoughts = None
     prompt: str
     tokens_generated: int
     processing_time: float
@@ -71,7 +72,7 @@ async def predict_batch(request: Request, body: BatchBody) -> list[Prediction]:
 
 
 async def _predict(request: Request, prompts: list[str], options: PredictOptions, field: str) -> list[Prediction]:
-    began, pipeline = time.perf_counter(), pipeline_of(request)
+    began, pipeline, reading = time.perf_counter(), pipeline_of(request), bare_reading(request)
     generation = await start(
         request,
         job(
@@ -86,12 +87,15 @@ async def _predict(request: Request, prompts: list[str], options: PredictOptions
                 stop=options.stop_tokens,
             ),
             default_max_tokens=DEFAULT_MAX_LENGTH,
+            shown_token_ids=reading.shown(pipeline.codec.control_ids),
         ),
     )
     choices = await collect(request, generation)
+    parts = [read(reading, prompt, choice.text) for prompt, choice in zip(prompts, choices, strict=True)]
     return [
         Prediction(
-            generated_text=choice.text,
+            generated_text=part.text,
+            reasoning_content=part.thoughts or None,
             prompt=prompt,
             tokens_generated=choice.tokens,
             processing_time=time.perf_counter() - began,
@@ -99,5 +103,5 @@ async def _predict(request: Request, prompts: list[str], options: PredictOptions
             model_version=pipeline.version,
             timestamp=datetime.now(UTC),
         )
-        for prompt, choice in zip(prompts, choices, strict=True)
+        for prompt, choice, part in zip(prompts, choices, parts, strict=True)
     ]

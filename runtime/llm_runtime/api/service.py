@@ -26,6 +26,20 @@ UNREADY: dict[int | str, dict[str, Any]] = {
 }
 
 
+@router.get("/", summary="What is here")
+async def root(request: Request) -> dict[str, Any]:
+    """Where to go on: for people who open the address, and for clients whose base URL lacks `/v1`."""
+    services = services_of(request)
+    return {
+        "service": "llm-runtime",
+        "model": services.config.model.name,
+        "ready": services.unready_reason is None,
+        "openai": "/v1",
+        "docs": "/docs",
+        "health": "/health",
+    }
+
+
 @router.get(LIVE_PATH, summary="Liveness", responses=UNREADY)
 async def live(request: Request) -> Response:
     """200 unless only a restart helps; loading is life."""

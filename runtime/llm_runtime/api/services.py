@@ -309,6 +309,7 @@ class Services:
         try:
             loaded = await load()
             loaded.on_death(self._engine_died)
+            await in_thread(loaded.codec.prepare)()
             if self.adapters:
                 self.adapters.attach(loaded.engine)
                 await self.adapters.settled()
@@ -320,14 +321,20 @@ class Services:
         if self.state is State.LOADING:
             self.state = State.READY
         settle_memory()
-        log.info("Model %s is ready after %.1f s", config.model.name, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        log.info(
+            "Model %s is ready after %.1f s, at /v1 for OpenAI's clients, at /docs to try", config.model.name, seconds
+        )
 
     async def _swap(self, config: RuntimeConfig, folder: Path) -> None:
         if self.loaded is None or self.loaded.swap is None:
             raise errors.ServiceUnavailable("No model is loaded that could be replaced.")
-        self._serve(config, await self.loaded.swap(config, folder))
+        loaded = await self.loaded.swap(config, folder)
+        self._serve(config, loaded)
         if self.adapters:  # The old model's requests go on for seconds only: what is fetched now comes late.
             self.adapters.attach(self.loaded.engine)
+        # Not before: the engine has the new model already, and the old codec does not fit it.
+        await in_thread(loaded.codec.prepare)()
         log.info("Model %s has taken over", config.model.name)
 
     def _serve(self, config: RuntimeConfig, loaded: Loaded) -> None:

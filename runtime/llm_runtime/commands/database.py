@@ -19,15 +19,24 @@ T = TypeVar("T")
 Config = Annotated[Path | None, typer.Option(CONFIG_FLAG, help="Configuration; of it the database's address counts.")]
 DatabaseUrl = Annotated[str | None, typer.Option(help=f"Over {ENV_DATABASE_URL} and the configuration.")]
 
+MAKE_IT = "check its address, or run `llm-runtime db upgrade` with it (a server does so at its start)"
 
-def asked(ask: "Callable[[Database], Awaitable[T]]", config: Path | None, database_url: str | None) -> T:
-    """What `ask` finds out from the configured database. A fault ends the command with one line and status 1."""
-    from llm_runtime.db.database import NO_DATABASE, Database, DatabaseAway
+
+def asked(
+    ask: "Callable[[Database], Awaitable[T]]", config: Path | None, database_url: str | None, *, make: bool = False
+) -> T:
+    """What `ask` finds out from the configured database. A fault ends the command with one line and status 1.
+
+    A file of SQLite that is not there is a fault, too, unless `make`.
+    """
+    from llm_runtime.db.database import NO_DATABASE, Database, DatabaseAway, is_there, place_of
 
     async def run() -> T:
         address = settings.storage(config).url if database_url is None else database_url
         if address == NO_DATABASE:
             raise errors.ConfigInvalid(f"there is no database: name one with --database-url or {ENV_DATABASE_URL}")
+        if not make and not is_there(address):
+            raise errors.ConfigInvalid(f"there is no {place_of(address)}: {MAKE_IT}")
         database = Database(address)
         try:
             return await ask(database)
@@ -49,8 +58,7 @@ def read(ask: "Callable[[Database], Awaitable[T]]", config: Path | None, databas
 
     async def checked(database: "Database") -> T:
         if why := await migrate.outdated(database):
-            hint = "check its address, or run `llm-runtime db upgrade` with it"
-            raise errors.ConfigInvalid(f"{database.place} {why}: {hint} (a server does so at its start)")
+            raise errors.ConfigInvalid(f"{database.place} {why}: {MAKE_IT}")
         return await ask(database)
 
     return asked(checked, config, database_url)
@@ -65,4 +73,4 @@ def with_store(work: "Callable[[KeyStore], Awaitable[T]]", config: Path | None, 
         await migrate.upgrade(database)
         return await work(KeyStore(database, settings.storage(config).key_pepper))
 
-    return asked(ask, config, database_url)
+    return asked(ask, config, database_url, make=True)

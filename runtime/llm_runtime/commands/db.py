@@ -23,7 +23,7 @@ def upgrade(config: Config = None, database_url: DatabaseUrl = None) -> None:
         await migrate.upgrade(database)
         return before, (await migrate.inspect(database)).revision
 
-    before, after = asked(run, config, database_url)
+    before, after = asked(run, config, database_url, make=True)
     print(f"The database is at revision {after}; it was {f'at {before}' if before else 'empty'}.")
 
 

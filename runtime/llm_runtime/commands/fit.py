@@ -42,9 +42,9 @@ FIRST_GPU = ("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nou
 def fit(
     source: Source = None, config: Config = None, memory: Memory = "", device: Device = None, as_json: Json = False
 ) -> None:
-    """Say whether the model fits, and what would. Only config.json and headers are read. Status 0: fits, 1: does not,
+    """Say whether the model fits, and what would. Only config.json and headers are read.
 
-    2: that can't be said.
+    The status is 0 if it fits, 1 if it does not, 2 if that can't be said.
     """
     from llm_runtime.models.fit import needed, verdict
     from llm_runtime.models.outline import outline

@@ -106,6 +106,19 @@ class Database:
         self.away = away
 
 
+def is_there(url: str) -> bool:
+    """False for a file of SQLite that does not exist: whoever connects to it makes it. Raises as `Database`."""
+    address = _address(url or DEFAULT_URL)
+    if address.get_backend_name() != "sqlite" or address.database in (None, "", ":memory:"):
+        return True
+    return Path(str(address.database)).exists()
+
+
+def place_of(url: str) -> str:
+    """An address for people: without account, password and options. Raises as `Database`."""
+    return _place(_address(url or DEFAULT_URL))
+
+
 def explain(error: Exception) -> str:
     """One line without the statement, its parameters, or the values that Postgres adds as details."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
+from llm_runtime import logs
 from llm_runtime.contract import FatalReport, RuntimeConfig
 from llm_runtime.engine import cgroup
 from llm_runtime.engine.client import STALL_SECONDS, EngineClient, EngineLink, load
@@ -34,7 +35,7 @@ async def start_engine(
 ) -> EngineClient:
     """Start `worker` and have it load the model. Raises errors.EngineFailed with the reason it gave."""
     link = EngineLink(stall_seconds)
-    process = await EngineProcess.start(link, [*worker, config.server.log_format, _log_level()])
+    process = await EngineProcess.start(link, [*worker, logs.format_of(config.server), _log_level()])
     link.connect(process)
     try:
         return await load(link, config, folder)

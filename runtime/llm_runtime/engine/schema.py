@@ -23,6 +23,8 @@ UNKNOWN_WORDS = frozenset(
     }
 )  # fmt: skip
 """Words that say something, and that the compiler does not know."""
+UNTOLD = frozenset({"uniqueItems"})
+"""Those of them that refuse no strict schema: OpenAI's `.parse()` sends this one for a set, which takes equal items."""
 IDLE: dict[str, tuple[Any, ...]] = {
     "uniqueItems": (False,),
     "propertyNames": (True, {}),
@@ -71,7 +73,7 @@ class Compiler:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A schema to compile, and the words of the client's that it lacks: `properties.tags.uniqueItems`."""
+    """A schema to compile, and the words of the client's that it lacks: `properties.tags.contains`."""
 
     schema: Any
     left_out: tuple[str, ...]
@@ -97,7 +99,8 @@ class _Work:
         words = self._names_said_otherwise(words)
         for word in [word for word in words if word in UNKNOWN_WORDS]:
             del words[word]
-            self._leave(path, word)
+            if word not in UNTOLD:
+                self._leave(path, word)
         words = self._text(self._number(words, path), path)
         if "oneOf" in words and "anyOf" not in words and self._apart(words["oneOf"]):
             words = {("anyOf" if word == "oneOf" else word): value for word, value in words.items()}

@@ -11,7 +11,7 @@ import re2
 from llm_runtime import errors
 from llm_runtime.contract import FilterPattern
 from llm_runtime.filters.kinds import KINDS, Kind, Span
-from llm_runtime.filters.prefixes import Unsupported, beginnings
+from llm_runtime.filters.prefixes import beginnings
 
 Found = tuple[int, int, str]
 """(start, end, name of the kind), in bytes of UTF-8."""
@@ -66,7 +66,8 @@ def _compile_own(pattern: FilterPattern) -> "re2._Regexp":
     try:
         compiled = _compile(pattern.regex)
         _compile(beginnings(pattern.regex))
-    except (re.error, re2.error, Unsupported, RecursionError) as error:
+    # `Unsupported` and half a surrogate pair are ValueErrors; Python's parser overflows at 2^32 repetitions.
+    except (re.error, re2.error, ValueError, OverflowError, RecursionError) as error:
         reason = error.args[0].decode() if isinstance(error, re2.error) else error
         hint = "look-around and back-references are not supported"
         raise errors.ConfigInvalid(f"{name}: the regular expression can't be used: {reason} ({hint})") from error

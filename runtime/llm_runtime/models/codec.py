@@ -2,16 +2,18 @@
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from llm_runtime.contract import NO_CHAT_TEMPLATE
 from llm_runtime.engine.constraint import GrammarMatcher, Grammars
 from llm_runtime.engine.limits import MAX_REPETITION_PENALTY
 from llm_runtime.errors import InvalidRequest, ModelUnsupported
 from llm_runtime.models.detokenize import Spelling, Text
-from llm_runtime.models.letters import Letters
+from llm_runtime.models.letters import Letters, unspelled
 from llm_runtime.models.template_files import ChatTemplates, folder_templates
 from llm_runtime.models.tokenizer_files import file_tokenizer, no_tokenizer, read_json, special_texts
 from llm_runtime.request import Constraint, Message
@@ -48,11 +50,18 @@ class Codec:
         self._spelling = Spelling(tokenizer)
         self.control_ids = self._spelling.control_ids
         self._letters = Letters(tokenizer, self.chat_template, self.tool_template)
-        self._grammars = Grammars(tokenizer.to_str, vocabulary_size, eos_token_ids)
+        # Without ids of end tokens the compiler looks for one by its name.
+        source = partial(unspelled, tokenizer) if eos_token_ids else tokenizer.to_str
+        self._grammars = Grammars(source, vocabulary_size, eos_token_ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
         parts = (self._tokenizer, self.vocabulary_size, self.eos_token_ids, self.templates, self._special_tokens)
         return Codec, (*parts, self.sampling_defaults)
+
+    def prepare(self) -> None:
+        """Make what the first requests would wait for. Takes tenths of a second."""
+        if self.chat_template or self.tool_template:
+            self._letters.prepare()
 
     def encode(self, text: str) -> list[int]:
         """Tokens of plain text, with the special tokens that the tokenizer itself puts around it."""
@@ -80,7 +89,8 @@ class Codec:
         template = self.tool_template if tools else self.chat_template
         if not template:
             raise InvalidRequest(
-                "the model has no chat template: use /v1/completions, or set model.chatTemplate in the LLMDeployment"
+                "the model has no chat template: use /v1/completions, or set model.chatTemplate in the LLMDeployment",
+                code=NO_CHAT_TEMPLATE,
             )
         try:
             return render(template, messages, tools, self._special_tokens, options)

@@ -77,6 +77,16 @@ class Letters:
         *marked, marked_tools, marked_options = (marker(value, tokens) for value, tokens in parts)
         return Marked(marked, marked_tools, marked_options, {character: first for first, character in private.items()})
 
+    def prepare(self) -> None:
+        """Make the second tokenizer, which takes tenths of a second, before a conversation needs it."""
+        with self._lock:
+            if self._renamed is None and not self._failed:
+                try:
+                    self._renamed = self._rename()
+                except Exception:
+                    log.exception("no second tokenizer can be made: messages that spell control tokens are refused")
+                    self._failed = True
+
     def encode(self, text: str, originals: Mapping[str, str]) -> list[int]:
         """Tokens of what the template made of a marked conversation. Raises `InvalidRequest` if it can't."""
         tokenizer, names = self._second()
@@ -97,25 +107,28 @@ class Letters:
         return next(_found(normalizer.normalize_str(text), tokens, self._control), None) is not None
 
     def _second(self) -> tuple[Tokenizer, dict[str, str]]:
-        with self._lock:
-            if self._renamed is None and not self._failed:
-                try:
-                    self._renamed = self._rename()
-                except Exception:
-                    log.exception("no second tokenizer can be made: messages that spell control tokens are refused")
-                    self._failed = True
-            if self._renamed is None:
-                message = "a message spells a control token of this model, which its tokenizer can't read as letters"
-                raise InvalidRequest(f"{message}; leave it out", param="messages")
-            return self._renamed
+        self.prepare()
+        if self._renamed is None:
+            message = "a message spells a control token of this model, which its tokenizer can't read as letters"
+            raise InvalidRequest(f"{message}; leave it out", param="messages")
+        return self._renamed
 
     def _rename(self) -> tuple[Tokenizer, dict[str, str]]:
-        nonce = secrets.token_hex(16)
-        names = {token: f"{chr(PRIVATE[0])}{nonce}{number}{chr(PRIVATE[1])}" for token, number in self._ids.items()}
-        renamed = _renamed(self._tokenizer, names)
+        names = _names(self._ids)
+        renamed = Tokenizer.from_str(_renamed(self._tokenizer, names))
         if self._ids != {token: renamed.token_to_id(name) for token, name in names.items()}:
             raise ValueError("under other names the tokens have other ids")
         return renamed, names
+
+
+def unspelled(tokenizer: Tokenizer) -> str:
+    """Its tokenizer.json, with names for special tokens that no text spells: what a grammar writes out is letters."""
+    added = tokenizer.get_added_tokens_decoder()
+    try:
+        return _renamed(tokenizer, _names({token.content: id_ for id_, token in added.items() if token.special}))
+    except Exception:
+        log.exception("special tokens can't be renamed: a schema that spells one out ends the answer there")
+        return str(tokenizer.to_str())
 
 
 class _Marker:
@@ -176,8 +189,14 @@ def _texts(value: Any) -> Iterator[str]:
                 yield from _texts(inner)
 
 
-def _renamed(tokenizer: Tokenizer, names: Mapping[str, str]) -> Tokenizer:
-    """The same tokenizer, with other names for some of its added tokens."""
+def _names(ids: Mapping[str, int]) -> dict[str, str]:
+    """Names that nobody can guess, for tokens by their text."""
+    nonce = secrets.token_hex(16)
+    return {token: f"{chr(PRIVATE[0])}{nonce}{number}{chr(PRIVATE[1])}" for token, number in ids.items()}
+
+
+def _renamed(tokenizer: Tokenizer, names: Mapping[str, str]) -> str:
+    """The same tokenizer.json, with other names for some of its added tokens."""
     whole = json.loads(tokenizer.to_str())
     for token in whole["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
@@ -191,7 +210,7 @@ def _renamed(tokenizer: Tokenizer, names: Mapping[str, str]) -> Tokenizer:
     # A token of letters that makes one of them would have no name.
     if "merges" in model:
         model["merges"] = [merge for merge in model["merges"] if _joined(merge) not in names]
-    return Tokenizer.from_str(json.dumps(whole))
+    return json.dumps(whole)
 
 
 def _joined(merge: str | list[str]) -> str:

@@ -45,6 +45,8 @@ class Artifacts:
 
     sizes: Mapping[str, int | None]
     read: Callable[[str], bytes]
+    place: str = "the artifacts"
+    """What a message calls them."""
 
     def names(self, folder: str) -> set[str]:
         """Names of the files right in `folder`."""
@@ -69,7 +71,7 @@ def local_artifacts(folder: Path) -> Artifacts:
         for path in folder.rglob("*")
         if path.is_file() and len(path.relative_to(folder).parts) <= MAX_DEPTH + 2
     }
-    return Artifacts(sizes, lambda path: (folder / path).read_bytes())
+    return Artifacts(sizes, lambda path: (folder / path).read_bytes(), str(folder))
 
 
 def locate(artifacts: Artifacts, sub_path: str = "") -> Located:
@@ -141,7 +143,7 @@ def _base(artifacts: Artifacts, sub_path: str) -> str:
         raise ConfigInvalid(f"subPath {sub_path!r} is not a plain relative path; write it like folder/model")
     if base and not any(path.startswith(f"{base}/") for path in artifacts.sizes):
         raise ModelNotFound(
-            f"subPath {base!r} is not in the artifacts; folders there: {_listed(_all_folders(artifacts))}"
+            f"subPath {base!r} is not in {artifacts.place}; folders there: {_listed(_all_folders(artifacts))}"
         )
     return base
 
@@ -241,7 +243,7 @@ def _nothing_to_serve(artifacts: Artifacts, base: str) -> Exception:
     if any(path.endswith(".gguf") for path in inside):
         return ModelUnsupported("the weights are GGUF; this runtime loads safetensors of Transformers")
     return ModelNotFound(
-        f"no folder with config.json and *.safetensors within {MAX_DEPTH} levels of {base or 'the artifacts'!r}; "
+        f"no folder with config.json and *.safetensors within {MAX_DEPTH} levels of {base or artifacts.place}; "
         f"files there: {_listed(sorted(inside))}"
     )
 

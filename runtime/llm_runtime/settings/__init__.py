@@ -148,9 +148,12 @@ class _Reading:
             return Environment.model_validate(values)
         except ValidationError as error:
             for found in error.errors(include_url=False, include_input=False):
-                variable = self._variables[str(found["loc"][0]).upper()]
+                name = str(found["loc"][0])
+                variable = self._variables[name.upper()]
                 self._faults.append(f"{variable.source}: {variable.name}: {_said(found['msg'])}")
-            return Environment()
+                del values[name]
+            # The others count: a bad port says nothing about the model.
+            return Environment.model_validate(values)
 
     def _override(self) -> None:
         for place, variable in nested(self._variables):

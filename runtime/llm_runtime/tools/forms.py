@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -98,6 +98,10 @@ class Reading:
         """The tokens of these words, where they are tokens."""
         return tuple(sorted({control_ids[word] for word in self.words if word in control_ids}))
 
+    def inside(self, prompt: str) -> bool:
+        """Whether a prompt ends inside of a thought."""
+        return self.tags is not None and prompt.rfind(self.tags.opening) > prompt.rfind(self.tags.closing)
+
     def reader(
         self, tools: Offered | None = None, most: int | None = None, *, forced: bool = False, inside: bool | None = None
     ) -> AnswerReader:
@@ -127,11 +131,9 @@ def reading_of(template: str) -> Reading:
         return Reading()
     channels = CHANNEL in template and MESSAGE in template
     tags = None if channels else next((tags for tags in TAGS if tags.closing in template), None)
-    opens = tags is not None and _opens(template, tags, {})
-    reading = Reading(None, tags, opens, channels)
-    if not knows_tools(template):
-        return reading
-    return Reading(_form(template, reading), tags, opens, channels)
+    reading = Reading(None, tags, channels=channels)
+    reading = replace(reading, opens=_opens(template, reading, {}))
+    return replace(reading, form=_form(template, reading)) if knows_tools(template) else reading
 
 
 def begins_inside(template: str, options: Mapping[str, Any]) -> bool:
@@ -139,15 +141,14 @@ def begins_inside(template: str, options: Mapping[str, Any]) -> bool:
     reading = reading_of(template)
     if reading.tags is None or not options:
         return reading.opens
-    return _opens(template, reading.tags, options)
+    return _opens(template, reading, options)
 
 
-def _opens(template: str, tags: Tags, options: Mapping[str, Any]) -> bool:
+def _opens(template: str, reading: Reading, options: Mapping[str, Any]) -> bool:
     try:
-        prompt = render(template, [_ASKED], (), SPECIAL, options)
+        return reading.inside(render(template, [_ASKED], (), SPECIAL, options))
     except BadTemplate:
         return False
-    return prompt.rfind(tags.opening) > prompt.rfind(tags.closing)
 
 
 def _form(template: str, reading: Reading) -> Form | None:

@@ -106,6 +106,12 @@ CASES = {
         children=(pods(OLD, 0, 0),),
         spec=SPEC.model_copy(update={"replicas": 0}),
     ),
+    "at zero from the start": Case(
+        says("False", "False", "False", "False", "ScaledToZero"),
+        status=LLMDeploymentStatus(),
+        children=(),
+        spec=SPEC.model_copy(update={"replicas": 0}),
+    ),
     "a pod is missing": Case(says("Unknown", "True", "False", "True", "Scaling"), children=(pods(OLD, 1),)),
     "pods crash": Case(
         says("False", "True", "False", "False", "CrashLoopBackOff"),

@@ -135,22 +135,42 @@ async def test_a_pod_that_does_not_listen_yet_has_not_answered(monkeypatch: pyte
     await pods.close()
 
 
-async def test_chats_and_completions_go_to_their_endpoints_with_the_key_and_come_back_as_text(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("template", [True, False], ids=["with a chat template", "without"])
+async def test_a_prompt_is_said_by_a_user_and_continued_only_where_there_is_no_chat(
+    monkeypatch: pytest.MonkeyPatch, template: bool
 ) -> None:
     heard: list[tuple[str, str | None, Any]] = []
 
     async def openai(request: web.Request) -> web.Response:
         heard.append((request.path, request.headers.get("Authorization"), await request.json()))
         chat = request.path.endswith("/chat/completions")
+        if chat and not template:
+            error = {"message": "the model has no chat template", "code": contract.NO_CHAT_TEMPLATE}
+            return web.json_response({"error": error}, status=400)
         choice: dict[str, Any] = {"message": {"role": "assistant", "content": "Paris"}} if chat else {"text": " Paris"}
         return web.json_response({"choices": [choice]})
 
-    completion = {"model": "bot", "prompt": "The capital of France is"}
+    prompt = {"model": "bot", "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
+    said = {**prompt, "messages": [{"role": "user", "content": prompt["prompt"]}]}
+    del said["prompt"]
+    async with answering(monkeypatch, openai) as pods:
+        answer = await pods.ask(POD, "llmk_a", prompt)
+    asked = [("/v1/chat/completions", "Bearer llmk_a", said), ("/v1/completions", "Bearer llmk_a", prompt)]
+    assert heard == asked[: 1 if template else 2]
+    assert answer == Answer(200, "Paris" if template else " Paris")
+
+
+async def test_chats_go_to_their_endpoint_with_the_key_and_come_back_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[str, str | None, Any]] = []
+
+    async def openai(request: web.Request) -> web.Response:
+        heard.append((request.path, request.headers.get("Authorization"), await request.json()))
+        return web.json_response({"choices": [{"message": {"role": "assistant", "content": "Paris"}}]})
+
     async with answering(monkeypatch, openai) as pods:
         assert await pods.ask(POD, "llmk_a", CHAT) == Answer(200, "Paris")
-        assert await pods.ask(POD, "", completion) == Answer(200, " Paris")
-    assert heard == [("/v1/chat/completions", "Bearer llmk_a", CHAT), ("/v1/completions", None, completion)]
+        assert await pods.ask(POD, "", CHAT) == Answer(200, "Paris")
+    assert heard == [("/v1/chat/completions", key, CHAT) for key in ("Bearer llmk_a", None)]
 
 
 async def test_a_refusal_comes_back_with_its_status_and_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:

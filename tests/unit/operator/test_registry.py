@@ -31,7 +31,7 @@ def answering(status: int, body: object) -> MlflowRegistry:
     ("status", "body", "reference", "fault", "named"),
     [
         (404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Registered Model with name=bot not found"},
-         ALIAS, registry.ModelNotFound, "spec.model.mlflow.name"),
+         ALIAS, registry.ModelNotFound, "llm-runtime push FOLDER --name bot.*spec.model.mlflow.name"),
         (400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "Registered model alias champion not found."},
          ALIAS, registry.AliasNotFound, "set_registered_model_alias"),
         (404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Model Version (name=bot, version=9) not found"},

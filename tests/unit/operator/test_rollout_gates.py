@@ -90,6 +90,7 @@ def test_smoke_prompts_pass_only_when_all_do() -> None:
     [
         ({"exact": "Paris"}, " Paris\n", "Rome"),
         ({"regex": "(?i)paris"}, "It is PARIS.", "Rome"),
+        ({"notRegex": "(?i)rome"}, "It is Paris.", "It is ROME."),
         ({"jsonSchema": {"type": "object", "required": ["city"]}}, '{"city": "Paris"}', '{"town": 1}'),
         ({"jsonSchema": {"type": "string", "pattern": "^(a+)+$"}}, '"aaa"', '"' + "a" * 40 + 'b"'),
         ({"jsonSchema": {"type": "object"}}, "{}", "no JSON"),
@@ -120,7 +121,10 @@ def test_a_schema_of_a_few_references_that_stand_for_a_billion_checks_is_given_u
     [
         ("prompt: a\nexpect: {regex: '(?=a)'}", "not RE2"),
         ("prompt: a\nmessages: []\nexpect: {exact: b}", "exactly one of prompt, messages"),
-        ("prompt: a\nexpect: {}", "exactly one of exact"),
+        ("prompt: a\nexpect: {notRegex: '(?=a)'}", "not RE2"),
+        ("prompt: a\nexpect: {}", "exactly one of exact, regex, notRegex, jsonSchema"),
+        ("prompt: a\nexpect: {contains: b}", "expect.contains: unknown; there are exact, regex, notRegex, jsonSchema"),
+        ("prompt: a\nmax: 1\nexpect: {exact: b}", "max: unknown; there are prompt, messages, maxTokens, expect"),
         ("a: [", "not YAML"),
         ("a: &a [x]\nprompt: *a", "has YAML aliases"),
         ("[" * 5000 + "]" * 5000, "nested too deeply"),

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from llm_operator.crds import LLMDeploymentStatus, RevisionStatus
+from llm_operator.crds import CandidateStatus, LLMDeploymentStatus, RevisionStatus
 from llm_operator.crds.rollout import RolloutSpec
+from llm_operator.plans import stages
 from llm_operator.plans.rollout import Decision, Situation, Wanted, advance
 from llm_operator.plans.rollout.directives import ROLLBACK, STEER
 from llm_operator.state import Evidence, Fault, Figures, Manifest, Occurrence, RevisionChildren, SmokeOutcome
@@ -590,8 +591,21 @@ def test_a_rollback_holds_a_kept_revision_until_something_newer_is_wanted() -> N
     assert (sim.stable, sim.serving) == ("1", ("old",))
     assert sim.decision is not None
     assert "held at revision old" in sim.decision.remarks[0]
+    assert sim.status.history[0].message == "by revision old, as the annotation rollback-to asked"
     sim.wanted = Wanted("newest", "3", "i")
     assert sim.run(20).stable == "3"
+
+
+def test_a_step_that_holds_says_until_when() -> None:
+    spec = RolloutSpec.model_validate({"strategy": "Canary", "canary": {"steps": [{"weight": 50, "holdSeconds": 90}]}})
+    began = {"startedAt": "2026-01-02T09:59:00Z", "stepStartedAt": "2026-01-02T10:00:00Z"}
+    candidate = CandidateStatus.model_validate(
+        {"revision": "new", "version": "2", "image": "i", "strategy": "Canary", "step": 1, "weight": 50, **began}
+    )
+    told = "canary step 1 of 1, at most 50 % of the traffic, at least until 10:01:30 UTC"
+    assert stages.describe(spec, candidate) == told
+    waits = candidate.model_copy(update={"step_started_at": None, "weight": None})
+    assert "until" not in stages.describe(spec, waits)
 
 
 def test_a_rollback_to_what_is_not_kept_lists_what_is() -> None:

@@ -1,9 +1,11 @@
 """The dialects beside OpenAI's: /predict, /v1/generate, /v1/stream, /generate; /info and /status."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fakes import FakeCodec, ScriptedEngine
 from harness import Harness, events
 
 
@@ -150,6 +152,70 @@ async def test_completions_also_come_from_a_prompt_and_a_number(api: Harness) ->
     refused = await api.client.post("/generate", json=both)
     assert (refused.status_code, refused.json()["details"]["field"]) == (400, "max_new_tokens")
     assert (await api.client.post("/generate", json={"prompt": "a", "model_name": "other"})).status_code == 404
+
+
+THINKING = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
+TOLD = ["<think>", "\nHm", ".</th", "ink>", "\n\nHello", "!"]
+
+
+async def answer_of(api: Harness, path: str, prompt: str) -> tuple[str, str | None]:
+    """The text and the thoughts of a dialect's answer."""
+    if path == "/predict/batch":
+        [answer] = (await api.client.post(path, json={"prompts": [prompt]})).json()
+        return answer["generated_text"], answer.get("reasoning_content")
+    response = await api.client.post(path, json={"prompt": prompt})
+    if path == "/v1/stream":
+        parts = events(response.text)[:-1]
+        text, thoughts = ("".join(part.get(name) or "" for part in parts) for name in ("text", "reasoning_content"))
+        return text, thoughts or None
+    answer = response.json()
+    if path != "/generate":
+        return answer["generated_text"], answer.get("reasoning_content")
+    [completion] = answer["completions"]
+    assert completion["text"] == answer["generated_text"]
+    return completion["text"], completion.get("reasoning_content")
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/v1/generate", "/v1/stream", "/generate"])
+@pytest.mark.parametrize(
+    ("prompt", "script", "expected"),
+    [
+        ("a", TOLD, ("Hello!", "Hm.")),
+        ("a<think>\n", TOLD[1:], ("Hello!", "Hm.")),
+        ("a<think>b</think>", ["Hello", "!"], ("Hello!", None)),
+        ("a", ["Hello", "!"], ("Hello!", None)),
+        ("a", ["The word ", "<think>"], ("The word <think>", None)),
+    ],
+    ids=["thought", "opened by the prompt", "closed by the prompt", "none", "quoted"],
+)
+async def test_thoughts_are_no_part_of_a_text(
+    run: Any, path: str, prompt: str, script: list[str], expected: tuple[str, str | None]
+) -> None:
+    async with run(ScriptedEngine(script, codec=FakeCodec(THINKING))) as api:
+        api.engine.codec.control_ids = {"<think>": 7, "</think>": 8, "<|end|>": 9}
+        assert await answer_of(api, path, prompt) == expected
+        assert api.engine.requests[-1].shown_token_ids == (7, 8)
+
+
+CALL = ["<tool_call>", '{"name": "f", "arguments": {}}', "</tool_call>"]
+CHANNELS = ["<|channel|>analysis", "<|message|>Hm.<|end|><|start|>assistant", "<|channel|>final<|message|>Hello!"]
+
+
+@pytest.mark.parametrize(
+    ("template", "script", "expected"),
+    [
+        ("qwen3", CALL, ("".join(CALL), None)),
+        ("gpt-oss", CHANNELS, ("Hello!", "Hm.")),
+        ("gpt-oss", ["Hi"], ("Hi", None)),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/generate", "/v1/stream"])
+async def test_channels_are_read_and_calls_that_nobody_offered_are_text(
+    run: Any, path: str, template: str, script: list[str], expected: tuple[str, str | None]
+) -> None:
+    known = (Path(__file__).parent / "chat_templates" / f"{template}.jinja").read_text()
+    async with run(ScriptedEngine(script, codec=FakeCodec(known))) as api:
+        assert await answer_of(api, path, "a") == expected
 
 
 async def test_info_describes_the_registered_model_without_a_key(run: Any) -> None:

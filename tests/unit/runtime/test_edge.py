@@ -1,6 +1,7 @@
 """The edge of HTTP: what browsers, proxies, probes and old clients do before any endpoint is reached."""
 
 import json
+import re
 import socket
 from typing import Any
 
@@ -112,6 +113,43 @@ def test_head_is_get_without_a_body(live: Any, path: str) -> None:
     assert (head.status_code, head.content) == (get.status_code, b"") == (200, b"")
     assert head.headers["content-type"] == get.headers["content-type"]
     assert (again.status_code, again.content) == (404, b"")
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+async def test_a_page_loads_nothing_from_elsewhere(api: Harness, path: str) -> None:
+    page = await api.client.get(path)
+    assert page.status_code == 200
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+    named = re.findall(r"""(?:src|href|spec-url)="([^"]+)"|url: '([^']+)'""", page.text)
+    loaded = [one or other for one, other in named]
+    assert len(loaded) >= 3
+    for address in loaded:
+        found = await api.client.get(address)
+        assert (found.status_code, bool(found.content)) == (200, True), address
+    sources = re.findall(r"(\S+-src) ([^;]+)", page.headers["content-security-policy"])
+    assert {"default-src", "script-src", "connect-src"} <= {directive for directive, _ in sources}
+    assert not [value for _, value in sources if "//" in value or "*" in value], "a browser must refuse other servers"
+
+
+async def test_no_other_file_lies_beside_a_pages_own(api: Harness) -> None:
+    for name in ("none.js", "../core.py", "..%2fcore.py"):
+        assert (await api.client.get(f"/docs/assets/{name}")).status_code == 404, name
+
+
+async def test_pages_and_their_document_are_counted_as_what_they_are(api: Harness) -> None:
+    for path in ("/docs", "/redoc", "/openapi.json", "/"):
+        assert (await api.client.get(path)).status_code == 200
+        assert f'endpoint="{path}"' in (await api.client.get("/metrics")).text
+
+
+async def test_the_root_says_where_to_go_on(api: Harness) -> None:
+    told = (await api.client.get("/", headers={"X-API-Key": ""})).json()
+    assert told["model"] == "support-bot"
+    assert told["ready"] is True
+    assert (await api.client.get(f"{told['openai']}/models")).status_code == 200
+    for name in ("docs", "health"):
+        assert (await api.client.get(told[name])).status_code == 200
 
 
 async def test_head_of_what_only_takes_posts_is_a_405_and_get_allows_head(api: Harness) -> None:

@@ -107,3 +107,20 @@ def test_a_fatal_report_is_one_line_that_the_operator_reads() -> None:
     logs.report_fatal(report, stream)
     assert stream.getvalue().count("\n") == 1
     assert report_from_termination_message(f"earlier line\n{stream.getvalue()}") == report
+
+
+@pytest.mark.parametrize(
+    ("server", "terminal", "expected"),
+    [
+        (ServerConfig(), True, "console"),
+        (ServerConfig(), False, "json"),
+        (ServerConfig(log_format="json"), True, "json"),
+        (ServerConfig(log_format="console"), False, "console"),
+    ],
+)
+def test_a_terminal_gets_lines_for_people_where_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, server: ServerConfig, terminal: bool, expected: str
+) -> None:
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    assert logs.format_of(server) == expected

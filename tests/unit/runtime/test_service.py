@@ -46,6 +46,11 @@ async def test_loading_is_alive_but_not_ready(run: Any) -> None:
         assert (await api.chat()).status_code == 200
 
 
+async def test_the_codec_is_prepared_on_another_thread_before_a_model_is_ready(api: Harness) -> None:
+    [thread] = api.engine.codec.prepared_by
+    assert thread != threading.main_thread().name
+
+
 async def test_ready_health_has_the_fields_people_look_for(api: Harness) -> None:
     assert await statuses(api) == [200, 200, 200]
     assert (await api.client.get("/livez")).json() == {"status": "ok"}
@@ -95,7 +100,7 @@ async def test_a_model_that_does_not_load_ends_the_server_with_a_reason(
         assert api.services.failure.reason == reason
 
 
-async def test_another_model_takes_over_while_serving(run: Any) -> None:
+async def test_another_model_takes_over_while_serving(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = ScriptedEngine(), ScriptedEngine(script=["Good", " day"])
     version = MlflowVersion(tracking_uri="http://mlflow", name="support-bot", version="4")
     wanted = config().model_copy(update={"model": ModelConfig(name="support-bot", mlflow=version)})
@@ -109,7 +114,10 @@ async def test_another_model_takes_over_while_serving(run: Any) -> None:
         with pytest.raises(errors.EngineFailed):
             await api.services.swap(wanted, Path("corrupt"))
         before = (await api.chat()).json()
+        served = list[bool]()
+        monkeypatch.setattr(new.codec, "prepare", lambda: served.append(api.services.loaded.engine is new))
         await api.services.swap(wanted, Path("next"))
+        assert served == [True], "while a codec is prepared, requests must not meet the new model with the old codec"
         after = (await api.chat()).json()
         with pytest.raises(errors.ServiceUnavailable):  # This fake can't be replaced once more.
             await api.services.swap(wanted, Path("next"))

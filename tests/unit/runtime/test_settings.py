@@ -170,6 +170,18 @@ def test_a_slip_in_the_environment_is_named_with_its_place(
     )
 
 
+@pytest.mark.parametrize(("name", "value"), [("API_PORT", "abc"), ("LOG_LEVEL", "loud"), ("DEBUG", "perhaps")])
+def test_a_slip_in_one_variable_makes_no_other_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv("MODEL_PATH", str(tmp_path))
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsInvalid) as caught:
+        load(None, None)
+    assert str(caught.value).startswith(f"environment: {name}: ")
+    assert ";" not in str(caught.value), "one fault, told once"
+
+
 def test_one_worker_is_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("API_WORKERS", "1")
     assert load(file(tmp_path, FULL))

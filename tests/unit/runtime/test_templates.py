@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from llm_runtime import templates
+from llm_runtime.api.openai.messages import ChatMessage, for_template
 from llm_runtime.templates import BadTemplate, render
+from llm_runtime.tools.forms import knows_tools, rendered_call
 
 transformers = pytest.importorskip("transformers.utils.chat_template_utils")
 
@@ -110,6 +112,25 @@ def test_a_template_that_wants_arguments_as_text_gets_them_as_text() -> None:
     assert render(wants, CALLED, [TOOL]) == '```json\n{"city": "Kiel", "days": 3}\n```'
     with pytest.raises(BadTemplate, match="can only concatenate"):
         render("{% for m in messages %}{{ 'a' + 5 }}{% endfor %}", CALLED, [TOOL])
+
+
+CALLERS = [family for family in FAMILIES if knows_tools(family.read_text()) and rendered_call(family.read_text())]
+
+
+@pytest.mark.parametrize("family", CALLERS, ids=name)
+@pytest.mark.parametrize("arguments", ['{"city": "Kiel", "da', '{"city": "Kiel', '["Kiel"', "Kiel, please", "", "{"])
+def test_a_call_that_was_cut_is_sent_back_and_goes_to_the_model_as_it_was(family: Path, arguments: str) -> None:
+    """What the answer gave, `finish_reason: length` and all, is part of the next request, as agents do it."""
+    function = {"name": "weather", "arguments": arguments}
+    said = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "abcDEF123", "function": function}]},
+        {"role": "tool", "tool_call_id": "abcDEF123", "content": "the arguments are no JSON"},
+    ]
+    messages = for_template([ChatMessage.model_validate(message) for message in said])
+    text = render(family.read_text(), messages, [TOOL], SPECIAL)
+    assert "weather" in text.partition("Weather?")[2]
+    assert ("Kiel" in text) is ("Kiel" in arguments)
 
 
 def test_what_a_tool_says_in_python_changes_no_call() -> None:

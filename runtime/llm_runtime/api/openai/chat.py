@@ -3,7 +3,7 @@
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from starlette.responses import Response
 
 from llm_runtime.api.answering import adapter_of, collect, event_stream, job, pipeline_of, start
@@ -27,6 +27,13 @@ SET_HERE = frozenset({"messages", "tools", "add_generation_prompt", "raise_excep
 """Of a chat template's variables; and its special tokens."""
 
 
+def _not_ours(options: dict[str, Any]) -> dict[str, Any]:
+    for name in options:
+        if name in SET_HERE or name.endswith("_token"):
+            raise conflict(f"chat_template_kwargs.{name}", "is not for a request to set")
+    return options
+
+
 class ChatBody(OpenAIBody, ToolFields):
     """A conversation to continue."""
 
@@ -38,7 +45,7 @@ class ChatBody(OpenAIBody, ToolFields):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     reasoning_effort: Annotated[Text, Field(max_length=64)] | None = None
     """For chat templates that know the word; "none" also asks Qwen's to leave thinking out."""
-    chat_template_kwargs: Structure = Field(default_factory=dict)
+    chat_template_kwargs: Annotated[Structure, AfterValidator(_not_ours)] = Field(default_factory=dict)
     """Variables for the chat template, such as `enable_thinking`."""
     no_effect: ClassVar[dict[str, tuple[Any, ...]]] = IDLE_IN_CHAT
 
@@ -55,13 +62,6 @@ class ChatBody(OpenAIBody, ToolFields):
         for number, message in enumerate(self.messages):
             for field, problem in message.problems():
                 raise conflict(f"messages[{number}].{field}", problem)
-        return self
-
-    @model_validator(mode="after")
-    def _template_keeps_its_own(self) -> "ChatBody":
-        for name in self.chat_template_kwargs:
-            if name in SET_HERE or name.endswith("_token"):
-                raise conflict(f"chat_template_kwargs.{name}", "is not for a request to set")
         return self
 
     @model_validator(mode="after")

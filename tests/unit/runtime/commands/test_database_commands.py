@@ -80,12 +80,25 @@ def test_no_database_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("words", [(), ("--key", "web", "--latest", "2")])
-def test_usage_of_a_database_without_tables_is_one_line(database_url: str, words: tuple[str, ...]) -> None:
+def test_usage_of_a_database_without_tables_is_one_line(
+    database_url: str, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "runtime.db").touch()
     for _ in range(2):
         result = run("usage", *words, "--database-url", database_url)
         assert result.exit_code == 1
         assert result.stderr.count("\n") == 1
         assert "holds no tables of llm-runtime: check its address, or run `llm-runtime db upgrade`" in result.stderr
+
+
+@pytest.mark.parametrize("words", [("usage",), ("usage", "--json"), ("db", "inspect")])
+def test_who_only_looks_makes_no_file_and_no_folder(tmp_path: Path, words: tuple[str, ...]) -> None:
+    for place in ("sqlite:///llm-runtime.db", "sqlite:///none/x.db"):
+        result = run(*words, "--database-url", place)
+        assert result.exit_code == 1
+        assert result.stderr.count("\n") == 1
+        assert f"there is no {place}: check its address, or run `llm-runtime db upgrade`" in result.stderr
+    assert not [*tmp_path.iterdir()]
 
 
 def test_usage_of_an_older_database_says_what_to_run(used: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,9 @@ class CharacterVocabulary:
     sampling_defaults: Mapping[str, float] = MappingProxyType({})
     control_ids: Mapping[str, int] = MappingProxyType({})
 
+    def prepare(self) -> None:
+        """Nothing to make."""
+
     def encode(self, text: str) -> list[int]:
         return list(map(ord, text))
 

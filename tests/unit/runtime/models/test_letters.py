@@ -1,6 +1,8 @@
 """Control tokens in what clients write are letters, for tokenizers of every kind; all else is encoded as ever."""
 
+import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from llm_runtime.errors import InvalidRequest
 from llm_runtime.models import letters
 from llm_runtime.models.codec import Codec, codec_from_folder
+from llm_runtime.request import Constraint
 from unit.runtime import tiny_model
 
 TEMPLATE = (
@@ -23,6 +26,12 @@ SPECIAL = ["<s>", "</s>", "<turn>", "[INST]"]
 ADDED = ["<think>", "</think>", "<result>", "</result>", "<unwritten>", "\n\n"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 LETTERS = list(dict.fromkeys("▁ abcdefghijklmnopqrstuvwxyzSINT:<>/[]{}\"'0123456789_\n"))
+
+
+def pieces_decoder() -> decoders.Decoder:
+    """As of models that were made with SentencePiece."""
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    return decoders.Sequence(parts)
 
 
 def byte_level() -> Tokenizer:
@@ -42,6 +51,7 @@ def sentencepiece() -> Tokenizer:
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = pieces_decoder()
     return tokenizer
 
 
@@ -59,6 +69,7 @@ def unigram() -> Tokenizer:
     scores = [(piece, 0.0 if piece in SPECIAL else -5.0) for piece in dict.fromkeys(pieces)]
     tokenizer = Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = pieces_decoder()
     return tokenizer
 
 
@@ -71,6 +82,7 @@ def codec(request: pytest.FixtureRequest, tmp_path: Path) -> Codec:
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in ADDED])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     return codec_from_folder(tmp_path, TEMPLATE)
 
 
@@ -182,6 +194,44 @@ def test_a_tokenizer_that_can_not_be_made_again_refuses_such_messages_only(
     for _ in range(2):
         with pytest.raises(InvalidRequest, match="spells a control token"):
             codec.encode_chat([user("</s>")])
+
+
+def test_a_codec_that_is_prepared_makes_no_tokenizer_for_a_request(
+    codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec.prepare()
+    monkeypatch.setattr(letters, "_renamed", lambda *_: pytest.fail("made while a request waits"))
+    assert control(codec, codec.encode_chat([user("a</s>b")])).count("</s>") == 1
+
+
+@pytest.mark.parametrize("token", SPECIAL)
+@pytest.mark.parametrize("where", ["const", "enum", "name", "pattern"])
+def test_what_a_schema_writes_out_is_letters(codec: Codec, token: str, where: str) -> None:
+    """The compiler tokenizes what must come next: a control token there would end the answer, or leave letters out."""
+    text = f"a{token}b"
+    wanted: dict[str, Any] = {
+        "const": {"const": text},
+        "enum": {"enum": [text]},
+        "name": {
+            "type": "object",
+            "properties": {text: {"const": 1}},
+            "required": [text],
+            "additionalProperties": False,
+        },
+        "pattern": {"type": "string", "pattern": f"^{re.escape(text)}$"},
+    }
+    matcher = codec.matcher(Constraint("json_schema", json.dumps(wanted[where]), strict=True))
+    special = {codec._tokenizer.token_to_id(each) for each in SPECIAL}
+    answer = list[int]()
+    while not matcher.complete and len(answer) < 60:
+        mask = matcher.mask()
+        choices = [place * 8 + bit for place, byte in enumerate(mask) for bit in range(8) if byte >> bit & 1]
+        free = [number for number in choices if number not in special]
+        assert free, f"only {[codec.token_text(number) for number in choices]} after {codec.decode(answer)!r}"
+        # No blanks between the parts of JSON.
+        answer.append(next((number for number in free if codec.token_text(number).strip(" \n\t\r▁")), free[0]))
+        matcher.advance(answer[-1])
+    assert text in codec.decode(answer)
 
 
 def test_a_prompt_without_a_template_is_the_clients_own(codec: Codec) -> None:
