@@ -4,8 +4,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 from uuid import uuid4
 
+from redis import exceptions
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError, RedisError
+
 
 from llm_runtime import errors
 from llm_runtime.limits.broker import LEASE_SECONDS, Presence, StoreAway
@@ -84,13 +85,13 @@ class RedisStore:
                 await _again_if_cut(pipeline.load_scripts)
                 pipeline.scripts.clear()  # Or `execute` asks for them once more.
                 return [Grant(int(amount), float(used)) for amount, used in await pipeline.execute()]
-        except (RedisError, OSError) as error:
+        except (exceptions.RedisError, OSError) as error:
             raise StoreAway(str(error)) from error
 
     async def heartbeat(self) -> Presence:
         try:
             answer = await _again_if_cut(lambda: self._presence(keys=[REPLICAS], args=[self._replica, LEASE_SECONDS]))
-        except (RedisError, OSError) as error:
+        except (exceptions.RedisError, OSError) as error:
             raise StoreAway(str(error)) from error
         return Presence(int(answer[0]), float(answer[1]))
 
@@ -98,7 +99,7 @@ class RedisStore:
         try:
             await _again_if_cut(lambda: self._redis.zrem(REPLICAS, self._replica))
             await self._redis.aclose()
-        except (RedisError, OSError) as error:
+        except (exceptions.RedisError, OSError) as error:
             raise StoreAway(str(error)) from error
 
 
@@ -106,7 +107,7 @@ async def _again_if_cut(ask: Callable[[], Any]) -> Any:
     """What `ask` answers, which may happen twice: Redis cuts connections that idle, and all when it restarts."""
     try:
         return await ask()
-    except ConnectionError:
+    except exceptions.ConnectionError:
         return await ask()
 
 
