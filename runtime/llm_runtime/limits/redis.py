@@ -7,7 +7,6 @@ from uuid import uuid4
 from redis import exceptions
 from redis.asyncio import Redis
 
-
 from llm_runtime import errors
 from llm_runtime.limits.broker import LEASE_SECONDS, Presence, StoreAway
 from llm_runtime.limits.bucket import MINUTE_SECONDS
