@@ -14,6 +14,7 @@ import typer
 
 from llm_runtime import errors, logs, settings
 from llm_runtime.commands import db, keys, roles, usage
+from llm_runtime.commands import settings as settings_commands
 from llm_runtime.commands.convert import convert
 from llm_runtime.commands.fit import fit
 from llm_runtime.commands.push import push
@@ -45,6 +46,7 @@ cli = typer.Typer(
 cli.add_typer(keys.cli, name="keys")
 cli.add_typer(roles.cli, name="roles")
 cli.add_typer(db.cli, name="db")
+cli.add_typer(settings_commands.cli, name="settings")
 cli.command()(usage.usage)
 cli.command()(push)
 cli.command()(fit)
