@@ -237,7 +237,10 @@ def authenticate(keys: Keys, offered: Iterable[str], now: datetime) -> KeyRecord
 
 
 def check_adapter(caller: Caller, adapter: str, field: str = "model") -> None:
-    """Raise `errors.Forbidden` unless the caller may use `adapter`, which `field` names; the model, "", is everybody's."""
+    """Raise `errors.Forbidden` unless the caller may use `adapter`; the model itself, "", is everybody's.
+
+    `field` is what the request calls it.
+    """
     if not may_use(caller, adapter):
         message = f"The API key {caller.id} may not use the adapter {adapter!r}; ask its issuer."
         raise errors.Forbidden(message, param=field, code="model_not_allowed")

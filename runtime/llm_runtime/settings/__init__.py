@@ -173,7 +173,7 @@ class _Reading:
             _put(self._content, place, value)
 
     def _apply_short_names(self, environment: Environment) -> None:
-        """`MODEL_PATH`, or `MODEL_NAME` and `MLFLOW_TRACKING_URI`, perhaps with `MODEL_VERSION`, make a whole `model`."""
+        """`MODEL_PATH`, or `MODEL_NAME` and `MLFLOW_TRACKING_URI` with or without `MODEL_VERSION`, make a `model`."""
         model = self._content.setdefault("model", {})
         name, path = environment.model_name, environment.model_path
         if not isinstance(model, dict):
