@@ -158,6 +158,13 @@ async def _(site: Site) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 
 
+def with_tools(*script: str) -> ScriptedEngine:
+    engine = ScriptedEngine(script)
+    template = Path(__file__).parent / "chat_templates/qwen3.jinja"
+    engine.codec.chat_template = engine.codec.tool_template = template.read_text()
+    return engine
+
+
 @of(OPENAI, "`messages`")
 async def _(site: Site) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -167,9 +174,10 @@ async def _(site: Site) -> None:
         {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm", "refusal": None},
         {"role": "tool", "tool_call_id": "1"},
     ]
-    answer = await site.api.chat(messages=[{"role": "system", "content": "s"}, *history])
+    async with site.run(with_tools("Hello")) as api:
+        answer = await api.chat(messages=[{"role": "system", "content": "s"}, *history])
     assert answer.is_success, answer.text
-    assert site.api.engine.codec.chats[-1][2]["content"] == "Say\nhi"
+    assert api.engine.codec.chats[-1][2]["content"] == "Say\nhi"
     image = [{"type": "image_url", "image_url": {"url": "data:,"}}]
     assert (await site.api.chat(messages=[{"role": "user", "content": image}])).status_code == 400
 
@@ -232,11 +240,8 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 )
 async def _(site: Site) -> None:
     assert (await site.api.chat(tools=[TOOL])).status_code == 400  # This model's template knows none.
-    engine = ScriptedEngine(["<think>", "hm", "</think>", '<tool_call>{"name": "f", "arguments": {}}</tool_call>'])
-    engine.codec.chat_template = engine.codec.tool_template = (
-        Path(__file__).parent / "chat_templates/qwen3.jinja"
-    ).read_text()
-    async with site.run(engine) as api:
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    async with site.run(with_tools("<think>", "hm", "</think>", call)) as api:
         choice = (await api.chat(tools=[TOOL], tool_choice="auto", parallel_tool_calls=True)).json()["choices"][0]
         streamed = events((await api.chat(tools=[TOOL], stream=True)).text)[:-1]
         info = (await api.client.get("/info")).json()["chat"]
