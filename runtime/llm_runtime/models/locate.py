@@ -35,7 +35,7 @@ _TOKENIZER = (
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 UNTIE_FIRST = (
-    "where it adapts lm_head or the embeddings of a model that ties them, untie them before training, or before merging "
+    "where it adapts lm_head or the embeddings of a model that ties them, untie them before training or merging "
     "(tie_word_embeddings=False): merged into both, it is another model"
 )
 """Beside each advice to merge: merging changes what lm_head shares with the embeddings, too."""

@@ -123,12 +123,12 @@ def test_sub_path_may_name_the_weights_folder_itself(make: Make, tmp_path: Path)
         (
             peft_local_base,
             ModelUnsupported,
-            "'peft' holds a PEFT adapter without its base model; merge it .* tie_word_embeddings=False",
+            "'peft' holds a PEFT adapter without its base model; merge it .*tie_word_embeddings=False",
         ),
         (
             peft_hub_base,
             ModelUnsupported,
-            "'peft' holds a PEFT adapter without its base model; merge it .* tie_word_embeddings=False",
+            "'peft' holds a PEFT adapter without its base model; merge it .*tie_word_embeddings=False",
         ),
         (raw_adapter, ModelUnsupported, "adapter without its base"),
         (no_weights, ModelUnsupported, r"only the name 'org/base' \(save_pretrained=False\)"),
