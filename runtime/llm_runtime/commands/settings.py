@@ -26,6 +26,7 @@ def convert(old: Old, output: Output = None) -> None:
     in comments; a key is never copied.
     """
     from llm_runtime.settings import converted
+    from llm_runtime.settings.file import FileInvalid
 
     with faults("settings convert"):
         try:
@@ -36,5 +37,5 @@ def convert(old: Old, output: Output = None) -> None:
                 raise errors.ConfigInvalid(f"{output} exists; name a new file")
             else:
                 output.write_text(text, encoding="utf-8")
-        except (converted.FileInvalid, OSError) as error:
+        except (FileInvalid, OSError) as error:
             raise errors.ConfigInvalid(str(error)) from error
