@@ -90,7 +90,9 @@ def _model(old: Mapping[str, Any], new: Converted) -> None:
     server = old.get("mlflow.tracking_uri")
     if name:
         _put(new.content, "model.name", name)
-    if source in ("hub", "hf", "huggingface"):
+    if source and not name:
+        new.notes.append("model.name is missing: write model.name, and model.path or model.uri, below")
+    elif source in ("hub", "hf", "huggingface"):
         _put(new.content, "model.uri", f"hf://{name}")
     elif source in ("local", "path", "file", "folder"):
         _put(new.content, "model.path", name)
