@@ -15,6 +15,7 @@ import typer
 
 from llm_runtime import errors, logs, settings
 from llm_runtime.commands import db, keys, roles, usage
+from llm_runtime.commands import settings as settings_commands
 from llm_runtime.commands.convert import convert
 from llm_runtime.commands.fit import fit
 from llm_runtime.commands.push import push
@@ -111,7 +112,7 @@ def fetch(
 # Help lists them in this order: first what serves, then what is around it.
 for command in (push, fit, convert, usage.usage):
     cli.command()(command)
-for name, group in (("keys", keys.cli), ("roles", roles.cli), ("db", db.cli)):
+for name, group in (("keys", keys.cli), ("roles", roles.cli), ("db", db.cli), ("settings", settings_commands.cli)):
     cli.add_typer(group, name=name)
 
 

@@ -108,7 +108,8 @@ class ModelConfig(_Section):
     path: str | None = None
     """A local folder instead of MLflow (stand-alone use)."""
     uri: str | None = None
-    """`models:/name/3`, `models:/name@alias`, `models:/name/Stage`, `models:/m-…`, `runs:/…`, `mlflow-artifacts:/…`,
+    """`models:/name/3`, `models:/name@alias`, `models:/name/Stage` (also `Production|latest`: the first that there is),
+    `models:/m-…`, `runs:/…`, `mlflow-artifacts:/…`,
     `hf://org/name@revision`, `file:///folder`, or `s3://`, `gs://`, `abfss://` where that client is installed.
     What may move is resolved once, when the model is fetched (stand-alone use)."""
     tracking_uri: str | None = None
@@ -182,7 +183,7 @@ class FiltersConfig(_Section):
 
 
 class CompletionCacheConfig(_Section):
-    """Answers to requests that can have only one: greedy or seeded ones. Each key has its own."""
+    """Answers that were given before, for requests that are equal. Each key has its own."""
 
     enabled: bool = True
     """Whether to keep any."""
@@ -190,6 +191,10 @@ class CompletionCacheConfig(_Section):
     """How many to keep in memory; the one not asked for longest goes."""
     ttl_seconds: Annotated[int, Field(ge=1)] = 3600
     """For how long."""
+    # Left out while it is off: operators write the file for older runtimes, too, which refuse what they do not know.
+    sampled: Annotated[bool, Field(exclude_if=lambda sampled: not sampled)] = False
+    """Keep also what was sampled, not only what can have but one answer (greedy, seeded): an equal prompt then gets the
+    answer that the first one got, for `ttlSeconds`."""
     database: bool = False
     """Keep them in the database, too, for other replicas and later starts. Their texts are stored there."""
 

@@ -151,7 +151,8 @@ class Pipeline:
     async def _recall(self, job: Job, weights: str, held: AsyncExitStack) -> tuple[Answer | None, list[Turn]]:
         """An answer that was given before; or the turns to make one, for those who wait for it or will ask again."""
         turns: list[Turn] = []
-        cache = self.cache if job.deterministic else None
+        sampled = self.config.server.completion_cache.sampled
+        cache = self.cache if job.deterministic or sampled else None
         if job.idempotency_key is None and cache is None:
             return None, turns
         if job.idempotency_key is not None:

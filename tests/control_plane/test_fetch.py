@@ -198,7 +198,10 @@ def test_every_uri_of_a_version_leads_to_its_files(mlflow_server: str, tmp_path:
     def folder(uri: str) -> Path:
         return fetch(ModelConfig(name="x", uri=uri, tracking_uri=mlflow_server), tmp_path / "models")
 
-    numbered = {folder(f"models:/{name}{end}") for end in ("/1", "@champion", "/Production", "/latest")}
+    numbered = {
+        folder(f"models:/{name}{end}")
+        for end in ("/1", "@champion", "/Production", "/latest", "/Staging|Production", "/Staging|latest")
+    }
     assert len(numbered) == 1
     places = {
         folder(f"runs:/{run}/model"),
@@ -209,6 +212,11 @@ def test_every_uri_of_a_version_leads_to_its_files(mlflow_server: str, tmp_path:
     for found in places | numbered:
         assert is_whole(found)
         assert (found / "model.safetensors").read_bytes() == (tmp_path / "source/model.safetensors").read_bytes()
-    for nobody in (f"models:/{name}@nobody", f"models:/{name}/Staging", "models:/nobody/latest"):
+    for nobody in (
+        f"models:/{name}@nobody",
+        f"models:/{name}/Staging",
+        f"models:/{name}/Staging|Archived",
+        "models:/nobody/latest",
+    ):
         with pytest.raises(ModelNotFound):
             folder(nobody)

@@ -13,6 +13,7 @@ from llm_runtime.contract import MlflowVersion, ModelConfig
 from llm_runtime.errors import ModelNotFound, RegistryDenied
 from llm_runtime.models.fetch import fetch
 from llm_runtime.models.part import Part, Piece
+from llm_runtime.models.registry import MlflowRegistry
 from llm_runtime.models.verify import is_whole
 from unit.runtime.models.fakes import safetensors, write_model
 
@@ -89,3 +90,26 @@ def test_a_store_that_is_asked_directly(
         fetch(ModelConfig(name="x", uri=f"s3://{BUCKET}/plain/nothing"), tmp_path / "models")
     with pytest.raises((ModelNotFound, RegistryDenied)):
         fetch(ModelConfig(name="x", uri="s3://nobody-has-this/bot"), tmp_path / "models")
+
+
+def test_a_file_that_is_replaced_while_it_comes_is_no_mix_of_both(
+    store: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """moto knows no If-Range. A checksum that came with the upload is checked."""
+    for name, value in store.items():
+        monkeypatch.setenv(name, value)
+    key = {"Bucket": BUCKET, "Key": "changing/weights"}
+    old, new = b"A" * (1 << 20), b"B" * (1 << 20)
+    etag = client(store).put_object(**key, Body=old)["ETag"]
+    part = Part(tmp_path, "weights", len(old))
+
+    def half() -> Iterator[bytes]:
+        yield old[: 1 << 19]
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        part.take(half(), 0, etag)
+    client(store).put_object(**key, Body=new, ChecksumAlgorithm="SHA256")
+    MlflowRegistry("http://127.0.0.1:1").download(f"s3://{BUCKET}/changing", "weights", part)
+    assert part.path.read_bytes() == new
+    assert part.promise == f"sha256:{part.sha256}"

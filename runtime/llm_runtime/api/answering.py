@@ -48,8 +48,8 @@ def job(request: Request, prefix: str = "", **fields: Any) -> Job:
     )
 
 
-def adapter_of(request: Request, asked: str | None) -> str:
-    """The adapter that a model's name asks for; no name is the model's own.
+def adapter_of(request: Request, asked: str | None, field: str = "model") -> str:
+    """The adapter that a model's name, which stands in `field`, asks for; no name is the model's own.
 
     Raises `errors.NotFound`, `errors.Forbidden` for one that the caller may not use, and `errors.ServiceUnavailable`
     for one that is on its way.
@@ -57,8 +57,8 @@ def adapter_of(request: Request, asked: str | None) -> str:
     pipeline, services = pipeline_of(request), services_of(request)
     served, present, default = pipeline.config.model.name, pipeline.engine.adapters, services.default_adapter
     coming = [name for name in services.adapters.names if name not in present] if services.adapters else []
-    adapter = check_model(asked or served, served, (*present, *coming), default)
-    check_adapter(caller_of(request), adapter)
+    adapter = check_model(asked or served, served, (*present, *coming), default, field)
+    check_adapter(caller_of(request), adapter, field)
     if adapter and adapter not in present:
         raise errors.ServiceUnavailable(f"The adapter {adapter} is not loaded yet; try again shortly.")
     return adapter

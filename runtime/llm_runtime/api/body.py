@@ -118,8 +118,10 @@ def conflict(field: str, text: str) -> PydanticCustomError:
     return PydanticCustomError("conflict", "{text}", {"field": field, "text": text})
 
 
-def check_model(asked: str, served: str, adapters: Sequence[str] = (), default: str = "") -> str:
-    """The adapter that `asked` names, "" for the model itself. Raises `errors.NotFound` for anything else.
+def check_model(asked: str, served: str, adapters: Sequence[str] = (), default: str = "", field: str = "model") -> str:
+    """The adapter that `asked`, the value of `field`, names, "" for the model itself.
+
+    Raises `errors.NotFound` for anything else.
 
     With a `default` adapter the bare name is that one's, and `<served>:base` the model, unless an adapter is called so.
     """
@@ -132,4 +134,4 @@ def check_model(asked: str, served: str, adapters: Sequence[str] = (), default: 
         return ""
     known = ", ".join(repr(name) for name in (served, *(f"{served}:{adapter}" for adapter in adapters)))
     message = f"There is no model {asked[:100]!r} here; this endpoint serves {known}."
-    raise errors.NotFound(message, param="model", code="model_not_found")
+    raise errors.NotFound(message, param=field, code="model_not_found")

@@ -1,4 +1,4 @@
-"""`POST /generate`: continuations with the log probability of every token."""
+"""`POST /generate`: continuations with the log probability of every token, unless answers are masked."""
 
 import time
 from typing import Annotated
@@ -27,6 +27,7 @@ router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["lo
 
 LOWEST_LOGPROB = -9999.0
 """JSON has no minus infinity."""
+MASKED = "Tokens are left out: they would show what this server's filters mask."
 
 
 class Parameters(Body):
@@ -79,6 +80,8 @@ class Completions(BaseModel):
     request_time: float
     completions: list[Completion]
     generated_text: str
+    notice: str | None = Field(None, exclude_if=lambda notice: notice is None)
+    """Why `tokens` are empty, where this server masks answers."""
 
 
 @router.post("/generate", summary="Continue a text, with log probabilities")
@@ -86,18 +89,19 @@ async def generate(request: Request, body: LogprobsBody) -> Completions:
     """Continue the prompt once or several times."""
     began, pipeline, parameters = time.perf_counter(), pipeline_of(request), body.parameters
     reading = bare_reading(request)
+    masked = pipeline.config.server.filters.output == "Mask"  # This dialect can't ask without log probabilities.
     generation = await start(
         request,
         job(
             request,
-            adapter=adapter_of(request, body.model_name),
+            adapter=adapter_of(request, body.model_name, "model_name"),
             prompts=(body.prompt,),
             sampling=sampling(
                 max_tokens=parameters.max_new_tokens or body.max_new_tokens or NOT_ASKED,
                 temperature=parameters.temperature,
                 top_p=parameters.top_p,
                 stop=parameters.stop_sequences,
-                logprobs=0,
+                logprobs=None if masked else 0,
             ),
             default_max_tokens=DEFAULT_MAX_TOKENS,
             n=parameters.num_return_sequences,
@@ -105,20 +109,21 @@ async def generate(request: Request, body: LogprobsBody) -> Completions:
         ),
     )
     choices = await collect(request, generation)
-    tokens = of_each_choice(generation.job, pipeline.codec)
     parts = [read(reading, body.prompt, choice.text) for choice in choices]
-    completions = [_completion(*each) for each in zip(parts, choices, tokens, strict=True)]
+    texts = [None] * len(choices) if masked else of_each_choice(generation.job, pipeline.codec)
+    completions = [_completion(*each) for each in zip(parts, choices, texts, strict=True)]
     return Completions(
-        request_time=time.perf_counter() - began, completions=completions, generated_text=completions[0].text
+        request_time=time.perf_counter() - began,
+        completions=completions,
+        generated_text=completions[0].text,
+        notice=MASKED if masked else None,
     )
 
 
-def _completion(part: Part, choice: Choice, tokens: Spelled) -> Completion:
-    return Completion(
-        text=part.text,
-        reasoning_content=part.thoughts or None,
-        tokens=[_token(each) for each in tokens.take(choice.events, ended=True)],
-    )
+def _completion(part: Part, choice: Choice, texts: Spelled | None) -> Completion:
+    """`texts`: those of its tokens; None where they are left out."""
+    tokens = [_token(each) for each in texts.take(choice.events, ended=True)] if texts else []
+    return Completion(text=part.text, reasoning_content=part.thoughts or None, tokens=tokens)
 
 
 def _token(each: Spelling) -> Token:

@@ -27,6 +27,10 @@ PROBES = frozenset({LIVE_PATH, READY_PATH, METRICS_PATH, "/health"})
 """Asked by kubelets and scrapers by pod address: any Host is right, and their lines in the log are noise."""
 
 
+DOCUMENTS = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+"""The framework's own, which leave no route behind."""
+
+
 class Shortcut:
     """The road of generation requests: their path is looked up, not searched for, and nothing lies in between."""
 
@@ -128,7 +132,7 @@ class _Answer:
     def __init__(self, scope: Scope, send: Send, services: Services) -> None:
         self.began, self.status = time.perf_counter(), 0
         wished = _header(scope, b"x-request-id")
-        self.request_id = wished if SANE_ID.fullmatch(wished) else f"req-{uuid4().hex}"
+        self.request_id = wished if SANE_ID.fullmatch(wished) else str(uuid4())
         self._scope, self._send, self._services = scope, send, services
 
     async def send(self, message: Message) -> None:
@@ -170,7 +174,8 @@ def _header(scope: Scope, wanted: bytes) -> str:
 
 def _route(scope: Scope) -> str:
     """The route's template. A path as it came would make as many labels as a scanner likes."""
-    return getattr(scope.get("route"), "path", "unmatched")
+    path: str = scope["path"]
+    return getattr(scope.get("route"), "path", path if path in DOCUMENTS else "unmatched")
 
 
 def _matches(host: str, pattern: str) -> bool:

@@ -18,6 +18,7 @@ from llm_runtime.limits import Limiter
 router = APIRouter(tags=["service"])
 
 RETRY_AFTER = {"Retry-After": "2"}
+FIRST_REQUEST = "The first request loads the model."
 
 
 UNREADY: dict[int | str, dict[str, Any]] = {
@@ -58,7 +59,7 @@ async def ready(request: Request) -> Response:
     if reason := services.unready_reason:
         return JSONResponse({"status": "not ready", "reason": reason}, 503, headers=RETRY_AFTER)
     if services.loaded is None:
-        return JSONResponse({"status": "ready", "reason": "The first request loads the model."})
+        return JSONResponse({"status": "ready", "reason": FIRST_REQUEST})
     return JSONResponse({"status": "ready"})
 
 
@@ -120,7 +121,7 @@ def _health(services: Services) -> dict[str, Any]:
 def _status(services: Services) -> dict[str, Any]:
     loaded, coming = services.loaded, services.arrival.report() if services.arrival else None
     if loaded is None:
-        why = f"{_model_status(services)}: {services.unready_reason}"
+        why = f"{_model_status(services)}: {services.unready_reason or FIRST_REQUEST}"
         return {"status": why, "model_loaded": False, "loading": coming}
     stats, device = loaded.engine.stats(), "cuda" if loaded.on_gpu else "cpu"
     return {

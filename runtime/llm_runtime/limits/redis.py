@@ -1,11 +1,11 @@
 """The truth about minutes in Redis or Valkey: a script for each limit asked about, atomic, on the server's clock."""
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 from uuid import uuid4
 
+from redis import exceptions
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from llm_runtime import errors
 from llm_runtime.limits.broker import LEASE_SECONDS, Presence, StoreAway
@@ -75,28 +75,39 @@ class RedisStore:
         if not asks:
             return []
         try:
-            pipeline = self._redis.pipeline(transaction=False)
-            for ask in asks:
-                await cast(
-                    "Awaitable[Any]", self._exchange(keys=[PREFIX + ask.budget], args=_words(ask), client=pipeline)
-                )
-            return [Grant(int(amount), float(used)) for amount, used in await pipeline.execute()]
-        except (RedisError, OSError) as error:
+            # Left without its context, a pipeline that fails keeps its place in the pool for good.
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for ask in asks:
+                    await cast(
+                        "Awaitable[Any]", self._exchange(keys=[PREFIX + ask.budget], args=_words(ask), client=pipeline)
+                    )
+                await _again_if_cut(pipeline.load_scripts)
+                pipeline.scripts.clear()  # Or `execute` asks for them once more.
+                return [Grant(int(amount), float(used)) for amount, used in await pipeline.execute()]
+        except (exceptions.RedisError, OSError) as error:
             raise StoreAway(str(error)) from error
 
     async def heartbeat(self) -> Presence:
         try:
-            answer = await cast("Awaitable[Any]", self._presence(keys=[REPLICAS], args=[self._replica, LEASE_SECONDS]))
-        except (RedisError, OSError) as error:
+            answer = await _again_if_cut(lambda: self._presence(keys=[REPLICAS], args=[self._replica, LEASE_SECONDS]))
+        except (exceptions.RedisError, OSError) as error:
             raise StoreAway(str(error)) from error
         return Presence(int(answer[0]), float(answer[1]))
 
     async def leave(self) -> None:
         try:
-            await self._redis.zrem(REPLICAS, self._replica)
+            await _again_if_cut(lambda: self._redis.zrem(REPLICAS, self._replica))
             await self._redis.aclose()
-        except (RedisError, OSError) as error:
+        except (exceptions.RedisError, OSError) as error:
             raise StoreAway(str(error)) from error
+
+
+async def _again_if_cut(ask: Callable[[], Any]) -> Any:
+    """What `ask` answers, which may happen twice: Redis cuts connections that idle, and all when it restarts."""
+    try:
+        return await ask()
+    except exceptions.ConnectionError:
+        return await ask()
 
 
 def _words(ask: Ask) -> list[str]:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from llm_runtime.engine.lora import Adapter, LinearShape, LoraWeights, Shapes
 from llm_runtime.errors import ModelCorrupt, ModelNotFound, ModelUnsupported
+from llm_runtime.models.locate import UNTIE_FIRST
 from llm_runtime.models.package import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, without_weights
 from llm_runtime.models.verify import safetensors_keys
 
@@ -117,7 +118,7 @@ def _refuse(folder: Path, config: Any, strange: list[str]) -> None:
         asked = ", ".join(f"{name}={getattr(config, name, '?')!s:.60}" for name in sorted(strange))
         raise ModelUnsupported(
             f"the adapter in {folder} asks for {asked}; only plain LoRA on linear layers of a causal language model is "
-            "supported: train without it, or merge the adapter into its base and serve that"
+            f"supported: train without it, or merge the adapter into its base and serve that; {UNTIE_FIRST}"
         )
 
 
@@ -176,7 +177,7 @@ def _sides(folder: Path, keys: frozenset[str], shapes: Shapes) -> dict[str, dict
         if match is None:
             raise ModelUnsupported(
                 f"the adapter in {folder} holds {key}: only lora_A and lora_B of linear layers are supported "
-                "(no DoRA, no embeddings, no whole modules)"
+                f"(no DoRA, no embeddings, no whole modules): merge it into its base and serve that; {UNTIE_FIRST}"
             )
         if match["module"] not in shapes:
             raise _other_base(folder, f"it adapts {match['module']}, which is no linear layer that can be adapted here")

@@ -1,12 +1,15 @@
 """How to get an artifact's bytes over HTTP: from MLflow's proxy, or at an address that was signed for a while."""
 
+import posixpath
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
 from llm_runtime.models.part import PIECE_BYTES
+from llm_runtime.models.promises import promise_of_object
 from llm_runtime.models.stream import TIMEOUT_SECONDS, Source
 
 FRESH_SECONDS = 60.0
@@ -33,7 +36,19 @@ def of_mlflow(repository: Any, path: str, size: int | None) -> Source:
 
 def of_store(repository: Any, path: str) -> Source:
     """An artifact of a store that is asked directly, at addresses that its client signs here."""
-    return _signed(lambda: repository.get_download_presigned_url(path), repository.get_download_presigned_url(path))
+
+    def sign() -> Any:
+        return repository.get_download_presigned_url(path)
+
+    return replace(_signed(sign, sign()), promise=_promise(repository, path))
+
+
+def _promise(repository: Any, path: str) -> str:
+    """A checksum that the upload brought along: S3 tells it only to those that ask, and an address is not asked."""
+    bucket, folder = repository.parse_s3_compliant_uri(repository.artifact_uri)
+    asked = {"Bucket": bucket, "Key": posixpath.join(folder, path), "ChecksumMode": "ENABLED"}
+    answer = repository._get_s3_client().head_object(**asked, **repository._bucket_owner_params)
+    return promise_of_object(answer["ResponseMetadata"]["HTTPHeaders"])
 
 
 def _offered(repository: Any, path: str) -> Source | None:

@@ -22,11 +22,11 @@ from llm_runtime.errors import ConfigInvalid, ModelNotFound, RegistryUnreachable
 from llm_runtime.models.disk import check_room, disk_errors, lock, point_to, sync_folder_entry
 from llm_runtime.models.local import local_model
 from llm_runtime.models.locate import Artifacts, Located, locate
-from llm_runtime.models.part import PIECE_BYTES, Part
+from llm_runtime.models.part import PIECE_BYTES, BadDownload, Part
 from llm_runtime.models.pins import Pins
 from llm_runtime.models.progress import MIB, LogProgress, Progress, bytes_in, watched
 from llm_runtime.models.registry import Files, MlflowRegistry, Registry
-from llm_runtime.models.retry import Patience, ShortFile
+from llm_runtime.models.retry import Patience
 from llm_runtime.models.sources import Pinned, Reference, files_of, find, folder_name, numbered
 from llm_runtime.models.verify import sync_folder, verify_weights, write_manifest
 from llm_runtime.models.versions import claim, evict, remove_stale
@@ -166,7 +166,7 @@ class Fetcher:
             if size is not None and found != size:
                 if found > size:
                     part.discard()
-                raise ShortFile(f"{path} has {found} bytes, its listing says {size}; upload it to the registry again")
+                raise BadDownload(f"{path} has {found} bytes, its listing says {size}; upload it to the registry again")
             part.finish()
             return part.sha256
 

@@ -30,6 +30,7 @@ from llm_runtime.errors import ConfigInvalid, Fatal, ModelCorrupt, ModelNotFound
 from llm_runtime.models.agreement import difference, probe_tokens
 from llm_runtime.models.codec import Codec, eos_token_ids, sampling_defaults
 from llm_runtime.models.fit import Plan, check_fit, most_positions, tensors_of
+from llm_runtime.models.heads import refuse_other_heads
 from llm_runtime.models.peak import PeakMemory
 from llm_runtime.models.template_files import folder_templates
 from llm_runtime.models.tokenizer_files import (
@@ -105,6 +106,8 @@ def refuse_unsupported(settings: Any) -> None:
     name = ", ".join(getattr(settings, "architectures", None) or [settings.model_type])
     if settings.is_encoder_decoder:
         raise ModelUnsupported(f"{name} is an encoder-decoder model; this runtime serves decoder-only language models")
+    architectures = getattr(settings, "architectures", None)
+    refuse_other_heads(architectures, settings.model_type, getattr(settings, "is_decoder", False))
     if getattr(settings, "quantization_config", None):
         raise ModelUnsupported(f"{name} is stored quantised; save it in bfloat16 or float32 safetensors")
 

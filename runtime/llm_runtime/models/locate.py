@@ -34,6 +34,12 @@ _TOKENIZER = (
     *_VOCABULARY, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+UNTIE_FIRST = (
+    "where it adapts lm_head or the embeddings of a model that ties them, untie them before training or merging "
+    "(tie_word_embeddings=False): merged into both, it is another model"
+)
+"""Beside each advice to merge: merging changes what lm_head shares with the embeddings, too."""
+
 MOST_READ_BYTES = 64 << 20
 """What is read and parsed to find a model is small; a file that is not would be a way to exhaust this process."""
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -251,7 +257,7 @@ def _nothing_to_serve(artifacts: Artifacts, base: str) -> Exception:
 def _adapter_only(folder: str) -> ModelUnsupported:
     return ModelUnsupported(
         f"{folder!r} holds a PEFT adapter without its base model; merge it (merge_and_unload), save the result with "
-        "save_pretrained and register a new version"
+        f"save_pretrained and register a new version; {UNTIE_FIRST}"
     )
 
 

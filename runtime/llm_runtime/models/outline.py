@@ -17,6 +17,7 @@ from llm_runtime.contract import ENV_MLFLOW_TRACKING_URI, EngineConfig, MlflowVe
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelNotFound, ModelUnsupported
 from llm_runtime.models import stream
 from llm_runtime.models.fit import Plan, tensors_of
+from llm_runtime.models.heads import refuse_other_heads
 from llm_runtime.models.locate import Artifacts, Located, local_artifacts, locate
 from llm_runtime.models.part import Part
 from llm_runtime.models.registry import Files, MlflowRegistry, Registry, fatal_of
@@ -111,6 +112,7 @@ def settings_of(content: bytes) -> dict[str, Any]:
         raise ModelCorrupt(f"{CONFIG} is no JSON object: {type(error).__name__}; upload it again") from error
     if whole.get("is_encoder_decoder"):
         raise ModelUnsupported("the model is an encoder-decoder model; this runtime serves decoder-only ones")
+    refuse_other_heads(whole.get("architectures"), whole.get("model_type"), whole.get("is_decoder"))
     if whole.get("quantization_config"):
         raise ModelUnsupported("the model is stored quantised; save it in bfloat16 or float32 safetensors")
     return {**whole, **inner}

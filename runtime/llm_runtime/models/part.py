@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from llm_runtime.errors import ModelCorrupt
+from llm_runtime.models.promises import Hash, hash_of, is_kept
 
 MARK_BYTES = 32 << 20
 PIECE_BYTES = 16 << 20
@@ -22,16 +25,27 @@ Piece = Callable[[int, int], Iterable[bytes]]
 """The bytes from one position up to, not including, another."""
 
 
+class BadDownload(ModelCorrupt):
+    """What came is not the file that was listed or promised; worth another attempt."""
+
+
 class Part:
     """`<folder>/.part-<name>` until `finish` gives it its name.
 
-    `size` is what its listing says, None where that is silent; up to `connections` may bring it at the same time.
+    `size` is what its listing says, or the first answer where that is silent; up to `connections` may bring it at the
+    same time.
     """
 
     def __init__(self, folder: Path, name: str, size: int | None = None, connections: int = 1) -> None:
         self.path, self._mark, self._final = folder / f".part-{name}", folder / f".mark-{name}", folder / name
-        self.size, self.connections = size, connections
-        self.safe_bytes, self.etag = self._marked()
+        self.name, self._listed, self.connections = name, size, connections
+        mark = self._marked()
+        self.size: int | None = mark.get("size") if size is None else size
+        self.safe_bytes: int = mark.get("bytes", 0)
+        self.etag: str = mark.get("etag", "")
+        """What tells this edition of the file from others: its ETag, or when it changed; "" without."""
+        self.promise: str = mark.get("promise", "")
+        """What the registry or store promised of the whole (`promises`); "" without."""
         self.sha256: str | None = None
         """Of the whole file; None where a registry's own client has written it."""
 
@@ -90,23 +104,23 @@ class Part:
         """Begin anew."""
         self._mark.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
-        self.safe_bytes, self.etag, self.sha256 = 0, "", None
+        self.safe_bytes, self.etag, self.promise, self.sha256, self.size = 0, "", "", None, self._listed
 
     def mark(self, file: BinaryIO, position: int) -> None:
         """Force `file` to the disk and note that its first `position` bytes are safe."""
         os.fsync(file.fileno())
         self.safe_bytes = position
         fresh = self._mark.with_name(f"{self._mark.name}.new")
-        fresh.write_text(json.dumps({"bytes": position, "etag": self.etag}), encoding="utf-8")
+        mark = {"bytes": position, "etag": self.etag, "size": self.size, "promise": self.promise}
+        fresh.write_text(json.dumps(mark), encoding="utf-8")
         fresh.replace(self._mark)
 
-    def _marked(self) -> tuple[int, str]:
+    def _marked(self) -> dict[str, Any]:
         try:
             mark = json.loads(self._mark.read_text(encoding="utf-8"))
-            found, etag = int(mark["bytes"]), str(mark["etag"])
-            return (found, etag) if self.path.stat().st_size >= found else (0, "")
+            return mark if self.path.stat().st_size >= mark["bytes"] else {}
         except (OSError, ValueError, KeyError, TypeError):
-            return 0, ""
+            return {}
 
     @contextmanager
     def _writing(self, start: int, etag: str) -> Iterator["_Writing"]:
@@ -115,7 +129,7 @@ class Part:
             file.truncate(start)
             writing = _Writing(self, file, disk)
             for chunk in _read_back(file.fileno(), 0, start):
-                writing.digest.update(chunk)
+                writing.hashed(chunk)
             writing.position = start
             try:
                 yield writing
@@ -125,6 +139,17 @@ class Part:
                 raise
             writing.settle()
         self.sha256 = writing.digest.hexdigest()
+        if self.size in (None, self.safe_bytes):
+            self._check_promise(writing.promised)
+
+    def _check_promise(self, computed: Hash | None) -> None:
+        if computed is None or is_kept(promise := self.promise, computed):
+            return
+        self.discard()
+        raise BadDownload(
+            f"{self.name} has {promise.partition(':')[0]}:{computed.hexdigest()}, but its registry or store "
+            f"promised {promise}; upload it to the registry again"
+        )
 
 
 class _Writing:
@@ -132,12 +157,19 @@ class _Writing:
 
     def __init__(self, part: Part, file: BinaryIO, disk: ThreadPoolExecutor) -> None:
         self.file, self.digest, self.position = file, hashlib.sha256(), 0
+        self.promised = hash_of(part.promise) if part.promise else None
         self._part, self._disk = part, disk
         self._marking: Future[None] | None = None
 
+    def hashed(self, chunk: bytes) -> None:
+        """`chunk` counts for the digests of the whole."""
+        self.digest.update(chunk)
+        if self.promised:
+            self.promised.update(chunk)
+
     def took(self, chunk: bytes) -> None:
         """`chunk` is in the file, right after what was there."""
-        self.digest.update(chunk)
+        self.hashed(chunk)
         self.position += len(chunk)
         if self.position - self._part.safe_bytes < MARK_BYTES or (self._marking and not self._marking.done()):
             return

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from llm_runtime.errors import Fatal, ModelCorrupt, RegistryUnreachable
+from llm_runtime.models.part import BadDownload
 from llm_runtime.models.registry import fatal_of
 
 log = logging.getLogger(__name__)
@@ -15,10 +16,6 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 5
 
 Result = TypeVar("Result")
-
-
-class ShortFile(ModelCorrupt):
-    """A download that ended early; worth another attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +34,7 @@ class Patience:
             except Exception as error:
                 failures += 1
                 fatal = fatal_of(error, what)
-                if failures == ATTEMPTS or not isinstance(fatal, (RegistryUnreachable, ShortFile)):
+                if failures == ATTEMPTS or not isinstance(fatal, (RegistryUnreachable, BadDownload)):
                     raise _public(fatal) from error
                 pause_seconds = 2 ** (failures - 1) * (0.5 + self.chance())
                 more = {"what": what, "error": str(fatal), "in_seconds": round(pause_seconds, 1)}
@@ -47,4 +44,4 @@ class Patience:
 
 def _public(fatal: Fatal) -> Fatal:
     # Its class name becomes a condition's reason.
-    return ModelCorrupt(str(fatal)) if isinstance(fatal, ShortFile) else fatal
+    return ModelCorrupt(str(fatal)) if isinstance(fatal, BadDownload) else fatal

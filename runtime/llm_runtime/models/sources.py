@@ -102,16 +102,17 @@ def find(reference: Reference, patience: Callable[[str, Callable[[], str]], str]
 
 def _resolved(tracking_uri: str, name: str, stage: str | None, alias: str | None) -> str:
     registry = MlflowRegistry(tracking_uri)
-    if stage == "latest":
-        return registry.newest(name)
     what = f"alias {alias} of model {name}" if alias else f"stage {stage} of model {name}"
     try:
-        version = registry.by_alias(name, alias) if alias else registry.in_stage(name, str(stage))
+        if alias:
+            return registry.by_alias(name, alias)
+        for each in str(stage).split("|"):
+            version = registry.newest(name) if each == "latest" else registry.in_stage(name, each)
+            if version is not None:
+                return version
     except Exception as error:
-        raise fatal_of(error, f"{what}") from error
-    if version is None:
-        raise ModelNotFound(f"MLflow has no version in {what}")
-    return version
+        raise fatal_of(error, what) from error
+    raise ModelNotFound(f"MLflow has no version in {what}")
 
 
 def _need_client(scheme: str) -> None:

@@ -128,10 +128,13 @@ class _Reading:
             self._fault(place, "stands there twice")
 
     def _refuse_renamed(self) -> None:
+        before = len(self._faults)
         for place in list(self._document.lines):
             path = tuple(map(str, place))
             if len(path) > 1 and (name := renamed.now_called(path)) and _remove(self._content, place):
                 self._fault(place, f"is now {name}")
+        if len(self._faults) > before:
+            self._faults.append(f"`llm-runtime settings convert {self._file}` rewrites the whole file")
         for section in renamed.FOREIGN & self._content.keys():
             if not self._content[section]:
                 del self._content[section]
@@ -172,7 +175,7 @@ class _Reading:
             _put(self._content, place, value)
 
     def _apply_short_names(self, environment: Environment) -> None:
-        """`MODEL_PATH`, or `MODEL_NAME` with `MODEL_VERSION` and `MLFLOW_TRACKING_URI`, make a whole `model`."""
+        """`MODEL_PATH`, or `MODEL_NAME` and `MLFLOW_TRACKING_URI` with or without `MODEL_VERSION`, make a `model`."""
         model = self._content.setdefault("model", {})
         name, path = environment.model_name, environment.model_path
         if not isinstance(model, dict):
@@ -188,6 +191,8 @@ class _Reading:
         if model.get("uri") and not environment.model_version:
             if environment.mlflow_tracking_uri and not model.get("tracking_uri"):
                 model["tracking_uri"] = environment.mlflow_tracking_uri
+        elif environment.mlflow_tracking_uri and name and not environment.model_version and not _names_source(model):
+            model |= {"uri": f"models:/{name}/Production|latest", "tracking_uri": environment.mlflow_tracking_uri}
         elif given and not model.get("path") and model.get("name"):
             model["mlflow"] = {"name": model["name"], **(model.get("mlflow") or {}), **given}
 
@@ -195,8 +200,8 @@ class _Reading:
         model = self._content["model"]
         if not isinstance(model, dict) or sum(map(bool, map(model.get, SOURCES))) != 1:
             text = (
-                "needs exactly one of `mlflow`, `path` and `uri`. Stand-alone, set MODEL_PATH, or MODEL_NAME, "
-                "MODEL_VERSION and MLFLOW_TRACKING_URI"
+                "needs exactly one of `mlflow`, `path` and `uri`. Stand-alone, set MODEL_PATH, or MODEL_NAME and "
+                "MLFLOW_TRACKING_URI, with MODEL_VERSION or for the version in Production"
             )
             self._fault(("model",), text)
 
@@ -221,6 +226,10 @@ class _Reading:
         where = "the environment" if self._file is None else f"{self._file} line {line}" if line else str(self._file)
         key = ".".join(str(part) if isinstance(part, int) else to_camel(part) for part in place)
         self._faults.append(f"{where}: {key or 'configuration'}: {text}")
+
+
+def _names_source(model: Mapping[str, Any]) -> bool:
+    return any(map(model.get, SOURCES))
 
 
 def _secret(value: SecretStr | None) -> str | None:

@@ -29,7 +29,7 @@ class Environment(BaseModel):
     model_name: str | None = None
     """Registered model, and the id that clients send."""
     model_version: str | None = None
-    """Its version."""
+    """Its version; none: the one in stage Production, or else the newest."""
     model_path: str | None = None
     """A local folder instead."""
     mlflow_tracking_uri: str | None = None

@@ -5,6 +5,7 @@ One table for YAML keys and for the environment: `security.api_key` is `SECURITY
 
 ONE_PROCESS = "gone: one process serves each model; run more replicas instead"
 SAMPLING = "a field of each request"
+STAGE = "part of model.uri: models:/name/Production"
 
 RENAMED = {
     "api.host": "API_HOST in the environment, or --host",
@@ -15,8 +16,8 @@ RENAMED = {
     "app.port": "API_PORT in the environment, or --port",
     "app.workers": ONE_PROCESS,
     "app.debug": "DEBUG in the environment",
-    "model.source": "model.path for a local folder, or model.mlflow for a registry",
-    "model.stage": "model.mlflow.version: a pinned version; the operator follows aliases and stages",
+    "model.source": "model.path for a folder, model.uri for the rest: hf://org/name@revision, models:/name/Production",
+    "model.stage": STAGE,
     "model.device": "engine.device",
     "model.max_tokens": "engine.maxModelLength, for prompt and answer together",
     "model.default_max_length": f"max_length or max_tokens, {SAMPLING}",
@@ -26,7 +27,7 @@ RENAMED = {
     "mlflow.tracking_uri": "model.mlflow.trackingUri",
     "mlflow.model_name": "model.mlflow.name",
     "mlflow.model_version": "model.mlflow.version",
-    "mlflow.model_stage": "model.mlflow.version: a pinned version; the operator follows aliases and stages",
+    "mlflow.model_stage": STAGE,
     "security.api_key": "API_KEY in the environment",
     "security.max_prompt_chars": "server.maxPromptCharacters",
     "rate_limit.enabled": "tiers[].requestsPerMinute: a tier without it has no such limit",
@@ -45,8 +46,8 @@ RENAMED = {
 
 VARIABLES = {
     "API_WORKERS": ONE_PROCESS,
-    "MODEL_STAGE": RENAMED["model.stage"],
-    "MODEL_ID": "MODEL_NAME with MLFLOW_TRACKING_URI, or MODEL_PATH",
+    "MODEL_STAGE": "part of an address: MODEL__URI=models:/name/Production, beside MLFLOW_TRACKING_URI",
+    "MODEL_ID": "MODEL__URI=hf://org/name@revision, or MODEL_PATH for a folder",
     "MODEL_DEVICE": "ENGINE__DEVICE",
 }
 """Names of the environment that are not a section's."""

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from llm_runtime import errors
 from llm_runtime.contract import Tier
 from llm_runtime.limits import Limiter
+from llm_runtime.limits.broker import StoreAway
 from llm_runtime.limits.bucket import Bucket
 from llm_runtime.limits.exchange import Ask, minute
 from llm_runtime.limits.redis import RedisStore
@@ -129,6 +131,33 @@ async def test_redis_away_leaves_local_buckets_and_one_line_in_the_log(
         with pytest.raises(errors.RateLimited):
             await limits.admit(who, 500)  # What was used meanwhile counts, although Redis has lost its memory.
     assert sum("Redis does not answer" in record.message for record in caplog.records) == 1
+
+
+ASK = Ask("k/tokens_per_minute", 1000, None, 0, 1, 1, 0, replicas=1)
+
+
+async def test_the_first_question_after_a_restart_is_answered(server: Server) -> None:
+    store = RedisStore(server.url)
+    for ask in (lambda: store.exchange([ASK]), store.heartbeat, lambda: store.exchange([ASK]), store.leave):
+        await store.heartbeat()
+        server.stop()
+        server.start()
+        await ask()
+
+
+async def test_an_exchange_that_fails_keeps_no_place_in_the_pool(server: Server) -> None:
+    store, admin = RedisStore(f"{server.url}?max_connections=2"), Redis.from_url(server.url)
+    await admin.execute_command("ACL", "SETUSER", "default", "-script")  # It fails while it looks for its scripts.
+    try:
+        for _ in range(5):
+            with pytest.raises(StoreAway, match="no permissions"):
+                await store.exchange([ASK])
+    finally:
+        await admin.execute_command("ACL", "SETUSER", "default", "+script")
+        await admin.aclose()
+    await store.exchange([ASK])
+    await store.heartbeat()
+    await store.leave()
 
 
 async def test_unused_tokens_go_back_at_the_end(server: Server) -> None:

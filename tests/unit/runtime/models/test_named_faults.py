@@ -15,6 +15,7 @@ from llm_runtime.errors import Fatal, ModelCorrupt, ModelNotFound, ModelUnsuppor
 from llm_runtime.models import build  # noqa: E402
 from llm_runtime.models.fit import most_positions  # noqa: E402
 from llm_runtime.models.load import load  # noqa: E402
+from llm_runtime.models.outline import of_folder  # noqa: E402
 from unit.runtime import tiny_model  # noqa: E402
 
 CPU = EngineConfig(device="cpu", max_model_length=64, max_batch_size=2, max_batch_tokens=32)
@@ -59,6 +60,32 @@ def test_what_a_configuration_asks_for_in_vain_is_unsupported_and_named(
     with pytest.raises(ModelUnsupported, match=words) as caught:
         load(folder, CPU, MODEL)
     assert "weights" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"model_type": "bert", "architectures": ["BertModel"]}, "BertModel is .* one without a head"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "one for masked LM"),
+        ({"model_type": "roberta", "architectures": ["RobertaForCausalLM"]}, "an encoder: roberta reads in both"),
+        ({"model_type": "bert", "architectures": None}, "bert is .* an encoder"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "one for sequence classification"),
+        ({"architectures": ["Qwen2ForRewardModel"]}, "one for reward model"),
+        ({"architectures": ["LlamaModel"]}, "one without a head"),
+        ({"model_type": "vit", "architectures": ["ViTForImageClassification"]}, "one for image classification"),
+    ],
+)
+def test_a_model_that_continues_no_text_is_told_as_what_it_is(folder: Path, fields: dict[str, Any], what: str) -> None:
+    change(folder / "config.json", **fields)
+    with pytest.raises(ModelUnsupported, match=what):
+        load(folder, CPU, MODEL)
+    with pytest.raises(ModelUnsupported, match=what):  # `llm-runtime fit`
+        of_folder(folder)
+
+
+def test_an_encoder_that_was_made_a_decoder_is_no_encoder(folder: Path) -> None:
+    change(folder / "config.json", model_type="bert", architectures=["BertLMHeadModel"], is_decoder=True)
+    assert of_folder(folder).settings["is_decoder"]
 
 
 @pytest.mark.parametrize(
