@@ -166,4 +166,4 @@ def _quiet(place: Place) -> bool:
 
 def _nothing_left(place: Place) -> bool:
     left = [c["metadata"]["name"] for kind in CHILDREN for c in place.api.list(kind, place.name)]
-    return set(left) <= {"default", "kube-root-ca.crt"}
+    return set(left) <= {"default", "kube-root-ca.crt", "llm-operator-installation"}

