@@ -104,6 +104,7 @@ async def _lead(
         connections,
         image,
         lambda: datetime.now(UTC),
+        installation=settings.lease.installation,
         prometheus=prometheus,
         fetch_resources=settings.fetch_resources.manifest() if settings.fetch_resources else {},
         pull_secrets=settings.runtime_pull_secrets,

@@ -65,6 +65,10 @@ class Outside:
     connections: ConnectionSource
     image: str
     clock: Callable[[], datetime]
+    installation: str = ""
+    """Who we are among several installations: the Lease's namespace/name. Empty: there is no other."""
+    elsewhere: dict[Key, str] = field(default_factory=dict)
+    """Objects that another installation works on, and which: told once."""
     digests: dict[tuple[str, str, str], str] = field(default_factory=dict)
     """Digests already derived, by (deployment uid, ApiKey uid, key id): saves one read per key and reconcile."""
     secrets: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -102,6 +106,8 @@ class Outside:
 
 WAITING_ASKED = 8
 """Of more pods that wait for their containers at once, Events are not read: they wait for the same."""
+NODES_ASKED = 8
+"""Nodes of pods that do not get ready that are asked for in one look."""
 UNPLACED_ASKED = 3
 """The same of pods that find no node: a cluster autoscaler says the same of all."""
 
@@ -139,16 +145,17 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
     )
     children = [child for group in listed for child in group if names.ours(child, meta)]
     revisions = _revisions(children, pods)
-    events, figures, coming = await asyncio.gather(
+    now = outside.clock()
+    events, figures, coming, silent = await asyncio.gather(
         _events(outside.cluster, meta, pods),
         _figures(outside.pods, spec, status, pods),
         _nodes_coming(outside, meta, status, pods),
+        _silent_nodes(outside.cluster, pods, now),
     )
-    now = outside.clock()
     found = {
         name: fault
         for name, each in revisions.items()
-        if (fault := faults.worst(each.pods, each.deployment, events, now)) is not None
+        if (fault := faults.worst(each.pods, each.deployment, events, now, silent)) is not None
     }
     return Observed(
         meta=meta,
@@ -249,6 +256,20 @@ async def _events_of(cluster: Cluster, meta: Meta, pods: list[str]) -> dict[str,
             return []
 
     return dict(zip(pods, await asyncio.gather(*(of(name) for name in pods)), strict=True))
+
+
+async def _silent_nodes(cluster: Cluster, pods: list[Manifest], now: datetime) -> frozenset[str]:
+    """Nodes that do not answer, of pods that do not get ready. A hint: an operator of some namespaces may not ask."""
+
+    async def silent(name: str) -> bool:
+        try:
+            return faults.silent(await cluster.get("Node", "", name) or {})
+        except ApiError:
+            return False
+
+    asked = sorted({pod["spec"]["nodeName"] for pod in pods if faults.doubtful(pod, now)})[:NODES_ASKED]
+    answers = await asyncio.gather(*(silent(name) for name in asked))
+    return frozenset(name for name, answer in zip(asked, answers, strict=True) if answer)
 
 
 async def _nodes_coming(

@@ -145,11 +145,11 @@ def _differs(asked: Manifest, known: Manifest, found: dict[str, ModelSummary]) -
     model = found.get(asked["name"])
     if model is None:
         return True
-    made = known.get("registeredAt") or ""
-    if made and model.registered_at > made and not known.get("available"):
-        return True  # The model was deleted and registered anew: its numbers begin again.
     # With updatePolicy Manual the status knows what waits beside what is used.
-    version = (known.get("available") or known).get("version")
+    latest = known.get("available") or known
+    made, version = latest.get("registeredAt") or "", latest.get("version")
+    if made and model.registered_at > made:
+        return True  # The model was deleted and registered anew: its numbers begin again.
     if asked.get("alias"):
         return model.aliases.get(asked["alias"]) != version
     if asked.get("stage"):

@@ -14,7 +14,11 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 QUICK_CAP_SECONDS, SLOW_CAP_SECONDS = 4.0, 30.0
-"""The longest pauses between tries of what fails, before the jitter."""
+"""The longest pauses between tries of what fails, before the jitter: of a few, or of the quick; and of many."""
+EACH_SECONDS = 0.5
+"""By how much each slow item that fails lengthens the pause of all: together they are tried twice a second."""
+TOGETHER_SECONDS = 4.0
+"""Within so long all that fail are tried once one of them has succeeded."""
 
 
 @dataclass
@@ -23,6 +27,7 @@ class Backlog(Generic[Item]):
 
     base_seconds: float = 0.5
     cap_seconds: float = 300.0
+    each_seconds: float = 300.0
     jitter: Callable[[], float] = random.random
     _ready: dict[Item, float] = field(default_factory=dict)
     _busy: dict[Item, float] = field(default_factory=dict)
@@ -45,16 +50,24 @@ class Backlog(Generic[Item]):
             heapq.heappush(self._later, (due, next(self._count), item))
 
     def retry(self, item: Item, now: float) -> float:
-        """Put `item` back after a failure; returns the delay: doubling, capped, with jitter of a quarter."""
+        """Put `item` back after a failure; returns the delay: doubling, capped, with jitter of a quarter.
+
+        Nobody tells that a cause has gone, so the cap is low while few fail.
+        """
         failures = self._failures[item] = self._failures.get(item, 0) + 1
-        delay = min(self.cap_seconds, self.base_seconds * 2.0 ** min(failures - 1, 32))
+        cap = min(self.cap_seconds, max(QUICK_CAP_SECONDS, self.each_seconds * len(self._failures)))
+        delay = min(cap, self.base_seconds * 2.0 ** min(failures - 1, 32))
         delay *= 1 + 0.25 * self.jitter()
         self.add_after(item, delay, now)
         return delay
 
-    def succeed(self, item: Item) -> None:
-        """Forget the failures of `item`."""
-        self._failures.pop(item, None)
+    def succeed(self, item: Item, now: float) -> None:
+        """Forget the failures of `item`; others may have failed for the same cause, and are tried soon."""
+        if self._failures.pop(item, None) is None:
+            return
+        for other in self._failures:
+            if other not in self._busy:
+                self.add_after(other, TOGETHER_SECONDS * self.jitter(), now)
 
     def take(self, now: float) -> Item | None:
         """The item that has waited longest, or None; it is busy until `done`."""
@@ -111,7 +124,8 @@ class Queue(Generic[Item]):
         return delay
 
     def succeed(self, item: Item) -> None:
-        self._backlog.succeed(item)
+        self._backlog.succeed(item, self._clock())
+        self._notify()
 
     async def get(self) -> Item:
         """Wait for an item; call `done` when it is handled."""
@@ -155,7 +169,7 @@ class Lanes(Generic[Item]):
         # A webhook that is away, a quota: nobody tells that the cause has gone, so the pauses stay short. An API server
         # that is away altogether tells of everything when it is back.
         self.quick: Queue[Item] = Queue(Backlog(cap_seconds=QUICK_CAP_SECONDS))
-        self.slow: Queue[Item] = Queue(Backlog(cap_seconds=SLOW_CAP_SECONDS))
+        self.slow: Queue[Item] = Queue(Backlog(cap_seconds=SLOW_CAP_SECONDS, each_seconds=EACH_SECONDS))
         self._is_quick = quick
 
     def _of(self, item: Item) -> Queue[Item]:

@@ -48,6 +48,11 @@ class LeaseSettings(_Section):
     retry_seconds: Annotated[float, Field(gt=0)] = 2
     """How often the leader renews and the others look."""
 
+    @property
+    def installation(self) -> str:
+        """What all replicas of one installation share, and no other has."""
+        return f"{self.namespace}/{self.name}"
+
 
 class PrometheusSettings(_Section):
     """The servers that roll-out gates may ask."""

@@ -96,6 +96,8 @@ class MlflowVersion(_Section):
     """Its version, a number."""
     sub_path: str = ""
     """Folder inside the version's artifacts, where they hold several candidates."""
+    anew: str | None = None
+    """Tells it from an earlier version of the same number, which was deleted: a volume may still hold that one."""
 
 
 class ModelConfig(_Section):

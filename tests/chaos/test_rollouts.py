@@ -20,7 +20,7 @@ from chaos.scenarios import REPLICAS, SCENARIOS, STRATEGIES, Rollout, prepare
 from chaos.traffic import REVISION, Moment, moments
 from control_plane.operator_fixtures import Api, Models, Operator, Place, PlayedKubelet
 from control_plane.test_lifecycle import versions
-from control_plane.watching import recorded
+from control_plane.watching import heard_to_the_end, recorded
 from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
@@ -83,6 +83,8 @@ def _play(
                 each.result()
         took = _converge(rollouts, began)
         eventually(lambda: _quiet(place))
+        heard_to_the_end(place, "Service", services)
+        heard_to_the_end(place, "Pod", pods)
         for rollout in rollouts:
             try:
                 _whole(rollout, moments(rollout.name, services, pods))
@@ -164,4 +166,4 @@ def _quiet(place: Place) -> bool:
 
 def _nothing_left(place: Place) -> bool:
     left = [c["metadata"]["name"] for kind in CHILDREN for c in place.api.list(kind, place.name)]
-    return set(left) <= {"default", "kube-root-ca.crt"}
+    return set(left) <= {"default", "kube-root-ca.crt", "llm-operator-installation"}

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -156,10 +157,13 @@ class PlayedKubelet:
         while not self._stop.wait(0.1):
             try:
                 self._beat()
-                for pod in self._pods():
-                    self._play(pod)
+                pods = self._pods()
             except (Refusal, httpx.HTTPError):
                 continue
+            for pod in pods:
+                # One pod whose ConfigMap is gone, as in a namespace that is deleted, holds up no other.
+                with suppress(Refusal, httpx.HTTPError):
+                    self._play(pod)
 
     def _beat(self) -> None:
         if time.monotonic() - self._heartbeat < 5:
@@ -208,10 +212,18 @@ class PlayedKubelet:
 
 
 class Operator:
-    """`python -m llm_operator` as a child process, with the chart's ServiceAccount and nothing more."""
+    """`python -m llm_operator` as a child process, with the chart's ServiceAccount and nothing more.
 
-    def __init__(self, folder: Path, kubeconfig: Path, settings: Json, name: str = "operator") -> None:
-        self.folder, self.kubeconfig = folder, kubeconfig
+    With `restarts` one that ends by itself is started again, as a kubelet would: on a busy machine a lease of three
+    seconds is lost once in a while.
+    """
+
+    def __init__(
+        self, folder: Path, kubeconfig: Path, settings: Json, name: str = "operator", *, restarts: bool = False
+    ) -> None:
+        self.folder, self.kubeconfig, self.restarts = folder, kubeconfig, restarts
+        self.restarted = 0
+        self._changing, self._stopped = threading.Lock(), False
         self.settings = {**settings, "port": free_port()}
         self.config, self.log = folder / f"{name}.yaml", folder / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -221,6 +233,13 @@ class Operator:
         self.config.write_text(yaml.safe_dump(self.settings))
 
     def start(self) -> None:
+        process = self.process = self._begin()
+        self._stopped = False
+        if self.restarts:
+            threading.Thread(target=self._follow, args=(process,), daemon=True).start()
+        eventually(lambda: self.answers("/livez"), 90)
+
+    def _begin(self) -> subprocess.Popen[bytes]:
         environment = {
             **os.environ,
             "KUBECONFIG": str(self.kubeconfig),
@@ -229,8 +248,15 @@ class Operator:
         }
         command = [sys.executable, "-m", "llm_operator", "--config", str(self.config)]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        eventually(lambda: self.answers("/livez"), 90)
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    def _follow(self, process: subprocess.Popen[bytes]) -> None:
+        while process.wait() is not None:
+            with self._changing:
+                if self.process is not process or self._stopped:
+                    return
+                process = self.process = self._begin()
+                self.restarted += 1
 
     def answers(self, path: str) -> str | None:
         try:
@@ -240,8 +266,10 @@ class Operator:
             return None
 
     def stop(self, sign: signal.Signals = signal.SIGTERM) -> int:
-        assert self.process is not None
-        self.process.send_signal(sign)
+        with self._changing:
+            assert self.process is not None
+            self._stopped = True
+            self.process.send_signal(sign)
         return self.process.wait(20)
 
 
@@ -409,11 +437,12 @@ def settings(models: Models, **more: Any) -> Json:
 @pytest.fixture(scope="session")
 def operator(api: Api, account: Path, models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     """The one operator of the session."""
-    running = Operator(tmp_path_factory.mktemp("operator"), account, settings(models))
+    running = Operator(tmp_path_factory.mktemp("operator"), account, settings(models), restarts=True)
     running.start()
     yield running
     running.stop()
     log = running.log.read_text()
+    assert log.count("ending, so that only one operator works") == running.restarted, log[-4000:]
     assert "unexpected" not in log, log[-4000:]
     denied = [line for line in log.splitlines() if "is forbidden: User" in line]
     assert not denied, denied[:3]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from control_plane.operator_fixtures import (
+    IMAGE,
     Api,
     Json,
     Models,
@@ -113,6 +114,30 @@ def test_ready_is_unknown_from_the_first_moment(place: Place) -> None:
 def other(api: Api, account: Path, models: Models, tmp_path: Path) -> Operator:
     """A second operator on the same lease, not started."""
     return Operator(tmp_path, account, settings(models), "other")
+
+
+def test_another_installation_keeps_off_until_the_namespace_is_moved(
+    place: Place, account: Path, models: Models, tmp_path: Path
+) -> None:
+    place.model()
+    place.deploy()
+    place.ready()
+    chosen = settings(models, runtimeImage="example.com/another:1", watchNamespaces=[place.name])
+    chosen["lease"]["name"] = "another"
+    another = Operator(tmp_path, account, chosen, "another")
+    another.start()
+    try:
+        (told,) = eventually(lambda: place.events("OtherInstallation"))
+        assert "belongs to the operator of llm-operator-system/llm-operator" in told["message"]
+        place.deploy(engine={"maxModelLength": 1024})
+        assert place.ready()["stable"]["image"] == IMAGE
+        move = {"data": {"installation": "llm-operator-system/another"}}
+        place.api.patch("ConfigMap", place.name, "llm-operator-installation", move)
+        place.deploy(engine={"maxModelLength": 512})
+        assert place.ready()["stable"]["image"] == "example.com/another:1"
+    finally:
+        another.stop()
+    assert "unexpected" not in another.log.read_text()
 
 
 def test_a_stand_by_takes_over_when_the_leader_is_killed_and_no_pod_is_touched(

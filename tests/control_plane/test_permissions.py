@@ -1,9 +1,17 @@
-"""Every rule of the chart's role is needed: without it something is forbidden, and that is told."""
+"""Every right of the chart's role is needed: each verb is used, and without a rule something is forbidden and told."""
 
 from __future__ import annotations
 
+import re
+import ssl
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from http.client import HTTPSConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -36,7 +44,9 @@ GRANTED: list[Json] = next(
 )
 ONLY_WITH_AN_ADMISSION_PLUGIN = frozenset({"llmdeployments/finalizers"})
 """OwnerReferencesPermissionEnforcement asks for these; it is off unless a cluster's owner turns it on."""
-CASES = [rule for rule in GRANTED if not ONLY_WITH_AN_ADMISSION_PLUGIN & set(rule["resources"])]
+UNTOLD = ONLY_WITH_AN_ADMISSION_PLUGIN | {"nodes"}
+"""Nodes are asked for a hint, and not at all by an operator of some namespaces."""
+CASES = [rule for rule in GRANTED if not UNTOLD & set(rule["resources"])]
 
 
 def service_monitor_crd() -> Json:
@@ -102,8 +112,8 @@ def operator_with(rules: list[Json], place: Place, models: Models, folder: Path)
 
 
 def everything(place: Place) -> None:
-    """A deployment and a key with every kind of child."""
-    place.model()
+    """A deployment and a key with every kind of child; the model has three versions."""
+    place.model(versions=3)
     place.deploy(
         autoscaling={"minReplicas": 2, "maxReplicas": 3, "metrics": [{"type": "CPU", "target": 80}]},
         resources={"requests": {"cpu": "100m"}},
@@ -133,6 +143,103 @@ def test_with_all_rules_nothing_is_forbidden(empty: Place, models: Models, tmp_p
         assert "forbidden" not in operator.log.read_text()
     finally:
         operator.stop()
+
+
+def test_every_verb_is_used(
+    empty: Place, account: Path, models: Models, kubelet: PlayedKubelet, tmp_path: Path
+) -> None:
+    """A life in which everything happens that the operator has rights for, with all of its requests recorded."""
+    model, used = f"{empty.name}-model", set[tuple[str, str]]()
+    chosen = settings(models, watchNamespaces=[empty.name], fetchResources=None)
+    with recording(empty.api, account, tmp_path, used) as kubeconfig:
+        operator = Operator(tmp_path, kubeconfig, chosen)
+        operator.start()
+        try:
+            everything(empty)
+            empty.ready()
+            empty.key(owner="team@example.com", deployments=["bot"], secretName="moved")
+            eventually(lambda: empty.get("Secret", "moved") and not empty.get("Secret", "team-llm-key"))
+            # Its node is doubted at once, as it has not been ready for long, and only Events say why it waits.
+            since = {"status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+            waits = {"type": "PodScheduled", "status": "True"}
+            kubelet.fate[empty.name, "2"] = {"conditions": [waits, {"type": "Ready", **since}]}
+            empty.models.promote(model, 2)
+            eventually(lambda: {("nodes", "get"), ("events", "list")} <= used)
+            del kubelet.fate[empty.name, "2"]
+            empty.ready(version="2")
+            for version in (1, 2):  # The same is told twice; the old revision's objects go.
+                empty.models.promote(model, version)
+                empty.ready(version=str(version))
+            empty.deploy(rollout={"revisionHistoryLimit": 1}, monitoring={"serviceMonitor": {"enabled": "Disabled"}})
+            empty.models.promote(model, 3)
+            empty.ready(version="3")
+            empty.deploy(suspend=True)
+            eventually(lambda: not granted() - used)
+        except AssertionError as error:
+            raise AssertionError(f"nobody needs {sorted(granted() - used)}") from error
+        finally:
+            operator.stop()
+    assert not granted() - used
+
+
+def granted() -> set[tuple[str, str]]:
+    """Resources and verbs, but for what only an admission plugin asks for."""
+    rules = [rule for rule in GRANTED if not ONLY_WITH_AN_ADMISSION_PLUGIN & set(rule["resources"])]
+    return {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+
+
+@contextmanager
+def recording(api: Api, account: Path, folder: Path, used: set[tuple[str, str]]) -> Iterator[Path]:
+    """A kubeconfig that leads to the API server through a proxy that notes each right that is made use of."""
+    target = urlsplit(api.server)
+    context = ssl.create_default_context(cadata=api.ca)
+
+    class Proxy(BaseHTTPRequestHandler):
+        def forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            connection = HTTPSConnection(str(target.hostname), target.port, context=context)
+            plain = {name: value for name, value in self.headers.items() if name.lower() != "accept-encoding"}
+            connection.request(self.command, self.path, body, plain)
+            answer = connection.getresponse()
+            if answer.status != HTTPStatus.FORBIDDEN:
+                used.update(rights(self.command, self.path, answer.status))
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.headers["Content-Type"])
+            self.end_headers()
+            with suppress(OSError):  # Whoever watched has gone.
+                while piece := answer.read1():
+                    self.wfile.write(piece)
+            connection.close()
+
+        do_GET = do_POST = do_PATCH = do_DELETE = forward
+
+        def log_message(self, *_: object) -> None:
+            """The operator's own log says more."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    config = yaml.safe_load(account.read_text())
+    config["clusters"][0]["cluster"] = {"server": f"http://127.0.0.1:{server.server_port}"}
+    file = folder / "recorded"
+    file.write_text(yaml.safe_dump(config))
+    yield file
+    server.shutdown()
+
+
+def rights(method: str, path: str, status: int) -> Iterator[tuple[str, str]]:
+    """What the API server wants granted for a request: resource, with its subresource, and verb."""
+    url = urlsplit(path)
+    place = re.sub(r"^/(api|apis/[^/]+)/[^/]+/(namespaces/[^/]+/(?=.))?", "", url.path)
+    resource, _, rest = place.partition("/")
+    name, _, subresource = rest.partition("/")
+    resource = f"{resource}/{subresource}" if subresource else resource
+    if method == "GET":
+        yield resource, "get" if name else "watch" if "watch=true" in url.query else "list"
+    else:
+        yield resource, {"POST": "create", "PATCH": "patch", "DELETE": "delete"}[method]
+    if (method, status) == ("PATCH", 201):
+        yield resource, "create"
 
 
 @pytest.mark.parametrize("rule", CASES, ids=lambda rule: ",".join(rule["resources"]))

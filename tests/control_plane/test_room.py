@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from control_plane.operator_fixtures import NODE, Json, Place, PlayedKubelet
-from control_plane.watching import behind, moment, recorded
+from control_plane.watching import never_less_than
 from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
@@ -37,19 +36,6 @@ def gpus(place: Place) -> Iterator[Place]:
     """A place on a node whose GPUs a test counts out."""
     yield place
     offer(place, None)
-
-
-@contextmanager
-def never_less_than(place: Place, least: int) -> Iterator[None]:
-    """Whatever happens in here, so many ready pods are behind the Service all the time."""
-    with recorded(place.api, "Pod", place.name) as pods, recorded(place.api, "Service", place.name) as services:
-        eventually(lambda: pods and services)
-        began = moment(place.api, place.name)
-        yield
-        last = moment(place.api, place.name)
-        place.api.patch("Service", place.name, "bot", {"metadata": {"annotations": {"test": "the last"}}})
-        eventually(lambda: any(int(each["metadata"]["resourceVersion"]) > last for each in services))
-    assert min(behind(services, pods, began)) >= least
 
 
 def progressing(place: Place, *words: str) -> Json:

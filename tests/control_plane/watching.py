@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
 
-from control_plane.operator_fixtures import Api, Json
+from control_plane.operator_fixtures import Api, Json, Place
 from llm_operator.cluster import path_of
 from llm_operator.state import pod_ready
+from waiting import eventually
 
 
 @contextmanager
@@ -36,8 +38,34 @@ def recorded(api: Api, kind: str, namespace: str) -> Iterator[list[Json]]:
     stop.set()
 
 
-def behind(services: list[Json], pods: list[Json], since: int, service: str = "bot") -> list[int]:
-    """Ready pods that the Service selects, after every change of either since a resource version.
+@contextmanager
+def never_less_than(place: Place, least: int) -> Iterator[None]:
+    """Whatever happens in here, so many ready pods are behind the Service `bot` all the time."""
+    with recorded(place.api, "Pod", place.name) as pods, recorded(place.api, "Service", place.name) as services:
+        eventually(lambda: pods and services)
+        began = moment(place.api, place.name)
+        yield
+        # Each stream lags as it likes: a pod that is ready but not heard of would be counted as missing.
+        ended = heard_to_the_end(place, "Service", services)
+        heard_to_the_end(place, "Pod", pods)
+    assert min(behind(services, pods, began, ended)) >= least
+
+
+def heard_to_the_end(place: Place, kind: str, found: list[Json]) -> int:
+    """Wait until a recording has all that happened up to now; returns the resource version of now."""
+    note = {"metadata": {"annotations": {"test": str(time.time_ns())}}}
+
+    def mark() -> Json:
+        staying = next(e for e in place.api.list(kind, place.name) if "deletionTimestamp" not in e["metadata"])
+        return place.api.patch(kind, place.name, staying["metadata"]["name"], note)
+
+    version = eventually(mark)["metadata"]["resourceVersion"]
+    eventually(lambda: any(each["metadata"]["resourceVersion"] == version for each in found))
+    return int(version)
+
+
+def behind(services: list[Json], pods: list[Json], since: int, until: int, service: str = "bot") -> list[int]:
+    """Ready pods that the Service selects, after every change of either between two resource versions.
 
     Two requests see two moments; resource versions put the states of both kinds into the one order in which they were.
     """
@@ -49,7 +77,7 @@ def behind(services: list[Json], pods: list[Json], since: int, service: str = "b
             known[state["metadata"]["uid"]] = state
         elif state["metadata"]["name"] == service:
             selector = state["spec"]["selector"]
-        if int(state["metadata"]["resourceVersion"]) > since:
+        if since < int(state["metadata"]["resourceVersion"]) <= until:
             counted.append(sum(_answers(pod, selector) for pod in known.values()))
     return counted
 

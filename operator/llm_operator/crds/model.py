@@ -107,7 +107,7 @@ class ServedModel(MlflowModel):
     )
     update_policy: Literal["Auto", "Manual"] = "Auto"
     """Auto: a moved alias starts a roll-out. Manual: it is told, and waits for the annotation
-    llm-operator.dev/approve-version with the version's number."""
+    llm-operator.dev/approve-version with the version's number, which the condition UpdateAvailable spells."""
 
 
 class CredentialsSecret(Section):

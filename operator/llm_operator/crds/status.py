@@ -15,6 +15,8 @@ class AvailableVersion(Section):
 
     version: Short
     """Its number."""
+    registered_at: Time | None = None
+    """When the registry says that it was made."""
     since: Time | None = None
     """When it was first seen under the reference."""
 

@@ -12,17 +12,31 @@ def held(observed: Observed) -> Observed:
     """What is to be planned for: with Manual, a moved reference stays `available` until its version is approved.
 
     Level-triggered: approved is what the annotation says for as long as it says so, be it written before the promotion.
-    The way back to the version that serves needs no word, nor does another reference in the specification.
+    The way back to the version that serves needs no word, nor does another reference in the specification. A number
+    that was registered anew is another version: the word for its number was about the former one.
     """
-    model, status, asked = observed.resolution.model, observed.status, observed.spec.model.mlflow
+    model, asked = observed.resolution.model, observed.spec.model.mlflow
     if asked is None or asked.update_policy == "Auto" or model is None or observed.resolution.last_known:
         return observed
     used = _used(observed, asked)
-    approved = observed.meta.annotations.get(names.APPROVE_ANNOTATION, "").strip()
-    serving = status.stable.version if status.stable and used and used.name == model.name else ""
-    if used is None or model.version in (used.version, approved, serving):
+    if used is None or _permitted(observed, model, used):
         return observed
     return replace(observed, resolution=Resolution(used), available=model)
+
+
+def _permitted(observed: Observed, model: ModelVersion, used: ModelVersion) -> bool:
+    approved = observed.meta.annotations.get(names.APPROVE_ANNOTATION, "").strip()
+    if revision.fresh(observed, model):
+        return approved == _word(observed, model)
+    stable = observed.status.stable
+    serving = stable.version if stable and used.name == model.name else ""
+    return model.version in (used.version, approved, serving)
+
+
+def _word(observed: Observed, model: ModelVersion) -> str:
+    """What the annotation must say for this version."""
+    mark = revision.fresh(observed, model)
+    return f"{model.version}:{mark}" if mark else model.version
 
 
 def _used(observed: Observed, asked: ServedModel) -> ModelVersion | None:
@@ -34,27 +48,30 @@ def _used(observed: Observed, asked: ServedModel) -> ModelVersion | None:
     same = (known.name, known.connection, known.alias, known.stage)
     if same != (asked.name, asked.connection, asked.alias, asked.stage):
         return None
-    return ModelVersion(known.name, known.version, known.source or "", known.run_id or "")
+    return ModelVersion(known.name, known.version, known.source or "", known.run_id or "", known.registered_at or "")
 
 
 def available(observed: Observed, stamp: str) -> AvailableVersion | None:
     """For the status: what waits, and since when."""
-    if observed.available is None:
+    if (found := observed.available) is None:
         return None
     before = observed.status.model.available if observed.status.model else None
-    if before is not None and before.version == observed.available.version:
+    made = found.registered_at or None
+    if before is not None and (before.version, before.registered_at) == (found.version, made):
         return before
-    return AvailableVersion(version=observed.available.version, since=stamp)
+    return AvailableVersion(version=found.version, registered_at=made, since=stamp)
 
 
 def told(observed: Observed) -> str:
     """What waits, and the command that lets it go."""
-    found, meta, reference = observed.available, observed.meta, observed.spec.model.mlflow
+    found, used, reference = observed.available, observed.resolution.model, observed.spec.model.mlflow
     assert found is not None
+    assert used is not None
     assert reference is not None
-    assert observed.resolution.model is not None
+    meta, word = observed.meta, _word(observed, found)
+    again = ", registered anew under the same number" if word != found.version else ""
+    kept = f"version {used.version} is kept" if not again else "the former content is kept as long as pods hold it"
     return (
-        f"{found.name}@{reference.alias or reference.stage} is version {found.version}, version "
-        f"{observed.resolution.model.version} is kept: kubectl -n {meta.namespace} annotate llmd/{meta.name} "
-        f"--overwrite {names.APPROVE_ANNOTATION}={found.version}"
+        f"{found.name}@{reference.alias or reference.stage} is version {found.version}{again}, {kept}: "
+        f"kubectl -n {meta.namespace} annotate llmd/{meta.name} --overwrite {names.APPROVE_ANNOTATION}={word}"
     )

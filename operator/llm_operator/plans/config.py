@@ -65,12 +65,14 @@ def _pruned(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def runtime_config(
-    name: str, spec: LLMDeploymentSpec, model: ModelVersion, connection: Connection | None
+    name: str, spec: LLMDeploymentSpec, model: ModelVersion, connection: Connection | None, anew: str = ""
 ) -> RuntimeConfig:
-    """The file that the pods of one revision read. `connection`: of a model in MLflow."""
+    """The file that the pods of one revision read. `connection`: of a model in MLflow; `anew` as in `revision_id`."""
     cache = spec.model_cache
+    # An older runtime does not know the field, and in a pod's own volume there is no earlier version.
+    kept = cache is not None and cache.persistent_volume_claim is not None
     return RuntimeConfig(
-        model=_model(name, spec.model, model, connection),
+        model=_model(name, spec.model, model, connection, (anew or None) if kept else None),
         engine=EngineConfig(
             device=spec.engine.device,
             dtype=spec.engine.dtype,
@@ -89,11 +91,17 @@ def runtime_config(
     )
 
 
-def _model(name: str, spec: ModelSpec, model: ModelVersion, connection: Connection | None) -> ModelConfig:
+def _model(
+    name: str, spec: ModelSpec, model: ModelVersion, connection: Connection | None, anew: str | None
+) -> ModelConfig:
     texts = {"system_prompt": spec.system_prompt, "chat_template": spec.chat_template}
     if spec.mlflow is not None and connection is not None:
         mlflow = MlflowVersion(
-            tracking_uri=connection.tracking_uri, name=model.name, version=model.version, sub_path=spec.mlflow.sub_path
+            tracking_uri=connection.tracking_uri,
+            name=model.name,
+            version=model.version,
+            sub_path=spec.mlflow.sub_path,
+            anew=anew,
         )
         return ModelConfig(name=name, mlflow=mlflow, **texts)
     return ModelConfig(name=name, uri=spec.uri, **texts)

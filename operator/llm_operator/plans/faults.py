@@ -2,7 +2,7 @@
 
 import re
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -29,12 +29,14 @@ def worst(
     deployment: Manifest | None,
     events: Mapping[str, Iterable[Manifest]],
     now: datetime | None = None,
+    silent: Container[str] = (),
 ) -> Fault | None:
     """The most telling fault among the pods of one revision: the program's own report before anything else.
 
-    `events` holds what was said about pods that wait for their containers, by pod name.
+    `events` holds what was said about pods that wait for their containers, by pod name; `silent` names nodes that do
+    not answer.
     """
-    found = [fault for pod in pods if (fault := of_pod(pod, events.get(pod["metadata"]["name"], ()), now))]
+    found = [fault for pod in pods if (fault := of_pod(pod, events.get(pod["metadata"]["name"], ()), now, silent))]
     found.sort(key=lambda fault: (not fault.terminal, _ORDER.get(fault.reason, 0)))
     return found[0] if found else _refused(deployment)
 
@@ -43,14 +45,16 @@ _ORDER = {"ContainerRestarted": 1, "CrashLoopBackOff": 1, "PodUnschedulable": 2,
 """The later, the less it says: an evicted pod stays in the list long after another has taken its place."""
 
 
-def of_pod(pod: Manifest, events: Iterable[Manifest] = (), now: datetime | None = None) -> Fault | None:
+def of_pod(
+    pod: Manifest, events: Iterable[Manifest] = (), now: datetime | None = None, silent: Container[str] = ()
+) -> Fault | None:
     """The fault of one pod, or None when it is ready, leaving or simply on its way."""
     status = pod.get("status", {})
     if pod["metadata"].get("deletionTimestamp") or ready(pod):
         return None
     if (fault := _evicted(pod)) is not None:
         return fault
-    if _lost(pod):
+    if _lost(pod) or _node(pod) in silent:
         return _on_a_lost_node(pod)
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
@@ -280,6 +284,21 @@ def _lost(pod: Manifest) -> bool:
     containers = _condition(status, "ContainersReady").get("status")
     unready = _condition(status, "Ready").get("status") in ("False", "Unknown")
     return status.get("reason") == "NodeLost" or (unready and containers == "True" and not gated)
+
+
+SILENCE = timedelta(seconds=40)
+"""After so long without a word from a node, at the earliest, the control plane calls it silent."""
+
+
+def doubtful(pod: Manifest, now: datetime) -> bool:
+    """Whether to ask for a pod's node: the pod is not ready yet, and nothing would change on it if that fell silent."""
+    since = unready_since(pod)
+    return hindered(pod) and _node(pod) != "?" and since is not None and now - since > SILENCE
+
+
+def silent(node: Manifest) -> bool:
+    """Whether the control plane has not heard from the node for long."""
+    return _condition(node.get("status") or {}, "Ready").get("status") == "Unknown"
 
 
 def _on_a_lost_node(pod: Manifest) -> Fault:

@@ -8,7 +8,7 @@ from llm_operator.crds import LLMDeploymentStatus, RevisionStatus
 from llm_operator.plans import names, source, workload
 from llm_operator.plans.config import config_text, revision_id, runtime_config
 from llm_operator.plans.rollout import Wanted
-from llm_operator.state import Manifest, Observed
+from llm_operator.state import Manifest, ModelVersion, Observed
 from llm_runtime import contract
 
 
@@ -37,17 +37,30 @@ def anew(observed: Observed) -> str:
 
     Empty for every other version: a number is its identity then, as it always was.
     """
-    model, known, reference = observed.resolution.model, observed.status.model, observed.spec.model.mlflow
-    if model is None or known is None or reference is None:
+    model, known = observed.resolution.model, observed.status.model
+    if model is None or known is None or not _same_number(observed, model):
         return ""
-    if (known.name, known.version, known.connection) != (model.name, model.version, reference.connection):
+    return fresh(observed, model) or known.anew or ""
+
+
+def fresh(observed: Observed, model: ModelVersion) -> str:
+    """The mark of a version that was registered under the number in use since; empty for any other."""
+    known = observed.status.model
+    if known is None or not _same_number(observed, model):
         return ""
     if model.registered_at:
         # What an operator before this one did not note says nothing: its upgrade rolls out nothing.
         same, mark = known.registered_at in (None, "", model.registered_at), model.registered_at
     else:
         same, mark = not (known.source and model.source) or known.source == model.source[:2048], model.source
-    return (known.anew or "") if same else hashlib.sha256(mark.encode()).hexdigest()[:10]
+    return "" if same else hashlib.sha256(mark.encode()).hexdigest()[:10]
+
+
+def _same_number(observed: Observed, model: ModelVersion) -> bool:
+    known, reference = observed.status.model, observed.spec.model.mlflow
+    if known is None or reference is None:
+        return False
+    return (known.name, known.version, known.connection) == (model.name, model.version, reference.connection)
 
 
 def kept(observed: Observed) -> dict[str, Wanted]:
@@ -78,7 +91,7 @@ def memory(observed: Observed, revision: str) -> Memory | None:
     assert model is not None
     running = (children.deployment or {}).get("spec", {}).get("template") if children else None
     return Memory(
-        config_text(runtime_config(observed.meta.name, observed.spec, model, observed.connection)),
+        config_text(runtime_config(observed.meta.name, observed.spec, model, observed.connection, anew(observed))),
         # A template that runs is kept as it is: a newer operator's would restart the pods.
         running
         or workload.pod_template(observed.meta, observed.spec, revision, target.image, observed.fetch_resources),

@@ -13,6 +13,7 @@ from llm_operator.observe import Outside
 from llm_operator.plans import apikeys, keys, names
 from llm_operator.plans.reasons import Reason
 from llm_operator.reconcile import keyfile, standing
+from llm_operator.reconcile.put import update
 from llm_operator.reconcile.result import Done, Pace, Retry
 from llm_operator.reconcile.status import report, stamp, tell
 from llm_operator.state import Fault, Key, Manifest, ObservedKey, Occurrence
@@ -109,7 +110,7 @@ async def _ensure(
         mine, value = names.ours(observed.secret, meta), keys.decode(observed.secret, keys.API_KEY_FIELD) or ""
         if mine and key_id_of(value):
             if not names.owned(observed.secret, meta):
-                secret = await outside.cluster.apply(keys.issued_secret(meta, name, value))
+                secret = await update(outside.cluster, meta, keys.issued_secret(meta, name, value), observed.secret)
                 told = Occurrence("Normal", "KeyAdopted", f"Secret {name} was this ApiKey's before: its key goes on")
                 return secret, secret["metadata"].get("creationTimestamp"), (told,)
             await _leave_old(outside, observed, name)

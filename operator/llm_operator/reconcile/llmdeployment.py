@@ -18,6 +18,10 @@ from llm_operator.state import Fault, HeldKey, Key, Manifest, Meta, Observed, Oc
 
 WAITING_LOOK_SECONDS = 3.0
 """How often Events of a pod without containers are read: they come without the pod changing."""
+SECRET_LOOK_SECONDS = 5.0
+"""How often a Secret that spec.database names is looked for: Secrets are not watched."""
+NODE_LOOK_SECONDS = 20.0
+"""How often a pod that does not get ready is looked at: its node may have fallen silent, which changes no pod."""
 DOWNLOAD_LOOK_SECONDS = 5.0
 """How often the status tells how far a download is."""
 
@@ -140,10 +144,12 @@ def _next_look(observed: Observed, plan: Plan, fault: Fault | None, pace: Pace) 
         # Nobody tells us when somebody else's object goes away.
         looks.append(pace.verify_seconds)
     if observed.database_missing:
-        looks.append(pace.verify_seconds)
+        looks.append(min(SECRET_LOOK_SECONDS, pace.verify_seconds))
     pods = [pod for each in observed.revisions.values() for pod in each.pods]
     if any(faults.waits_for_containers(pod) for pod in pods):
         looks.append(WAITING_LOOK_SECONDS)
+    if any(faults.hindered(pod) for pod in pods):
+        looks.append(NODE_LOOK_SECONDS)
     if any(faults.fetching(pod) for pod in pods):
         looks.append(DOWNLOAD_LOOK_SECONDS)
     return min(looks, default=None)

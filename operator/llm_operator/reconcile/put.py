@@ -1,10 +1,13 @@
 """Applies one object of a plan, unless its name is somebody else's."""
 
-from llm_operator.cluster import ApiError
+from llm_operator.cluster import ApiError, Cluster, Conflict
 from llm_operator.observe import Outside
 from llm_operator.plans import names
 from llm_operator.plans.reasons import Reason
 from llm_operator.state import Fault, Manifest, Meta
+
+TRIES = 5
+"""Of one update that others' writes come between."""
 
 
 class NameTaken(Exception):
@@ -14,7 +17,7 @@ class NameTaken(Exception):
 async def put(outside: Outside, owner: Meta, manifest: Manifest, live: Manifest | None = None) -> None:
     """Force takes fields from people, never objects; what was ours and lost its owner, as by a restore, is adopted.
 
-    `live` is the object as it was seen; None: it is read now.
+    `live` is the object as it was seen; None: it is read now. Raises Conflict where it, or its owner, is another now.
     """
     cluster, kind, meta = outside.cluster, manifest["kind"], manifest["metadata"]
     live = live or await cluster.get(kind, meta["namespace"], meta["name"])
@@ -25,12 +28,44 @@ async def put(outside: Outside, owner: Meta, manifest: Manifest, live: Manifest 
         )
     if live is not None and manifest.get("immutable") and live.get("data") != manifest["data"]:
         await cluster.delete(kind, meta["namespace"], meta["name"], live["metadata"]["uid"])
-    elif live is not None:
-        # With the uid an update never brings back what was deleted since it was read: that is a Conflict.
-        manifest = {**manifest, "metadata": {**meta, "uid": live["metadata"]["uid"]}}
-    live = await cluster.apply(manifest)
+        live = None
+    applied = await cluster.apply(manifest) if live is None else await update(cluster, owner, manifest, live)
     if kind == "Secret":
-        outside.secrets[meta["namespace"], meta["name"]] = live["metadata"]["resourceVersion"]
+        outside.secrets[meta["namespace"], meta["name"]] = applied["metadata"]["resourceVersion"]
+
+
+async def update(cluster: Cluster, owner: Meta, manifest: Manifest, live: Manifest) -> Manifest:
+    """Apply to what is there, and never give an owner back that was taken away.
+
+    `kubectl delete --cascade=orphan` takes the owner from each child and then deletes it. A child that named it again
+    would be deleted, too. The resourceVersion keeps a write that is on its way off a child that was changed meanwhile,
+    and the uid off another one of its name.
+    """
+    meta = manifest["metadata"]
+    for _ in range(TRIES):
+        if not names.owned(live, owner):
+            await _adoptable(cluster, owner)
+        seen = {name: live["metadata"][name] for name in ("uid", "resourceVersion")}
+        try:
+            return await cluster.apply({**manifest, "metadata": {**meta, **seen}})
+        except Conflict as error:
+            refusal = error
+        # A Deployment's status changes all the time.
+        again = await cluster.get(manifest["kind"], meta["namespace"], meta["name"])
+        if again is None or again["metadata"]["uid"] != seen["uid"] or not names.ours(again, owner):
+            break
+        live = again
+    raise refusal
+
+
+async def _adoptable(cluster: Cluster, owner: Meta) -> None:
+    """Raises Conflict where the owner is gone or going: what it has lost is not to come back to it.
+
+    To be asked after the child was read: one that has just lost its owner is then told from one that never had it.
+    """
+    found = await cluster.get(owner.kind, owner.namespace, owner.name)
+    if found is None or found["metadata"]["uid"] != owner.uid or "deletionTimestamp" in found["metadata"]:
+        raise Conflict(f"{owner.kind} {owner.name} is being deleted: what it leaves stays without an owner")
 
 
 def refused(manifest: Manifest, error: NameTaken | ApiError) -> Fault:

@@ -138,14 +138,16 @@ def folder_name(version: MlflowVersion | Pinned) -> str:
         # What has no subPath keeps the name it had before there was one.
         identity: tuple[str, ...] = (version.server, workspace, version.location, *filter(None, [version.sub_path]))
     else:
-        identity = (version.tracking_uri, workspace, version.name, version.version, version.sub_path)
+        again = filter(None, [version.anew])
+        identity = (version.tracking_uri, workspace, version.name, version.version, version.sub_path, *again)
     digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()
     return f"{_readable(version)}-{digest[:12]}"
 
 
 def numbered(version: MlflowVersion) -> str:
     """A registered version and its server, as the beginning of a manifest's source."""
-    return f"{version.tracking_uri} models:/{version.name}/{version.version}"
+    again = f"#{version.anew}" if version.anew else ""
+    return f"{version.tracking_uri} models:/{version.name}/{version.version}{again}"
 
 
 def fetched(models: Path, version: MlflowVersion) -> Path | None:

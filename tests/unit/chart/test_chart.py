@@ -85,6 +85,16 @@ def test_watching_some_namespaces_needs_no_right_in_the_others(chart: Chart) -> 
     assert bindings == {"team-a", "team-b", "llm-operator-system"}
 
 
+def test_releases_of_one_name_in_two_namespaces_share_no_cluster_wide_name(chart: Chart) -> None:
+    def cluster_wide(namespace: str) -> set[str]:
+        values = {"watchNamespaces": [namespace], "crds": {"install": False}}
+        objects = yaml.safe_load_all(chart.template("--skip-tests", "--namespace", namespace, **values).stdout)
+        return {f"{each['kind']}/{each['metadata']['name']}" for each in objects if "namespace" not in each["metadata"]}
+
+    assert cluster_wide("team-a")
+    assert not cluster_wide("team-a") & cluster_wide("team-b")
+
+
 def test_each_connection_has_its_credentials_in_a_folder_of_its_name(chart: Chart) -> None:
     uri = "https://mlflow.example.com"
     connections = {

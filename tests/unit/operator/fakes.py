@@ -81,6 +81,12 @@ class FakeCluster:
         before = self.objects.get(key)
         if "uid" in meta and (before is None or before["metadata"]["uid"] != meta["uid"]):
             raise Conflict(f"uid mismatch on {key}")
+        if (
+            before is not None
+            and meta.get("resourceVersion", before["metadata"]["resourceVersion"])
+            != (before["metadata"]["resourceVersion"])
+        ):
+            raise Conflict(f"{key} has changed since it was read")
         if before is not None and before.get("immutable") and before["data"] != manifest.get("data"):
             raise Refused("field is immutable when `immutable` is set")
         return self._store("apply", key, _merged(before or {}, manifest))

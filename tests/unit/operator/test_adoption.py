@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from llm_operator.state import Manifest
-from unit.operator.fakes import NAMESPACE, World
+from llm_operator.cluster import Conflict
+from llm_operator.reconcile import Retry
+from llm_operator.state import Key, Manifest
+from unit.operator.fakes import NAMESPACE, FakeCluster, World
 from unit.operator.test_keyring import settle
 from unit.operator.test_reconcile_apikey import BOT, TEAM, issued, known, look
 from unit.operator.test_reconcile_llmdeployment import serving
@@ -119,3 +122,52 @@ async def test_a_secret_of_another_apikey_is_not_adopted() -> None:
     secret["metadata"]["labels"]["llm-operator.dev/apikey"] = "other"
     await look(world)
     assert world.condition("Stalled", "team", "ApiKey")["reason"] == "SecretNameTaken"
+
+
+class OrphaningCluster(FakeCluster):
+    """`kubectl delete --cascade=orphan` of `victim` comes just before the first call of this verb on this kind."""
+
+    victim = BOT
+    first: tuple[str, str] | None = None
+
+    def _answer(self, kind: str = "", *asked: str) -> None:
+        if asked[:2] == self.first:
+            self.first = None
+            owner = self.objects[self.victim.kind, self.victim.namespace, self.victim.name]["metadata"]
+            owner["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+            for found in self.objects.values():
+                if any(each["uid"] == owner["uid"] for each in found["metadata"].get("ownerReferences") or []):
+                    del found["metadata"]["ownerReferences"]
+                    found["metadata"]["resourceVersion"] = self._next()
+        super()._answer(kind, *asked)
+
+
+@pytest.mark.parametrize(
+    ("adopts", "victim", "first"),
+    [
+        (False, BOT, ("list", "Deployment")),
+        (False, BOT, ("apply", "Service")),
+        (True, BOT, ("list", "Deployment")),
+        (True, TEAM, ("get", "Secret")),
+    ],
+)
+async def test_a_look_that_is_under_way_gives_no_orphan_its_owner_back(
+    adopts: bool, victim: Key, first: tuple[str, str]
+) -> None:
+    world, _ = await with_a_key()
+    if adopts:
+        restored(world)
+    cluster = OrphaningCluster()
+    cluster.__dict__ |= vars(world.cluster)
+    world.cluster, cluster.victim, cluster.first = cluster, victim, first
+    world.restarted("image")
+    with suppress(Retry, Conflict):
+        await look(world, victim)
+    assert cluster.first is None
+    going = uid(world, victim.kind, victim.name)
+    owned = [
+        key
+        for key, found in cluster.objects.items()
+        if any(each["uid"] == going for each in found["metadata"].get("ownerReferences") or [])
+    ]
+    assert not owned, "the garbage collector deletes these, as their owner is no more"

@@ -145,3 +145,37 @@ async def test_the_poll_does_not_wake_for_what_waits_already(world: World) -> No
     world.registry.aliases["bot"]["champion"] = "3"
     await poll.look()
     assert queue.added == ["bot"]
+
+
+FIRST, SECOND, THIRD = (f"2026-01-0{day}T00:00:00.000+00:00" for day in (1, 2, 3))
+
+
+def registered(world: World, made: str) -> None:
+    """The model was deleted and registered anew: what has its numbers now was made at another moment."""
+    world.registry.registered_at = world.registry.model_made = made
+
+
+async def test_a_number_that_was_registered_anew_waits_for_a_word_about_the_new_content(world: World) -> None:
+    registered(world, FIRST)
+    await approve(world, "1")
+    before = world.status()["stable"]["revision"]
+    registered(world, SECOND)
+    await settled(world)
+    assert world.status()["stable"]["revision"] == before, "the word for 1 was about the former"
+    assert world.status()["model"]["registeredAt"] == FIRST
+    told = world.condition("UpdateAvailable")
+    assert (told["status"], available(world)) == ("True", "1")
+    poll, queue = await polled(world)
+    await poll.look()
+    assert not queue.added, "what waits is known"
+    word = told["message"].rpartition("=")[2]
+    registered(world, THIRD)
+    await poll.look()
+    assert queue.added == ["bot"]
+    await approve(world, word)
+    assert world.status()["stable"]["revision"] == before, "and this word is about the second"
+    await approve(world, world.condition("UpdateAvailable")["message"].rpartition("=")[2])
+    assert world.status()["stable"]["revision"] != before
+    assert world.condition("UpdateAvailable")["reason"] == "UpToDate"
+    await approve(world, "")
+    assert world.status()["model"]["registeredAt"] == THIRD, "it stays without the annotation"

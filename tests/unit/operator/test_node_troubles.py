@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from llm_operator.cluster import Refused
 from llm_operator.reconcile import Done, Pace, reconcile
 from llm_operator.state import Key
 from unit.operator.fakes import NAMESPACE, World
@@ -156,3 +159,36 @@ async def test_events_of_a_pod_that_waits_for_containers_are_read_again_within_s
     await look(world)
     assert world.condition("Available")["reason"] == "SandboxFailed"
     assert "nvidia" in world.condition("Ready")["message"]
+
+
+@pytest.mark.parametrize("state", [{"running": {}}, {"waiting": {"reason": "PodInitializing"}}])
+async def test_a_node_that_falls_silent_under_a_pod_that_starts_is_named(state: dict[str, Any]) -> None:
+    """The control plane takes Ready from pods that have it, and leaves all others as they were."""
+    world = World()
+    revision = await serving(world)
+    befall(world, revision, state=state)
+    pod = world.cluster.objects["Pod", NAMESPACE, f"bot-{revision}-played-0"]
+    pod["spec"] = {"nodeName": "n7"}
+    node = {"metadata": {"name": "n7"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+    world.cluster.objects["Node", "", "n7"] = node
+    world.clock.pass_seconds(60)
+    done = await look(world)
+    assert "does not answer" not in world.condition("Available")["message"]
+    assert done.after_seconds is not None
+    assert done.after_seconds <= 20, "nothing tells that it falls silent"
+    node["status"] = {"conditions": [{"type": "Ready", "status": "Unknown"}]}
+    await look(world)
+    available = world.condition("Available")
+    assert (available["status"], available["reason"]) == ("False", "NodeLost")
+    assert "node n7 of pod" in available["message"]
+
+
+async def test_an_operator_that_may_not_ask_for_nodes_does_without() -> None:
+    world = World()
+    revision = await serving(world)
+    befall(world, revision, state={"running": {}})
+    world.cluster.objects["Pod", NAMESPACE, f"bot-{revision}-played-0"]["spec"] = {"nodeName": "n7"}
+    world.cluster.faults["get", "Node"] = Refused("nodes is forbidden")
+    world.clock.pass_seconds(60)
+    await look(world)
+    assert world.condition("Available")["reason"] == "NoReadyPods"

@@ -41,8 +41,35 @@ def test_failures_double_the_delay_up_to_the_cap_and_success_forgets_them() -> N
     queue = backlog()
     assert [queue.retry("a", 0) for _ in range(12)][:4] == [0.5, 1.0, 2.0, 4.0]
     assert queue.retry("a", 0) == 300.0
-    queue.succeed("a")
+    queue.succeed("a", 0)
     assert queue.retry("a", 0) == 0.5
+
+
+def slow() -> Backlog[str]:
+    return Backlog(cap_seconds=30, each_seconds=0.5, jitter=lambda: 0.5)
+
+
+def test_one_that_fails_for_long_is_tried_within_seconds_of_its_causes_end() -> None:
+    queue = slow()
+    assert max(queue.retry("a", 0) for _ in range(100)) == 4 * 1.125
+
+
+def test_many_that_fail_are_tried_twice_a_second_together_and_all_of_them_once_one_succeeds() -> None:
+    queue = slow()
+    failing = [str(number) for number in range(200)]
+    pauses = [queue.retry(item, 0) for item in failing for _ in range(8)]
+    assert pauses[-1] == 30 * 1.125
+    queue.succeed("0", 1)
+    assert set(failing[1:]) <= {queue.take(4) for _ in failing}
+
+
+def test_one_that_never_failed_brings_no_other_forward() -> None:
+    queue = slow()
+    queue.retry("a", 0)
+    queue.add("b", 0)
+    queue.take(0)
+    queue.succeed("b", 0)
+    assert queue.take(0.4) is None
 
 
 def test_the_earlier_appointment_stands() -> None:

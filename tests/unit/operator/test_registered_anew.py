@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import httpx
 import pytest
 
 from llm_operator.registry import MlflowRegistry, Reference
 from llm_operator.state import Connection
-from unit.operator.fakes import World
+from unit.operator.fakes import NAMESPACE, World
 from unit.operator.test_poll import polled
 from unit.operator.test_reconcile_llmdeployment import look, serving
 
@@ -40,6 +41,23 @@ async def test_another_model_under_the_same_number_is_rolled_out(made: str) -> N
     await look(world)
     assert world.status()["stable"]["revision"] == new, "it stays another one"
     assert world.cluster.events().count("RegisteredAnew") == 1
+
+
+@pytest.mark.parametrize(("cache", "told"), [({"persistentVolumeClaim": {"claimName": "models"}}, True), ({}, False)])
+async def test_pods_are_told_where_their_volume_may_hold_the_former_content(cache: dict[str, Any], told: bool) -> None:
+    world = World()
+    world.registry.registered_at = FIRST
+    await serving(world, modelCache=cache)
+    assert "anew" not in world.cluster.objects["ConfigMap", NAMESPACE, f"bot-{stable(world)}"]["data"]["config.json"]
+    world.registry.registered_at = SECOND
+    await look(world)
+    revision, mark = world.status()["candidate"]["revision"], world.status()["model"]["anew"]
+    config = json.loads(world.cluster.objects["ConfigMap", NAMESPACE, f"bot-{revision}"]["data"]["config.json"])
+    assert config["model"]["mlflow"].get("anew") == (mark if told else None)
+
+
+def stable(world: World) -> str:
+    return str(world.status()["stable"]["revision"])
 
 
 async def test_artifacts_that_moved_to_another_store_are_the_same_version() -> None:

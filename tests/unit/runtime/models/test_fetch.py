@@ -21,6 +21,7 @@ from llm_runtime.errors import (
 from llm_runtime.models.disk import disk_errors, point_to
 from llm_runtime.models.fetch import Fetcher, fetch
 from llm_runtime.models.local import local_model
+from llm_runtime.models.origin import Origin, origin
 from llm_runtime.models.sources import fetched, folder_name
 from llm_runtime.models.verify import is_whole
 from unit.runtime.models.fakes import VERSION, FolderRegistry, write_model, write_tokenizer
@@ -63,6 +64,16 @@ def test_a_version_becomes_a_whole_folder(fetcher: Fetcher) -> None:
     assert left_over(fetcher) == [folder.name]
 
 
+def test_a_number_that_was_registered_anew_has_a_folder_of_its_own(fetcher: Fetcher, registry: FolderRegistry) -> None:
+    former = fetcher.fetch(VERSION)
+    (registry.folder / "config.json").write_text('{"model_type": "mistral"}')
+    again = VERSION.model_copy(update={"anew": "0a1b2c3d4e"})
+    folder = fetcher.fetch(again)
+    assert "mistral" in (folder / "config.json").read_text()
+    assert (fetched(fetcher.models, again), fetched(fetcher.models, VERSION)) == (folder, former)
+    assert origin(folder) == origin(former) == Origin("bot", "3", "models:/bot/3")
+
+
 def test_what_is_there_is_not_fetched_again(fetcher: Fetcher, registry: FolderRegistry) -> None:
     first = fetcher.fetch(VERSION)
     registry.downloads.clear()
@@ -80,7 +91,9 @@ def test_who_knows_no_workspace_finds_what_a_process_that_does_has_brought(
     assert fetched(fetcher.models, VERSION) == folder
 
 
-@pytest.mark.parametrize("change", [{"version": "4"}, {"tracking_uri": "http://other"}, {"sub_path": "final"}])
+@pytest.mark.parametrize(
+    "change", [{"version": "4"}, {"tracking_uri": "http://other"}, {"sub_path": "final"}, {"anew": "1"}]
+)
 def test_a_link_to_something_else_on_a_shared_volume_misleads_nobody(fetcher: Fetcher, change: dict[str, str]) -> None:
     own = fetcher.fetch(VERSION)
     wanted = VERSION.model_copy(update=change)
