@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 from fastapi import Request
@@ -11,11 +11,15 @@ from llm_runtime import errors, logs
 from llm_runtime.api.answers import own_error
 from llm_runtime.api.body import check_model
 from llm_runtime.api.services import services_of
+from llm_runtime.aside import aside
 from llm_runtime.auth import check_adapter
 from llm_runtime.pipeline import IDEMPOTENCY_KEY, Choice, Generation, Job, Pipeline, text_of
 from llm_runtime.request import Caller
 from llm_runtime.stream import EventStream, sse, while_connected
 from llm_runtime.tools.reader import AnswerReader
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 DEFAULT_MAX_TOKENS = 256
 """Of the dialects that name no other number."""
@@ -72,7 +76,12 @@ async def start(request: Request, wanted: Job) -> Generation:
     """Admit a job, unless the client leaves while it waits for its turn. Raises what it can be refused for."""
     pipeline = pipeline_of(request)
     timeout_seconds = pipeline.config.server.request_timeout_seconds
-    return await while_connected(request.receive, pipeline.start(wanted), timeout_seconds)
+    return await while_connected(request.receive, pipeline.start(wanted, large=request.state.large), timeout_seconds)
+
+
+async def worked_out(request: Request, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`work` on the body: aside, where that is large."""
+    return await aside(work, *args, **kwargs) if request.state.large else work(*args, **kwargs)
 
 
 async def collect(request: Request, generation: Generation) -> list[Choice]:

@@ -11,6 +11,8 @@ from llm_runtime.request import Sampling
 
 BASE = "base"
 """`<model>:base`: the model itself, whatever adapter answers for its bare name."""
+MAX_MESSAGES = 2048
+"""Of a conversation, and parts of a message: as many as OpenAI's API takes."""
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256
 

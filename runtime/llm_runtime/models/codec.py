@@ -11,7 +11,7 @@ from llm_runtime.engine.constraint import GrammarMatcher, Grammars
 from llm_runtime.engine.limits import MAX_REPETITION_PENALTY
 from llm_runtime.errors import InvalidRequest, ModelUnsupported
 from llm_runtime.models.detokenize import Spelling, Text
-from llm_runtime.models.letters import Letters
+from llm_runtime.models.letters import Letters, encoded
 from llm_runtime.models.template_files import ChatTemplates, folder_templates
 from llm_runtime.models.tokenizer_files import file_tokenizer, no_tokenizer, read_json, special_texts
 from llm_runtime.request import Constraint, Message
@@ -56,7 +56,7 @@ class Codec:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of plain text, with the special tokens that the tokenizer itself puts around it."""
-        return list(self._tokenizer.encode(text).ids)
+        return encoded(self._tokenizer, text)
 
     def encode_chat(
         self,
@@ -68,7 +68,7 @@ class Codec:
         if marked := self._letters.mark(messages, tools, options or {}):
             text = self.render_chat(marked.messages, marked.tools, marked.options)
             return self._letters.encode(text, marked.originals)
-        return list(self._tokenizer.encode(self.render_chat(messages, tools, options), add_special_tokens=False).ids)
+        return encoded(self._tokenizer, self.render_chat(messages, tools, options), special=False)
 
     def render_chat(
         self,
