@@ -12,7 +12,7 @@ from llm_runtime.api.answers import own_error
 from llm_runtime.api.body import check_model
 from llm_runtime.api.services import services_of
 from llm_runtime.aside import aside
-from llm_runtime.auth import check_adapter
+from llm_runtime.auth import may_use
 from llm_runtime.pipeline import IDEMPOTENCY_KEY, Choice, Generation, Job, Pipeline, text_of
 from llm_runtime.request import Caller
 from llm_runtime.stream import EventStream, sse, while_connected
@@ -53,14 +53,14 @@ def job(request: Request, prefix: str = "", **fields: Any) -> Job:
 def adapter_of(request: Request, asked: str | None) -> str:
     """The adapter that a model's name asks for; no name is the model's own.
 
-    Raises `errors.NotFound`, `errors.Forbidden` for one that the caller may not use, and `errors.ServiceUnavailable`
-    for one that is on its way.
+    Raises `errors.NotFound`, also for one that the caller may not use, and `errors.ServiceUnavailable` for one that is
+    on its way.
     """
     pipeline, services = pipeline_of(request), services_of(request)
     served, present, default = pipeline.config.model.name, pipeline.engine.adapters, services.default_adapter
     coming = [name for name in services.adapters.names if name not in present] if services.adapters else []
-    adapter = check_model(asked or served, served, (*present, *coming), default)
-    check_adapter(caller_of(request), adapter)
+    usable = [name for name in (*present, *coming) if may_use(caller_of(request), name)]
+    adapter = check_model(asked or served, served, usable, default)
     if adapter and adapter not in present:
         raise errors.ServiceUnavailable(f"The adapter {adapter} is not loaded yet; try again shortly.")
     return adapter

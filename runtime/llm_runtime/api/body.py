@@ -116,15 +116,18 @@ def conflict(field: str, text: str) -> PydanticCustomError:
 def check_model(asked: str, served: str, adapters: Sequence[str] = (), default: str = "") -> str:
     """The adapter that `asked` names, "" for the model itself. Raises `errors.NotFound` for anything else.
 
-    With a `default` adapter the bare name is that one's, and `<served>:base` the model, unless an adapter is called so.
+    `adapters` are those that the caller may use: of others it is not told that they are there. With a `default` adapter
+    the bare name is that one's, and `<served>:base` the model, unless an adapter is called so.
     """
-    if asked == served:
+    bare = not default or default in adapters
+    if asked == served and bare:
         return default
     adapter = asked.removeprefix(f"{served}:")
     if adapter != asked and adapter in adapters:
         return adapter
     if adapter != asked and adapter == BASE:
         return ""
-    known = ", ".join(repr(name) for name in (served, *(f"{served}:{adapter}" for adapter in adapters)))
-    message = f"There is no model {asked[:100]!r} here; this endpoint serves {known}."
+    own = served if bare else f"{served}:{BASE}"
+    known = ", ".join(repr(name) for name in (own, *(f"{served}:{adapter}" for adapter in adapters)))
+    message = f"There is no model {asked[:100]!r} here that this key may use; it may use {known}."
     raise errors.NotFound(message, param="model", code="model_not_found")
