@@ -105,7 +105,8 @@ class Pipeline:
         self.idempotency = idempotency or IdempotencyKeys()
         self._identity = identity
         self.version = version or model_version(config)
-        self._filters, self._model = Filters(config.server.filters), model_digest(config, self.version)
+        own = (config.model.system_prompt, codec.chat_template, codec.tool_template)
+        self._filters, self._model = Filters(config.server.filters, own), model_digest(config, self.version)
         self._books, self._metrics = Books(config, self.version, metrics, usage, clock), metrics
         metrics.cache_entries.set_function(lambda: cache.entries if cache else 0)
 
@@ -218,6 +219,8 @@ class Pipeline:
             # By halves: each try encodes everything again.
             job = forget(job, max(2, job.forgettable // 2))
             prompts = [self._tokens(prompt, job) for prompt in job.prompts]
+        if self._filters.reads_prompts:
+            self._filters.encoded(job, map(self.codec.decode, prompts))
         return job, prompts
 
     def _tokens(self, prompt: Prompt, job: Job) -> list[int]:
