@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from llm_runtime import errors
 from llm_runtime.aside import aside
@@ -42,11 +42,11 @@ __all__ = [
 ]
 
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 LONG_CHARACTERS = 4000
 """To encode so many takes some 3 ms, for which all others would wait; longer prompts are prepared in a thread."""
+SLOW_SECONDS = 0.1
 
 
 class Limiter(Protocol):
@@ -108,6 +108,8 @@ class Pipeline:
         own = (config.model.system_prompt, codec.chat_template, codec.tool_template)
         self._filters, self._model = Filters(config.server.filters, own), model_digest(config, self.version)
         self._books, self._metrics = Books(config, self.version, metrics, usage, clock), metrics
+        self._slow = False
+        """A short prompt took long once: from then on none is prepared on the event loop."""
         metrics.cache_entries.set_function(lambda: cache.entries if cache else 0)
 
     async def start(self, job: Job, *, large: bool = False) -> Generation:
@@ -119,14 +121,14 @@ class Pipeline:
         async with AsyncExitStack() as held:  # A refusal or a cancellation, wherever it comes, gives all of it back.
             admission = await self._admit(job, length)
             held.callback(admission.settle, 0)
-            job = await _prepared(length, self._filters.prompts, job)
+            job = await self._prepared(length, self._filters.prompts, job)
             weights = self._weights(job)
             answer, turns = await self._recall(job, weights, held)
             if answer:
                 held.pop_all()
                 return _replay(self._books, job, admission, answer, turns)
             await self._check_constraint(job)
-            job, prompts = await _prepared(length, self._encode, job)
+            job, prompts = await self._prepared(length, self._encode, job)
             requests = self._requests(job, prompts)
             await admission.reserve(_most_tokens(prompts, requests))
             streams = await self._run(requests)
@@ -145,6 +147,16 @@ class Pipeline:
             turns=turns,
             masks=self._filters.masks(len(streams)),
         )
+
+    async def _prepared(self, length: int, work: Callable[[Job], T], job: Job) -> T:
+        """`work` on a prompt of this length: here, or aside where it takes time, be it by the model's chat template."""
+        if self._slow or length > LONG_CHARACTERS:
+            return await aside(work, job)
+        began = time.perf_counter()
+        try:
+            return work(job)
+        finally:
+            self._slow = time.perf_counter() - began > SLOW_SECONDS
 
     def _validate(self, job: Job) -> tuple[Job, int]:
         """The job, shortened where it may be, and its length in characters or tokens. Counts, and looks at nothing."""
@@ -286,11 +298,6 @@ class Pipeline:
             await close(streams)
             raise
         return streams
-
-
-async def _prepared(length: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """`work` on a prompt of this length: here, or aside where it takes time."""
-    return await aside(work, *args, **kwargs) if length > LONG_CHARACTERS else work(*args, **kwargs)
 
 
 def _most_tokens(prompts: Sequence[list[int]], requests: Sequence[GenerationRequest]) -> int:

@@ -11,6 +11,7 @@ import pytest
 
 from fakes import FakeCodec, ScriptedEngine
 from harness import KEY, Harness
+from llm_runtime import pipeline
 from llm_runtime.api import guard, shares
 from llm_runtime.api.shares import Bodies, Pace
 from llm_runtime.contract import Tier
@@ -109,6 +110,17 @@ async def test_a_long_prompt_is_prepared_in_a_thread_and_a_short_one_at_once(run
     main = threading.main_thread().name
     assert codec.threads[0] == main
     assert codec.threads[1] != main
+
+
+async def test_after_a_slow_chat_template_even_short_prompts_are_prepared_in_a_thread(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = WatchedCodec()
+    monkeypatch.setattr(pipeline, "SLOW_SECONDS", -1.0)  # Whatever it takes is slow.
+    async with run(ScriptedEngine(codec=codec)) as api:
+        assert [(await api.chat()).status_code for _ in range(2)] == [200, 200]
+    main = threading.main_thread().name
+    assert (codec.threads[0] == main, codec.threads[1] == main) == (True, False)
 
 
 async def test_a_large_body_is_parsed_in_a_thread(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
