@@ -230,7 +230,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     """Jinja's strictest sandbox, bounded. Render inside `metered`; `TooMuch` says which bound was reached."""
 
     intercepted_binops = frozenset({"+", "-", "*", "%", "**", "//", "/"})
-    concat = staticmethod(_concat)  # type: ignore[assignment]
+    concat = staticmethod(_concat)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(finalize=_finalized, **options)
@@ -282,14 +282,15 @@ class _Bounded(NodeTransformer):
         self._environment = environment
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
-        node = self.generic_visit(node)
+        self.generic_visit(node)  # changes it in place
         node.iter = self._through("_counted", node.iter)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         return self._through("_joined", nodes.List(node.nodes, lineno=node.lineno, environment=self._environment))
 
     def _through(self, name: str, value: nodes.Expr) -> nodes.Filter:
         filtered = nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
-        return filtered.set_environment(self._environment)
+        filtered.set_environment(self._environment)
+        return filtered

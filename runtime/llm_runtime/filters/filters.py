@@ -63,15 +63,21 @@ class Filters:
         if isinstance(prompt, str):
             return self._text(prompt, names)
         if is_conversation(prompt):
-            return tuple({**self._value(message, names), "role": message["role"]} for message in prompt)
+            return tuple(self._message(message, names) for message in prompt if isinstance(message, dict))
         message = "This server looks for personal data in prompts, which it can't in token ids; send text."
         raise errors.InvalidRequest(message, param=job.prompt_field, code="pii_unchecked")
 
+    def _message(self, message: dict[str, Any], names: set[str]) -> dict[str, Any]:
+        seen: dict[str, Any] = self._value(message, names)
+        return {**seen, "role": message["role"]}
+
     def _tool(self, tool: dict[str, Any], names: set[str]) -> dict[str, Any]:
+        assert self._finder
         if found := [kind for kind, _ in found_in(self._finder, tool["function"]["name"])]:
             message = f"The name of a function holds personal data ({found[0]}), which can't be masked: rename it."
             raise errors.InvalidRequest(message, param="tools", code="pii_detected")
-        return self._value(tool, names)
+        seen: dict[str, Any] = self._value(tool, names)
+        return seen
 
     def _value(self, value: Any, names: set[str]) -> Any:
         """`value` masked wherever a template may write it: names in objects, and numbers as they are written."""

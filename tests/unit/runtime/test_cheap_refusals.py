@@ -116,9 +116,10 @@ async def test_after_a_slow_chat_template_even_short_prompts_are_prepared_in_a_t
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codec = WatchedCodec()
-    monkeypatch.setattr(pipeline, "SLOW_SECONDS", -1.0)  # Whatever it takes is slow.
     async with run(ScriptedEngine(codec=codec)) as api:
-        assert [(await api.chat()).status_code for _ in range(2)] == [200, 200]
+        for slow in (60, -1):  # Whatever it takes is slow.
+            monkeypatch.setattr(pipeline, "SLOW_SECONDS", slow)
+            assert (await api.chat()).status_code == 200
     main = threading.main_thread().name
     assert (codec.threads[0] == main, codec.threads[1] == main) == (True, False)
 
