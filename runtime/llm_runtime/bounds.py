@@ -283,6 +283,7 @@ class _Bounded(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)  # changes it in place
+        assert isinstance(node.iter, nodes.Expr)
         node.iter = self._through("_counted", node.iter)
         return node
 
