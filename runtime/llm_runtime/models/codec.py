@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from llm_runtime.bounds import TooMuch
 from llm_runtime.engine.constraint import GrammarMatcher, Grammars
 from llm_runtime.engine.limits import MAX_REPETITION_PENALTY
 from llm_runtime.errors import InvalidRequest, ModelUnsupported
@@ -157,3 +158,8 @@ def _check(template: str) -> None:
         compiled(template)
     except BadTemplate as error:
         raise ModelUnsupported(f"the chat template is not valid Jinja: {error}") from error
+    try:
+        render(template, [{"role": "user", "content": "Hello"}])
+    except BadTemplate as error:  # Most refuse something; what takes too much for this takes it for everything.
+        if isinstance(error.__cause__, TooMuch):
+            raise ModelUnsupported(f"the chat template can't be used: {error}") from error

@@ -19,9 +19,11 @@ from pydantic.alias_generators import to_camel, to_snake
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.settings import renamed
 from llm_runtime.settings.environment import (
+    MIN_KEY_CHARACTERS,
     SECRETS,
     Environment,
     Variable,
+    can_be_guessed,
     field_at,
     forget_secrets,
     managed_variables,
@@ -170,6 +172,12 @@ class _Reading:
     def _environment(self) -> Environment:
         given = {name: self._variables.get(name.upper()) for name in Environment.model_fields}
         values = {name: variable.value for name, variable in given.items() if variable and variable.value}
+        for name in ("api_key", "admin_api_key"):
+            if (key := given[name]) and key.value and can_be_guessed(key.value):
+                self._faults.append(
+                    f"{key.source}: {key.name}: must have at least {MIN_KEY_CHARACTERS} characters and be no sample; "
+                    "`openssl rand -hex 24` makes one"
+                )
         try:
             return Environment.model_validate(values)
         except ValidationError as error:
