@@ -181,8 +181,9 @@ class Pipeline:
 
     async def _admit(self, job: Job, length: int) -> Admission:
         """A place, the requests beyond the one that was counted, and of a long prompt what it takes at least."""
-        answers = len(job.prompts) * job.n * max(1, job.sampling.max_tokens)
-        least = len(job.prompts) + answers if length > LONG_CHARACTERS else 0
+        least = 0
+        if length > LONG_CHARACTERS:
+            least = len(job.prompts) * (1 + job.n * max(1, job.sampling.max_tokens))
         return await self.limiter.admit(job.caller, least, requests=len(job.prompts), counted=1)
 
     def _weights(self, job: Job) -> str:

@@ -100,7 +100,8 @@ class Limiter:
         """
         account = self._account(caller)
         now = await self._draw(account, 1, 0)
-        if spent := [lack for lack in account.spent_months(now) if _hopeless(lack, now, late=False)]:
+        spent = account.spent_months(now)
+        if spent and (spent := [lack for lack in spent if _hopeless(lack, now, late=False)]):
             raise account.refusal(spent, now, self._wall())
 
     async def admit(self, caller: Caller, tokens: int, *, requests: int = 1, counted: int = 0) -> "Admission":
@@ -116,7 +117,8 @@ class Limiter:
         except NoPlace as error:
             raise account.no_place() from error
         try:
-            now = await self._draw(account, requests - counted, tokens)
+            wanted = requests > counted or tokens
+            now = await self._draw(account, requests - counted, tokens) if wanted else self._clock()
         except BaseException:
             account.slots.leave()
             raise
