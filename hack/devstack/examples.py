@@ -46,7 +46,6 @@ EXAMPLE = {
 }
 """What the example sets; a file without it would not start."""
 ENV_EXAMPLE = {
-    "API_KEY": "change-me",
     "MODEL_NAME": "support-bot",
     "MODEL_VERSION": "1",
     "MLFLOW_TRACKING_URI": "http://localhost:5000",

@@ -86,7 +86,7 @@ def serve(
 ) -> None:
     """Load the model and answer requests until SIGTERM."""
     with _fatal_is_last_line():
-        loaded = _settings(config)
+        loaded = _settings(config, managed=keys is not None)
         failure = _serve(loaded, keys, adapters, models, host or loaded.host, loaded.port if port is None else port)
     if failure:
         logs.report_fatal(failure)
@@ -121,14 +121,17 @@ def main() -> None:
     cli(prog_name="llm-runtime")
 
 
-def _settings(config: Path | None) -> settings.Settings:
+def _settings(config: Path | None, *, managed: bool = False) -> settings.Settings:
+    """`managed`: with a key file an operator runs this server."""
     try:
-        loaded = settings.load(config)
+        loaded = settings.load(config, managed=managed)
     except settings.SettingsInvalid as error:
         raise errors.ConfigInvalid(str(error)) from error
+    logs.hide(loaded.private)
     logs.configure(logs.format_of(loaded.config.server), loaded.log_level)
     if token := loaded.environment.huggingface_token:
         os.environ.setdefault("HF_TOKEN", token.get_secret_value())
+    settings.forget_secrets()
     try:
         logs.add_file(loaded.config.server)
     except OSError as error:

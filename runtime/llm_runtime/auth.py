@@ -236,16 +236,6 @@ def authenticate(keys: Keys, offered: Iterable[str], now: datetime) -> KeyRecord
     raise errors.Unauthorized("The API key is not known to this server.", code="invalid_api_key")
 
 
-def check_adapter(caller: Caller, adapter: str, field: str = "model") -> None:
-    """Raise `errors.Forbidden` unless the caller may use `adapter`; the model itself, "", is everybody's.
-
-    `field` is what the request calls it.
-    """
-    if not may_use(caller, adapter):
-        message = f"The API key {caller.id} may not use the adapter {adapter!r}; ask its issuer."
-        raise errors.Forbidden(message, param=field, code="model_not_allowed")
-
-
 def may_use(caller: Caller, adapter: str) -> bool:
     """Whether `adapter` is among those that the caller may use."""
     return not adapter or not caller.adapters or adapter in caller.adapters

@@ -4,11 +4,15 @@
 - A body that nobody wants any more, because the request is answered, has a moment to end. Closed at once, its client
   would often see a reset instead of the answer.
 - A client that takes nothing of its answer is cut off.
+- There are so many connections. One more, and the address with the most of them loses its own oldest that waits for
+  something to come from there: a request, or the rest of one.
 
 And HTTP/1.0 knows no chunks: an answer without a length ends with its connection.
 """
 
 import asyncio
+from collections import Counter
+from itertools import count
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -20,6 +24,12 @@ LEFTOVER_SECONDS = 1.0
 STALLED_SECONDS = 60.0
 """Nothing of what waits to be sent was taken for so long."""
 
+CONNECTIONS = 2048
+"""Of all clients together."""
+
+_numbers = count()
+"""In the order in which connections were accepted: many are within one tick of the loop's clock."""
+
 TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n"
     b"content-type: text/plain; charset=utf-8\r\ncontent-length: 27\r\n\r\nThe headers are too large.\n"
@@ -30,6 +40,7 @@ class Connection(HttpToolsProtocol):
     """A client's connection."""
 
     head_seconds, leftover_seconds, stalled_seconds = HEAD_SECONDS, LEFTOVER_SECONDS, STALLED_SECONDS
+    most_connections = CONNECTIONS
 
     _head_bytes = 0
     """Of the head that is coming in; without those that came together with its end."""
@@ -40,6 +51,9 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
+        self._number = next(_numbers)
+        if len(self.connections) > self.most_connections:
+            self._make_room()
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -96,6 +110,25 @@ class Connection(HttpToolsProtocol):
             self._stalled_timer.cancel()
             self._stalled_timer = None
         super().resume_writing()
+
+    @property
+    def host(self) -> str:
+        """Who is at the other end of it, be it a proxy."""
+        return self.client[0] if self.client else ""
+
+    @property
+    def awaits_client(self) -> bool:
+        """Whether what comes next must come from there; not while an answer is on its way."""
+        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+
+    def _make_room(self) -> None:
+        others = [each for each in self.connections if isinstance(each, Connection) and not each.transport.is_closing()]
+        [(crowd, _)] = Counter(each.host for each in others).most_common(1)
+        waiting = [each for each in others if each.host == crowd and each.awaits_client and each is not self]
+        if waiting:
+            min(waiting, key=lambda each: each._number).transport.close()
+        elif self.host == crowd:
+            self.transport.close()
 
     def _await_head(self) -> None:
         self._head_bytes = 0

@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 class Admission(Protocol):
     """What the limits have set aside for one job."""
 
+    async def reserve(self, tokens: int) -> None:
+        """So much instead, now that it is known; or raise `errors.Refusal`."""
+        ...
+
     def settle(self, tokens: int) -> None:
         """It has ended, having used `tokens`: the rest and its concurrent place are free again."""
         ...

@@ -6,6 +6,7 @@ Each line has the id of the request it belongs to.
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
@@ -22,6 +23,22 @@ QUIET = ("httpx", "httpcore", "urllib3", "filelock", "asyncio", "aiosqlite", "al
 
 _RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"color_message", "taskName", "asctime", "message"}
 """What every record has; the rest is what somebody wanted to say."""
+
+
+_hidden: dict[str, str] = {}
+
+
+def hide(private: Mapping[str, str]) -> None:
+    """From now on write `$NAME` for these values, in every line and report: they came by variables of these names."""
+    _hidden.clear()
+    _hidden.update(private)
+
+
+def _shown(text: str) -> str:
+    for value, name in _hidden.items():
+        if value in text:
+            text = text.replace(value, f"${name}")
+    return text
 
 
 def format_of(server: ServerConfig) -> Literal["json", "console"]:
@@ -54,7 +71,7 @@ def add_file(server: ServerConfig) -> None:
 def report_fatal(report: FatalReport, stream: TextIO | None = None) -> None:
     """Print why the process gives up, as its last line: the kubelet carries it into the pod's status."""
     now = datetime.now(UTC).isoformat()
-    line = {"timestamp": now, "level": "CRITICAL", "reason": report.reason, "message": report.message}
+    line = {"timestamp": now, "level": "CRITICAL", "reason": report.reason, "message": _shown(report.message)}
     print(json.dumps(line), file=stream or sys.stdout, flush=True)
 
 
@@ -81,9 +98,9 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         try:
-            return orjson.dumps(line, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS).decode()
+            return _shown(orjson.dumps(line, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS).decode())
         except TypeError:  # Half a surrogate pair, or a number of more than 64 bits.
-            return json.dumps(line, default=str)
+            return _shown(json.dumps(line, default=str))
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -91,6 +108,9 @@ class ConsoleFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _shown(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         pairs = [f"{key}={value}" for key, value in _extras(record).items()]

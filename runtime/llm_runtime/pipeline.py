@@ -1,6 +1,7 @@
-"""The road of a request, in order: validate → filter → cache → encode → limits → engine → stream → usage.
+"""The road of a request, in order: validate → place → filter → cache → encode → limits → engine → stream → usage.
 
-Authentication lies before it. A dialect hands in a `Job` and gets a `Generation` back.
+Authentication and the count of the request lie before it. A dialect hands in a `Job` and gets a `Generation` back. What
+takes time by the prompt's length comes after the caller has a place, and for long prompts runs in a thread.
 """
 
 import asyncio
@@ -8,9 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from llm_runtime import errors
+from llm_runtime.aside import aside
 from llm_runtime.cache.answer import Answer, Turn
 from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.cache.idempotency import HEADER as IDEMPOTENCY_KEY
@@ -40,11 +42,18 @@ __all__ = [
 ]
 
 
+T = TypeVar("T")
+
+LONG_CHARACTERS = 4000
+"""To encode so many takes some 3 ms, for which all others would wait; longer prompts are prepared in a thread."""
+SLOW_SECONDS = 0.1
+
+
 class Limiter(Protocol):
     """What stands between a caller and too much."""
 
-    async def admit(self, caller: Caller, tokens: int, *, requests: int = 1) -> Admission:
-        """Set aside all of it, or raise `errors.Refusal`; waits for a concurrent place."""
+    async def admit(self, caller: Caller, tokens: int, *, requests: int = 1, counted: int = 0) -> Admission:
+        """Set aside all of it but the requests that are `counted`, or raise `errors.Refusal`; waits for a place."""
         ...
 
     def most_tokens(self, caller: Caller) -> int | None:
@@ -55,11 +64,14 @@ class Limiter(Protocol):
 class NoLimits:
     """Everybody may do everything."""
 
-    async def admit(self, caller: Caller, tokens: int, *, requests: int = 1) -> Admission:
+    async def admit(self, caller: Caller, tokens: int, *, requests: int = 1, counted: int = 0) -> Admission:
         return self
 
     def most_tokens(self, caller: Caller) -> int | None:
         return None
+
+    async def reserve(self, tokens: int) -> None:
+        """There is enough."""
 
     def settle(self, tokens: int) -> None:
         """Nothing was set aside."""
@@ -93,23 +105,32 @@ class Pipeline:
         self.idempotency = idempotency or IdempotencyKeys()
         self._identity = identity
         self.version = version or model_version(config)
-        self._filters, self._model = Filters(config.server.filters), model_digest(config, self.version)
+        own = (config.model.system_prompt, codec.chat_template, codec.tool_template)
+        self._filters, self._model = Filters(config.server.filters, own), model_digest(config, self.version)
         self._books, self._metrics = Books(config, self.version, metrics, usage, clock), metrics
+        self._slow = False
+        """A short prompt took long once: from then on none is prepared on the event loop."""
         metrics.cache_entries.set_function(lambda: cache.entries if cache else 0)
 
-    async def start(self, job: Job) -> Generation:
-        """Admit a job. Whatever it can be refused for is raised here, before a byte is answered."""
-        job = self._filters.prompts(self._validate(job))
+    async def start(self, job: Job, *, large: bool = False) -> Generation:
+        """Admit a job. Whatever it can be refused for is raised here, before a byte is answered.
+
+        `large`: even to count its characters takes time.
+        """
+        job, length = await aside(self._validate, job) if large else self._validate(job)
         async with AsyncExitStack() as held:  # A refusal or a cancellation, wherever it comes, gives all of it back.
+            admission = await self._admit(job, length)
+            held.callback(admission.settle, 0)
+            job = await self._prepared(length, self._filters.prompts, job)
             weights = self._weights(job)
             answer, turns = await self._recall(job, weights, held)
             if answer:
-                return await self._replay(job, answer, turns)
+                held.pop_all()
+                return _replay(self._books, job, admission, answer, turns)
             await self._check_constraint(job)
-            job, prompts = self._encode(job)
+            job, prompts = await self._prepared(length, self._encode, job)
             requests = self._requests(job, prompts)
-            admission = await self._reserve(job, prompts, requests)
-            held.callback(admission.settle, 0)
+            await admission.reserve(_most_tokens(prompts, requests))
             streams = await self._run(requests)
             held.pop_all()
             if self._weights(job) != weights:  # The adapter was replaced while this request waited for its turn.
@@ -127,12 +148,23 @@ class Pipeline:
             masks=self._filters.masks(len(streams)),
         )
 
-    def _validate(self, job: Job) -> Job:
+    async def _prepared(self, length: int, work: Callable[[Job], T], job: Job) -> T:
+        """`work` on a prompt of this length: here, or aside where it takes time, be it by the model's chat template."""
+        if self._slow or length > LONG_CHARACTERS:
+            return await aside(work, job)
+        began = time.perf_counter()
+        try:
+            return work(job)
+        finally:
+            self._slow = time.perf_counter() - began > SLOW_SECONDS
+
+    def _validate(self, job: Job) -> tuple[Job, int]:
+        """The job, shortened where it may be, and its length in characters or tokens. Counts, and looks at nothing."""
         if len(job.prompts) * job.n > MAX_CHOICES:
             message = f"A request may have at most {MAX_CHOICES} choices; it asks for {len(job.prompts)} x {job.n}."
             raise errors.InvalidRequest(message, param="n")
         limit = self.config.server.max_prompt_characters
-        beside = written(job.tools) + written(job.template_options)
+        beside = written(job.tools) + written(job.template_options) if job.tools or job.template_options else 0
         while (length := sum(map(characters, job.prompts)) + beside) > limit:
             if not job.forgettable:
                 # Clients know a prompt that is too long by OpenAI's words, here and below, and send a shorter one.
@@ -142,7 +174,17 @@ class Pipeline:
                 )
                 raise errors.InvalidRequest(message, param=job.prompt_field, code="string_above_max_length")
             job = forget(job, 2)
-        return job
+        tokens = [len(prompt) for prompt in job.prompts if not isinstance(prompt, str) and not is_conversation(prompt)]
+        if tokens and max(tokens) >= self.engine.max_model_length:
+            raise self._too_long(job, max(tokens))
+        return job, length + sum(tokens)
+
+    async def _admit(self, job: Job, length: int) -> Admission:
+        """A place, the requests beyond the one that was counted, and of a long prompt what it takes at least."""
+        least = 0
+        if length > LONG_CHARACTERS:
+            least = len(job.prompts) * (1 + job.n * max(1, job.sampling.max_tokens))
+        return await self.limiter.admit(job.caller, least, requests=len(job.prompts), counted=1)
 
     def _weights(self, job: Job) -> str:
         """What answers, down to the adapter's version."""
@@ -172,12 +214,6 @@ class Pipeline:
             held.callback(found.drop)
         return None, turns
 
-    async def _replay(self, job: Job, answer: Answer, turns: Sequence[Turn]) -> Generation:
-        admission = await self.limiter.admit(job.caller, 0, requests=len(job.prompts))
-        for turn in turns:
-            turn.keep(answer)
-        return Replay(self._books, job, admission, answer)
-
     async def _check_constraint(self, job: Job) -> None:
         if job.sampling.constraint is None:
             return
@@ -197,6 +233,8 @@ class Pipeline:
             # By halves: each try encodes everything again.
             job = forget(job, max(2, job.forgettable // 2))
             prompts = [self._tokens(prompt, job) for prompt in job.prompts]
+        if self._filters.reads_prompts:
+            self._filters.encoded(job, map(self.codec.decode, prompts))
         return job, prompts
 
     def _tokens(self, prompt: Prompt, job: Job) -> list[int]:
@@ -226,12 +264,7 @@ class Pipeline:
         if not ids:
             raise errors.InvalidRequest("The prompt has no tokens; send some text.", param=job.prompt_field)
         if room < 1:
-            limit = self.engine.max_model_length
-            message = (
-                f"This model's maximum context length is {limit} tokens. However, your prompt has {len(ids)} tokens, "
-                "which leaves none for an answer. Please reduce the length of the prompt."
-            )
-            raise errors.InvalidRequest(message, param=job.prompt_field, code="context_length_exceeded")
+            raise self._too_long(job, len(ids))
         default = min(job.default_max_tokens or room, room)
         max_tokens = job.sampling.max_tokens or (default if affordable is None else min(default, affordable))
         first = number * job.n
@@ -249,12 +282,13 @@ class Pipeline:
             for choice in range(job.n)
         ]
 
-    async def _reserve(
-        self, job: Job, prompts: Sequence[list[int]], requests: Sequence[GenerationRequest]
-    ) -> Admission:
-        """What is billed at most: each prompt once, and all that its choices may say."""
-        tokens = sum(map(len, prompts)) + sum(request.sampling.max_tokens for request in requests)
-        return await self.limiter.admit(job.caller, tokens, requests=len(prompts))
+    def _too_long(self, job: Job, tokens: int) -> errors.Refusal:
+        limit = self.engine.max_model_length
+        message = (
+            f"This model's maximum context length is {limit} tokens. However, your prompt has {tokens} tokens, "
+            "which leaves none for an answer. Please reduce the length of the prompt."
+        )
+        return errors.InvalidRequest(message, param=job.prompt_field, code="context_length_exceeded")
 
     async def _run(self, requests: Sequence[GenerationRequest]) -> list[TokenStream]:
         """All or none."""
@@ -266,6 +300,17 @@ class Pipeline:
             await close(streams)
             raise
         return streams
+
+
+def _most_tokens(prompts: Sequence[list[int]], requests: Sequence[GenerationRequest]) -> int:
+    """What is billed at most: each prompt once, and all that its choices may say."""
+    return sum(map(len, prompts)) + sum(request.sampling.max_tokens for request in requests)
+
+
+def _replay(books: Books, job: Job, admission: Admission, answer: Answer, turns: Sequence[Turn]) -> Generation:
+    for turn in turns:
+        turn.keep(answer)
+    return Replay(books, job, admission, answer)
 
 
 def _without_cache(job: Job, turns: Sequence[Turn]) -> list[Turn]:

@@ -10,9 +10,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from sys import getsizeof
 from typing import Any
 
-from cachetools import TTLCache
 from sqlalchemy import select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -20,12 +20,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from llm_runtime.contract import SessionsConfig
 from llm_runtime.db.database import Database, DatabaseAway
 from llm_runtime.db.tables import sessions as table
+from llm_runtime.kept import Kept
 
 log = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 
 MAX_TRIES = 20
+SESSION_BYTES = 1 << 20
+"""Of one conversation, at most; the oldest messages go."""
+ALL_BYTES = 256 << 20
+"""Of all conversations in memory; the tenant with the most of them loses its oldest."""
+MESSAGE_BYTES = 200
+"""What a message takes beside its text."""
 
 
 @dataclass(slots=True)
@@ -52,8 +59,8 @@ class Sessions:
     ) -> None:
         self._ttl, self._max_messages = timedelta(seconds=config.ttl_seconds), config.max_messages
         self._database, self._now = database, now
-        self._known: TTLCache[str, _Session] = TTLCache(
-            config.max_sessions, config.ttl_seconds, timer=lambda: now().timestamp()
+        self._known: Kept[_Session] = Kept(
+            config.max_sessions, ALL_BYTES, config.ttl_seconds, clock=lambda: now().timestamp()
         )
 
     async def __aenter__(self) -> "Sessions":
@@ -79,8 +86,9 @@ class Sessions:
         """Add a turn: the user's messages and the answer."""
         id_ = _id(tenant, session_id)
         session = self._known.get(id_) or _Session(tenant)
-        self._known[id_] = session  # Also for its time: it counts from the last message.
         session.pending += messages
+        # Also for its time: it counts from the last message.
+        self._known.put(id_, tenant, session, size_of([*session.messages, *session.pending]))
         async with session.lock:
             await self._bring(id_, session)
 
@@ -132,7 +140,8 @@ class Sessions:
 
 
 def trimmed(messages: Sequence[Message], most: int) -> list[Message]:
-    """The newest `most` messages, from a user's on; a system message at the front stays."""
+    """The newest `most` messages in `SESSION_BYTES`, from a user's on; a system message at the front stays."""
+    most = _that_fit(messages, most)
     if len(messages) <= most:
         return list(messages)
     front = list(messages[:1]) if messages[0].get("role") == "system" else []
@@ -140,6 +149,21 @@ def trimmed(messages: Sequence[Message], most: int) -> list[Message]:
     # An answer without its question helps nobody.
     first = next((index for index, message in enumerate(tail) if message.get("role") == "user"), 0)
     return [*front, *tail[first:]]
+
+
+def size_of(messages: Sequence[Message]) -> int:
+    """About how many bytes they take."""
+    return sum(MESSAGE_BYTES + getsizeof(message["content"]) for message in messages)
+
+
+def _that_fit(messages: Sequence[Message], most: int) -> int:
+    left, count = SESSION_BYTES, 0
+    for message in messages[: -most - 1 : -1]:
+        left -= size_of([message])
+        if left < 0:
+            break
+        count += 1
+    return count
 
 
 async def _row(connection: AsyncConnection, id_: str, now: datetime) -> tuple[int, list[Message], bool]:

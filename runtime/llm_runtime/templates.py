@@ -12,10 +12,10 @@ from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from pydantic_core import from_json
 
+from llm_runtime.bounds import BoundedEnvironment, metered
 from llm_runtime.request import Message
 
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
@@ -58,9 +58,21 @@ def render(
 ) -> str:
     """A conversation as `template` writes it, as Transformers' apply_chat_template would. Raises `BadTemplate`.
 
-    `options` are further variables, such as `enable_thinking`; none of them takes the place of another.
+    `options` are further variables, such as `enable_thinking`; none of them takes the place of another. One that takes
+    more time or memory than a prompt can be worth is ended: see `bounds`.
     """
-    write = compiled(template)
+    with metered():
+        return _render(compiled(template), messages, tools, special_tokens, options, add_generation_prompt)
+
+
+def _render(
+    write: Callable[..., str],
+    messages: Sequence[Message],
+    tools: Tools,
+    special_tokens: Mapping[str, str] | None,
+    options: Mapping[str, Any] | None,
+    add_generation_prompt: bool,
+) -> str:
     given = {
         # Always there, as Transformers has it: templates ask `is not none`, and also `is defined`.
         "documents": None,
@@ -129,12 +141,11 @@ def _check_name(name: Any) -> None:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> ImmutableSandboxedEnvironment:
-    """What Transformers gives to chat templates (its chat_template_utils), sandboxed as there."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+def _environment() -> BoundedEnvironment:
+    """What Transformers gives to chat templates (its chat_template_utils), sandboxed as there, and bounded."""
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
+    environment.bound_filters()
     environment.globals |= {
         "raise_exception": _raise_exception,
         "strftime_now": lambda layout: datetime.now().strftime(layout),

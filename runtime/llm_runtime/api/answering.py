@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 from fastapi import Request
@@ -12,12 +12,16 @@ from llm_runtime import errors, logs
 from llm_runtime.api.answers import own_error
 from llm_runtime.api.body import check_model
 from llm_runtime.api.services import services_of
-from llm_runtime.auth import check_adapter
+from llm_runtime.aside import aside
+from llm_runtime.auth import may_use
 from llm_runtime.pipeline import IDEMPOTENCY_KEY, Choice, Generation, Job, Pipeline, text_of
 from llm_runtime.request import Caller
 from llm_runtime.stream import EventStream, sse, while_connected
 from llm_runtime.tools.forms import Reading, reading_of
 from llm_runtime.tools.reader import AnswerReader, Part
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 DEFAULT_MAX_TOKENS = 256
 """Of the dialects that name no other number."""
@@ -51,14 +55,14 @@ def job(request: Request, prefix: str = "", **fields: Any) -> Job:
 def adapter_of(request: Request, asked: str | None, field: str = "model") -> str:
     """The adapter that a model's name, which stands in `field`, asks for; no name is the model's own.
 
-    Raises `errors.NotFound`, `errors.Forbidden` for one that the caller may not use, and `errors.ServiceUnavailable`
-    for one that is on its way.
+    Raises `errors.NotFound`, also for one that the caller may not use, and `errors.ServiceUnavailable` for one that is
+    on its way.
     """
     pipeline, services = pipeline_of(request), services_of(request)
     served, present, default = pipeline.config.model.name, pipeline.engine.adapters, services.default_adapter
     coming = [name for name in services.adapters.names if name not in present] if services.adapters else []
-    adapter = check_model(asked or served, served, (*present, *coming), default, field)
-    check_adapter(caller_of(request), adapter, field)
+    usable = [name for name in (*present, *coming) if may_use(caller_of(request), name)]
+    adapter = check_model(asked or served, served, usable, default, field)
     if adapter and adapter not in present:
         raise errors.ServiceUnavailable(f"The adapter {adapter} is not loaded yet; try again shortly.")
     return adapter
@@ -84,7 +88,12 @@ async def start(request: Request, wanted: Job) -> Generation:
     """Admit a job, unless the client leaves while it waits for its turn. Raises what it can be refused for."""
     pipeline = pipeline_of(request)
     timeout_seconds = pipeline.config.server.request_timeout_seconds
-    return await while_connected(request.receive, pipeline.start(wanted), timeout_seconds)
+    return await while_connected(request.receive, pipeline.start(wanted, large=request.state.large), timeout_seconds)
+
+
+async def worked_out(request: Request, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`work` on the body: aside, where that is large."""
+    return await aside(work, *args, **kwargs) if request.state.large else work(*args, **kwargs)
 
 
 async def collect(request: Request, generation: Generation) -> list[Choice]:

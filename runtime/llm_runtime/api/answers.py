@@ -15,7 +15,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from llm_runtime import errors, logs
-from llm_runtime.api.services import services_of
+from llm_runtime.api.services import client_host, services_of
+from llm_runtime.auth import tenant_address
 from llm_runtime.stream import ClientGone
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ def _headers(refusal: errors.Refusal) -> dict[str, str]:
 async def on_refusal(request: Request, refusal: Exception) -> Response:
     """Answer a refusal of our own."""
     assert isinstance(refusal, errors.Refusal)
-    services_of(request).metrics.errors.labels(refusal.error).inc()
+    await _note(request, refusal)
     return error_response(request.url.path, refusal)
 
 
@@ -122,7 +123,7 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
     field, text, code = problems[0]
     message = f"{field}: {text}" if field else text
     refusal = errors.InvalidRequest(message, param=field or None, code=code)
-    services_of(request).metrics.errors.labels(refusal.error).inc()
+    await _note(request, refusal)
     details = {"problems": [{"field": field, "problem": text} for field, text, _ in problems]}
     return error_response(request.url.path, refusal, details)
 
@@ -139,12 +140,20 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
             refusal = errors.MethodNotAllowed(f"{path} does not take {method}.", code="method_not_allowed")
         case _:
             refusal = errors.InvalidRequest("The body can't be read: send JSON in UTF-8.", code="invalid_json")
-    services_of(request).metrics.errors.labels(refusal.error).inc()
+    await _note(request, refusal)
     response = error_response(path, refusal)
     response.headers.update(error.headers or {})
     if response.headers.get("allow") == "GET":
         response.headers["allow"] = "GET, HEAD"
     return response
+
+
+async def _note(request: Request, refusal: errors.Refusal) -> None:
+    """Count a refusal. Whoever has had many of late waits for the next."""
+    services = services_of(request)
+    services.metrics.errors.labels(refusal.error).inc()
+    caller = getattr(request.state, "caller", None)
+    await services.shares.refuse(caller.id if caller else tenant_address(client_host(request)), refusal)
 
 
 async def on_client_gone(request: Request, error: Exception) -> Response:

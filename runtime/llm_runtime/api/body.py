@@ -11,6 +11,8 @@ from llm_runtime.request import Sampling
 
 BASE = "base"
 """`<model>:base`: the model itself, whatever adapter answers for its bare name."""
+MAX_MESSAGES = 2048
+"""Of a conversation, and parts of a message: as many as OpenAI's API takes."""
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256
 
@@ -123,15 +125,18 @@ def check_model(asked: str, served: str, adapters: Sequence[str] = (), default: 
 
     Raises `errors.NotFound` for anything else.
 
-    With a `default` adapter the bare name is that one's, and `<served>:base` the model, unless an adapter is called so.
+    `adapters` are those that the caller may use: of others it is not told that they are there. With a `default` adapter
+    the bare name is that one's, and `<served>:base` the model, unless an adapter is called so.
     """
-    if asked == served:
+    bare = not default or default in adapters
+    if asked == served and bare:
         return default
     adapter = asked.removeprefix(f"{served}:")
     if adapter != asked and adapter in adapters:
         return adapter
     if adapter != asked and adapter == BASE:
         return ""
-    known = ", ".join(repr(name) for name in (served, *(f"{served}:{adapter}" for adapter in adapters)))
-    message = f"There is no model {asked[:100]!r} here; this endpoint serves {known}."
+    own = served if bare else f"{served}:{BASE}"
+    known = ", ".join(repr(name) for name in (own, *(f"{served}:{adapter}" for adapter in adapters)))
+    message = f"There is no model {asked[:100]!r} here that this key may use; it may use {known}."
     raise errors.NotFound(message, param=field, code="model_not_found")

@@ -21,7 +21,7 @@ from llm_runtime.api.answering import (
     start,
     text_events,
 )
-from llm_runtime.api.body import Body, MaxTokens, Seed, Stops, Temperature, Text, TopP, sampling
+from llm_runtime.api.body import MAX_MESSAGES, Body, MaxTokens, Seed, Stops, Temperature, Text, TopP, sampling
 from llm_runtime.api.documents import JSON_OR_EVENTS, OWN_ERRORS, Thoughts, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.services import services_of
@@ -47,7 +47,7 @@ class ConversationBody(Body):
 
     model_config = example(messages=[{"role": "user", "content": "What is the capital of France?"}], max_tokens=100)
 
-    messages: Annotated[list[Said], Field(min_length=1)]
+    messages: Annotated[list[Said], Field(min_length=1, max_length=MAX_MESSAGES)]
     session_id: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
     """Of the client's own choice; each API key has its own sessions."""
     model: Text | None = None

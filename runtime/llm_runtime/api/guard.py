@@ -1,4 +1,6 @@
-"""Before a generation endpoint: the key, the model's readiness, the body's bounds, its fields. No body is read unasked.
+"""Before a generation endpoint: the key, the model's readiness, the count of the request, the body's bounds, its
+
+fields. No body is read unasked.
 
 FastAPI only describes these routes (`/openapi.json`); a request goes from `BodyRoute.respond` straight to the
 endpoint, without solving dependencies, and is parsed in one pass.
@@ -19,6 +21,8 @@ from starlette.responses import Response
 from llm_runtime import errors
 from llm_runtime.api.answers import JsonResponse
 from llm_runtime.api.services import services_of
+from llm_runtime.api.shares import SMALL_BODY_BYTES
+from llm_runtime.aside import aside
 from llm_runtime.contract import ServerConfig
 
 SECURITY = [
@@ -54,7 +58,7 @@ class BodyRoute(APIRoute):
     async def respond(self, request: Request) -> Response:
         """The whole road from a request's head to its answer. Raises what `answers.HANDLERS` knows."""
         await self.admit(request)
-        fields = [parse(self._body, await read_body(request))] if self._body else []
+        fields = [await read_body(request, self._body)] if self._body else []
         self.prepare(request, *fields)
         answer = await self.endpoint(request, *fields)
         return answer if isinstance(answer, Response) else JsonResponse(answer)
@@ -72,8 +76,10 @@ class GenerationRoute(BodyRoute):
 
     async def admit(self, request: Request) -> None:
         services = services_of(request)
-        request.state.caller = services.authenticate(request)
+        caller = request.state.caller = services.authenticate(request)
         await services.wake()
+        if services.limiter:
+            await services.limiter.count(caller)
 
     def prepare(self, request: Request, *body: BaseModel) -> None:
         services = services_of(request)
@@ -83,17 +89,33 @@ class GenerationRoute(BodyRoute):
             services.tracing.requested(*body)
 
 
-async def read_body(request: Request) -> bytearray:
-    """The whole body.
+async def read_body(request: Request, model: type[BaseModel]) -> BaseModel:
+    """The whole body, and its fields; of a large one, `request.state.large`, both in one of the caller's places for it.
 
     Raises `errors.UnsupportedMedia` for any that is not plain JSON, `errors.PayloadTooLarge` as soon as it is known to
-    be over the limit, `errors.BodyTimeout` when it is not there in time.
+    be over the limit, `errors.BodyTimeout` when it is not there in time, `errors.RateLimited` without a place, and
+    `RequestValidationError`.
     """
-    server = services_of(request).config.server
+    services = services_of(request)
+    server = services.config.server
     check_media(request)
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > server.max_request_bytes:
+    declared = _declared(request)
+    if declared is not None and declared > server.max_request_bytes:
         raise _too_large(server)
+    request.state.large = declared is None or declared > SMALL_BODY_BYTES
+    if not request.state.large:
+        return parse(model, await _in_time(request, server))
+    async with services.shares.bodies.place(request.state.caller.id, server.slot_timeout_seconds):
+        return await aside(parse, model, await _in_time(request, server))
+
+
+def _declared(request: Request) -> int | None:
+    """How long the body is to be; None where its end comes unannounced."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdigit() else None
+
+
+async def _in_time(request: Request, server: ServerConfig) -> bytearray:
     try:
         async with asyncio.timeout(server.body_timeout_seconds):
             return await _receive(request, server)

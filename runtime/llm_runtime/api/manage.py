@@ -119,6 +119,7 @@ async def load_model(request: Request, body: LoadBody) -> dict[str, Any]:
     with services.arriving(body.model_name) as arrival:
         try:
             config = await _with_model(config, body, services)
+            arrival.name = config.model.name
             log.info("Model %s is asked for", config.model.name)
             folder = await management.fetch(config, arrival, body.hf_token or "")
             arrival.step = "loading"

@@ -1,5 +1,6 @@
 """Probes, health, status and metrics: open to everybody, and never behind a key."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -9,8 +10,10 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from llm_runtime import errors
 from llm_runtime.api.documents import OwnErrorAnswer
 from llm_runtime.api.services import Services, State, services_of
+from llm_runtime.auth import may_use
 from llm_runtime.contract import LIVE_PATH, METRICS_PATH, READY_PATH
 from llm_runtime.db.database import Database
 from llm_runtime.limits import Limiter
@@ -72,14 +75,17 @@ async def health(request: Request) -> Response:
 
 @router.get("/status", summary="What the engine does now")
 async def status(request: Request) -> dict[str, Any]:
-    """Device, engine, queue, and what the caches have spared."""
-    return _status(services_of(request))
+    """Device, engine, queue, and what the caches have spared. Adapters are told to a key that may use them."""
+    return _status(services_of(request), _told(request))
 
 
 @router.get("/info", summary="The model")
 async def info(request: Request) -> dict[str, Any]:
-    """Which model of which registered version is served. Addresses and paths stay inside."""
-    services = services_of(request)
+    """Which model of which registered version is served. Addresses and paths stay inside, and adapters are told to a
+
+    key that may use them.
+    """
+    services, told = services_of(request), _told(request)
     model, engine = services.config.model, services.loaded.engine if services.loaded else None
     version, found = model.mlflow, services.loaded.origin if services.loaded else None
     resolved = found.source if found and model.uri else "local"
@@ -89,7 +95,7 @@ async def info(request: Request) -> dict[str, Any]:
         "source": f"models:/{version.name}/{version.version}" if version else resolved,
         "model_name": model.name,
         "model_version": services.version,
-        "adapters": list(engine.adapters) if engine else [],
+        "adapters": [name for name in engine.adapters if told(name)] if engine else [],
         "max_model_length": engine.max_model_length if engine else None,
         "model_loaded": engine is not None,
         "chat": asdict(services.abilities) if services.abilities else None,
@@ -118,7 +124,16 @@ def _health(services: Services) -> dict[str, Any]:
     }
 
 
-def _status(services: Services) -> dict[str, Any]:
+def _told(request: Request) -> Callable[[str], bool]:
+    """Which adapters the asker may know of."""
+    try:
+        caller = services_of(request).authenticate(request)
+    except errors.Refusal:
+        return lambda name: False
+    return lambda name: may_use(caller, name)
+
+
+def _status(services: Services, told: Callable[[str], bool]) -> dict[str, Any]:
     loaded, coming = services.loaded, services.arrival.report() if services.arrival else None
     if loaded is None:
         why = f"{_model_status(services)}: {services.unready_reason or FIRST_REQUEST}"
@@ -142,7 +157,9 @@ def _status(services: Services) -> dict[str, Any]:
         "queue": {"running": stats.running, "waiting": stats.waiting},
         "prefix_cache": {"prompt_tokens": stats.prompt_tokens, "cached_tokens": stats.cached_prompt_tokens},
         "completion_cache": asdict(services.cache.statistics()) if services.cache else None,
-        "adapters": services.adapters.report() if services.adapters else None,
+        "adapters": [entry for entry in services.adapters.report() if told(entry["name"])]
+        if services.adapters
+        else None,
         "database": _answers(services.database),
         "shared_limits": _answers(services.limiter),
         "uptime_seconds": round(services.uptime_seconds, 3),

@@ -21,6 +21,7 @@ from llm_runtime.adapters import Adapters
 from llm_runtime.api.access import KEY_HINT, Management, offered
 from llm_runtime.api.arrival import Arrival
 from llm_runtime.api.selfcheck import SelfCheck
+from llm_runtime.api.shares import Shares
 from llm_runtime.auth import NO_ROLES, Keys, Tiers, authenticate
 from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.cache.idempotency import IdempotencyKeys
@@ -107,6 +108,7 @@ class Services:
         self.limiter, self.cache, self.sessions = limiter, cache, sessions
         self.adapters = adapters
         """Those that come and go; None where only the configuration names some."""
+        self.shares = Shares()
         self._idempotency = IdempotencyKeys()
         source = keys or (management.keys if management else None)
         self.tiers = Tiers(config.tiers, config.default_tier, lambda: source.roles if source else NO_ROLES)
@@ -205,7 +207,7 @@ class Services:
     def authenticate(self, connection: HTTPConnection) -> Caller:
         """The caller. `Authorization: Bearer` and `X-API-Key` are the same to every endpoint."""
         if self.keys is None or self.config.authentication == "Disabled":
-            return self.tiers.address(connection.client.host if connection.client else "")
+            return self.tiers.address(client_host(connection))
         return self.tiers.caller(authenticate(self.keys, offered(connection), datetime.now(UTC)))
 
     def start(self) -> None:
@@ -378,6 +380,11 @@ def settle_memory() -> None:
     """Take what is there now out of the garbage collector's rounds: it stays, and to look at it takes 0.1 s."""
     gc.collect()
     gc.freeze()
+
+
+def client_host(connection: HTTPConnection) -> str:
+    """The client's address; of a trusted proxy's client its own."""
+    return connection.client.host if connection.client else ""
 
 
 def services_of(connection: HTTPConnection) -> Services:

@@ -9,6 +9,7 @@ from llm_runtime.request import FinishReason, TokenEvent, TopLogprob
 
 MAX_CHARACTERS = 32_000
 """A longer answer is given to those who wait for it, and not kept."""
+ANSWER_BYTES = 500
 EVENT_CHARACTERS = 100
 """What an event counts for beside its text: only answers with log probabilities have more than one for a choice."""
 
@@ -40,6 +41,11 @@ class Answer:
             for choice in self.choices
             for event in choice.events
         )
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        return ANSWER_BYTES + 2 * self.characters
 
 
 class Turn(Protocol):

@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cachetools import TTLCache
-
 from llm_runtime import errors
 from llm_runtime.cache.answer import MAX_CHARACTERS, Answer, Turn
 from llm_runtime.cache.store import AnswerStore
 from llm_runtime.contract import CompletionCacheConfig
+from llm_runtime.kept import Kept
+
+ALL_BYTES = 256 << 20
+"""Of all answers in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class CompletionCache:
         store: AnswerStore | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._entries: TTLCache[str, Answer] = TTLCache(config.entries, config.ttl_seconds, timer=clock)
+        self._entries: Kept[Answer] = Kept(config.entries, ALL_BYTES, config.ttl_seconds, clock)
         self._flights: dict[str, _Flight] = {}
         self._store = store
         self.hits = self.misses = 0
@@ -50,8 +52,7 @@ class CompletionCache:
         return len(self._entries)
 
     def statistics(self) -> CacheStatistics:
-        size = int(self._entries.maxsize)
-        return CacheStatistics(self.entries, size, self.hits, self.misses, len(self._flights))
+        return CacheStatistics(self.entries, self._entries.entries, self.hits, self.misses, len(self._flights))
 
     async def find(self, key: str, *, tenant: str, model: str, timeout_seconds: float) -> Answer | Turn:
         """The answer, or the turn to make it. Waits for whoever is making it now; should that fail, the next leads.
@@ -95,7 +96,7 @@ class CompletionCache:
             flight.result.set_result(answer)
         kept = answer is not None and answer.characters <= MAX_CHARACTERS
         if answer is not None and kept:
-            self._entries[flight.key] = answer
+            self._entries.put(flight.key, flight.tenant, answer, answer.size)
         return kept
 
     def store(self, flight: "_Flight", answer: Answer) -> None:

@@ -9,30 +9,32 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cachetools import TTLCache
-
 from llm_runtime import errors
 from llm_runtime.cache.answer import MAX_CHARACTERS, Answer, Turn
+from llm_runtime.kept import Kept
 
 HEADER = "Idempotency-Key"
 MAX_KEY_CHARACTERS = 255
 TTL_SECONDS = 24 * 3600
 ENTRIES = 10_000
+ALL_BYTES = 128 << 20
+"""Of all answers."""
 
 
 @dataclass(slots=True)
 class _Known:
+    tenant: str
     digest: str
     answer: Answer | None = None
 
 
 class IdempotencyKeys:
-    """Keys of all tenants on this replica; the one not used for longest goes."""
+    """Keys of all tenants on this replica; the tenant with the most loses the one that it has not used for longest."""
 
     def __init__(
         self, entries: int = ENTRIES, ttl_seconds: float = TTL_SECONDS, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._answered: TTLCache[str, _Known] = TTLCache(entries, ttl_seconds, timer=clock)
+        self._answered: Kept[_Known] = Kept(entries, ALL_BYTES, ttl_seconds, clock)
         self._running: dict[str, _Known] = {}
 
     def claim(self, tenant: str, key: str, digest: str) -> Answer | Turn:
@@ -47,7 +49,7 @@ class IdempotencyKeys:
         place = hashlib.sha256(repr((tenant, key)).encode()).hexdigest()
         known = self._running.get(place) or self._answered.get(place)
         if known is None:
-            known = self._running[place] = _Known(digest)
+            known = self._running[place] = _Known(tenant, digest)
             return _Claim(self, place, known)
         if known.digest != digest:
             message = f"This {HEADER} was sent with another request; use a new key for each request."
@@ -62,7 +64,7 @@ class IdempotencyKeys:
         if self._running.get(place) is known:
             del self._running[place]
             if known.answer:
-                self._answered[place] = known
+                self._answered.put(place, known.tenant, known, known.answer.size)
 
 
 class _Claim:

@@ -1,16 +1,19 @@
-"""What is kept too long goes: rows of requests by age, cached completions and sessions by their own date."""
+"""What is kept too long goes: rows of requests by age, cached completions and sessions by their own date, and of these
+
+what one tenant has too many of.
+"""
 
 import asyncio
 import logging
 import random
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import sqlalchemy as sa
 
 from llm_runtime.db.database import Database, DatabaseAway, explain
-from llm_runtime.db.tables import completion_cache, inference_log, sessions
+from llm_runtime.db.tables import completion_cache, inference_log, sessions, usage_daily
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +23,10 @@ BATCH_ROWS = 1000
 PAUSE_SECONDS = 0.1
 """Between two batches, so that requests find the disk and the locks free."""
 INTERVAL_SECONDS = 3600.0
+MOST_ROWS = 10_000
+"""Sessions, and cached completions, of one tenant; its oldest go."""
+ADDRESS = "ip:"
+"""How the id of a caller without a key begins: an address, which is personal data."""
 
 
 class Retention:
@@ -54,10 +61,16 @@ class Retention:
 
 async def clean(database: Database, retention_days: int, now: datetime) -> dict[str, int]:
     """Delete what is past its time, in batches; how many rows of which table went. Raises `DatabaseAway`."""
-    deleted = {table.name: await _delete(database, table, table.c.expires_at < now) for table in EXPIRING}
+    deleted = {}
+    for table in EXPIRING:
+        deleted[table.name] = await _delete(database, table.c.id, table.c.expires_at < now)
+        deleted[table.name] += await _delete(database, table.c.id, table.c.id.in_(_beyond_share(table)))
     if retention_days:
         oldest = now - timedelta(days=retention_days)
-        deleted[inference_log.name] = await _delete(database, inference_log, inference_log.c.at < oldest)
+        deleted[inference_log.name] = await _delete(database, inference_log.c.id, inference_log.c.at < oldest)
+        of_addresses = usage_daily.c.key_id.startswith(ADDRESS) & (usage_daily.c.day < oldest.date())
+        if gone := await _delete(database, usage_daily.c.key_id, of_addresses):
+            deleted[usage_daily.name] = gone
     if any(deleted.values()):
         log.info("Deleted old rows", extra={"deleted": deleted})
     return deleted
@@ -66,15 +79,22 @@ async def clean(database: Database, retention_days: int, now: datetime) -> dict[
 EXPIRING = (completion_cache, sessions)
 
 
-async def _delete(database: Database, table: sa.Table, old: sa.ColumnElement[bool]) -> int:
-    """One batch a transaction, until there is none, or another replica is at it."""
+def _beyond_share(table: sa.Table) -> sa.Select[tuple[str]]:
+    place = sa.func.row_number().over(partition_by=table.c.tenant, order_by=table.c.expires_at.desc()).label("place")
+    ranked = sa.select(table.c.id, place).subquery()
+    return sa.select(ranked.c.id).where(ranked.c.place > MOST_ROWS)
+
+
+async def _delete(database: Database, key: sa.Column[Any], old: sa.ColumnElement[bool]) -> int:
+    """Rows that are `old`: a batch of keys in each transaction, until none is left or another replica is at it."""
     total = 0
-    batch = sa.select(table.c.id).where(old).limit(BATCH_ROWS).scalar_subquery()
+    table = key.table
+    batch = sa.select(key).where(old).limit(BATCH_ROWS).scalar_subquery()
     while True:
         async with database.begin() as connection:
             if database.postgres and not await connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(LOCK))):
                 return total
-            count = (await connection.execute(sa.delete(table).where(table.c.id.in_(batch)))).rowcount
+            count = (await connection.execute(sa.delete(table).where(old, key.in_(batch)))).rowcount
         total += count
         if count < BATCH_ROWS:
             return total

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 
 from llm_runtime.engine.sequence import Sequence
 
+MAX_TENANTS = 1024
+"""Whose last turn is remembered. Who is forgotten had none for longest, and comes before all that are remembered."""
+
 
 class WaitingQueue:
     """First the highest priority; of its tenants the one with the fewest running sequences, then who waited longest."""
@@ -37,7 +40,10 @@ class WaitingQueue:
         self._lines[key].popleft()
         self._count -= 1
         self._taken += 1
+        self._turns.pop(sequence.request.tenant, None)
         self._turns[sequence.request.tenant] = self._taken
+        if len(self._turns) > MAX_TENANTS:
+            del self._turns[next(iter(self._turns))]
         if not self._lines[key]:
             del self._lines[key]
 

@@ -20,6 +20,12 @@ def masked(finder: Finder, text: str) -> tuple[str, list[str]]:
     return (_replaced(data, found, 0, len(data)), [name for _, _, name in found]) if found else (text, [])
 
 
+def found_in(finder: Finder, text: str) -> list[tuple[str, str]]:
+    """(kind, text) of each match."""
+    data = text.encode()
+    return [(name, data[begin:end].decode()) for begin, end, name in finder.find(data)]
+
+
 class Mask:
     """What has come of one answer and not gone out yet."""
 

@@ -80,6 +80,12 @@ class Account:
             self.take(now, requests, tokens)
         return lacking
 
+    def spent_months(self, now: float) -> list[Lack]:
+        """Months' limits of tokens of which not one is left while no request runs that may give some back."""
+        if self.slots.running:
+            return []
+        return [(budget, 1) for budget in self.tokens if budget.month and budget.room(now) < 1]
+
     def take(self, now: float, requests: int, tokens: int) -> None:
         """Take from every budget, whatever is there."""
         for budget in self.requests:

@@ -1,14 +1,16 @@
 """Who may use how much: the one door through which every request to the model goes.
 
-`admit` waits for one of the caller's concurrent places, then reserves a request and its prompt and longest answer in
-all budgets of the caller, or in none. `Admission.settle` gives back what was not used. The place comes first, so that
-nobody who waits holds tokens that others could use.
+`count` draws a request before its body is read: from a caller whose limit is used up it costs nothing more, and one
+that is refused later has counted. `admit` then waits for one of the caller's concurrent places, and reserves what is
+known to be needed in all budgets of the caller, or in none. `Admission.reserve` makes that exact once the prompt is
+encoded, and `Admission.settle` gives back what was not used. The place comes before the tokens, so that nobody who
+waits holds some that others could use.
 """
 
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -28,6 +30,9 @@ MAX_ACCOUNTS = 100_000
 """Callers remembered, at most. Beyond it those are forgotten who came least recently, used up or not."""
 LOOK_BACK = 3
 """How many old accounts are looked at for every new one: more than one, so that their number goes down."""
+
+
+Draw = Callable[[Account, int, int], Awaitable[float]]
 
 
 class Limiter:
@@ -88,10 +93,22 @@ class Limiter:
         """Callers whose use is known here."""
         return len(self._accounts)
 
-    async def admit(self, caller: Caller, tokens: int, *, requests: int = 1) -> "Admission":
+    async def count(self, caller: Caller) -> None:
+        """Draw one request, whatever becomes of it.
+
+        Raises `errors.RateLimited`, or `errors.QuotaExceeded` for a month's limit, also that of tokens.
+        """
+        account = self._account(caller)
+        now = await self._draw(account, 1, 0)
+        spent = account.spent_months(now)
+        if spent and (spent := [lack for lack in spent if _hopeless(lack, now, late=False)]):
+            raise account.refusal(spent, now, self._wall())
+
+    async def admit(self, caller: Caller, tokens: int, *, requests: int = 1, counted: int = 0) -> "Admission":
         """Reserve `tokens` and `requests` for one caller, and one of its places: all of it or nothing.
 
-        Waits for a place. Raises `errors.RateLimited`, or `errors.QuotaExceeded` for a month's limit.
+        `counted` of the requests have been drawn already. Waits for a place. Raises `errors.RateLimited`, or
+        `errors.QuotaExceeded` for a month's limit.
         """
         account = self._account(caller)
         account.check_possible(requests, tokens)
@@ -100,13 +117,12 @@ class Limiter:
         except NoPlace as error:
             raise account.no_place() from error
         try:
-            now = self._clock()
-            if lacking := account.reserve(now, requests, tokens):
-                now = await self._fetch(account, lacking, requests, tokens)
+            wanted = requests > counted or tokens
+            now = await self._draw(account, requests - counted, tokens) if wanted else self._clock()
         except BaseException:
             account.slots.leave()
             raise
-        return Admission(account, tokens, self._clock, now)
+        return Admission(account, tokens, self._clock, now, self._draw)
 
     def most_tokens(self, caller: Caller) -> int | None:
         """The largest reservation that can ever be admitted; None: any."""
@@ -155,6 +171,13 @@ class Limiter:
             else:
                 self._accounts.move_to_end(caller_id)
 
+    async def _draw(self, account: Account, requests: int, tokens: int) -> float:
+        """Take all of it or nothing, from where the truth lies if need be; returns when."""
+        now = self._clock()
+        if lacking := account.reserve(now, requests, tokens):
+            now = await self._fetch(account, lacking, requests, tokens)
+        return now
+
     async def _fetch(self, account: Account, lacking: list[Lack], requests: int, tokens: int) -> float:
         """Ask where the truth lies until the reservation is made, or it is known that it can't be; returns when.
 
@@ -163,7 +186,7 @@ class Limiter:
         began = now = self._clock()
         while lacking:
             late = now - began >= EXCHANGE_SECONDS
-            if hopeless := [lack for lack in lacking if _hopeless(lack, now, late)]:
+            if hopeless := [lack for lack in lacking if _hopeless(lack, now, late=late)]:
                 raise account.refusal(hopeless, now, self._wall())
             if late:
                 account.take(now, requests, tokens)
@@ -183,7 +206,7 @@ async def _all(answers: Sequence["asyncio.Future[None]"], seconds: float) -> Non
             answer.cancel()  # Nobody waits for it any more.
 
 
-def _hopeless(lack: Lack, now: float, late: bool) -> bool:
+def _hopeless(lack: Lack, now: float, *, late: bool) -> bool:
     budget, amount = lack
     return budget.remaining(now) < amount if late else not budget.worth_asking(now, amount)
 
@@ -191,23 +214,33 @@ def _hopeless(lack: Lack, now: float, late: bool) -> bool:
 class Admission:
     """One admitted request: what was reserved for it, and its place."""
 
-    __slots__ = ("_account", "_admitted_at", "_budgets", "_clock", "_reserved", "_settled")
+    __slots__ = ("_account", "_admitted_at", "_budgets", "_clock", "_draw", "_reserved", "_settled")
 
-    def __init__(self, account: Account, reserved: int, clock: Callable[[], float], now: float) -> None:
-        self._account, self._budgets = account, account.tokens
+    def __init__(self, account: Account, reserved: int, clock: Callable[[], float], now: float, draw: Draw) -> None:
+        self._account, self._budgets, self._draw = account, account.tokens, draw
         self._reserved, self._clock, self._admitted_at = reserved, clock, now
         self._settled = False
+
+    async def reserve(self, tokens: int) -> None:
+        """Have `tokens` set aside instead of what was so far. Raises as `Limiter.admit` does: then none are."""
+        self._account.check_possible(0, tokens)
+        self._give_back(self._reserved)
+        self._reserved = 0
+        await self._draw(self._account, 0, tokens)
+        self._budgets, self._reserved = self._account.tokens, tokens
 
     def settle(self, tokens: int) -> None:
         """The request has ended and used `tokens`, be it more than was reserved. Only the first call counts."""
         if self._settled:
             return
         self._settled = True
-        now = self._clock()
-        if unused := self._reserved - tokens:
+        self._give_back(self._reserved - tokens)
+        self._account.slots.leave(self._clock() - self._admitted_at)
+
+    def _give_back(self, tokens: int) -> None:
+        if tokens:
             for budget in self._budgets:
-                budget.give(now, unused)
-        self._account.slots.leave(now - self._admitted_at)
+                budget.give(self._clock(), tokens)
 
 
 class _Shared(Source):

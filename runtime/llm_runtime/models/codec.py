@@ -8,12 +8,13 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from llm_runtime.bounds import TooMuch
 from llm_runtime.contract import NO_CHAT_TEMPLATE
 from llm_runtime.engine.constraint import GrammarMatcher, Grammars
 from llm_runtime.engine.limits import MAX_REPETITION_PENALTY
 from llm_runtime.errors import InvalidRequest, ModelUnsupported
 from llm_runtime.models.detokenize import Spelling, Text
-from llm_runtime.models.letters import Letters, unspelled
+from llm_runtime.models.letters import Letters, encoded, unspelled
 from llm_runtime.models.template_files import ChatTemplates, folder_templates
 from llm_runtime.models.tokenizer_files import file_tokenizer, no_tokenizer, read_json, special_texts
 from llm_runtime.request import Constraint, Message
@@ -65,7 +66,7 @@ class Codec:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of plain text, with the special tokens that the tokenizer itself puts around it."""
-        return list(self._tokenizer.encode(text).ids)
+        return encoded(self._tokenizer, text)
 
     def encode_chat(
         self,
@@ -77,7 +78,7 @@ class Codec:
         if marked := self._letters.mark(messages, tools, options or {}):
             text = self.render_chat(marked.messages, marked.tools, marked.options)
             return self._letters.encode(text, marked.originals)
-        return list(self._tokenizer.encode(self.render_chat(messages, tools, options), add_special_tokens=False).ids)
+        return encoded(self._tokenizer, self.render_chat(messages, tools, options), special=False)
 
     def render_chat(
         self,
@@ -167,3 +168,8 @@ def _check(template: str) -> None:
         compiled(template)
     except BadTemplate as error:
         raise ModelUnsupported(f"the chat template is not valid Jinja: {error}") from error
+    try:
+        render(template, [{"role": "user", "content": "Hello"}])
+    except BadTemplate as error:  # Most refuse something; what takes too much for this takes it for everything.
+        if isinstance(error.__cause__, TooMuch):
+            raise ModelUnsupported(f"the chat template can't be used: {error}") from error

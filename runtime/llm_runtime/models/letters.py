@@ -28,6 +28,12 @@ Tokens = Mapping[str, Collection[int]]
 """First characters, with the lengths of the tokens that begin so."""
 
 
+def encoded(tokenizer: Tokenizer, text: str, *, special: bool = True) -> list[int]:
+    """Tokens of `text`, while other threads go on: of the tokenizer's ways only those for several texts let them."""
+    [found] = tokenizer.encode_batch_fast([text], add_special_tokens=special)
+    return list(found.ids)
+
+
 @dataclass(frozen=True, slots=True)
 class Marked:
     """A conversation in which no control token is spelled, and the private characters that stand for first ones."""
@@ -96,7 +102,7 @@ class Letters:
                 parts += [text[at:start], names[token]]
                 at = start + len(token)
         plain = "".join([*parts, text[at:]]).translate({ord(private): first for private, first in originals.items()})
-        return list(tokenizer.encode(plain, add_special_tokens=False).ids)
+        return encoded(tokenizer, plain, special=False)
 
     def _spells(self, text: str, tokens: Tokens) -> bool:
         if next(_found(text, tokens, self._control), None):

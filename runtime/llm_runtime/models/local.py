@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llm_runtime.errors import ModelNotFound
 from llm_runtime.models.disk import disk_errors, point_to
-from llm_runtime.models.locate import local_artifacts, locate
+from llm_runtime.models.locate import check_links, local_artifacts, locate
 from llm_runtime.models.template_files import FLAT_PREFIX
 from llm_runtime.models.verify import verify_weights
 
@@ -14,6 +14,7 @@ def local_model(path: Path, models: Path, sub_path: str = "") -> Path:
     """Verify a local folder; a model and a tokenizer that lie apart are brought together by links under `models`."""
     if not path.is_dir():
         raise ModelNotFound(f"model.path {path} is not a folder")
+    check_links(path)
     located = locate(local_artifacts(path), sub_path)
     home = path / located.folder
     verify_weights(home)

@@ -80,6 +80,18 @@ def local_artifacts(folder: Path) -> Artifacts:
     return Artifacts(sizes, lambda path: (folder / path).read_bytes(), str(folder))
 
 
+def check_links(folder: Path) -> None:
+    """Raise ModelCorrupt for a link that leaves the folder: what it names is not the model's to read.
+
+    In the hub's cache, files are links to blobs beside their snapshot.
+    """
+    root = folder.resolve()
+    home = root.parents[1] if root.parent.name == "snapshots" and (root.parents[1] / "blobs").is_dir() else root
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(home):
+            raise ModelCorrupt(f"{path.relative_to(folder)} is a link out of {folder}: put the file itself there")
+
+
 def locate(artifacts: Artifacts, sub_path: str = "") -> Located:
     """Find the one model. Raises ModelNotFound, ModelUnsupported, ModelCorrupt, or ConfigInvalid when several fit."""
     for path in artifacts.sizes:

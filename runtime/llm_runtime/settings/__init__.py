@@ -1,4 +1,6 @@
-"""Where the configuration comes from: a file, over it `.env`, over it the environment.
+"""Where the configuration comes from: a file, over it `.env`, over it the environment. In an operator's pod the file
+
+decides: only secrets, and what the operator itself sets, come from the environment there.
 
 Names in the environment are the file's, nested with two underscores (`ENGINE__MAX_MODEL_LENGTH=2048`), and a few short
 ones for what every stand-alone server sets. Wrong and unknown names end the start, all of them in one message: a slip
@@ -7,7 +9,7 @@ must not be a default.
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,28 @@ from pydantic.alias_generators import to_camel, to_snake
 
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.settings import renamed
-from llm_runtime.settings.environment import Environment, Variable, field_at, names, nested, value_of, variables
+from llm_runtime.settings.environment import (
+    MIN_KEY_CHARACTERS,
+    SECRETS,
+    Environment,
+    Variable,
+    can_be_guessed,
+    field_at,
+    forget_secrets,
+    managed_variables,
+    names,
+    nested,
+    value_of,
+    variables,
+)
 from llm_runtime.settings.file import Document, FileInvalid, Location, read
 
-__all__ = ["Environment", "Settings", "SettingsInvalid", "Storage", "load", "storage"]
+__all__ = ["Environment", "Settings", "SettingsInvalid", "Storage", "forget_secrets", "load", "storage"]
+
+PRIVATE = (*SECRETS, "MODEL_PATH", "MLFLOW_TRACKING_URI")
+"""Not the model's name and version: these are what the server serves them under."""
+MIN_PRIVATE = 4
+"""Shorter values, such as `true`'s `1`, would be found in any text."""
 
 
 class SettingsInvalid(ValueError):
@@ -32,6 +52,8 @@ class Settings:
 
     config: RuntimeConfig
     environment: Environment
+    private: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Names of variables by their values, which neither logs nor reports may quote."""
 
     @property
     def host(self) -> str:
@@ -71,13 +93,14 @@ class Storage:
     key_pepper: str | None
 
 
-def load(config_file: Path | None, env_file: Path | None = Path(".env")) -> Settings:
-    """Read everything. Raises `SettingsInvalid`."""
+def load(config_file: Path | None, env_file: Path | None = Path(".env"), *, managed: bool = False) -> Settings:
+    """Read everything. `managed`: an operator runs this, whose file decides. Raises `SettingsInvalid`."""
     try:
         document = read(config_file) if config_file else Document()
     except FileInvalid as error:
         raise SettingsInvalid(str(error)) from error
-    return _Reading(config_file, document, variables(env_file)).settings()
+    found = managed_variables() if managed else variables(env_file)
+    return _Reading(config_file, document, found).settings()
 
 
 def storage(config_file: Path | None, env_file: Path | None = Path(".env")) -> Storage:
@@ -121,7 +144,12 @@ class _Reading:
         config = self._config()
         if self._faults or config is None:
             raise SettingsInvalid("; ".join(self._faults))
-        return Settings(config, environment)
+        return Settings(config, environment, self._private())
+
+    def _private(self) -> dict[str, str]:
+        given = {variable.name: variable.value for variable in self._overrides.values()}
+        given |= {name: self._variables[name].value for name in PRIVATE if name in self._variables}
+        return {value: name for name, value in given.items() if len(value) >= MIN_PRIVATE}
 
     def _refuse_repeated(self) -> None:
         for place in sorted(self._document.repeated, key=str):
@@ -147,6 +175,12 @@ class _Reading:
     def _environment(self) -> Environment:
         given = {name: self._variables.get(name.upper()) for name in Environment.model_fields}
         values = {name: variable.value for name, variable in given.items() if variable and variable.value}
+        for name in ("api_key", "admin_api_key"):
+            if (key := given[name]) and key.value and can_be_guessed(key.value):
+                self._faults.append(
+                    f"{key.source}: {key.name}: must have at least {MIN_KEY_CHARACTERS} characters and be no sample; "
+                    "`openssl rand -hex 24` makes one"
+                )
         try:
             return Environment.model_validate(values)
         except ValidationError as error:

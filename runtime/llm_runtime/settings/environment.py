@@ -1,6 +1,8 @@
 """What the environment and `.env` say: short names of its own, and the file's names nested with two underscores."""
 
+import ctypes
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from llm_runtime.contract import PORT, RuntimeConfig
 from llm_runtime.settings.file import Location
+
+log = logging.getLogger(__name__)
+
+SECRETS = ("API_KEY", "ADMIN_API_KEY", "DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "HUGGINGFACE_TOKEN", "DATABASE__URL")
+MANAGED = frozenset({"DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "MODEL_PATH", "LOG_LEVEL", "DEBUG", "API_HOST"})
+"""What an operator's pod takes from its environment, spelled so and not otherwise: its other settings are in its file.
+
+MODEL_PATH is the operator's own, and refused in `pod.env`.
+"""
+MIN_KEY_CHARACTERS = 16
+SAMPLE_KEYS = ("change-me", "changeme", "your-api-key", "my-api-key", "replace-me")
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -86,6 +99,33 @@ def variables(env_file: Path | None) -> dict[str, Variable]:
     for name, value in os.environ.items():
         found[name.upper()] = Variable(name.upper(), value, "environment")
     return found
+
+
+def managed_variables() -> dict[str, Variable]:
+    """Of the environment what an operator's pod takes; other settings in it are named in the log, and ignored."""
+    ours = {name: Variable(name, os.environ[name], "environment") for name in MANAGED & os.environ.keys()}
+    other = {name.upper(): value for name, value in os.environ.items() if name not in MANAGED}
+    others = {name: Variable(name, value, "environment") for name, value in other.items()}
+    short = {name.upper() for name in Environment.model_fields} & others.keys()
+    if ignored := sorted(short | {variable.name for _, variable in nested(others)}):
+        log.warning("The environment sets %s: ignored, as this pod's configuration file decides", ", ".join(ignored))
+    return ours
+
+
+def can_be_guessed(key: str) -> bool:
+    """Whether a key is short, or a sample that somebody left as it was."""
+    return len(key) < MIN_KEY_CHARACTERS or key.lower().startswith(SAMPLE_KEYS)
+
+
+def forget_secrets() -> None:
+    """Take what was read out of the environment, so that neither /proc/self/environ nor a child process has it."""
+    libc = ctypes.CDLL(None)
+    libc.getenv.restype = ctypes.c_void_p
+    for name in [name for name in os.environ if name.upper() in SECRETS]:
+        # Without the name, the value would still lie where the process began.
+        if place := libc.getenv(name.encode()):
+            ctypes.memset(place, 0, len(os.fsencode(os.environ[name])))
+        del os.environ[name]
 
 
 def nested(set_: Mapping[str, Variable]) -> Iterator[tuple[Location, Variable]]:

@@ -31,7 +31,7 @@ class CountingLimiter:
     asked: list[int] = field(default_factory=list)
     free: asyncio.Condition = field(default_factory=asyncio.Condition)
 
-    async def admit(self, caller: Caller, tokens: int, *, requests: int = 1) -> "CountingAdmission":
+    async def admit(self, caller: Caller, tokens: int, *, requests: int = 1, counted: int = 0) -> "CountingAdmission":
         if self.refusing:
             raise errors.QueueFull("The limit is reached.")
         self.waiting += 1
@@ -43,7 +43,7 @@ class CountingLimiter:
         self.places -= 1
         self.reserved += tokens
         self.requests += requests
-        self.asked.append(tokens)
+        self.asked += [tokens] if tokens else []
         return CountingAdmission(self, tokens)
 
     def most_tokens(self, caller: Caller) -> int | None:
@@ -55,6 +55,11 @@ class CountingAdmission:
     limiter: CountingLimiter
     tokens: int
     settled: bool = False
+
+    async def reserve(self, tokens: int) -> None:
+        self.limiter.reserved += tokens - self.tokens
+        self.tokens = tokens
+        self.limiter.asked.append(tokens)
 
     def settle(self, tokens: int) -> None:
         if not self.settled:

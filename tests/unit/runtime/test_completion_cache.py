@@ -38,7 +38,7 @@ async def test_second_equal_request_costs_no_tokens_and_says_the_same() -> None:
     ]
     assert (again.prompt_tokens, again.completion_tokens) == (first.prompt_tokens, first.completion_tokens)
     assert len(road.engine.requests) == 1
-    assert road.limiter.asked == [12, 0]
+    assert road.limiter.asked == [12]
     assert road.limiter.used == 2 + 3
     assert road.limiter.requests == 2
     assert [row.cached for row in road.rows] == [False, True]

@@ -5,7 +5,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -196,3 +196,34 @@ def test_leaving_while_the_answer_is_made_is_a_cancelled_row(live: Callable[...,
         eventually(lambda: api.rows)
     assert api.rows[0].outcome == "cancelled"
     assert not engine.running
+
+
+def test_an_address_with_too_many_connections_loses_its_own_oldest_that_waits(
+    live: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others, and an answer that is on its way, go on."""
+    monkeypatch.setattr(Connection, "most_connections", 5)
+    with live(ScriptedEngine(script=["x "] * 60, token_seconds=0.05)) as api, ExitStack() as held:
+        url = httpx.URL(api.url)
+
+        def connect(source: str) -> socket.socket:
+            connection = socket.create_connection((url.host, url.port), timeout=20, source_address=(source, 0))
+            return held.enter_context(connection)
+
+        answered = connect("127.0.0.1")
+        body = json.dumps(chat_body(stream=True)).encode()
+        answered.sendall(post(f"Content-Length: {len(body)}\r\n") + body)
+        assert answered.recv(65536).startswith(b"HTTP/1.1 200")
+        crowd = [connect("127.0.0.1") for _ in range(4)]
+        other = connect("127.0.0.2")
+        assert crowd[0].recv(1) == b""
+        latest = connect("127.0.0.1")
+        assert crowd[1].recv(1) == b""
+        for connection in (*crowd[2:], other, latest):
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        said = b""
+        while b"[DONE]" not in said:
+            more = answered.recv(65536)
+            assert more
+            said += more

@@ -1,7 +1,9 @@
 """What must not pass, whole and as a stream; and that no text and no pattern makes the filters slow."""
 
+import json
 import random
 import time
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from llm_runtime.filters import Filters, Mask
 from llm_runtime.filters.finder import Finder
 from llm_runtime.filters.mask import MAX_HELD, masked
 from llm_runtime.request import FinishReason, Sampling, TokenEvent
-from unit.runtime.road import job
+from unit.runtime.road import Road, job
 
 FINDER = Finder()
 
@@ -186,3 +188,77 @@ def test_a_pattern_that_can_not_be_used_ends_the_start_before_the_model_is_loade
     settings = config(ServerConfig(filters=filters))
     with pytest.raises(errors.ConfigInvalid, match="house-rule"):
         Services(settings, in_thread(lambda: pytest.fail("loaded")))
+
+
+PATTERNS = (FilterPattern(name="secret", regex="project zeus"),)
+MAIL, CARD = "joe@mail.example", 4111111111111111
+CALL = {"id": "c", "type": "function", "function": {"name": "pay", "arguments": {}}}
+TOOL = {"type": "function", "function": {"name": "pay", "description": "", "parameters": {"type": "object"}}}
+
+
+def tool(**function: Any) -> dict[str, Any]:
+    return {**TOOL, "function": {**TOOL["function"], **function}}
+
+
+def calling(**function: Any) -> dict[str, Any]:
+    call = {**CALL, "function": {**CALL["function"], **function}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({"tools": (tool(description=f"writes to {MAIL}"),)}, "EMAIL"),
+        ({"tools": (tool(parameters={"properties": {"to": {"enum": [MAIL]}}}),)}, "EMAIL"),
+        ({"tools": (tool(parameters={"properties": {MAIL: {}}}),)}, "EMAIL"),
+        ({"tools": (tool(parameters={"properties": {"n": {"const": CARD}}}),)}, "CREDIT_CARD"),
+        ({"prompt": (calling(arguments={"card": CARD}),)}, "CREDIT_CARD"),
+        ({"prompt": (calling(arguments={"card": float(CARD)}),)}, "CREDIT_CARD"),
+        ({"prompt": (calling(arguments={"type": MAIL}),)}, "EMAIL"),
+        ({"prompt": (calling(arguments={MAIL: True}),)}, "EMAIL"),
+        ({"prompt": (calling(name=MAIL),)}, "EMAIL"),
+        ({"prompt": ({"role": "user", "content": "x", "name": MAIL},)}, "EMAIL"),
+        ({"prompt": ({"role": "assistant", "content": "x", "reasoning_content": MAIL},)}, "EMAIL"),
+        ({"template_options": {"documents": [{"id": CARD, MAIL: 1}]}}, "EMAIL"),
+    ],
+)
+def test_whatever_a_template_may_write_is_looked_at(fields: dict[str, Any], kind: str) -> None:
+    asked = job(**{"prompt": ({"role": "user", "content": "hi"},), **fields})
+    seen = Filters(FiltersConfig(pii="Mask")).prompts(asked)
+    shown = json.dumps([seen.prompts, seen.tools, dict(seen.template_options)])
+    assert f"[{kind}]" in shown
+    assert MAIL not in shown
+    assert str(CARD) not in shown
+    with pytest.raises(errors.InvalidRequest, match=kind):
+        Filters(FiltersConfig(pii="Reject")).prompts(asked)
+
+
+def test_numbers_and_words_that_are_nothing_special_stay_what_they_are() -> None:
+    asked = job(
+        (
+            {"role": "user", "content": "hi"},
+            calling(arguments={"n": 7, "x": 0.5, "yes": True, "no": None, "type": "a"}),
+        ),
+        tools=(tool(parameters={"type": "object", "properties": {"n": {"type": "integer", "maximum": 10**6}}}),),
+    )
+    assert Filters(FiltersConfig(pii="Mask")).prompts(asked) == asked
+
+
+def test_the_name_of_a_function_can_not_be_masked() -> None:
+    with pytest.raises(errors.InvalidRequest, match="name of a function holds personal data") as caught:
+        Filters(FiltersConfig(pii="Mask")).prompts(job(tools=(tool(name=str(CARD)),)))
+    assert str(CARD) not in caught.value.message
+
+
+@pytest.mark.parametrize("pii", ["Mask", "Reject"])
+async def test_the_prompt_is_looked_at_as_the_model_reads_it(pii: Any) -> None:
+    """The template of these tests writes role and content beside each other: only together are they an address."""
+    settings = config(
+        ServerConfig(filters=FiltersConfig(pii=pii, patterns=PATTERNS)), system_prompt="ask help@us.example"
+    )
+    road = Road(settings=settings)
+    apart = ({"role": "user", "content": "project"}, {"role": "zeus", "content": "is late"})
+    with pytest.raises(errors.InvalidRequest, match="secret"):
+        await road.pipeline.start(job(apart))
+    road.assert_nothing_is_held()
+    await road.answer(({"role": "user", "content": "what the server itself says passes"},))

@@ -497,13 +497,16 @@ async def test_a_key_for_some_adapters_sees_and_uses_only_these(tmp_path: Path) 
         key = {"X-API-Key": issued.key}
         names = [model["id"] for model in (await server.client.get("/v1/models", headers=key)).json()["data"]]
         assert names == ["support-bot", "support-bot:legal"]
-        assert (await server.client.get("/v1/models/support-bot:sales", headers=key)).status_code == 403
+        assert (await server.client.get("/v1/models/support-bot:sales", headers=key)).status_code == 404
         for path, body in (
             ("/v1/chat/completions", chat_body(model="support-bot:sales")),
             ("/v1/completions", {"model": "support-bot:sales", "prompt": "a"}),
         ):
             answer = await server.client.post(path, json=body, headers=key)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "model_not_allowed")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+            guessed = await server.client.post(path, json={**body, "model": "support-bot:guess"}, headers=key)
+            assert guessed.text == answer.text.replace("support-bot:sales", "support-bot:guess")
+            assert "sales" not in guessed.text
             allowed = await server.client.post(path, json={**body, "model": "support-bot:legal"}, headers=key)
             assert allowed.status_code == 200
             assert (await server.client.post(path, json=body, headers=USER)).status_code == 200

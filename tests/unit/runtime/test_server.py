@@ -163,7 +163,7 @@ def give_up(*arguments: str, **environment: str) -> FatalReport:
 def test_a_wrong_key_in_the_configuration_is_named_in_the_last_line(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"model": {"name": "m", "path": "/m"}, "engine": {"maxModelLengthh": 5}}))
-    report = give_up("serve", "--config", str(file), API_KEY="k")
+    report = give_up("serve", "--config", str(file), API_KEY="k" * 16)
     assert report.reason == "ConfigInvalid"
     assert "engine.maxModelLengthh: unknown key" in report.message
 
@@ -194,7 +194,7 @@ def test_a_server_without_any_key_starts_and_says_how_to_make_one(tmp_path: Path
 @pytest.mark.parametrize("command", ["serve", "fetch"])
 def test_a_model_that_is_not_there_is_the_last_line(command: str, tmp_path: Path) -> None:
     arguments = ["serve", "--port", "0", "--host", "127.0.0.1"] if command == "serve" else ["fetch"]
-    report = give_up(*arguments, "--models", str(tmp_path), MODEL_PATH=str(tmp_path / "nowhere"), API_KEY="k")
+    report = give_up(*arguments, "--models", str(tmp_path), MODEL_PATH=str(tmp_path / "nowhere"), API_KEY="k" * 16)
     assert report.reason == "ModelNotFound"
 
 
@@ -203,7 +203,7 @@ def test_a_port_that_is_taken_is_the_last_line() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        report = give_up("serve", "--host", "127.0.0.1", "--port", port, MODEL_PATH="/nowhere", API_KEY="k")
+        report = give_up("serve", "--host", "127.0.0.1", "--port", port, MODEL_PATH="/nowhere", API_KEY="k" * 16)
     # Before: "the lines above say why", in a pod's status, where there are no lines above.
     assert report.message == (
         f"can't listen on 127.0.0.1:{port}: another program does; end it, or choose another port (API_PORT)"
@@ -221,3 +221,21 @@ def test_a_name_with_one_address_of_this_machine_is_enough(monkeypatch: pytest.M
     found = [(*stream, ("192.0.2.1", 0)), (*stream, ("127.0.0.1", 0))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     command_line._refuse_taken("localhost", 0)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"MODEL_PATH": "/hush-hush/nowhere"}, {"SERVER__LOG_FILE": "/proc/hush-hush/log", "MODEL_PATH": "/m"}],
+)
+def test_no_report_and_no_line_quotes_what_came_by_the_environment(tmp_path: Path, environment: dict[str, str]) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "llm_runtime", "serve", "--models", str(tmp_path), "--port", "0"],
+        env={**ENVIRONMENT, "API_KEY": "k" * 16, "DATABASE_URL": "none", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    report = report_from_termination_message(ended.stdout.splitlines()[-1])
+    assert report
+    assert f"${next(iter(environment))}" in ended.stdout or "logFile" in report.message
+    assert "hush" not in ended.stdout + ended.stderr

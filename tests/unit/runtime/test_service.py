@@ -247,3 +247,18 @@ async def test_a_sane_request_id_is_kept_and_another_is_replaced(api: Harness) -
     assert kept.headers["x-request-id"] == "trace-1.2:3"
     assert UUID(replaced.headers["x-request-id"])
     assert float(kept.headers["x-process-time"]) >= 0
+
+
+async def test_adapters_are_told_to_a_key_that_may_use_them(run: Any) -> None:
+    async with run(ScriptedEngine(adapters=("merger", "sales"))) as api:
+        assert (await api.client.get("/info")).json()["adapters"] == ["merger", "sales"]
+        for headers in ({"X-API-Key": ""}, {"X-API-Key": "guess"}):
+            assert (await api.client.get("/info", headers=headers)).json()["adapters"] == []
+
+
+async def test_a_model_on_its_way_is_told_by_its_name_alone(run: Any) -> None:
+    async with run() as api:
+        with api.services.arriving("/mnt/secret/place") as arrival:
+            assert "secret" not in (await api.client.get("/status")).text
+            arrival.name = "place"
+            assert (await api.client.get("/status")).json()["loading"]["model_name"] == "place"

@@ -1,7 +1,10 @@
 """Configuration: a file, `.env` over it, the environment over both; and no slip goes unnoticed."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +82,14 @@ def test_short_names_make_a_whole_server(monkeypatch: pytest.MonkeyPatch) -> Non
         "MODEL_NAME": "bot",
         "MODEL_VERSION": "7",
         "MLFLOW_TRACKING_URI": "http://x",
-        "API_KEY": "k",
+        "API_KEY": "k" * 16,
         "API_PORT": "9",
     }.items():
         monkeypatch.setenv(name, value)
     settings = load(None)
     assert settings.config.model.mlflow
     assert (settings.config.model.name, settings.config.model.mlflow.version) == ("bot", "7")
-    assert (settings.api_key, settings.port, settings.host) == ("k", 9, "0.0.0.0")
+    assert (settings.api_key, settings.port, settings.host) == ("k" * 16, 9, "0.0.0.0")
 
 
 def test_a_path_is_enough_to_start_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +164,7 @@ def test_a_slip_in_the_environment_is_named_with_its_place(
     if place == "environment":
         monkeypatch.setenv(name, value)
     else:
-        (tmp_path / ".env").write_text(f"# A comment\nAPI_KEY=k\n{name}='{value}'\n")
+        (tmp_path / ".env").write_text(f"# A comment\nAPI_KEY=kkkkkkkkkkkkkkkk\n{name}='{value}'\n")
     with pytest.raises(SettingsInvalid) as caught:
         load(file(tmp_path, FULL))
     assert named in str(caught.value)
@@ -253,11 +256,11 @@ def test_tiers_come_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_secrets_are_there_and_are_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names = ("API_KEY", "ADMIN_API_KEY", "DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "HUGGINGFACE_TOKEN")
     for name in names:
-        monkeypatch.setenv(name, f"hush-{name}")
+        monkeypatch.setenv(name, f"hush-hush-hush-{name}")
     settings = load(file(tmp_path, FULL))
-    assert (settings.api_key, settings.admin_key) == ("hush-API_KEY", "hush-ADMIN_API_KEY")
-    assert (settings.storage.url, settings.redis_url) == ("hush-DATABASE_URL", "hush-REDIS_URL")
-    assert settings.storage.key_pepper == "hush-KEY_PEPPER"
+    assert (settings.api_key, settings.admin_key) == ("hush-hush-hush-API_KEY", "hush-hush-hush-ADMIN_API_KEY")
+    assert (settings.storage.url, settings.redis_url) == ("hush-hush-hush-DATABASE_URL", "hush-hush-hush-REDIS_URL")
+    assert settings.storage.key_pepper == "hush-hush-hush-KEY_PEPPER"
     assert "hush" not in repr(settings)
 
 
@@ -279,7 +282,7 @@ def test_debug_is_a_log_level(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_the_examples_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(ROOT / "config.example.yaml").config.model.name == "support-bot"
     settings = load(None, env_file=ROOT / ".env.example")
-    assert (settings.config.model.name, settings.api_key) == ("support-bot", "change-me")
+    assert (settings.config.model.name, settings.api_key) == ("support-bot", None)
 
 
 def test_every_commented_line_of_the_example_is_the_default(tmp_path: Path) -> None:
@@ -299,3 +302,62 @@ def test_a_uri_takes_its_server_from_the_environment(monkeypatch: pytest.MonkeyP
     assert (model.uri, model.tracking_uri, model.mlflow) == ("models:/bot@champion", "http://mlflow", None)
     with pytest.raises(SettingsInvalid, match="exactly one of"):
         load(file(tmp_path, "model: {name: bot, path: /x, uri: 'models:/bot@champion'}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AUTHENTICATION", "Disabled"),
+        ("MODEL_NAME", "hush-hush"),
+        ("MODEL_VERSION", "7"),
+        ("model_path", "/hush-hush"),
+        ("SERVER__FILTERS__PII", "Disabled"),
+        ("SERVER__LOG_FILE", "/hush-hush"),
+        ("API_KEY", "hush-hush-hush-hush"),
+        ("ENGINE__NO_SUCH_FIELD", "hush-hush"),
+    ],
+)
+def test_in_an_operators_pod_the_file_decides(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, value: str
+) -> None:
+    plain = load(file(tmp_path, FULL), managed=True)
+    monkeypatch.setenv(name, value)
+    settings = load(file(tmp_path, FULL), managed=True)
+    assert (settings.config, settings.api_key) == (plain.config, None)
+    assert name.upper() in caplog.text
+    assert "hush" not in caplog.text
+
+
+def test_an_operators_pod_takes_secrets_and_the_operators_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("AUTHENTICATION=Disabled\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "MODEL_PATH"):
+        monkeypatch.setenv(name, f"from-{name}")
+    settings = load(file(tmp_path, FULL), managed=True)
+    assert (settings.storage.url, settings.redis_url) == ("from-DATABASE_URL", "from-REDIS_URL")
+    assert settings.config.model.path == "from-MODEL_PATH"
+    assert settings.config.authentication == "Required"
+
+
+def test_secrets_leave_the_environment_and_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "from pathlib import Path; import os; from llm_runtime.settings import forget_secrets; forget_secrets();"
+        "print(os.environ.get('DATABASE_URL'), Path('/proc/self/environ').read_bytes())"
+    )
+    environment = {**os.environ, "DATABASE_URL": "hush-hush", "ADMIN_API_KEY": "hush-hush-too", "OTHER": "stays"}
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("None")
+    assert "stays" in shown.stdout
+    assert "hush" not in shown.stdout
+
+
+@pytest.mark.parametrize("key", ["short", "x" * 15, "change-me", "change-me-change-me"])
+@pytest.mark.parametrize("name", ["API_KEY", "ADMIN_API_KEY"])
+def test_a_key_that_can_be_guessed_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, key: str) -> None:
+    monkeypatch.setenv("MODEL_PATH", "/models/tiny")
+    monkeypatch.setenv(name, key)
+    with pytest.raises(SettingsInvalid, match=f"{name}: must have at least 16 characters") as caught:
+        load(None)
+    assert key not in str(caught.value)

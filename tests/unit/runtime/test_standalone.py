@@ -83,7 +83,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "HOME": str(tmp_path),
         "PYTHONPATH": str(RUNTIME),
         "DATABASE_URL": f"sqlite:///{tmp_path / 'keys.db'}",
-        "ADMIN_API_KEY": "the-admins-key",
+        "ADMIN_API_KEY": "the-administrators-key",
         "MODEL_PATH": str(tmp_path / "first"),
         "SERVER__LAZY_LOAD": "true",
         "SERVER__DRAIN_SECONDS": "1",
@@ -132,7 +132,7 @@ def test_a_whole_life_without_an_operator(url: str, tmp_path: Path, environment:
     made = json.loads(command("keys", "create", "web", "--json"))
     eventually(lambda: httpx.get(f"{url}/v1/key", headers={"X-API-Key": made["api_key"]}).status_code == 200)
     assert says(made["api_key"], "first") == 200, "the first request has loaded the model"
-    boss = "the-admins-key"
+    boss = "the-administrators-key"
     other = post("/generate_apikey", boss, username="myuser").json()["api_key"]
     loaded = post("/load_model", boss, model_name=str(tmp_path / "second"), device="cpu", hf_token=None)
     assert (loaded.status_code, loaded.json()["model_name"]) == (200, "second")

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Request
 from pydantic import AfterValidator, Field, model_validator
 from starlette.responses import Response
 
-from llm_runtime.api.answering import adapter_of, collect, event_stream, job, pipeline_of, start
+from llm_runtime.api.answering import adapter_of, collect, event_stream, job, pipeline_of, start, worked_out
 from llm_runtime.api.answers import JsonResponse, openai_error
-from llm_runtime.api.body import MaxTokens, Text, conflict
+from llm_runtime.api.body import MAX_MESSAGES, MaxTokens, Text, conflict
 from llm_runtime.api.documents import JSON_OR_EVENTS, OPENAI_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.answer import chunks, completion
@@ -39,7 +39,7 @@ class ChatBody(OpenAIBody, ToolFields):
 
     model_config = example(model="support-bot", messages=[{"role": "user", "content": "What is Python?"}])
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -127,9 +127,9 @@ class ChatBody(OpenAIBody, ToolFields):
 async def chat_completions(request: Request, body: ChatBody) -> Response:
     """Answer the last message, whole or as server-sent events."""
     pipeline, adapter = pipeline_of(request), adapter_of(request, body.model)
-    offer = body.offer(pipeline.codec.tool_template)
+    offer = await worked_out(request, body.offer, pipeline.codec.tool_template)
     answers = body.answers(pipeline.codec, offer)
-    generation = await start(request, body.job(request, adapter, answers))
+    generation = await start(request, await worked_out(request, body.job, request, adapter, answers))
     if body.stream:
         events = chunks(generation, pipeline, answers, include_usage=body.include_usage)
         return event_stream(request, generation, events, openai_error)

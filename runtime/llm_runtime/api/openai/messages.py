@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from llm_runtime.api.body import Baggage, Text
+from llm_runtime.api.body import MAX_MESSAGES, Baggage, Text
 from llm_runtime.api.openai.fields import IDLE_IN_MESSAGES
 from llm_runtime.request import Message
 
@@ -70,7 +70,9 @@ def _as_parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-Content = Annotated[list[Part], BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])]
+Content = Annotated[
+    list[Part], Field(max_length=MAX_MESSAGES), BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])
+]
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 

@@ -9,7 +9,7 @@ from llm_runtime.api.body import BASE, check_model
 from llm_runtime.api.documents import OPENAI_ERRORS
 from llm_runtime.api.guard import SECURITY, KeyedRoute
 from llm_runtime.api.services import Services, State, services_of
-from llm_runtime.auth import check_adapter, may_use
+from llm_runtime.auth import may_use
 
 router = APIRouter(route_class=KeyedRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS)
 
@@ -31,8 +31,8 @@ async def get_model(request: Request, model_id: str) -> dict[str, Any]:
     """One model."""
     services = services_of(request)
     served = services.config.model.name
-    adapter = check_model(model_id, served, _adapters(services), services.default_adapter)
-    check_adapter(request.state.caller, adapter)
+    usable = [name for name in _adapters(services) if may_use(request.state.caller, name)]
+    adapter = check_model(model_id, served, usable, services.default_adapter)
     return _bare(services) if model_id == served else _model(services, adapter)
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import func, insert, select
 from llm_runtime.db import retention
 from llm_runtime.db.database import Database
 from llm_runtime.db.retention import Retention, clean
-from llm_runtime.db.tables import completion_cache, inference_log, sessions
+from llm_runtime.db.tables import completion_cache, inference_log, sessions, usage_daily
 from llm_runtime.metrics import Metrics
 from llm_runtime.usage.writer import DatabaseUsage
 from postgres import Postgres
@@ -75,4 +75,35 @@ async def test_it_runs_by_itself_until_the_end(database_url: str) -> None:
                 break
             await asyncio.sleep(0.01)
     assert left in (0, 5)  # Those of AT's yesterday go, too, once that is long ago.
+    await database.close()
+
+
+async def test_sums_of_addresses_go_with_their_rows_and_those_of_keys_stay(database_url: str) -> None:
+    database = await empty(database_url)
+    async with DatabaseUsage(database, QUICK, Metrics()) as usage:
+        for days in (100, 1):
+            for key in ("web", *(f"ip:10.0.0.{number}" for number in range(25))):
+                usage.write(row(at=AT - timedelta(days=days), key_id=key))
+    assert (await clean(database, 90, AT))["usage_daily"] == 25
+    async with database.read() as connection:
+        days_of = select(usage_daily.c.key_id, func.count()).group_by(usage_daily.c.key_id)
+        left = dict((await connection.execute(days_of)).tuples().all())
+    assert (left.pop("web"), set(left.values())) == (2, {1})
+    await database.close()
+
+
+async def test_a_tenant_with_too_many_sessions_loses_its_oldest(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "MOST_ROWS", 3)
+    database = await empty(database_url)
+    async with database.begin() as connection:
+        for tenant, number in [("loud", number) for number in range(30)] + [("quiet", 0)]:
+            when = AT + timedelta(seconds=1 + number)
+            fields = {"id": f"{tenant}-{number}", "tenant": tenant, "expires_at": when, "version": 1, "messages": []}
+            await connection.execute(insert(sessions), fields)
+    assert (await clean(database, 90, AT))["sessions"] == 27
+    async with database.read() as connection:
+        left = (await connection.scalars(select(sessions.c.id).order_by(sessions.c.id))).all()
+    assert left == ["loud-27", "loud-28", "loud-29", "quiet-0"]
     await database.close()

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from llm_runtime.engine.sequence import Sequence
-from llm_runtime.engine.waiting import WaitingQueue
+from llm_runtime.engine.waiting import MAX_TENANTS, WaitingQueue
 from llm_runtime.request import GenerationRequest, Sampling
 from unit.runtime.engine.fakes import CharacterVocabulary
 
@@ -53,3 +53,13 @@ def test_removed_ones_are_not_served_and_not_counted() -> None:
     queue.add(stays)
     queue.remove({gone, sequence("stranger")})
     assert (len(queue), list(queue), queue.first(Counter())) == (1, [stays], stays)
+
+
+def test_tenants_without_end_are_not_remembered_without_end() -> None:
+    queue = WaitingQueue()
+    for number in range(3 * MAX_TENANTS):
+        queue.add(sequence("a", f"tenant {number}"))
+        first = queue.first(Counter())
+        assert first
+        queue.pop(first)
+    assert len(queue._turns) == MAX_TENANTS

@@ -101,6 +101,12 @@ def test_a_template_that_is_no_jinja_is_refused_at_start(folder: Path) -> None:
         codec_from_folder(folder, "{% if %}")
 
 
+def test_a_template_that_takes_too_much_for_a_single_message_is_refused_at_start(folder: Path) -> None:
+    with pytest.raises(ModelUnsupported, match="it would make a text or list longer than"):
+        codec_from_folder(folder, "{{ 'x' * 200000000 }}")
+    assert codec_from_folder(folder, "{{ raise_exception('not this') }}")
+
+
 def test_several_end_tokens_are_all_honoured(folder: Path, tmp_path: Path) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

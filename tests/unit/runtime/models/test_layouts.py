@@ -12,6 +12,7 @@ import yaml
 
 from llm_runtime.errors import ConfigInvalid, Fatal, ModelCorrupt, ModelNotFound, ModelUnsupported
 from llm_runtime.models.fetch import Fetcher
+from llm_runtime.models.local import local_model
 from llm_runtime.models.locate import Artifacts, local_artifacts, locate
 from llm_runtime.models.verify import verify_weights
 from unit.runtime.models.fakes import VERSION, FolderRegistry, safetensors, write_model, write_tokenizer
@@ -245,3 +246,26 @@ def test_an_index_that_is_a_bomb_is_corrupt(index: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ModelCorrupt, match="index of shards"):
         locate(local_artifacts(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "nested/config.json", "nested"])
+def test_a_link_that_leaves_the_folder_is_corrupt(tmp_path: Path, name: str) -> None:
+    folder = write_model(tmp_path / "model")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "text").write_text("secret")
+    link = folder / name
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(tmp_path / "outside" / ("text" if link.suffix else ""))
+    with pytest.raises(ModelCorrupt, match="is a link out of"):
+        local_model(folder, tmp_path / "models")
+
+
+def test_links_inside_the_folder_and_the_hubs_own_are_followed(tmp_path: Path) -> None:
+    blobs = write_model(tmp_path / "models--org--name" / "blobs")
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    assert local_model(snapshot, tmp_path / "models") == snapshot
+    (blobs / "special_tokens_map.json").symlink_to("config.json")
+    assert local_model(blobs, tmp_path / "models") == blobs

@@ -1,0 +1,297 @@
+"""A sandbox for templates that bounds what they take: steps, processor time, and the length of what they make.
+
+A step is a turn of a loop, a call, a filter or an operator. What could grow in a single one is measured before it is
+made. Jinja's own sandbox bounds one `range`, and neither the product of several nor any text.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.runtime import Context, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+MAX_STEPS = 2_000_000
+MAX_SECONDS = 2.0
+"""Of this thread's processor time: a busy machine is no fault of a template's."""
+MAX_CHARACTERS = 16_000_000
+"""Of one text or list. No request is so long."""
+MAX_MADE = 128_000_000
+"""Characters of all texts that one rendering makes."""
+MAX_BITS = 256
+MAX_WIDTH = 1000
+MAX_INDENT = 32
+CLOCK_STEPS = 256
+"""So rarely the clock is looked at."""
+
+WIDTHS = {"center": MAX_WIDTH, "wordwrap": MAX_WIDTH, "indent": MAX_INDENT, "tojson": MAX_INDENT}
+"""Filters by the largest number that they take."""
+PARTS = {"batch": 100_000, "slice": 100_000}
+WRITE = frozenset(
+    {"string", "tojson", "join", "format", "pprint", "replace", "urlize", "xmlattr", "indent", "wordwrap"}
+)
+"""Filters that write what they are given, however deep it is."""
+
+
+class TooMuch(Exception):
+    """The template takes more than a prompt can be worth."""
+
+
+class _Meter:
+    """What one rendering has taken."""
+
+    __slots__ = ("made", "steps", "until")
+
+    def __init__(self) -> None:
+        self.steps = self.made = 0
+        self.until = time.thread_time() + MAX_SECONDS
+
+    def step(self) -> None:
+        self.steps += 1
+        if self.steps % CLOCK_STEPS:
+            return
+        if self.steps > MAX_STEPS or time.thread_time() > self.until:
+            raise TooMuch(f"it took more than {MAX_STEPS} steps or {MAX_SECONDS:g} s")
+
+    def sized(self, value: Any) -> Any:
+        """`value`, if it is not too large."""
+        match value:
+            case str() | bytes():
+                check_length(len(value))
+                self.made += len(value)
+                if self.made > MAX_MADE:
+                    raise TooMuch(f"it made texts of more than {MAX_MADE} characters")
+            case list() | tuple():
+                check_length(len(value))
+            case int() if value.bit_length() > MAX_BITS:
+                raise TooMuch(f"it made a number of more than {MAX_BITS} bits")
+        return value
+
+
+_meter: ContextVar[_Meter] = ContextVar("meter")
+_IDLE = _Meter()
+_IDLE.until = float("inf")
+
+
+def _now() -> _Meter:
+    # A template's constants are computed when it is compiled: that is short, and nobody's rendering.
+    return _meter.get(_IDLE)
+
+
+@contextmanager
+def metered() -> Iterator[None]:
+    """One rendering."""
+    token = _meter.set(_Meter())
+    try:
+        yield
+    finally:
+        _meter.reset(token)
+
+
+def check_length(length: int) -> None:
+    """Raise `TooMuch` for a text or list that is too long."""
+    if length > MAX_CHARACTERS:
+        raise TooMuch(f"it would make a text or list longer than {MAX_CHARACTERS}")
+
+
+def weigh(value: Any, left: int = MAX_CHARACTERS) -> int:
+    """About how many characters `value` is written in. Stops where that is too much, as parts may hold each other."""
+    total, level = 0, [value]
+    while level:
+        item = level.pop()
+        match item:
+            case str() | bytes():
+                total += len(item)
+            case dict():
+                total += len(item)
+                level += item.values()
+                level += item.keys()
+            case list() | tuple():
+                total += len(item)
+                level += item
+            case _:
+                total += 1
+        if total > left:
+            raise TooMuch(f"it would make a text longer than {MAX_CHARACTERS}")
+    return total
+
+
+class _Counted:
+    """What a loop goes through, each turn a step."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Any) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Any]:
+        meter = _now()
+        for value in self._values:
+            meter.step()
+            yield value
+
+
+def _joined(parts: list[Any]) -> str:
+    check_length(sum(map(weigh, parts)))
+    return str(_now().sized("".join(map(str, parts))))
+
+
+def _concat(parts: Iterable[str]) -> str:
+    """What a template, or a part of it, has written."""
+    texts, length = [], 0
+    for text in parts:
+        texts.append(text)
+        length += len(text)
+        check_length(length)
+    return "".join(texts)
+
+
+def _finalized(value: Any) -> Any:
+    if not isinstance(value, str | int | float | Undefined | None):
+        weigh(value)
+    return value
+
+
+def _filter(name: str, apply: Callable[..., Any]) -> Callable[..., Any]:
+    skipped = 1 if hasattr(apply, "jinja_pass_arg") else 0
+    most = WIDTHS.get(name) or PARTS.get(name) or MAX_CHARACTERS
+
+    @wraps(apply)
+    def bounded(*args: Any, **named: Any) -> Any:
+        meter = _now()
+        meter.step()
+        given = [*args[skipped:], *named.values()]
+        for number in given[1:]:
+            if isinstance(number, int) and number > most:
+                raise TooMuch(f"the filter {name} takes numbers up to {most}")
+        if name in WRITE:
+            weighed = sum(map(weigh, given))
+            if name in ("replace", "indent", "join", "wordwrap"):
+                _check_growth(name, given, weighed)
+            if name == "format":
+                _check_format(str(given[0]), given[1:])
+        return meter.sized(apply(*args, **named))
+
+    return bounded
+
+
+def _check_growth(name: str, given: list[Any], weighed: int) -> None:
+    """Filters that write something between what is there."""
+    texts = [len(each) for each in given[1:] if isinstance(each, str)]
+    added = max([*texts[-1:], *(each for each in given[1:] if isinstance(each, int)), 1])
+    if name == "replace" and len(given) > 2:
+        times = str(given[0]).count(str(given[1]))
+    elif name == "join":
+        times = len(given[0]) if hasattr(given[0], "__len__") else weighed
+    else:
+        times = str(given[0]).count("\n") if name == "indent" else weighed
+    check_length(weighed + times * added)
+
+
+def _check_format(layout: str, values: Iterable[Any]) -> None:
+    widths = [int(number) for number in re.findall(r"[0-9]+", layout)]
+    if "*" in layout or re.search(r":[^}]*\{", layout):  # The width is among the values.
+        widths += [value for value in values if isinstance(value, int)]
+    if any(width > MAX_WIDTH for width in widths):
+        raise TooMuch(f"a width in a format is over {MAX_WIDTH}")
+
+
+def _check_method(text: str | bytes, name: str, args: list[Any]) -> None:
+    """Methods of texts that make longer ones."""
+    length = len(text)
+    match name, args:
+        case (("center" | "ljust" | "rjust" | "zfill"), [int() as width, *_]):
+            check_length(width)
+        case "expandtabs", [int() as width, *_]:
+            check_length(length * max(1, width))
+        case "replace", [old, new, *_]:
+            check_length(length + text.count(old) * len(new))
+        case "join", [values, *_]:
+            check_length(sum(map(len, values)) + length * len(values))
+        case "translate", [Mapping() as table, *_]:
+            check_length(length * max([1, *(len(new) for new in table.values() if isinstance(new, str))]))
+        case (("format" | "format_map"), values):
+            weigh(values)
+            _check_format(
+                str(text), [*values, *(v for each in values if isinstance(each, dict) for v in each.values())]
+            )
+
+
+class BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """Jinja's strictest sandbox, bounded. Render inside `metered`; `TooMuch` says which bound was reached."""
+
+    intercepted_binops = frozenset({"+", "-", "*", "%", "**", "//", "/"})
+    concat = staticmethod(_concat)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(finalize=_finalized, **options)
+        self.filters["_counted"], self.filters["_joined"] = _Counted, _joined
+        del self.globals["lipsum"]
+
+    def bound_filters(self) -> None:
+        """Call it once all filters are there."""
+        for name, apply in self.filters.items():
+            if name not in ("_counted", "_joined"):
+                self.filters[name] = _filter(name, apply)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **named: Any) -> Any:
+        meter = _now()
+        meter.step()
+        text = getattr(__obj, "__self__", None)
+        for number in (*args, *named.values()):
+            if isinstance(number, int) and number > MAX_CHARACTERS and isinstance(text, str | bytes | int):
+                raise TooMuch(f"{__obj.__name__} takes numbers up to {MAX_CHARACTERS} here")
+        if isinstance(text, str | bytes):
+            if __obj.__name__ == "join":
+                args = tuple(list(each) for each in args)
+            _check_method(text, __obj.__name__, [*args, *named.values()])
+        return meter.sized(super().call(__context, __obj, *args, **named))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        meter = _now()
+        meter.step()
+        match operator, left, right:
+            case ("*", str() | bytes() | list() | tuple(), int()) | ("*", int(), str() | bytes() | list() | tuple()):
+                text, times = (left, right) if isinstance(right, int) else (right, left)
+                check_length(weigh(text) * max(0, times))
+            case "%", str() | bytes(), _:
+                values = right if isinstance(right, tuple) else (right,)
+                weigh(values)
+                _check_format(str(left), values)
+            case "**", int(), int() if abs(right) * max(1, left.bit_length()) > MAX_BITS:
+                raise TooMuch(f"it would make a number of more than {MAX_BITS} bits")
+        return meter.sized(super().call_binop(context, operator, left, right))
+
+    def _generate(self, source: nodes.Template, *args: Any, **named: Any) -> str:
+        return super()._generate(_Bounded(self).visit(source), *args, **named)
+
+
+class _Bounded(NodeTransformer):
+    """Puts loops and `~`, which Jinja compiles to plain Python, behind filters of ours."""
+
+    def __init__(self, environment: BoundedEnvironment) -> None:
+        self._environment = environment
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)  # changes it in place
+        assert isinstance(node.iter, nodes.Expr)
+        node.iter = self._through("_counted", node.iter)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return self._through("_joined", nodes.List(node.nodes, lineno=node.lineno, environment=self._environment))
+
+    def _through(self, name: str, value: nodes.Expr) -> nodes.Filter:
+        filtered = nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
+        filtered.set_environment(self._environment)
+        return filtered
