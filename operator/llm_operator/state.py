@@ -61,6 +61,15 @@ class ModelVersion:
 
 
 @dataclass(frozen=True)
+class Account:
+    """Who somebody is to an MLflow server."""
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
 class Connection:
     """One MLflow server, with the credentials as they are now."""
 
@@ -72,6 +81,13 @@ class Connection:
     token: str = field(default="", repr=False)
     ca: str = ""
     """PEM text of the certificate authority."""
+    pods: Account | None = None
+    """The account of the pods, where they have one of their own."""
+
+    @property
+    def for_pods(self) -> Account:
+        """What the pods are given: never the operator's own account where there is another."""
+        return Account(self.username, self.password, self.token) if self.pods is None else self.pods
 
 
 @dataclass(frozen=True)

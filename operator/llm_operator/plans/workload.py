@@ -1,6 +1,7 @@
 """The Deployment of one revision, its pods' template, and the ConfigMap that remembers both."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from llm_operator.crds import LLMDeploymentSpec
@@ -101,6 +102,17 @@ def pod_template(meta: Meta, spec: LLMDeploymentSpec, revision: str, image: str,
             **{name: value for name, value in optional.items() if value},
         },
     }
+
+
+def uses(template: Manifest) -> Iterator[tuple[str, str, bool]]:
+    """What pods of this template take by its name and the operator makes: kind, name, and whether they go without."""
+    spec = template["spec"]
+    yield "ServiceAccount", spec["serviceAccountName"], False
+    for volume in spec["volumes"]:
+        if "secret" in volume:
+            yield "Secret", volume["secret"]["secretName"], bool(volume["secret"].get("optional"))
+        elif "configMap" in volume:
+            yield "ConfigMap", volume["configMap"]["name"], False
 
 
 def _spread(meta: Meta, spec: LLMDeploymentSpec) -> list[Manifest] | None:
