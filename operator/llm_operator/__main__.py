@@ -186,6 +186,8 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(2) from error
     logs.configure(settings.log_format, settings.log_level)
     connections = Connections(options.config, settings, log.error)
+    for warning in settings.warnings():
+        log.warning(warning)
     try:
         asyncio.run(run(settings, connections))
     except NoCluster as error:

@@ -1,6 +1,6 @@
 """The operator's own configuration: one YAML file, checked at the start, connections read again when it changes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +19,16 @@ class _Section(BaseModel):
     )
 
 
+ALL_NAMESPACES = "*"
+
+
+class NamespaceSelector(_Section):
+    """Chooses namespaces by their labels."""
+
+    match_labels: Annotated[dict[str, str], Field(min_length=1)]
+    """Labels that a namespace must have, with exactly these values."""
+
+
 class ConnectionSettings(_Section):
     """An MLflow server that LLMDeployments name by its key."""
 
@@ -28,10 +38,30 @@ class ConnectionSettings(_Section):
     """MLflow workspace; empty: the server's default one."""
     ca_file: Path | None = None
     """Certificate authority of the server, PEM; a file that is not there counts as none."""
+    namespaces: tuple[str, ...] | None = None
+    """Whose LLMDeployments may use it, `*` being all; absent, and without a selector: all."""
+    namespace_selector: NamespaceSelector | None = None
+    """Namespaces that may use it beside those of the list."""
     credentials_folder: Path | None = None
     """Files username and password, or token, and webhookSecret: a mounted Secret, read at every use: it may rotate."""
+    pod_credentials_folder: Path | None = None
+    """The same files for the pods, of an account that may only read; absent: they are given the operator's account."""
+    artifact_hosts: tuple[Annotated[str, Field(pattern=r"^[^/\s,]+$")], ...] = ()
+    """Other hosts, as `host` or `host:port`, to which the pods may send the credentials where a version lies there."""
     write_verdicts: bool = True
     """Tell the registry by tags on the model version how each roll-out ended; the user needs the right to edit it."""
+
+    @property
+    def open_to_all(self) -> bool:
+        """Whether nothing says who may use it."""
+        return self.namespaces is None and self.namespace_selector is None
+
+    def permits(self, namespace: str, labels: Mapping[str, str] | None = None) -> bool:
+        """Whether LLMDeployments of this namespace may use it. `labels`: the namespace's own."""
+        if self.open_to_all or {namespace, ALL_NAMESPACES} & set(self.namespaces or ()):
+            return True
+        selector = self.namespace_selector
+        return selector is not None and selector.match_labels.items() <= (labels or {}).items()
 
 
 class LeaseSettings(_Section):
@@ -117,6 +147,23 @@ class Settings(_Section):
     """Leader election."""
     connections: dict[str, ConnectionSettings] = Field(default_factory=dict)
     """MLflow servers by name; an LLMDeployment that names none means `default`. Read again when the file changes."""
+
+    def warnings(self) -> list[str]:
+        """What the platform team may not have meant, one sentence each."""
+        told = []
+        for name, connection in sorted(self.connections.items()):
+            if connection.credentials_folder and connection.open_to_all:
+                told.append(
+                    f"connection {name!r} has credentials, and every namespace may use it: write its namespaces or "
+                    "namespaceSelector"
+                )
+            if connection.credentials_folder and not connection.pod_credentials_folder:
+                told.append(
+                    f"connection {name!r} gives the operator's own account to the pods, and to all who may read "
+                    "Secrets beside them: write podCredentialsFolder (in the chart podCredentialsSecret) with an "
+                    "account that may only read"
+                )
+        return told
 
 
 def load(path: Path) -> Settings:

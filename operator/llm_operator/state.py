@@ -83,6 +83,8 @@ class Connection:
     """PEM text of the certificate authority."""
     pods: Account | None = None
     """The account of the pods, where they have one of their own."""
+    artifact_hosts: tuple[str, ...] = ()
+    """Hosts beside the server's own to which the pods may send their credentials."""
 
     @property
     def for_pods(self) -> Account:

@@ -52,4 +52,3 @@ def test_running_pods_stay_and_no_other_joins_them_once_the_account_is_somebody_
     eventually(lambda: place.status()["observedGeneration"] == wanted["metadata"]["generation"])
     assert place.condition("Ready")["reason"] == "NameTaken"
     assert [each["metadata"]["uid"] for each in place.api.list("Pod", place.name)] == [pod["metadata"]["uid"]]
-

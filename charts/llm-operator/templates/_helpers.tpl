@@ -82,6 +82,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, patch]
+{{- $selects := false }}
+{{- range .Values.connections }}{{ if .namespaceSelector }}{{ $selects = true }}{{ end }}{{ end }}
+{{- if $selects }}
+# A connection's namespaceSelector looks at the labels of the LLMDeployment's namespace.
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [get]
+{{- end }}
 - apiGroups: [""]
   resources: [events]
   verbs: [get, list, create, patch]
@@ -126,10 +134,22 @@ connections:
   {{ $name }}:
     trackingUri: {{ $connection.trackingUri | quote }}
     workspace: {{ $connection.workspace | default "" | quote }}
+    {{- with $connection.namespaceSelector }}
+    namespaceSelector: {{ toJson . }}
+    {{- end }}
+    {{- if hasKey $connection "namespaces" }}
+    namespaces: {{ $connection.namespaces | toJson }}
+    {{- end }}
+    {{- with $connection.artifactHosts }}
+    artifactHosts: {{ toJson . }}
+    {{- end }}
     writeVerdicts: {{ ternary $connection.writeVerdicts true (hasKey $connection "writeVerdicts") }}
     {{- if $connection.credentialsSecret }}
     credentialsFolder: /etc/llm-operator/connections/{{ $name }}
     caFile: /etc/llm-operator/connections/{{ $name }}/ca.crt
+    {{- end }}
+    {{- if $connection.podCredentialsSecret }}
+    podCredentialsFolder: /etc/llm-operator/connections/{{ $name }}/pods
     {{- end }}
   {{- else }} {}
   {{- end }}

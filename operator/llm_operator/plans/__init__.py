@@ -161,6 +161,8 @@ def prune(observed: Observed, objects: Iterable[Manifest], decision: rollout.Dec
 
 
 def _fault(observed: Observed, lost: str) -> Fault | None:
+    if lost and observed.spec.model.mlflow and observed.connection is None and observed.resolution.fault:
+        return observed.resolution.fault
     if lost:
         return Fault(
             Reason.RevisionLost,

@@ -59,6 +59,7 @@ def _access(connection: Connection) -> contract.RegistryAccess:
         password=account.password,
         token=account.token,
         ca=connection.ca,
+        artifact_hosts=connection.artifact_hosts,
     )
 
 

@@ -13,7 +13,9 @@ from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import Decision, stamp
 from llm_operator.state import Fault, Manifest, Observed, RevisionChildren
 
-REGISTRY = frozenset({"RegistryDenied", "HostNotAllowed", "RegistryUnreachable", "ConnectionUnknown"})
+REGISTRY = frozenset(
+    {"RegistryDenied", "HostNotAllowed", "RegistryUnreachable", "ConnectionUnknown", "ConnectionNotPermitted"}
+)
 KEEPS = REGISTRY | {"ModelDenied"}
 """Faults that leave the last known version in force, and so stop nothing that serves."""
 Verdict = tuple[str, str, str]

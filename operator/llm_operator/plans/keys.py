@@ -159,6 +159,7 @@ def registry_secret(meta: Meta, connection: Connection | None) -> Manifest:
         contract.ENV_MLFLOW_WORKSPACE: connection.workspace if connection else "",
         contract.ENV_MLFLOW_CA_FILE: f"{REGISTRY_MOUNT}/{CA_FILE}" if connection and connection.ca else "",
         CA_FILE: connection.ca if connection else "",
+        contract.ENV_ARTIFACT_HOSTS: ",".join(connection.artifact_hosts) if connection else "",
     }
     return {
         "apiVersion": "v1",

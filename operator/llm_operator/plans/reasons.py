@@ -49,6 +49,10 @@ class Reason(StrEnum):
     ModelDenied = "ModelDenied", "the registry answered 403 on this model: the operator's user has no right to it"
     HostNotAllowed = "HostNotAllowed", "MLflow refuses the Host header: its --allowed-hosts lacks the address"
     ConnectionUnknown = "ConnectionUnknown", "the operator's configuration has no such connection"
+    ConnectionNotPermitted = (
+        "ConnectionNotPermitted",
+        "the operator's configuration does not let LLMDeployments of this namespace use the connection",
+    )
     RegistryUnreachable = "RegistryUnreachable", "no answer, or none that makes sense; asked again by itself"
     # Pods
     NoReadyPods = "NoReadyPods", "no pod behind the Service is ready"

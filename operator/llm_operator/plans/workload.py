@@ -160,6 +160,7 @@ _CREDENTIALS = (
     contract.ENV_MLFLOW_TOKEN,
     contract.ENV_MLFLOW_WORKSPACE,
     contract.ENV_MLFLOW_CA_FILE,
+    contract.ENV_ARTIFACT_HOSTS,
 )
 
 

@@ -27,6 +27,9 @@ pytestmark = pytest.mark.timeout(20)
         pytest.param({"watchNamespaces": ["Team A"]}, id="no-namespace-name"),
         pytest.param({"connections": {"default": {"trackingUri": "mlflow:5000"}}}, id="uri-without-scheme"),
         pytest.param({"connections": {"other": {"workspace": "w"}}}, id="connection-without-uri"),
+        pytest.param(
+            {"connections": {"default": {"trackingUri": "http://a", "namespaceSelector": {}}}}, id="selects-all-unsaid"
+        ),
         pytest.param({"metrics": {"serviceMonitor": {"enabled": "yes"}}}, id="enabled-no-boolean"),
     ],
 )
@@ -100,6 +103,45 @@ def test_each_connection_has_its_credentials_in_a_folder_of_its_name(chart: Char
     config = yaml.safe_load(chart.one("ConfigMap", connections=connections)["data"]["config.yaml"])
     assert config["connections"]["team-a"]["trackingUri"] == uri
     assert "team-a-mlflow" not in json.dumps(config)
+
+
+def test_a_connection_says_whose_it_is_and_who_the_pods_are(chart: Chart, tmp_path: Path) -> None:
+    mine = {
+        "trackingUri": "https://mlflow.example.com",
+        "credentialsSecret": "operator-mlflow",
+        "podCredentialsSecret": "pods-mlflow",
+        "namespaces": ["team-a"],
+        "namespaceSelector": {"matchLabels": {"models": "internal"}},
+        "artifactHosts": ["store.example.com:9000"],
+    }
+    file = tmp_path / "config.yaml"
+    file.write_text(chart.one("ConfigMap", connections={"default": mine})["data"]["config.yaml"])
+    found = settings.load(file).connections["default"]
+    assert found.permits("team-a")
+    assert found.permits("team-b", {"models": "internal"})
+    assert not found.permits("team-b", {})
+    assert found.artifact_hosts == ("store.example.com:9000",)
+    pod = chart.one("Deployment", connections={"default": mine})["spec"]["template"]["spec"]
+    (volume,) = [each for each in pod["volumes"] if each["name"] == "connections"]
+    paths = {
+        each["secret"]["name"]: {i["path"] for i in each["secret"]["items"]} for each in volume["projected"]["sources"]
+    }
+    mounted = "/etc/llm-operator/connections/"
+    assert {str(found.pod_credentials_folder / "token").removeprefix(mounted)} <= paths["pods-mlflow"]
+    assert {str(found.credentials_folder / "token").removeprefix(mounted)} <= paths["operator-mlflow"]
+    assert "default/pods/webhookSecret" not in paths["pods-mlflow"]
+
+
+def test_namespaces_are_read_only_where_a_connection_selects_by_their_labels(chart: Chart) -> None:
+    def reads(**connection: Any) -> bool:
+        role = next(
+            each for each in chart.objects(connections={"default": {"trackingUri": "http://a", **connection}})
+            if each["kind"] == "ClusterRole" and each["metadata"]["name"] == "llm-operator"
+        )  # fmt: skip
+        return any("namespaces" in rule["resources"] for rule in role["rules"])
+
+    assert not reads(namespaces=["team-a"])
+    assert reads(namespaceSelector={"matchLabels": {"models": "internal"}})
 
 
 def test_a_changed_configuration_restarts_the_operator(chart: Chart) -> None:
