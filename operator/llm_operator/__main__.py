@@ -96,7 +96,9 @@ async def _lead(
 ) -> None:
     registry = CachedRegistry(MlflowRegistry(), keep_seconds=settings.poll_seconds, rest_seconds=REST_SECONDS)
     pods, image = HttpPods(), settings.runtime_image
-    prometheus = HttpPrometheus(settings.prometheus.url, settings.prometheus.allowed)
+    prometheus = HttpPrometheus(
+        settings.prometheus.url, settings.prometheus.allowed, bound=settings.prometheus.bound_to_namespace
+    )
     outside = Outside(
         cluster,
         registry,
@@ -107,6 +109,7 @@ async def _lead(
         prometheus=prometheus,
         fetch_resources=settings.fetch_resources.manifest() if settings.fetch_resources else {},
         pull_secrets=settings.runtime_pull_secrets,
+        policy=settings.pod_policy,
     )
     REGISTRY.register(outside.inventory)
     pace = Pace(settings.verify_seconds, settings.settle_seconds)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from llm_operator import plans
 from llm_operator.cluster import ApiError, Cluster, NotFound
+from llm_operator.confined import Confined
 from llm_operator.crds import (
     AdapterSpec,
     ApiKeyStatus,
@@ -27,7 +28,7 @@ from llm_operator.plans.rollout import room
 from llm_operator.pods import Pods
 from llm_operator.prometheus import Prometheus
 from llm_operator.registry import ConnectionNotPermitted, Reference, Registry, RegistryFault, read_connection
-from llm_operator.settings import ConnectionSettings
+from llm_operator.settings import ConnectionSettings, PodPolicy
 from llm_operator.state import (
     Baseline,
     Connection,
@@ -36,6 +37,7 @@ from llm_operator.state import (
     Given,
     Key,
     Manifest,
+    Measured,
     Meta,
     ModelVersion,
     Observed,
@@ -90,6 +92,15 @@ class Outside:
     """LLMDeployments of whose pods some may not have been told that their key file has changed."""
     smoke: dict[tuple[str, str, str, str], SmokeOutcome] = field(default_factory=dict)
     """Outcomes by (deployment uid, candidate, ConfigMap, its resourceVersion): prompts are asked once."""
+
+    asking: dict[tuple[str, str, str, str], "asyncio.Task[tuple[SmokeOutcome, bool]]"] = field(default_factory=dict)
+    """The same prompts while they are being asked."""
+
+    policy: PodPolicy = field(default_factory=PodPolicy)
+    """What LLMDeployments may ask of their pods."""
+    confined: Confined = field(default_factory=Confined)
+    measured: dict[tuple[str, str, str], tuple[datetime, Measured]] = field(default_factory=dict)
+    """What Prometheus answered last, by (deployment uid, server, query)."""
 
     def forget(self, key: Key) -> None:
         """Keep nothing of an object that is gone."""
@@ -163,6 +174,7 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         image=outside.image,
         fetch_resources=outside.fetch_resources,
         pull_secrets=outside.pull_secrets,
+        app_armor_profile=outside.policy.app_armor_profile,
         faults=found,
         database_missing=missing,
         service_monitors=monitors is not None,

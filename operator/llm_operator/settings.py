@@ -1,6 +1,7 @@
 """The operator's own configuration: one YAML file, checked at the start, connections read again when it changes."""
 
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,6 +87,9 @@ class PrometheusSettings(_Section):
     """Asked by gates that name no server, as `http://prometheus.monitoring:9090`; empty: none."""
     allowed: tuple[Annotated[str, Field(pattern=r"^https?://\S+$")], ...] = ()
     """Others that a gate may name, each written as here; no gate makes the operator ask any other address."""
+    bound_to_namespace: bool = False
+    """The servers bind each query to the namespace in its parameter `namespace`, as prom-label-proxy does. Only then is
+    a gate's figure told; else only whether it is above the threshold."""
 
 
 _Quantity = Annotated[
@@ -108,6 +112,58 @@ class ContainerResources(_Section):
         return {name: value for name, value in self.model_dump().items() if value}
 
 
+class Choice(_Section):
+    """Which names may be written. Patterns with * and ?, as a shell's."""
+
+    allowed: tuple[str, ...] = ()
+    """What matches one of these may be written, whatever is refused."""
+    refused: tuple[str, ...] = ()
+    """What matches one of these may not."""
+
+    def permits(self, name: str) -> bool:
+        """Whether LLMDeployments may write it."""
+        return any(fnmatchcase(name, each) for each in self.allowed) or not any(
+            fnmatchcase(name, each) for each in self.refused
+        )
+
+
+class PodPolicy(_Section):
+    """What new pods may be asked for, whoever writes their LLMDeployment."""
+
+    annotations: Choice = Choice(
+        allowed=(
+            "cluster-autoscaler.kubernetes.io/safe-to-evict",
+            "controller.kubernetes.io/pod-deletion-cost",
+            "kubectl.kubernetes.io/*",
+            "sidecar.istio.io/inject",
+        ),
+        refused=(
+            "*kubernetes.io/*", "*k8s.io/*", "*.cncf.io/*", "io.kubernetes.*", "io.katacontainers.*", "io.containerd.*",
+            "*istio.io/*", "config.linkerd.io/*", "consul.hashicorp.com/*", "vault.hashicorp.com/*",
+            "iam.amazonaws.com/*", "*workload.identity/*", "cni.projectcalico.org/*",
+        ),
+    )  # fmt: skip
+    """Keys of spec.pod.annotations."""
+    labels: Choice = Choice(
+        allowed=("sidecar.istio.io/inject", "kueue.x-k8s.io/*"),
+        refused=("*kubernetes.io/*", "*k8s.io/*", "*istio.io/*", "*workload.identity/*"),
+    )
+    """Keys of spec.pod.labels."""
+    tolerations: Choice = Choice(
+        refused=("", "node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master")
+    )
+    """Keys of taints; the empty one tolerates every taint."""
+    priority_classes: Choice = Choice(refused=("system-*",))
+    """spec.pod.priorityClassName."""
+    runtime_classes: Choice = Choice()
+    """spec.pod.runtimeClassName."""
+    images: Choice = Choice()
+    """spec.image: its code sees the credentials with which the pods fetch their model."""
+    app_armor_profile: Literal["", "RuntimeDefault"] = ""
+    """RuntimeDefault is written into new pods: nodes without AppArmor then refuse them. Empty: such nodes take them,
+    and the others apply their default profile all the same."""
+
+
 class Settings(_Section):
     """Everything that the platform team decides once for all LLMDeployments."""
 
@@ -121,6 +177,8 @@ class Settings(_Section):
     runtime_pull_secrets: tuple[str, ...] = ()
     """Secrets with credentials for the runtime image's registry, in each namespace with LLMDeployments: of the pods
     whose LLMDeployment names no spec.pod.imagePullSecrets."""
+    pod_policy: PodPolicy = PodPolicy()
+    """What LLMDeployments may ask for; pods that run keep what they have."""
     watch_namespaces: tuple[str, ...] = ()
     """Empty: the whole cluster."""
     workers: Annotated[int, Field(ge=1, le=64)] = 8

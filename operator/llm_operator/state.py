@@ -172,6 +172,8 @@ class Measured:
 
     value: float | None = None
     """None with nothing to wait for: the query found no samples."""
+    told: bool = False
+    """Whether the figure may be told: it is of the namespace that asked."""
     waiting: str = ""
     """Why there is no answer yet."""
 
@@ -304,6 +306,8 @@ class Observed:
     """Resources of the fetching container of revisions made from now on, where the specification has none."""
     pull_secrets: tuple[str, ...] = ()
     """Of pods whose specification has none."""
+    app_armor_profile: str = ""
+    """Of the pods of revisions made from now on; empty: none is written."""
     operator_key: HeldKey | None = None
     """The operator's own key, by which it asks smoke prompts."""
     http_routes: bool = False

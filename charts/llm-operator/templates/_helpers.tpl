@@ -107,6 +107,13 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
   verbs: [get, list, create, patch, delete]
 {{- end }}
 
+{{/* What people may look at. */}}
+{{- define "llm-operator.viewRules" -}}
+- apiGroups: [llm-operator.dev]
+  resources: [llmdeployments, llmdeployments/status, llmdeployments/scale, apikeys, apikeys/status]
+  verbs: [get, list, watch]
+{{- end }}
+
 {{/* The operator's configuration file: operator/llm_operator/settings.py reads it. */}}
 {{- define "llm-operator.config" -}}
 runtimeImage: {{ include "llm-operator.image" (dict "image" .Values.runtime.image "version" .Chart.AppVersion) | quote }}
@@ -117,6 +124,7 @@ runtimePullSecrets:
 - {{ .name | quote }}
 {{- end }}
 {{- end }}
+podPolicy: {{ .Values.podPolicy | toJson }}
 pollSeconds: {{ .Values.pollSeconds }}
 logFormat: {{ .Values.logFormat }}
 webhookPort: 8090
@@ -125,6 +133,7 @@ watchNamespaces: {{ .Values.watchNamespaces | toJson }}
 prometheus:
   url: {{ .Values.prometheusUrl | quote }}
   allowed: {{ .Values.prometheusAllowed | toJson }}
+  boundToNamespace: {{ .Values.prometheusBoundToNamespace }}
 {{- end }}
 lease:
   name: {{ include "llm-operator.name" . }}

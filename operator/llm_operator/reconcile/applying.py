@@ -7,7 +7,7 @@ from llm_operator.cluster import ApiError, NotFound, Unanswered
 from llm_operator.observe import Outside
 from llm_operator.plans import Applied, names, workload
 from llm_operator.plans.reasons import Reason
-from llm_operator.reconcile.put import NameTaken, put, refused, taken
+from llm_operator.reconcile.put import NameTaken, SecretReserved, put, refused, taken
 from llm_operator.reconcile.standing import passes
 from llm_operator.state import Fault, Manifest, Meta, Observed, Plan
 
@@ -87,6 +87,12 @@ async def _all_ours(outside: Outside, owner: Meta, deployment: Manifest) -> None
             raise NotFound(f"{kind} {name} is not there yet, and no pod is started without it")
         if live is not None and not names.ours(live, owner):
             raise taken(kind, owner.namespace, name)
+    for name in workload.reads(owner, deployment["spec"]["template"]):
+        if names.reserved(name, await outside.cluster.get("Secret", owner.namespace, name)):
+            raise SecretReserved(
+                f"Secret {name} is one that the operator keeps for an LLMDeployment or an ApiKey, or has a name that "
+                "it gives to those: copy what you need into a Secret with a name of your own, and name that one"
+            )
 
 
 async def _prune(outside: Outside, meta: Meta, plan: Plan) -> list[Trouble]:

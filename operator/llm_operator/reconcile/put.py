@@ -10,6 +10,14 @@ from llm_operator.state import Fault, Manifest, Meta
 class NameTaken(Exception):
     """A child's name belongs to an object that is not ours."""
 
+    reason = Reason.NameTaken
+
+
+class SecretReserved(NameTaken):
+    """The specification names a Secret of the operator's own."""
+
+    reason = Reason.SecretReserved
+
 
 def taken(kind: str, namespace: str, name: str) -> NameTaken:
     """For its reader: whose object it is, and what can be done."""
@@ -41,5 +49,5 @@ async def put(outside: Outside, owner: Meta, manifest: Manifest, live: Manifest 
 def refused(manifest: Manifest, error: NameTaken | ApiError) -> Fault:
     """Why an object of a plan is not there as planned. What the API server says may pass, a taken name does not."""
     if isinstance(error, NameTaken):
-        return Fault(Reason.NameTaken, str(error), terminal=True)
+        return Fault(error.reason, str(error), terminal=True)
     return Fault(Reason.ApplyFailed, f"{manifest['kind']} {manifest['metadata']['name']} was refused: {error}")

@@ -132,6 +132,12 @@ def test_a_connection_says_whose_it_is_and_who_the_pods_are(chart: Chart, tmp_pa
     assert "default/pods/webhookSecret" not in paths["pods-mlflow"]
 
 
+def test_the_charts_policy_is_the_operators_own(chart: Chart, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(chart.one("ConfigMap")["data"]["config.yaml"])
+    assert settings.load(file).pod_policy == settings.PodPolicy()
+
+
 def test_namespaces_are_read_only_where_a_connection_selects_by_their_labels(chart: Chart) -> None:
     def reads(**connection: Any) -> bool:
         role = next(
