@@ -54,6 +54,7 @@ def town(
     people = {}
     for place in (mine, theirs):
         api.call("POST", "/api/v1/namespaces", {"metadata": {"name": place.name, "labels": {"team": place.name}}})
+        look_at(api, place.name)
     for role in ROLES:
         meta = {"name": role, "namespace": "mine"}
         api.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta})
@@ -89,6 +90,19 @@ def town(
     operator.write()
     for place in (mine, theirs):
         api.call("DELETE", f"/api/v1/namespaces/{place.name}")
+
+
+def look_at(api: Api, namespace: str) -> None:
+    """What the chart adds to the operator's rights where a connection has a namespaceSelector."""
+    rbac, meta = (
+        f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}",
+        {"name": "selects", "namespace": namespace},
+    )
+    account = {"kind": "ServiceAccount", "name": "llm-operator", "namespace": "llm-operator-system"}
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "selects"}
+    rule = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}
+    api.call("POST", f"{rbac}/roles", {"metadata": meta, "rules": [rule]})
+    api.call("POST", f"{rbac}/rolebindings", {"metadata": meta, "roleRef": role, "subjects": [account]})
 
 
 def refused(person: Api, method: str, path: str, body: Any = None) -> bool:

@@ -132,6 +132,44 @@ def test_a_connection_says_whose_it_is_and_who_the_pods_are(chart: Chart, tmp_pa
     assert "default/pods/webhookSecret" not in paths["pods-mlflow"]
 
 
+def test_the_operator_changes_its_own_lease_and_no_other(chart: Chart) -> None:
+    leader = next(each for each in chart.objects() if each["metadata"]["name"] == "llm-operator-leader")
+    rules = {tuple(rule["verbs"]): rule.get("resourceNames") for rule in leader["rules"]}
+    config = yaml.safe_load(chart.one("ConfigMap")["data"]["config.yaml"])
+    assert rules == {("get", "patch"): [config["lease"]["name"]], ("create",): None}
+
+
+@pytest.mark.parametrize("role", ["view", "edit", "admin"])
+def test_people_have_roles_that_write_no_status(chart: Chart, role: str) -> None:
+    found = next(each for each in chart.objects() if each["metadata"]["name"] == f"llm-operator-{role}")
+    labels = found["metadata"]["labels"]
+    assert [name for name in labels if "aggregate" in name] == [f"rbac.authorization.k8s.io/aggregate-to-{role}"]
+    verbs = {(resource, verb) for rule in found["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    writes = {resource for resource, verb in verbs if verb not in ("get", "list", "watch")}
+    assert writes == (set() if role == "view" else {"llmdeployments", "apikeys", "llmdeployments/scale"})
+
+
+def test_the_admission_policy_is_about_the_operators_account_alone(chart: Chart) -> None:
+    assert not chart.all("ValidatingAdmissionPolicy")
+    values = {"admissionPolicy": {"enabled": True}, "serviceAccount": {"name": "other"}}
+    policy = chart.one("ValidatingAdmissionPolicy", **values)
+    (condition,) = policy["spec"]["matchConditions"]
+    assert "'system:serviceaccount:llm-operator-system:other'" in condition["expression"]
+    binding = chart.one("ValidatingAdmissionPolicyBinding", **values)["spec"]
+    assert (binding["policyName"], binding["validationActions"]) == (policy["metadata"]["name"], ["Deny"])
+    written = {
+        resource
+        for each in chart.objects()
+        if each["kind"] == "ClusterRole" and each["metadata"]["name"] == "llm-operator"
+        for rule in each["rules"]
+        for resource in rule["resources"]
+        if {"create", "patch", "delete"} & set(rule["verbs"])
+    }
+    (rule,) = policy["spec"]["matchConstraints"]["resourceRules"]
+    # Of the rest the operator writes statuses alone, and tells Events.
+    assert written - set(rule["resources"]) == {"llmdeployments/status", "apikeys/status", "events"}
+
+
 def test_the_charts_policy_is_the_operators_own(chart: Chart, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(chart.one("ConfigMap")["data"]["config.yaml"])
