@@ -89,7 +89,7 @@ def main() -> None:
         resource.setrlimit(limit, (most, most))
     os.nice(5)
     for line in work(json.load(sys.stdin)):
-        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.write(json.dumps(line, default=str) + "\n")
         sys.stdout.flush()
 
 

@@ -95,10 +95,10 @@ class Outside:
 
     asking: dict[tuple[str, str, str, str], "asyncio.Task[tuple[SmokeOutcome, bool]]"] = field(default_factory=dict)
     """The same prompts while they are being asked."""
-
     policy: PodPolicy = field(default_factory=PodPolicy)
     """What LLMDeployments may ask of their pods."""
     confined: Confined = field(default_factory=Confined)
+    """Where smoke prompts are read and their answers judged."""
     measured: dict[tuple[str, str, str], tuple[datetime, Measured]] = field(default_factory=dict)
     """What Prometheus answered last, by (deployment uid, server, query)."""
 

@@ -45,9 +45,9 @@ async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> 
     try:
         observed = await observe.deployment(outside, resource)
     except ValidationError as error:
-        return await _refuse(outside, resource, _unreadable(error), pace)
+        return await _refuse(outside, resource, _unreadable(error))
     if refusal := policy.refusal(observed, outside.policy):
-        return await _refuse(outside, resource, refusal, pace)
+        return await _refuse(outside, resource, refusal)
     observed = await gates.gather(outside, observed)
     async with outside.key_files[key]:
         # The keys as they are now: what was asked above may have taken long, and a revocation did not wait for it.
@@ -109,7 +109,8 @@ def _unreadable(error: ValidationError) -> Fault:
     return Fault(Reason.InvalidSpec, f"spec.{where}: {found['msg']}", terminal=True)
 
 
-async def _refuse(outside: Outside, resource: Manifest, fault: Fault, pace: Pace) -> Done:
+async def _refuse(outside: Outside, resource: Manifest, fault: Fault) -> Done:
+    """Tell it once: only a changed specification, of which an event tells, or another configuration mends it."""
     meta, message = observe.meta_of(resource), f"{fault.message}; what runs is left as it is"
     before = observe.status_of(LLMDeploymentStatus, resource)
     told = conditions.invalid(before.conditions, message, meta.generation, outside.clock(), fault.reason)
@@ -118,7 +119,7 @@ async def _refuse(outside: Outside, resource: Manifest, fault: Fault, pace: Pace
         happened = (Occurrence("Warning", fault.reason, message),)
         await tell(outside.cluster, meta, happened, stamp(outside.clock()))
     await report(outside, resource, meta, status)
-    return Done(pace.verify_seconds)
+    return Done()
 
 
 async def _report(

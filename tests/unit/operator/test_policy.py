@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -107,12 +108,11 @@ def test_all_that_a_configuration_file_says_is_refused_but_what_has_no_field() -
 
 async def test_a_policy_that_came_later_touches_no_pod_that_runs() -> None:
     world = World()
-    world.outside = world.restarted("example.com/runtime:1")
     await world.deploy(pod={"priorityClassName": "mine"})
     await look(world)
     await look(world)
     strict = PodPolicy(priority_classes=Choice(allowed=("low",), refused=("*",)))
-    object.__setattr__(world.outside, "policy", strict)
+    world.outside = replace(world.outside, policy=strict)
     await look(world)
     assert world.condition("Ready")["status"] == "True"
     world.registry.aliases["bot"]["champion"] = "2"
@@ -126,7 +126,7 @@ async def test_a_policy_that_came_later_touches_no_pod_that_runs() -> None:
 async def test_the_platform_says_which_images_run_where_credentials_are() -> None:
     world = World()
     images = Choice(allowed=("registry.example.com/llm/*",), refused=("*",))
-    object.__setattr__(world.outside, "policy", PodPolicy(images=images))
+    world.outside = replace(world.outside, policy=PodPolicy(images=images))
     assert (await asked(world, image="elsewhere.example.com/mine:1"))[0] == "NotPermitted"
     assert (await asked(world, image="registry.example.com/llm/runtime:1"))[0] == "NoFault"
 
@@ -134,7 +134,7 @@ async def test_the_platform_says_which_images_run_where_credentials_are() -> Non
 @pytest.mark.parametrize("profile", ["", "RuntimeDefault"])
 async def test_the_profile_is_written_where_the_platform_says_so(profile: str) -> None:
     world = World()
-    object.__setattr__(world.outside, "policy", PodPolicy(app_armor_profile=profile))
+    world.outside = replace(world.outside, policy=PodPolicy(app_armor_profile=profile))
     await world.deploy()
     await look(world)
     (name,) = world.cluster.named("Deployment")
