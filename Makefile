@@ -6,7 +6,7 @@ VENV := $(or $(LLM_OPERATOR_VENV),.venv)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 DOCKER ?= docker
 
-.PHONY: demo test check generate e2e-kind e2e-compose run lint format type-check check-all bench build-docker test-images sbom run-docker logs help
+.PHONY: demo test check audit generate e2e-kind e2e-compose run lint format type-check check-all bench build-docker test-images sbom run-docker logs help
 
 demo: ## From kubectl apply to an answer of a real model, on this machine, without Docker
 	hack/demo $(ARGS)
@@ -22,6 +22,9 @@ e2e-compose: ## The suite on the compose stack, where Docker 25 answers; ARGS="u
 
 check: ## Format, lint, types, import rules, generated files
 	hack/check
+
+audit: ## Known vulnerabilities of what is installed, from PyPI and vuln.go.dev; ARGS go to pip-audit
+	hack/audit $(ARGS)
 
 generate: ## Write the CRDs, the chart's copies and manifests/install.yaml again
 	hack/generate

@@ -211,6 +211,7 @@ _EDITS: dict[str, Callable[[Any], Any]] = {
     "k.matches(": _kept,
     "!k.startsWith(": _kept,
     "self.name in [": _kept,
+    "!self.name.matches(": _kept,
     "self.defaultTier": lambda found: _with_default(found, "defaultTier", "tiers", "standard"),
     "self.defaultAdapter": lambda found: _with_default(found, "defaultAdapter", "adapters", None),
 }

@@ -82,7 +82,7 @@ def test_every_make_target_says_what_it_does() -> None:
     text = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z0-9-]+):", text, re.M)) - {"engine"}
     wanted = "demo test check generate run lint format type-check check-all bench build-docker run-docker logs help"
-    wanted += " test-images sbom e2e-kind e2e-compose"
+    wanted += " audit test-images sbom e2e-kind e2e-compose"
     assert targets == set(wanted.split())
     shown = subprocess.run(
         ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True

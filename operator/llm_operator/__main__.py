@@ -96,7 +96,9 @@ async def _lead(
 ) -> None:
     registry = CachedRegistry(MlflowRegistry(), keep_seconds=settings.poll_seconds, rest_seconds=REST_SECONDS)
     pods, image = HttpPods(), settings.runtime_image
-    prometheus = HttpPrometheus(settings.prometheus.url, settings.prometheus.allowed)
+    prometheus = HttpPrometheus(
+        settings.prometheus.url, settings.prometheus.allowed, bound=settings.prometheus.bound_to_namespace
+    )
     outside = Outside(
         cluster,
         registry,
@@ -108,6 +110,7 @@ async def _lead(
         prometheus=prometheus,
         fetch_resources=settings.fetch_resources.manifest() if settings.fetch_resources else {},
         pull_secrets=settings.runtime_pull_secrets,
+        policy=settings.pod_policy,
     )
     REGISTRY.register(outside.inventory)
     pace = Pace(settings.verify_seconds, settings.settle_seconds)
@@ -187,6 +190,8 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(2) from error
     logs.configure(settings.log_format, settings.log_level)
     connections = Connections(options.config, settings, log.error)
+    for warning in settings.warnings():
+        log.warning(warning)
     try:
         asyncio.run(run(settings, connections))
     except NoCluster as error:

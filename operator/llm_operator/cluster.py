@@ -45,6 +45,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
     "ServiceMonitor": ("monitoring.coreos.com/v1", "servicemonitors"),
     "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),
+    "Namespace": ("v1", "namespaces"),
     "Lease": ("coordination.k8s.io/v1", "leases"),
 }
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from llm_operator import plans
 from llm_operator.cluster import ApiError, Cluster, NotFound
+from llm_operator.confined import Confined
 from llm_operator.crds import (
     AdapterSpec,
     ApiKeyStatus,
@@ -26,8 +27,8 @@ from llm_operator.plans import faults, keys, names, source, verdicts
 from llm_operator.plans.rollout import room
 from llm_operator.pods import Pods
 from llm_operator.prometheus import Prometheus
-from llm_operator.registry import Reference, Registry, RegistryFault, read_connection
-from llm_operator.settings import ConnectionSettings
+from llm_operator.registry import ConnectionNotPermitted, Reference, Registry, RegistryFault, read_connection
+from llm_operator.settings import ConnectionSettings, PodPolicy
 from llm_operator.state import (
     Baseline,
     Connection,
@@ -36,6 +37,7 @@ from llm_operator.state import (
     Given,
     Key,
     Manifest,
+    Measured,
     Meta,
     ModelVersion,
     Observed,
@@ -95,6 +97,15 @@ class Outside:
     smoke: dict[tuple[str, str, str, str], SmokeOutcome] = field(default_factory=dict)
     """Outcomes by (deployment uid, candidate, ConfigMap, its resourceVersion): prompts are asked once."""
 
+    asking: dict[tuple[str, str, str, str], "asyncio.Task[tuple[SmokeOutcome, bool]]"] = field(default_factory=dict)
+    """The same prompts while they are being asked."""
+    policy: PodPolicy = field(default_factory=PodPolicy)
+    """What LLMDeployments may ask of their pods."""
+    confined: Confined = field(default_factory=Confined)
+    """Where smoke prompts are read and their answers judged."""
+    measured: dict[tuple[str, str, str], tuple[datetime, Measured]] = field(default_factory=dict)
+    """What Prometheus answered last, by (deployment uid, server, query)."""
+
     def forget(self, key: Key) -> None:
         """Keep nothing of an object that is gone."""
         self.inventory.forget(key)
@@ -139,7 +150,9 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
     listed, pods, ((connection, resolution), adapters), (monitors, routes), missing = await asyncio.gather(
         asyncio.gather(*(outside.cluster.list(kind, meta.namespace, labels) for kind in plans.CHILD_KINDS)),
         outside.cluster.list("Pod", meta.namespace, labels),
-        asyncio.gather(_resolve(outside, spec, status), _resolve_adapters(outside, spec, status)),
+        asyncio.gather(
+            _resolve(outside, meta.namespace, spec, status), _resolve_adapters(outside, meta.namespace, spec, status)
+        ),
         asyncio.gather(*(_optional(outside, kind, meta, labels) for kind in ("ServiceMonitor", "HTTPRoute"))),
         _database_missing(outside.cluster, meta, spec),
     )
@@ -168,6 +181,7 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         image=outside.image,
         fetch_resources=outside.fetch_resources,
         pull_secrets=outside.pull_secrets,
+        app_armor_profile=outside.policy.app_armor_profile,
         faults=found,
         database_missing=missing,
         service_monitors=monitors is not None,
@@ -175,7 +189,7 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         coming=coming,
         autoscaler=next((c for c in children if c["kind"] == "HorizontalPodAutoscaler"), None),
         adapters=adapters,
-        connections=_connections(outside, adapters, status),
+        connections=await _connections(outside, meta.namespace, adapters, status),
         figures=figures,
         verdict_refusal=ledger.refusal if (ledger := outside.ledgers.get(meta.key)) else "",
     )
@@ -284,14 +298,33 @@ async def _nodes_coming(
     return {name: word for name, word in said.items() if word}
 
 
+async def connection_for(outside: Outside, namespace: str, name: str, field: str = "spec.model.mlflow") -> Connection:
+    """The connection as LLMDeployments of this namespace may use it. Raises a RegistryFault, or ApiError."""
+    known = outside.connections.current()
+    if name in known and not await permitted(outside.cluster, known[name], namespace):
+        raise ConnectionNotPermitted(
+            f"connection {name!r} is not for the namespace {namespace}: have the platform team add it under "
+            f"connections.{name}.namespaces of the operator's configuration, or write another {field}.connection"
+        )
+    return read_connection(name, known, field)
+
+
+async def permitted(cluster: Cluster, settings: ConnectionSettings, namespace: str) -> bool:
+    """Whether LLMDeployments of this namespace may use the connection. Raises ApiError."""
+    if settings.permits(namespace) or settings.namespace_selector is None:
+        return settings.permits(namespace)
+    found = await cluster.get("Namespace", "", namespace)
+    return found is not None and settings.permits(namespace, found["metadata"].get("labels"))
+
+
 async def _resolve(
-    outside: Outside, spec: LLMDeploymentSpec, status: LLMDeploymentStatus
+    outside: Outside, namespace: str, spec: LLMDeploymentSpec, status: LLMDeploymentStatus
 ) -> tuple[Connection | None, Resolution]:
     connection, asked = None, spec.model.mlflow
     if asked is None:
         return None, Resolution(source.version(spec.model.uri or ""))
     try:
-        connection = read_connection(asked.connection, outside.connections.current())
+        connection = await connection_for(outside, namespace, asked.connection)
         return connection, Resolution(await outside.registry.resolve(connection, reference_of(asked)))
     except RegistryFault as error:
         return connection, Resolution(_last_known(asked, status.model) if error.keeps_version else None, error.fault)
@@ -303,17 +336,19 @@ def reference_of(mlflow: MlflowModel, field: str = "spec.model.mlflow") -> Refer
 
 
 async def _resolve_adapters(
-    outside: Outside, spec: LLMDeploymentSpec, status: LLMDeploymentStatus
+    outside: Outside, namespace: str, spec: LLMDeploymentSpec, status: LLMDeploymentStatus
 ) -> tuple[ResolvedAdapter, ...]:
-    found = await asyncio.gather(*(_resolve_adapter(outside, adapter, status) for adapter in spec.adapters or ()))
-    return tuple(found)
+    asked = spec.adapters or ()
+    return tuple(await asyncio.gather(*(_resolve_adapter(outside, namespace, adapter, status) for adapter in asked)))
 
 
-async def _resolve_adapter(outside: Outside, adapter: AdapterSpec, status: LLMDeploymentStatus) -> ResolvedAdapter:
+async def _resolve_adapter(
+    outside: Outside, namespace: str, adapter: AdapterSpec, status: LLMDeploymentStatus
+) -> ResolvedAdapter:
     """An adapter that can't be resolved any more keeps its last version, whatever the reason: it may be in use."""
     field = f"spec.adapters[{adapter.name}].mlflow"
     try:
-        connection = read_connection(adapter.mlflow.connection, outside.connections.current(), field)
+        connection = await connection_for(outside, namespace, adapter.mlflow.connection, field)
         found = await outside.registry.resolve(connection, reference_of(adapter.mlflow, field))
         return ResolvedAdapter(adapter, Resolution(found))
     except RegistryFault as error:
@@ -322,15 +357,15 @@ async def _resolve_adapter(outside: Outside, adapter: AdapterSpec, status: LLMDe
         return ResolvedAdapter(adapter, Resolution(model, error.fault))
 
 
-def _connections(
-    outside: Outside, adapters: Iterable[ResolvedAdapter], status: LLMDeploymentStatus
+async def _connections(
+    outside: Outside, namespace: str, adapters: Iterable[ResolvedAdapter], status: LLMDeploymentStatus
 ) -> dict[str, Connection]:
     """Of what is to be loaded: the specification's, and those of versions that are kept."""
     kept = [each.connection for each in status.adapters]
     found: dict[str, Connection] = {}
     for name in {*(adapter.spec.mlflow.connection for adapter in adapters), *kept}:
         with suppress(RegistryFault):
-            found[name] = read_connection(name, outside.connections.current())
+            found[name] = await connection_for(outside, namespace, name)
     return found
 
 
@@ -357,4 +392,4 @@ def status_of(model: type[Status], resource: Manifest) -> Status:
             found = {name: value for name, value in found.items() if name not in odd} if odd else {}
 
 
-__all__ = ["Fault", "Outside", "deployment", "meta_of", "reference_of", "status_of"]
+__all__ = ["Fault", "Outside", "connection_for", "deployment", "meta_of", "permitted", "reference_of", "status_of"]

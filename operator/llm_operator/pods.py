@@ -11,11 +11,14 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from llm_operator.proxies import bounded
 from llm_operator.state import Download, Figures, Manifest
 from llm_runtime import contract
 
 TIMEOUT_SECONDS = 2.0
 MAX_BYTES = 4 << 20
+MAX_FIGURES_BYTES = 256 << 10
+"""Of the lines that are read: whoever chooses a pod's image chooses what it says of itself."""
 AT_ONCE = 32
 """Pods asked at the same time, over all reconciles."""
 SERVER_ERROR = "5"
@@ -90,13 +93,9 @@ class HttpPods:
             return Answer(0, f"{type(error).__name__}: {error}")
 
     async def _text(self, method: str, url: str, **more: Any) -> tuple[int, str]:
-        async with self._client.stream(method, url, **more) as answer:
-            found = b""
-            async for chunk in answer.aiter_bytes():
-                found += chunk
-                if len(found) > MAX_BYTES:
-                    raise ValueError(f"{url} sent more than {MAX_BYTES} bytes")
-        return answer.status_code, found.decode()
+        headers = {"Accept-Encoding": "identity", **more.pop("headers", {})}
+        async with self._client.stream(method, url, headers=headers, **more) as answer:
+            return answer.status_code, (await bounded(answer, MAX_BYTES)).decode()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -119,9 +118,28 @@ def _generated(text: str) -> str:
         raise ValueError(f"not an answer of the OpenAI API: {text[:200]}") from error
 
 
+_WANTED = (
+    contract.METRIC_DOWNLOAD_SIZE_BYTES, contract.METRIC_DOWNLOADED_BYTES, contract.METRIC_DOWNLOAD_RATE,
+    contract.METRIC_ADAPTER_LOADED, contract.METRIC_ADAPTER_FAILED, contract.METRIC_API_REQUESTS,
+    contract.METRIC_FIRST_TOKEN, contract.METRIC_INTER_TOKEN,
+)  # fmt: skip
+_STARTS = tuple(f"{before}{name}" for name in _WANTED for before in ("", "# TYPE "))
+MAX_LINE_CHARACTERS = 1000
+
+
+def _wanted(text: str) -> str:
+    """The lines that are read. Raises ValueError for more than a runtime has of them."""
+    lines = [line for line in text.split("\n") if line.startswith(_STARTS)]
+    if text.strip() and not lines:
+        raise ValueError("no figures of a runtime")
+    if sum(map(len, lines)) > MAX_FIGURES_BYTES or any(len(line) > MAX_LINE_CHARACTERS for line in lines):
+        raise ValueError(f"figures of more than {MAX_FIGURES_BYTES} bytes, or {MAX_LINE_CHARACTERS} in a line")
+    return "\n".join(lines) + "\n"
+
+
 def read(text: str) -> Figures:
     """Figures from the Prometheus text format. Raises ValueError for anything else."""
-    samples = {family.name: family.samples for family in text_string_to_metric_families(text)}
+    samples = {family.name: family.samples for family in text_string_to_metric_families(_wanted(text))}
 
     def value(name: str) -> float | None:
         return next((sample.value for sample in samples.get(name, ())), None)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from llm_operator.cluster import ApiError, Cluster
-from llm_operator.observe import ConnectionSource
+from llm_operator.observe import ConnectionSource, permitted
 from llm_operator.plans.reasons import Reason
 from llm_operator.registry import CachedRegistry, ModelSummary, RegistryFault, read_connection
 from llm_operator.state import Key, Manifest
@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 """Between two looks at one server that webhooks ask for."""
 
+TOLD = ("RegistryReachable", "AdaptersReady")
+"""The conditions that tell of a connection."""
 ADAPTERS_RESOLVED = frozenset({Reason.AdaptersLoaded, Reason.AdapterLoading, Reason.NoReadyPods})
 
 
@@ -101,11 +103,26 @@ class Poll:
                 if _reason(resource, "RegistryReachable" if own else "AdaptersReady") != fault.fault.reason:
                     self._wake(resource)
             return
+        kept_out = await self._kept_out(name, {each["metadata"]["namespace"] for each in resources})
         for resource in resources:
-            if names := moved(resource, name, found):
+            if resource["metadata"]["namespace"] in kept_out:
+                if Reason.ConnectionNotPermitted not in (_reason(resource, kind) for kind in TOLD):
+                    self._wake(resource)
+            elif names := moved(resource, name, found):
                 for each in names:
                     self._registry.forget(connection, each)
                 self._wake(resource)
+
+    async def _kept_out(self, name: str, namespaces: set[str]) -> set[str]:
+        """Those that may not use the connection: what is not theirs can't move for them."""
+        settings, found = self._connections.current()[name], set[str]()
+        for namespace in sorted(namespaces):
+            try:
+                if not await permitted(self._cluster, settings, namespace):
+                    found.add(namespace)
+            except ApiError as error:
+                _late(f"polling connection {name} for namespace {namespace} is late", error)
+        return found
 
     def _wake(self, resource: Manifest) -> None:
         meta = resource["metadata"]

@@ -1,21 +1,28 @@
 """All I/O to Prometheus: one number for one query, of servers that the platform team has named and of no others."""
 
+import asyncio
+import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Protocol
 
 import httpx
 
-from llm_operator.proxies import proxy_for
+from llm_operator.proxies import bounded, proxy_for
 from llm_operator.state import Measured
 
 TIMEOUT_SECONDS = 5.0
+MAX_BYTES = 64 << 10
+"""Of an answer, which is one number."""
+AT_ONCE = 8
+"""Queries at the same time, over all deployments."""
 
 
 class Prometheus(Protocol):
     """What gates ask; a test's stand-in has this method too."""
 
-    async def query(self, server: str, query: str) -> Measured:
-        """The query's number now; `server` may be empty for the configured one."""
+    async def query(self, server: str, query: str, namespace: str = "") -> Measured:
+        """The query's number now; `server` may be empty for the configured one. `namespace`: of who asks."""
         ...
 
 
@@ -23,13 +30,19 @@ class HttpPrometheus:
     """The real one, by its HTTP API."""
 
     def __init__(
-        self, url: str = "", allowed: Iterable[str] = (), transport: httpx.AsyncBaseTransport | None = None
+        self,
+        url: str = "",
+        allowed: Iterable[str] = (),
+        transport: httpx.AsyncBaseTransport | None = None,
+        bound: bool = False,
     ) -> None:
+        """`bound`: the servers bind each query to the namespace of its parameter `namespace`."""
+        self._bound, self._places = bound, asyncio.Semaphore(AT_ONCE)
         self._url, self._allowed = url, {each.rstrip("/") for each in (url, *allowed) if each}
         self._transport = transport
         self._clients: dict[str, httpx.AsyncClient] = {}
 
-    async def query(self, server: str, query: str) -> Measured:
+    async def query(self, server: str, query: str, namespace: str = "") -> Measured:
         server = server or self._url
         if not server:
             return Measured(
@@ -46,13 +59,19 @@ class HttpPrometheus:
         except (ValueError, ImportError) as error:
             return Measured(waiting=f"the proxy for {server} can't be used ({error}): check HTTPS_PROXY and ALL_PROXY")
         try:
-            answer = await client.get(f"{server.rstrip('/')}/api/v1/query", params={"query": query})
-            if answer.status_code >= 500:
-                return Measured(waiting=f"{server} answers {answer.status_code}")
-            return _read(answer.json(), server)
+            asked = {"query": query, "namespace": namespace, "timeout": f"{TIMEOUT_SECONDS:.0f}s", "limit": "2"}
+            async with self._places, asyncio.timeout(TIMEOUT_SECONDS):
+                url, plain = f"{server.rstrip('/')}/api/v1/query", {"Accept-Encoding": "identity"}
+                async with client.stream("GET", url, params=asked, headers=plain) as answer:
+                    status, text = answer.status_code, await bounded(answer, MAX_BYTES)
+            if status >= 500:
+                return Measured(waiting=f"{server} answers {status}")
+            return replace(_read(json.loads(text), server), told=self._bound)
+        except TimeoutError:
+            return Measured(waiting=f"{server} does not answer within {TIMEOUT_SECONDS:.0f} s")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return Measured(waiting=f"{server} does not answer ({type(error).__name__})")
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
             return Measured(waiting=f"what answers at {server} is not Prometheus")
 
     def _client(self, server: str) -> httpx.AsyncClient:
@@ -89,5 +108,5 @@ def _read(answer: dict[str, object], server: str) -> Measured:
     if kind != "vector":
         return Measured(waiting=f"the query answers a {kind}: write one that answers one number")
     if len(result) > 1:
-        return Measured(waiting=f"the query answers {len(result)} series: aggregate them to one, as with sum()")
+        return Measured(waiting="the query answers 2 series or more: aggregate them to one, as with sum()")
     return Measured(float(result[0]["value"][1]) if result else None)

@@ -1,7 +1,8 @@
-"""Which requests go through a proxy: one rule for everything that the operator asks (docs/operations.md)."""
+"""Rules for everything that the operator asks: through which proxy (docs/operations.md), and how much it takes."""
 
 from urllib.parse import urlsplit, urlunsplit
 
+import httpx
 from requests.utils import get_environ_proxies, select_proxy
 
 
@@ -22,3 +23,15 @@ def without_password(url: str) -> str:
     """`url` as it may be logged."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+async def bounded(answer: httpx.Response, most: int) -> bytes:
+    """The body. Raises ValueError for a longer one, and for a compressed one: a little may unfold to any size."""
+    if answer.headers.get("Content-Encoding", "identity") != "identity":
+        raise ValueError(f"{answer.url} sent a compressed answer, which was not asked for")
+    found = bytearray()
+    async for chunk in answer.aiter_bytes():
+        found += chunk
+        if len(found) > most:
+            raise ValueError(f"{answer.url} sent more than {most} bytes")
+    return bytes(found)

@@ -1,6 +1,7 @@
 """The operator's own configuration: one YAML file, checked at the start, connections read again when it changes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +20,16 @@ class _Section(BaseModel):
     )
 
 
+ALL_NAMESPACES = "*"
+
+
+class NamespaceSelector(_Section):
+    """Chooses namespaces by their labels."""
+
+    match_labels: Annotated[dict[str, str], Field(min_length=1)]
+    """Labels that a namespace must have, with exactly these values."""
+
+
 class ConnectionSettings(_Section):
     """An MLflow server that LLMDeployments name by its key."""
 
@@ -28,10 +39,30 @@ class ConnectionSettings(_Section):
     """MLflow workspace; empty: the server's default one."""
     ca_file: Path | None = None
     """Certificate authority of the server, PEM; a file that is not there counts as none."""
+    namespaces: tuple[str, ...] | None = None
+    """Whose LLMDeployments may use it, `*` being all; absent, and without a selector: all."""
+    namespace_selector: NamespaceSelector | None = None
+    """Namespaces that may use it beside those of the list."""
     credentials_folder: Path | None = None
     """Files username and password, or token, and webhookSecret: a mounted Secret, read at every use: it may rotate."""
+    pod_credentials_folder: Path | None = None
+    """The same files for the pods, of an account that may only read; absent: they are given the operator's account."""
+    artifact_hosts: tuple[Annotated[str, Field(pattern=r"^[^/\s,]+$")], ...] = ()
+    """Other hosts, as `host` or `host:port`, to which the pods may send the credentials where a version lies there."""
     write_verdicts: bool = True
     """Tell the registry by tags on the model version how each roll-out ended; the user needs the right to edit it."""
+
+    @property
+    def open_to_all(self) -> bool:
+        """Whether nothing says who may use it."""
+        return self.namespaces is None and self.namespace_selector is None
+
+    def permits(self, namespace: str, labels: Mapping[str, str] | None = None) -> bool:
+        """Whether LLMDeployments of this namespace may use it. `labels`: the namespace's own."""
+        if self.open_to_all or {namespace, ALL_NAMESPACES} & set(self.namespaces or ()):
+            return True
+        selector = self.namespace_selector
+        return selector is not None and selector.match_labels.items() <= (labels or {}).items()
 
 
 class LeaseSettings(_Section):
@@ -61,6 +92,9 @@ class PrometheusSettings(_Section):
     """Asked by gates that name no server, as `http://prometheus.monitoring:9090`; empty: none."""
     allowed: tuple[Annotated[str, Field(pattern=r"^https?://\S+$")], ...] = ()
     """Others that a gate may name, each written as here; no gate makes the operator ask any other address."""
+    bound_to_namespace: bool = False
+    """The servers bind each query to the namespace in its parameter `namespace`, as prom-label-proxy does. Only then is
+    a gate's figure told; else only whether it is above the threshold."""
 
 
 _Quantity = Annotated[
@@ -83,6 +117,58 @@ class ContainerResources(_Section):
         return {name: value for name, value in self.model_dump().items() if value}
 
 
+class Choice(_Section):
+    """Which names may be written. Patterns with * and ?, as a shell's."""
+
+    allowed: tuple[str, ...] = ()
+    """What matches one of these may be written, whatever is refused."""
+    refused: tuple[str, ...] = ()
+    """What matches one of these may not."""
+
+    def permits(self, name: str) -> bool:
+        """Whether LLMDeployments may write it."""
+        return any(fnmatchcase(name, each) for each in self.allowed) or not any(
+            fnmatchcase(name, each) for each in self.refused
+        )
+
+
+class PodPolicy(_Section):
+    """What new pods may be asked for, whoever writes their LLMDeployment."""
+
+    annotations: Choice = Choice(
+        allowed=(
+            "cluster-autoscaler.kubernetes.io/safe-to-evict",
+            "controller.kubernetes.io/pod-deletion-cost",
+            "kubectl.kubernetes.io/*",
+            "sidecar.istio.io/inject",
+        ),
+        refused=(
+            "*kubernetes.io/*", "*k8s.io/*", "*.cncf.io/*", "io.kubernetes.*", "io.katacontainers.*", "io.containerd.*",
+            "*istio.io/*", "config.linkerd.io/*", "consul.hashicorp.com/*", "vault.hashicorp.com/*",
+            "iam.amazonaws.com/*", "*workload.identity/*", "cni.projectcalico.org/*",
+        ),
+    )  # fmt: skip
+    """Keys of spec.pod.annotations."""
+    labels: Choice = Choice(
+        allowed=("sidecar.istio.io/inject", "kueue.x-k8s.io/*"),
+        refused=("*kubernetes.io/*", "*k8s.io/*", "*istio.io/*", "*workload.identity/*"),
+    )
+    """Keys of spec.pod.labels."""
+    tolerations: Choice = Choice(
+        refused=("", "node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master")
+    )
+    """Keys of taints; the empty one tolerates every taint."""
+    priority_classes: Choice = Choice(refused=("system-*",))
+    """spec.pod.priorityClassName."""
+    runtime_classes: Choice = Choice()
+    """spec.pod.runtimeClassName."""
+    images: Choice = Choice()
+    """spec.image: its code sees the credentials with which the pods fetch their model."""
+    app_armor_profile: Literal["", "RuntimeDefault"] = ""
+    """RuntimeDefault is written into new pods: nodes without AppArmor then refuse them. Empty: such nodes take them,
+    and the others apply their default profile all the same."""
+
+
 class Settings(_Section):
     """Everything that the platform team decides once for all LLMDeployments."""
 
@@ -96,6 +182,8 @@ class Settings(_Section):
     runtime_pull_secrets: tuple[str, ...] = ()
     """Secrets with credentials for the runtime image's registry, in each namespace with LLMDeployments: of the pods
     whose LLMDeployment names no spec.pod.imagePullSecrets."""
+    pod_policy: PodPolicy = PodPolicy()
+    """What LLMDeployments may ask for; pods that run keep what they have."""
     watch_namespaces: tuple[str, ...] = ()
     """Empty: the whole cluster."""
     workers: Annotated[int, Field(ge=1, le=64)] = 8
@@ -122,6 +210,23 @@ class Settings(_Section):
     """Leader election."""
     connections: dict[str, ConnectionSettings] = Field(default_factory=dict)
     """MLflow servers by name; an LLMDeployment that names none means `default`. Read again when the file changes."""
+
+    def warnings(self) -> list[str]:
+        """What the platform team may not have meant, one sentence each."""
+        told = []
+        for name, connection in sorted(self.connections.items()):
+            if connection.credentials_folder and connection.open_to_all:
+                told.append(
+                    f"connection {name!r} has credentials, and every namespace may use it: write its namespaces or "
+                    "namespaceSelector"
+                )
+            if connection.credentials_folder and not connection.pod_credentials_folder:
+                told.append(
+                    f"connection {name!r} gives the operator's own account to the pods, and to all who may read "
+                    "Secrets beside them: write podCredentialsFolder (in the chart podCredentialsSecret) with an "
+                    "account that may only read"
+                )
+        return told
 
 
 def load(path: Path) -> Settings:

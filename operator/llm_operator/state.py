@@ -61,6 +61,15 @@ class ModelVersion:
 
 
 @dataclass(frozen=True)
+class Account:
+    """Who somebody is to an MLflow server."""
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
 class Connection:
     """One MLflow server, with the credentials as they are now."""
 
@@ -72,6 +81,15 @@ class Connection:
     token: str = field(default="", repr=False)
     ca: str = ""
     """PEM text of the certificate authority."""
+    pods: Account | None = None
+    """The account of the pods, where they have one of their own."""
+    artifact_hosts: tuple[str, ...] = ()
+    """Hosts beside the server's own to which the pods may send their credentials."""
+
+    @property
+    def for_pods(self) -> Account:
+        """What the pods are given: never the operator's own account where there is another."""
+        return Account(self.username, self.password, self.token) if self.pods is None else self.pods
 
 
 @dataclass(frozen=True)
@@ -154,6 +172,8 @@ class Measured:
 
     value: float | None = None
     """None with nothing to wait for: the query found no samples."""
+    told: bool = False
+    """Whether the figure may be told: it is of the namespace that asked."""
     waiting: str = ""
     """Why there is no answer yet."""
 
@@ -286,6 +306,8 @@ class Observed:
     """Resources of the fetching container of revisions made from now on, where the specification has none."""
     pull_secrets: tuple[str, ...] = ()
     """Of pods whose specification has none."""
+    app_armor_profile: str = ""
+    """Of the pods of revisions made from now on; empty: none is written."""
     operator_key: HeldKey | None = None
     """The operator's own key, by which it asks smoke prompts."""
     http_routes: bool = False

@@ -43,6 +43,8 @@ ENV_MLFLOW_PASSWORD = "MLFLOW_TRACKING_PASSWORD"
 ENV_MLFLOW_TOKEN = "MLFLOW_TRACKING_TOKEN"
 ENV_MLFLOW_WORKSPACE = "MLFLOW_WORKSPACE"
 ENV_MLFLOW_CA_FILE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
+ENV_ARTIFACT_HOSTS = "LLM_ARTIFACT_HOSTS"
+"""Hosts, with commas between, that serve artifacts beside the MLflow server: credentials go to no other."""
 
 ENV_MODEL_PATH = "MODEL_PATH"
 """A local folder, in the place of whatever model the configuration names."""
@@ -405,6 +407,8 @@ class RegistryAccess(_Additive):
     """A bearer token."""
     ca: str = ""
     """Certificate authority as PEM text; empty: those that Python trusts."""
+    artifact_hosts: tuple[str, ...] = ()
+    """Hosts, as `host` or `host:port`, that serve artifacts beside the server: credentials go to no other."""
 
 
 class PinnedAdapter(_Additive):

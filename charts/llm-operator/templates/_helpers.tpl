@@ -86,6 +86,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, patch]
+{{- $selects := false }}
+{{- range .Values.connections }}{{ if .namespaceSelector }}{{ $selects = true }}{{ end }}{{ end }}
+{{- if $selects }}
+# A connection's namespaceSelector looks at the labels of the LLMDeployment's namespace.
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [get]
+{{- end }}
 - apiGroups: [""]
   resources: [events]
   verbs: [get, list, create, patch]
@@ -103,6 +111,13 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
   verbs: [get, list, create, patch, delete]
 {{- end }}
 
+{{/* What people may look at. */}}
+{{- define "llm-operator.viewRules" -}}
+- apiGroups: [llm-operator.dev]
+  resources: [llmdeployments, llmdeployments/status, llmdeployments/scale, apikeys, apikeys/status]
+  verbs: [get, list, watch]
+{{- end }}
+
 {{/* The operator's configuration file: operator/llm_operator/settings.py reads it. */}}
 {{- define "llm-operator.config" -}}
 runtimeImage: {{ include "llm-operator.image" (dict "image" .Values.runtime.image "version" .Chart.AppVersion) | quote }}
@@ -113,6 +128,7 @@ runtimePullSecrets:
 - {{ .name | quote }}
 {{- end }}
 {{- end }}
+podPolicy: {{ .Values.podPolicy | toJson }}
 pollSeconds: {{ .Values.pollSeconds }}
 logFormat: {{ .Values.logFormat }}
 webhookPort: 8090
@@ -121,6 +137,7 @@ watchNamespaces: {{ .Values.watchNamespaces | toJson }}
 prometheus:
   url: {{ .Values.prometheusUrl | quote }}
   allowed: {{ .Values.prometheusAllowed | toJson }}
+  boundToNamespace: {{ .Values.prometheusBoundToNamespace }}
 {{- end }}
 lease:
   name: {{ include "llm-operator.name" . }}
@@ -130,10 +147,22 @@ connections:
   {{ $name }}:
     trackingUri: {{ $connection.trackingUri | quote }}
     workspace: {{ $connection.workspace | default "" | quote }}
+    {{- with $connection.namespaceSelector }}
+    namespaceSelector: {{ toJson . }}
+    {{- end }}
+    {{- if hasKey $connection "namespaces" }}
+    namespaces: {{ $connection.namespaces | toJson }}
+    {{- end }}
+    {{- with $connection.artifactHosts }}
+    artifactHosts: {{ toJson . }}
+    {{- end }}
     writeVerdicts: {{ ternary $connection.writeVerdicts true (hasKey $connection "writeVerdicts") }}
     {{- if $connection.credentialsSecret }}
     credentialsFolder: /etc/llm-operator/connections/{{ $name }}
     caFile: /etc/llm-operator/connections/{{ $name }}/ca.crt
+    {{- end }}
+    {{- if $connection.podCredentialsSecret }}
+    podCredentialsFolder: /etc/llm-operator/connections/{{ $name }}/pods
     {{- end }}
   {{- else }} {}
   {{- end }}

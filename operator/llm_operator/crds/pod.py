@@ -4,6 +4,7 @@ Named fields, no free-form template: whoever may create an LLMDeployment must no
 ServiceAccount or a privileged container through it.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -22,10 +23,49 @@ from llm_operator.crds.common import (
 from llm_operator.crds.schema import Section, rules
 
 Key = Annotated[str, Field(max_length=317)]
+RUNTIME_SETTINGS = (
+    "ENGINE__INTER_TOKEN_GOAL_SECONDS", "ENGINE__MAX_ADAPTERS", "ENGINE__MAX_ADAPTER_RANK", "ENGINE__MAX_QUEUE_LENGTH",
+    "ENGINE__STEP_TRACE", "SERVER__LOG_FILE", "SERVER__LOG_FILE_BYTES", "SERVER__LOG_FILE_BACKUPS",
+    "SERVER__LAZY_LOAD", "DATABASE__FLUSH_SECONDS", "DATABASE__MAX_PENDING_ROWS", "LOG_LEVEL", "DEBUG",
+)  # fmt: skip
+"""What the runtime reads and no field of an LLMDeployment says. All else that it reads is the operator's to write."""
+_CONFIGURED = (
+    r"(MODEL|ADAPTERS|DEFAULT_ADAPTER|ENGINE|SERVER|AUTHENTICATION|TIERS|DEFAULT_TIER|DATABASE|MODEL_CACHE_BYTES)"
+    r"(__.*)?"
+)
+_OWN = (
+    r"MODEL_NAME|MODEL_PATH|MODEL_VERSION|DATABASE_URL|REDIS_URL|MLFLOW_TRACKING_.*|MLFLOW_WORKSPACE|"
+    r"LLM_ARTIFACT_HOSTS|API_KEY|ADMIN_API_KEY|API_HOST|API_PORT"
+)
+_PROCESS = (
+    r"PYTHON.*|LD_.*|DYLD_.*|GLIBC_TUNABLES|GCONV_PATH|LOCPATH|PATH|SHELL|IFS|BASH_ENV|ENV|CC|CXX|CFLAGS|CXXFLAGS|"
+    r"CPATH|LIBRARY_PATH|OPENSSL_.*|SSLKEYLOGFILE|GIT_.*|VIRTUAL_ENV|CUDA_INJECTION.*|NCCL_.*_PLUGIN|OMP_TOOL_LIBRARIES|"
+    r"TRITON_.*|TORCHINDUCTOR_CACHE_DIR|TORCH_EXTENSIONS_DIR|NVIDIA_VISIBLE_DEVICES"
+)
+# The runtime's settings are read without regard to case.
+ENV_RULES = (
+    (
+        f"self.name in {list(RUNTIME_SETTINGS)} || !self.name.matches('(?i)^({_CONFIGURED}|{_OWN})$')",
+        f"(?i)^({_CONFIGURED}|{_OWN})$",
+        "this variable is a setting of the runtime that the operator writes: write the field of this LLMDeployment "
+        "that says it (docs/reference.md). Those without a field may be written here: docs/operations.md lists them",
+    ),
+    (
+        f"!self.name.matches('^({_PROCESS})$')",
+        f"^({_PROCESS})$",
+        "this variable changes which code a process runs, or which devices it gets: put what you need into the image "
+        "(spec.image), and ask for GPUs by spec.resources",
+    ),
+)
+"""CEL, the pattern that it refuses, what to write instead. The operator holds stored objects against the pattern."""
 Weight = Annotated[int, Field(ge=1, le=100)]
 _OWN_LABELS = (
     "self.all(k, !k.startsWith('llm-operator.dev/') && !k.startsWith('app.kubernetes.io/'))",
     "keys under llm-operator.dev/ and app.kubernetes.io/ belong to the operator: use a key of your own",
+)
+_NO_PROFILES = (
+    "self.all(k, !k.matches('(^|[.])security[.](alpha|beta)[.]kubernetes[.]io/'))",
+    "pods run under their node's default AppArmor and seccomp profiles: write no annotation about them",
 )
 
 
@@ -199,6 +239,13 @@ class EnvSource(Section):
     """A key of a ConfigMap."""
 
 
+def env_refusal(name: str) -> str | None:
+    """Why a stored object's variable is none for a new pod."""
+    if name in RUNTIME_SETTINGS:
+        return None
+    return next((told for _, refused, told in ENV_RULES if re.match(refused, name)), None)
+
+
 class EnvVar(Section):
     """An environment variable of the serving container (never of the one that fetches with registry credentials)."""
 
@@ -209,6 +256,12 @@ class EnvVar(Section):
                 "!(self.name in ['HOME', 'DATABASE_URL', 'REDIS_URL', 'MODEL_PATH'])",
                 "HOME, DATABASE_URL, REDIS_URL and MODEL_PATH are the operator's: write spec.database for the second "
                 "and third, spec.model.uri for the last",
+            ),
+            *((cel, told) for cel, _, told in ENV_RULES),
+            (
+                "!has(self.valueFrom) || !has(self.valueFrom.secretKeyRef) || "
+                f"!(self.name in {list(RUNTIME_SETTINGS)})",
+                "a setting of the runtime takes no value from a Secret: settings are shown. Write `value`",
             ),
         )
     )
@@ -274,5 +327,7 @@ class PodSpec(Section):
     """Environment variables of the serving container."""
     labels: Annotated[LabelMap, Field(json_schema_extra=rules(QUALIFIED, _OWN_LABELS))] | None = None
     """Further labels of the pods."""
-    annotations: Annotated[AnnotationMap, Field(json_schema_extra=rules(QUALIFIED, _OWN_LABELS))] | None = None
+    annotations: (
+        Annotated[AnnotationMap, Field(json_schema_extra=rules(QUALIFIED, _OWN_LABELS, _NO_PROFILES))] | None
+    ) = None
     """Further annotations of the pods."""

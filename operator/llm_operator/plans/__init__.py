@@ -121,8 +121,8 @@ def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Mani
     """What should exist beside the key file, in the order of need; and a running revision that can't be rebuilt."""
     meta, spec = observed.meta, observed.spec
     found: list[Manifest] = [network.service_account(meta, observed.pull_secrets)]
-    if observed.connection and (secret := keys.registry_secret(meta, observed.connection)):
-        found.append(secret)
+    if spec.model.mlflow:
+        found.append(keys.registry_secret(meta, observed.connection))
     found += traffic.objects(observed, decision)
     lost = ""
     for name, replicas in decision.replicas.items():
@@ -161,6 +161,8 @@ def prune(observed: Observed, objects: Iterable[Manifest], decision: rollout.Dec
 
 
 def _fault(observed: Observed, lost: str) -> Fault | None:
+    if lost and observed.spec.model.mlflow and observed.connection is None and observed.resolution.fault:
+        return observed.resolution.fault
     if lost:
         return Fault(
             Reason.RevisionLost,

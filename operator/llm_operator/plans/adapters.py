@@ -51,13 +51,15 @@ def adapter_file(observed: Observed) -> str:
 
 
 def _access(connection: Connection) -> contract.RegistryAccess:
+    account = connection.for_pods
     return contract.RegistryAccess(
         tracking_uri=connection.tracking_uri,
         workspace=connection.workspace,
-        username=connection.username,
-        password=connection.password,
-        token=connection.token,
+        username=account.username,
+        password=account.password,
+        token=account.token,
         ca=connection.ca,
+        artifact_hosts=connection.artifact_hosts,
     )
 
 

@@ -13,7 +13,9 @@ from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import Decision, stamp
 from llm_operator.state import Fault, Manifest, Observed, RevisionChildren
 
-REGISTRY = frozenset({"RegistryDenied", "HostNotAllowed", "RegistryUnreachable", "ConnectionUnknown"})
+REGISTRY = frozenset(
+    {"RegistryDenied", "HostNotAllowed", "RegistryUnreachable", "ConnectionUnknown", "ConnectionNotPermitted"}
+)
 KEEPS = REGISTRY | {"ModelDenied"}
 """Faults that leave the last known version in force, and so stop nothing that serves."""
 Verdict = tuple[str, str, str]
@@ -142,14 +144,16 @@ def unknown(previous: Iterable[Condition], fault: Fault, generation: int, now: d
     return settle({**{"Ready": verdicts["Ready"]}, **kept, **verdicts}, previous, generation, now)
 
 
-def invalid(previous: Iterable[Condition], message: str, generation: int, now: datetime) -> tuple[Condition, ...]:
-    """A specification that can't be read; everything that runs is left as it is."""
+def invalid(
+    previous: Iterable[Condition], message: str, generation: int, now: datetime, reason: str = Reason.InvalidSpec
+) -> tuple[Condition, ...]:
+    """A specification that can't be read, or may not be followed; everything that runs is left as it is."""
     kept: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in previous}
-    told: Verdict = ("False", Reason.InvalidSpec, message)
+    told: Verdict = ("False", reason, message)
     verdicts = kept | {
         "Ready": told,
         "Reconciling": ("False", Reason.Settled, "nothing is under way"),
-        "Stalled": ("True", Reason.InvalidSpec, message),
+        "Stalled": ("True", reason, message),
     }
     return settle(verdicts, previous, generation, now)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from llm_operator.crds import AccessSpec, ApiKeySpec
 from llm_operator.crds.access import LimitsSpec, TierSpec
 from llm_operator.plans import names
-from llm_operator.state import Connection, Given, HeldKey, Manifest, Meta, pod_ended
+from llm_operator.state import Account, Connection, Given, HeldKey, Manifest, Meta, pod_ended
 from llm_runtime import contract
 
 API_KEY_FIELD = "api-key"
@@ -146,18 +146,21 @@ def untold(pod: Manifest, digest: str) -> bool:
     return not (told or meta.get("deletionTimestamp") or pod_ended(pod))
 
 
-def registry_secret(meta: Meta, connection: Connection) -> Manifest | None:
-    """Credentials for the fetching container, named as MLflow's client reads them; None when there are none."""
+def registry_secret(meta: Meta, connection: Connection | None) -> Manifest:
+    """Credentials for the fetching container, named as MLflow's client reads them.
+
+    It is there without any, too: the pods read it by its name, which must be nobody else's.
+    """
+    account = connection.for_pods if connection else Account()
     data = {
-        contract.ENV_MLFLOW_USERNAME: connection.username,
-        contract.ENV_MLFLOW_PASSWORD: connection.password,
-        contract.ENV_MLFLOW_TOKEN: connection.token,
-        contract.ENV_MLFLOW_WORKSPACE: connection.workspace,
-        contract.ENV_MLFLOW_CA_FILE: f"{REGISTRY_MOUNT}/{CA_FILE}" if connection.ca else "",
-        CA_FILE: connection.ca,
+        contract.ENV_MLFLOW_USERNAME: account.username,
+        contract.ENV_MLFLOW_PASSWORD: account.password,
+        contract.ENV_MLFLOW_TOKEN: account.token,
+        contract.ENV_MLFLOW_WORKSPACE: connection.workspace if connection else "",
+        contract.ENV_MLFLOW_CA_FILE: f"{REGISTRY_MOUNT}/{CA_FILE}" if connection and connection.ca else "",
+        CA_FILE: connection.ca if connection else "",
+        contract.ENV_ARTIFACT_HOSTS: ",".join(connection.artifact_hosts) if connection else "",
     }
-    if not any(data.values()):
-        return None
     return {
         "apiVersion": "v1",
         "kind": "Secret",

@@ -81,6 +81,19 @@ def ours(manifest: Manifest, meta: Meta) -> bool:
     return marks.get(DEPLOYMENT_LABEL) == meta.name and about.get("name") in names
 
 
+def reserved(name: str, secret: Manifest | None) -> bool:
+    """Whether a Secret is, or may become, what the operator keeps for an LLMDeployment or an ApiKey."""
+    if secret is None:
+        return name.endswith(_RESERVED_ENDS)
+    about = secret["metadata"]
+    owners = about.get("ownerReferences") or []
+    by_operator = (about.get("labels") or {}).get("app.kubernetes.io/managed-by") == MANAGED_BY
+    return by_operator or any(each.get("apiVersion") == API_VERSION and each.get("controller") for each in owners)
+
+
+_RESERVED_ENDS = ("-keys", "-registry", "-operator-key", "-llm-key")
+
+
 def key_label(meta: Meta) -> str:
     """The label's value of an ApiKey's own Secret."""
     return meta.name[:63].rstrip("-.")

@@ -49,6 +49,10 @@ class Reason(StrEnum):
     ModelDenied = "ModelDenied", "the registry answered 403 on this model: the operator's user has no right to it"
     HostNotAllowed = "HostNotAllowed", "MLflow refuses the Host header: its --allowed-hosts lacks the address"
     ConnectionUnknown = "ConnectionUnknown", "the operator's configuration has no such connection"
+    ConnectionNotPermitted = (
+        "ConnectionNotPermitted",
+        "the operator's configuration does not let LLMDeployments of this namespace use the connection",
+    )
     RegistryUnreachable = "RegistryUnreachable", "no answer, or none that makes sense; asked again by itself"
     # Pods
     NoReadyPods = "NoReadyPods", "no pod behind the Service is ready"
@@ -96,6 +100,11 @@ class Reason(StrEnum):
     NotObserved = "NotObserved", "the operator could not look at everything it needs; the message says what failed"
     ServiceMonitorMissing = "ServiceMonitorMissing", "asked for, but the cluster has no such CRD"
     GatewayApiMissing = "GatewayApiMissing", "canary.httpRoute is written, but the cluster has no HTTPRoute CRD"
+    NotPermitted = (
+        "NotPermitted",
+        "the platform's policy refuses what the pods are asked for; the message names the field",
+    )
+    SecretReserved = "SecretReserved", "a Secret is named that the operator keeps for an LLMDeployment or an ApiKey"
     InvalidSpec = "InvalidSpec", "stored before the CRD knew better"
     RevisionLost = "RevisionLost", "the ConfigMap of a revision that is not wanted any more was deleted"
     AutoscalerPending = "AutoscalerPending", "the autoscaler has not reported yet"

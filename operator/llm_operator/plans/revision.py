@@ -94,7 +94,9 @@ def memory(observed: Observed, revision: str) -> Memory | None:
         config_text(runtime_config(observed.meta.name, observed.spec, model, observed.connection, anew(observed))),
         # A template that runs is kept as it is: a newer operator's would restart the pods.
         running
-        or workload.pod_template(observed.meta, observed.spec, revision, target.image, observed.fetch_resources),
+        or workload.pod_template(
+            observed.meta, observed.spec, revision, target.image, observed.fetch_resources, observed.app_armor_profile
+        ),
     )
 
 

@@ -1,4 +1,7 @@
-"""Smoke prompts: what a ConfigMap's entries ask, and whether an answer is as expected. Pure."""
+"""Smoke prompts: what a ConfigMap's entries ask, and whether an answer is as expected. Pure.
+
+Their authors are tenants: all of it is bounded here, and the operator has it done in a process of its own (`confined`).
+"""
 
 import itertools
 import json
@@ -11,8 +14,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's, where PyYAML was built with it: many times faster."""
 MAX_PROMPTS = 50
+MAX_CHARACTERS = 64 << 10
+"""Of one entry."""
+MAX_DEPTH = 32
 MAX_REFERENCES = 1000
+MAX_STEPS = 5000
+"""Keywords of a schema that are looked at for one answer: nested ones may ask for each other twice at each level."""
+MAX_ANSWER_CHARACTERS = 64 << 10
 _SHOWN = 120
 
 
@@ -56,10 +67,10 @@ class Prompt(_Section):
             raise ValueError("write exactly one of prompt, messages")
         return self
 
-    def body(self, model: str) -> dict[str, Any]:
-        """The OpenAI request: greedy, so that the same model answers the same."""
+    def body(self) -> dict[str, Any]:
+        """The OpenAI request but for the model's name: greedy, so that the same model answers the same."""
         asked = {"messages": self.messages} if self.messages is not None else {"prompt": self.prompt}
-        return {"model": model, **asked, "max_tokens": self.max_tokens, "temperature": 0}
+        return {**asked, "max_tokens": self.max_tokens, "temperature": 0}
 
 
 def read(data: dict[str, str]) -> dict[str, Prompt]:
@@ -71,10 +82,8 @@ def read(data: dict[str, str]) -> dict[str, Prompt]:
 
 def _entry(name: str, text: str) -> Prompt:
     try:
-        # A few aliases of aliases become a document without an end as soon as it is written as JSON.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError(f"entry {name} has YAML aliases (*name): write what they stand for")
-        return Prompt.model_validate(yaml.safe_load(text))
+        _check_size(name, text)
+        return Prompt.model_validate(yaml.load(text, Loader=_Loader))
     except RecursionError as error:
         raise ValueError(f"entry {name} is nested too deeply") from error
     except yaml.YAMLError as error:
@@ -91,6 +100,19 @@ def _known(section: type[_Section]) -> str:
     return ", ".join(map(to_camel, section.model_fields))
 
 
+def _check_size(name: str, text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"entry {name} has {len(text)} characters: write at most {MAX_CHARACTERS}")
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        # A few aliases of aliases become a document without an end as soon as it is written as JSON.
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"entry {name} has YAML aliases (*name): write what they stand for")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"entry {name} is nested too deeply: write at most {MAX_DEPTH} levels")
+
+
 def fault(expect: Expectation, answer: str) -> str | None:
     """What is wrong with the answer, or None."""
     if expect.exact is not None:
@@ -103,6 +125,8 @@ def fault(expect: Expectation, answer: str) -> str | None:
     if expect.not_regex is not None:
         found = re2.search(expect.not_regex, answer)
         return f"{_short(found[0])} matches notRegex in {_short(answer)}" if found else None
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return f"the answer has {len(answer)} characters: at most {MAX_ANSWER_CHARACTERS} are compared with jsonSchema"
     try:
         _validator(expect.json_schema or {}).validate(json.loads(answer))
     except json.JSONDecodeError:
@@ -134,19 +158,21 @@ class _TooMuch(Exception):
 
 
 def _validator(schema: dict[str, Any]) -> Any:
-    """One that follows so many references and no more: a handful of them can stand for any number of checks."""
-    left = itertools.count(MAX_REFERENCES, -1)
+    """One that takes so many steps and no more: a handful of keywords can stand for any number of checks."""
+    references, steps = itertools.count(MAX_REFERENCES, -1), itertools.count(MAX_STEPS, -1)
 
-    def limited(keyword: Any) -> Any:
+    def limited(name: str, keyword: Any) -> Any:
         def check(*arguments: Any) -> Any:
-            if next(left) <= 0:
+            if name in ("$ref", "$dynamicRef") and next(references) <= 0:
                 raise _TooMuch(f"more than {MAX_REFERENCES} references are followed")
+            if next(steps) <= 0:
+                raise _TooMuch(f"more than {MAX_STEPS} keywords are looked at")
             yield from keyword(*arguments) or ()
 
         return check
 
-    followed = {name: limited(_Validator.VALIDATORS[name]) for name in ("$ref", "$dynamicRef")}
-    bounded = jsonschema.validators.extend(_Validator, followed)  # type: ignore[no-untyped-call]
+    counted = {name: limited(name, keyword) for name, keyword in _Validator.VALIDATORS.items()}
+    bounded = jsonschema.validators.extend(_Validator, counted)  # type: ignore[no-untyped-call]
     return bounded(schema, registry=referencing.Registry())
 
 

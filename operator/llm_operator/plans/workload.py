@@ -1,6 +1,7 @@
 """The Deployment of one revision, its pods' template, and the ConfigMap that remembers both."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from llm_operator.crds import LLMDeploymentSpec
@@ -62,10 +63,13 @@ def deployment(meta: Meta, spec: LLMDeploymentSpec, revision: str, template: Man
     }
 
 
-def pod_template(meta: Meta, spec: LLMDeploymentSpec, revision: str, image: str, fetch_resources: Manifest) -> Manifest:
+def pod_template(
+    meta: Meta, spec: LLMDeploymentSpec, revision: str, image: str, fetch_resources: Manifest, app_armor: str = ""
+) -> Manifest:
     """The pod of a new revision: fetch, then serve, under the restricted Pod Security profile.
 
-    `fetch_resources` are those of the init container where the specification has none.
+    `fetch_resources` are those of the init container where the specification has none. `app_armor`: the profile to
+    write, if any.
     """
     pod = spec.pod
     optional = {
@@ -94,6 +98,7 @@ def pod_template(meta: Meta, spec: LLMDeploymentSpec, revision: str, image: str,
                 "fsGroup": 65532,
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
+                **({"appArmorProfile": {"type": app_armor}} if app_armor else {}),
             },
             "initContainers": [_fetch(image, meta, spec, fetch_resources)],
             "containers": [_serve(image, spec)],
@@ -101,6 +106,26 @@ def pod_template(meta: Meta, spec: LLMDeploymentSpec, revision: str, image: str,
             **{name: value for name, value in optional.items() if value},
         },
     }
+
+
+def uses(template: Manifest) -> Iterator[tuple[str, str, bool]]:
+    """What pods of this template take by its name and the operator makes: kind, name, and whether they go without."""
+    spec = template["spec"]
+    yield "ServiceAccount", spec["serviceAccountName"], False
+    for volume in spec["volumes"]:
+        if "secret" in volume:
+            yield "Secret", volume["secret"]["secretName"], bool(volume["secret"].get("optional"))
+        elif "configMap" in volume:
+            yield "ConfigMap", volume["configMap"]["name"], False
+
+
+def reads(meta: Meta, template: Manifest) -> Iterator[str]:
+    """The Secrets that the specification names: their content is the containers'."""
+    fetch, serve = template["spec"]["initContainers"][0], template["spec"]["containers"][0]
+    yield from (each["secretRef"]["name"] for each in fetch.get("envFrom") or ())
+    for container, own in ((fetch, names.registry_secret(meta)), (serve, None)):
+        sources = [each.get("valueFrom") or {} for each in container["env"]]
+        yield from {each["secretKeyRef"]["name"] for each in sources if "secretKeyRef" in each} - {own}
 
 
 def _spread(meta: Meta, spec: LLMDeploymentSpec) -> list[Manifest] | None:
@@ -148,6 +173,7 @@ _CREDENTIALS = (
     contract.ENV_MLFLOW_TOKEN,
     contract.ENV_MLFLOW_WORKSPACE,
     contract.ENV_MLFLOW_CA_FILE,
+    contract.ENV_ARTIFACT_HOSTS,
 )
 
 

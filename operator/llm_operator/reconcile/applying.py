@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from llm_operator.cluster import ApiError, NotFound, Unanswered
 from llm_operator.observe import Outside
-from llm_operator.plans import Applied, names
+from llm_operator.plans import Applied, names, workload
 from llm_operator.plans.reasons import Reason
-from llm_operator.reconcile.put import NameTaken, put, refused
+from llm_operator.reconcile.put import NameTaken, SecretReserved, put, refused, taken
 from llm_operator.reconcile.standing import passes
 from llm_operator.state import Fault, Manifest, Meta, Observed, Plan
 
@@ -40,6 +40,8 @@ async def apply(outside: Outside, observed: Observed, plan: Plan, found: Iterabl
         if any(trouble.turns for trouble in troubles) and _stops_pods(manifest, live):
             continue  # Its clients still come: the Service did not turn away from it.
         try:
+            if _starts_pods(manifest, live):
+                await _all_ours(outside, observed.meta, manifest)
             await put(outside, observed.meta, manifest, live)
             silences = 0
         except (NameTaken, ApiError) as error:
@@ -66,6 +68,31 @@ def _stops_pods(manifest: Manifest, live: Manifest | None) -> bool:
     if manifest["kind"] != "Deployment" or live is None:
         return False
     return int(manifest["spec"]["replicas"]) < int(live["spec"].get("replicas") or 0)
+
+
+def _starts_pods(manifest: Manifest, live: Manifest | None) -> bool:
+    if manifest["kind"] != "Deployment":
+        return False
+    return int(manifest["spec"]["replicas"]) > (int(live["spec"].get("replicas") or 0) if live else 0)
+
+
+async def _all_ours(outside: Outside, owner: Meta, deployment: Manifest) -> None:
+    """Raise unless all that new pods would run under, or read, is this owner's.
+
+    A pod takes it by its name: what somebody else keeps under that name must not become this deployment's.
+    """
+    for kind, name, optional in workload.uses(deployment["spec"]["template"]):
+        live = await outside.cluster.get(kind, owner.namespace, name)
+        if live is None and not optional:
+            raise NotFound(f"{kind} {name} is not there yet, and no pod is started without it")
+        if live is not None and not names.ours(live, owner):
+            raise taken(kind, owner.namespace, name)
+    for name in workload.reads(owner, deployment["spec"]["template"]):
+        if names.reserved(name, await outside.cluster.get("Secret", owner.namespace, name)):
+            raise SecretReserved(
+                f"Secret {name} is one that the operator keeps for an LLMDeployment or an ApiKey, or has a name that "
+                "it gives to those: copy what you need into a Secret with a name of your own, and name that one"
+            )
 
 
 async def _prune(outside: Outside, meta: Meta, plan: Plan) -> list[Trouble]:

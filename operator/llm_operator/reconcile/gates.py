@@ -3,22 +3,28 @@
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import timedelta
+from typing import Any
 
 from llm_operator.cluster import ApiError, Conflict
 from llm_operator.crds import CandidateStatus
 from llm_operator.crds.rollout import PrometheusQuery
 from llm_operator.observe import Outside
-from llm_operator.plans import faults, gates, keys, names, smoke
+from llm_operator.plans import faults, gates, keys, names
 from llm_operator.reconcile.apikey import new_key
 from llm_operator.state import Baseline, Evidence, Figures, HeldKey, Manifest, Measured, Meta, Observed, SmokeOutcome
 from llm_runtime.contract import hash_key, key_id_of
 
 SMOKE_SECONDS = 60.0
-"""For all prompts together: a worker waits for them."""
+"""For all prompts together."""
+WORKER_SECONDS = 5.0
+"""How long a worker waits for them before it goes on with something else."""
 AT_ONCE = 4
 """Prompts that one pod is asked at the same time."""
 NOT_YET = (0, 401, 403, 429, 503)
 """Answers of a pod that is not to blame: it has not read its key file yet, or is busy."""
+QUERY_AGE = timedelta(seconds=10)
+"""How old an answer of Prometheus may be: a query may be dear, and each look would ask it again."""
 KEPT = 10_000
 GONE = ""
 """In place of the resourceVersion of a Secret that does not exist."""
@@ -59,6 +65,16 @@ def _forget(outside: Outside, uid: str) -> None:
     outside.baselines.pop(uid, None)
     for known in [known for known in outside.smoke if known[0] == uid]:
         del outside.smoke[known]
+    for known in [known for known in outside.asking if known[0] == uid]:
+        outside.asking.pop(known).cancel()
+
+
+def _make_room(outside: Outside) -> None:
+    """Deployments that are gone left theirs behind."""
+    if len(outside.smoke) >= KEPT:
+        outside.smoke.clear()
+    for known in [known for known, task in outside.asking.items() if task.done()]:
+        del outside.asking[known]
 
 
 def _pods(observed: Observed, revision: str) -> Iterable[Manifest]:
@@ -96,7 +112,15 @@ async def _query(outside: Outside, observed: Observed, candidate: CandidateStatu
         return Measured(waiting="no Prometheus is configured")
     stable = observed.status.stable.revision if observed.status.stable else ""
     query = gate.query.replace("{candidate}", candidate.revision).replace("{stable}", stable)
-    return await outside.prometheus.query(gate.server or "", query)
+    known, now = (observed.meta.uid, gate.server or "", query), outside.clock()
+    at, before = outside.measured.get(known, (None, None))
+    if at is not None and before is not None and now - at < QUERY_AGE:
+        return before
+    if len(outside.measured) >= KEPT:
+        outside.measured.clear()
+    found = await outside.prometheus.query(gate.server or "", query, observed.meta.namespace)
+    outside.measured[known] = (now, found)
+    return found
 
 
 async def _smoke(
@@ -120,43 +144,57 @@ async def _smoke(
         secret = names.operator_key_secret(observed.meta)
         return SmokeOutcome(waiting=missing or f"Secret {secret} exists and is not ours: delete it")
     known = (observed.meta.uid, candidate.revision, name, found["metadata"]["resourceVersion"])
-    if known not in outside.smoke:
-        try:
-            prompts = smoke.read(found.get("data") or {})
-        except ValueError as error:
-            return SmokeOutcome(waiting=f"ConfigMap {name}: {error}")
-        outcome = await _ask_all(outside, pods[0], key, observed.meta.name, prompts)
-        if outcome.waiting:
-            return outcome
+    if known in outside.smoke:
+        return outside.smoke[known]
+    data = found.get("data") or {}
+    asking = outside.asking.get(known)
+    if asking is None:
+        _make_room(outside)
+        asking = outside.asking[known] = asyncio.create_task(
+            _ask_all(outside, pods[0], key, observed.meta.name, name, data)
+        )
+    # The prompts of one deployment keep no worker from the others: a later look finds what has become of them.
+    done, _ = await asyncio.wait({asking}, timeout=WORKER_SECONDS)
+    if not done:
+        return SmokeOutcome(waiting=f"the prompts of ConfigMap {name} are being asked")
+    del outside.asking[known]
+    outcome, final = asking.result()
+    if final:
         outside.smoke[known] = outcome
-    return outside.smoke[known]
+    return outcome
 
 
 async def _ask_all(
-    outside: Outside, pod: Manifest, key: str, model: str, prompts: dict[str, smoke.Prompt]
-) -> SmokeOutcome:
-    places = asyncio.Semaphore(AT_ONCE)
+    outside: Outside, pod: Manifest, key: str, model: str, config_map: str, data: dict[str, str]
+) -> tuple[SmokeOutcome, bool]:
+    """What became of a ConfigMap's prompts, and whether it stays so as long as the ConfigMap does."""
+    try:
+        prompts = await outside.confined.prompts(data)
+    except ValueError as error:
+        return SmokeOutcome(waiting=f"ConfigMap {config_map}: {error}"), True
+    places, answers = asyncio.Semaphore(AT_ONCE), dict[str, str]()
 
-    async def ask(name: str, prompt: smoke.Prompt) -> tuple[str, str]:
+    async def ask(name: str, body: dict[str, Any]) -> tuple[str, str]:
         """What is wrong with the answer, and why there is none yet."""
         async with places:
-            answer = await outside.pods.ask(pod, key, prompt.body(model))
+            answer = await outside.pods.ask(pod, key, {"model": model, **body})
         if answer.status in NOT_YET:
             return "", f"pod {pod['metadata']['name']} has not answered {name}: {answer.status or ''} {answer.text}"
         if answer.status != 200:
             return f"{name}: status {answer.status}: {answer.text[:200]}", ""
-        wrong = smoke.fault(prompt.expect, answer.text)
-        return (f"{name}: {wrong}" if wrong else ""), ""
+        answers[name] = answer.text
+        return "", ""
 
     try:
         async with asyncio.timeout(SMOKE_SECONDS):
-            found = await asyncio.gather(*(ask(name, prompt) for name, prompt in prompts.items()))
+            found = await asyncio.gather(*(ask(name, body) for name, body in prompts.items()))
     except TimeoutError:
-        return SmokeOutcome(waiting=f"the prompts were not answered within {SMOKE_SECONDS:.0f} s")
-    failures = tuple(wrong for wrong, _ in found if wrong)
+        return SmokeOutcome(waiting=f"the prompts were not answered within {SMOKE_SECONDS:.0f} s"), False
+    failures = (*(wrong for wrong, _ in found if wrong), *await outside.confined.faults(data, answers))
     waiting = next((why for _, why in found if why), "")
     # A wrong answer does not get right while others are awaited.
-    return SmokeOutcome(len(found) - len(failures), failures, "" if failures else waiting)
+    outcome = SmokeOutcome(len(found) - len(failures), failures, "" if failures else waiting)
+    return outcome, not outcome.waiting
 
 
 async def _operator_key(outside: Outside, observed: Observed) -> tuple[str | None, HeldKey | None]:

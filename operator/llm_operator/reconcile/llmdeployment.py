@@ -8,7 +8,7 @@ from llm_operator import keyring, observe, plans
 from llm_operator.cluster import Cluster
 from llm_operator.crds import LLMDeploymentStatus
 from llm_operator.observe import Outside
-from llm_operator.plans import apikeys, conditions, faults, names
+from llm_operator.plans import apikeys, conditions, faults, names, policy
 from llm_operator.plans.reasons import Reason
 from llm_operator.reconcile import gates, keyfile, standing, verdict
 from llm_operator.reconcile.applying import apply
@@ -49,7 +49,9 @@ async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> 
     try:
         observed = await observe.deployment(outside, resource)
     except ValidationError as error:
-        return await _refuse(outside, resource, error, pace)
+        return await _refuse(outside, resource, _unreadable(error))
+    if refusal := policy.refusal(observed, outside.policy):
+        return await _refuse(outside, resource, refusal)
     observed = await gates.gather(outside, observed)
     async with outside.key_files[key]:
         # The keys as they are now: what was asked above may have taken long, and a revocation did not wait for it.
@@ -105,19 +107,23 @@ async def _greet(outside: Outside, resource: Manifest) -> Manifest:
     return {**resource, "status": merged.model_dump(mode="json", by_alias=True, exclude_none=True)}
 
 
-async def _refuse(outside: Outside, resource: Manifest, error: ValidationError, pace: Pace) -> Done:
-    meta = observe.meta_of(resource)
-    fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"])
-    message = f"spec.{where}: {fault['msg']}; what runs is left as it is"
+def _unreadable(error: ValidationError) -> Fault:
+    found = error.errors()[0]
+    where = ".".join(str(part) for part in found["loc"])
+    return Fault(Reason.InvalidSpec, f"spec.{where}: {found['msg']}", terminal=True)
+
+
+async def _refuse(outside: Outside, resource: Manifest, fault: Fault) -> Done:
+    """Tell it once: only a changed specification, of which an event tells, or another configuration mends it."""
+    meta, message = observe.meta_of(resource), f"{fault.message}; what runs is left as it is"
     before = observe.status_of(LLMDeploymentStatus, resource)
-    told = conditions.invalid(before.conditions, message, meta.generation, outside.clock())
+    told = conditions.invalid(before.conditions, message, meta.generation, outside.clock(), fault.reason)
     status = before.model_copy(update={"conditions": told, "observed_generation": meta.generation})
     if before.conditions != told:
-        happened = (Occurrence("Warning", Reason.InvalidSpec, message),)
+        happened = (Occurrence("Warning", fault.reason, message),)
         await tell(outside.cluster, meta, happened, stamp(outside.clock()))
     await report(outside, resource, meta, status)
-    return Done(pace.verify_seconds)
+    return Done()
 
 
 async def _report(

@@ -13,6 +13,22 @@ TRIES = 5
 class NameTaken(Exception):
     """A child's name belongs to an object that is not ours."""
 
+    reason = Reason.NameTaken
+
+
+class SecretReserved(NameTaken):
+    """The specification names a Secret of the operator's own."""
+
+    reason = Reason.SecretReserved
+
+
+def taken(kind: str, namespace: str, name: str) -> NameTaken:
+    """For its reader: whose object it is, and what can be done."""
+    return NameTaken(
+        f"{kind} {name} exists and belongs to somebody else: rename or delete it "
+        f"(kubectl -n {namespace} get {kind.lower()} {name} -o yaml), or rename this LLMDeployment"
+    )
+
 
 async def put(outside: Outside, owner: Meta, manifest: Manifest, live: Manifest | None = None) -> None:
     """Force takes fields from people, never objects; what was ours and lost its owner, as by a restore, is adopted.
@@ -22,10 +38,7 @@ async def put(outside: Outside, owner: Meta, manifest: Manifest, live: Manifest 
     cluster, kind, meta = outside.cluster, manifest["kind"], manifest["metadata"]
     live = live or await cluster.get(kind, meta["namespace"], meta["name"])
     if live is not None and not names.ours(live, owner):
-        raise NameTaken(
-            f"{kind} {meta['name']} exists and belongs to somebody else: rename or delete it "
-            f"(kubectl -n {meta['namespace']} get {kind.lower()} {meta['name']} -o yaml), or rename this LLMDeployment"
-        )
+        raise taken(kind, meta["namespace"], meta["name"])
     if live is not None and manifest.get("immutable") and live.get("data") != manifest["data"]:
         await cluster.delete(kind, meta["namespace"], meta["name"], live["metadata"]["uid"])
         live = None
@@ -71,5 +84,5 @@ async def _adoptable(cluster: Cluster, owner: Meta) -> None:
 def refused(manifest: Manifest, error: NameTaken | ApiError) -> Fault:
     """Why an object of a plan is not there as planned. What the API server says may pass, a taken name does not."""
     if isinstance(error, NameTaken):
-        return Fault(Reason.NameTaken, str(error), terminal=True)
+        return Fault(error.reason, str(error), terminal=True)
     return Fault(Reason.ApplyFailed, f"{manifest['kind']} {manifest['metadata']['name']} was refused: {error}")

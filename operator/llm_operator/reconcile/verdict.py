@@ -4,12 +4,12 @@ import logging
 import random
 
 from llm_operator.crds import LLMDeploymentStatus
-from llm_operator.observe import Outside
+from llm_operator.observe import Outside, connection_for
 from llm_operator.plans import verdicts
 from llm_operator.plans.verdicts import Ended, Ledger
 from llm_operator.reconcile.result import Done, Retry
 from llm_operator.reconcile.status import stamp, tell
-from llm_operator.registry import RegistryDenied, RegistryFault, read_connection
+from llm_operator.registry import RegistryDenied, RegistryFault
 from llm_operator.state import Connection, Key, Observed, Occurrence
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ async def reconcile(key: Key, outside: Outside) -> Done:
     refusal = ledger.refusal
     for each in ledger.due():
         try:
-            connection = read_connection(ledger.connection, outside.connections.current())
+            connection = await connection_for(outside, key.namespace, ledger.connection)
             await _record(outside, connection, ledger, each)
             ledger.refusal = ""
         except RegistryDenied as fault:

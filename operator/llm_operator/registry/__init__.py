@@ -4,6 +4,7 @@ from llm_operator.registry.cached import CachedRegistry
 from llm_operator.registry.connections import read_connection, webhook_secrets
 from llm_operator.registry.faults import (
     AliasNotFound,
+    ConnectionNotPermitted,
     ConnectionUnknown,
     HostNotAllowed,
     ModelDenied,
@@ -19,6 +20,7 @@ from llm_operator.registry.nouns import ModelSummary, Reference, Registry
 __all__ = [
     "AliasNotFound",
     "CachedRegistry",
+    "ConnectionNotPermitted",
     "ConnectionUnknown",
     "HostNotAllowed",
     "MlflowRegistry",

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from llm_operator.registry.faults import ConnectionUnknown, RegistryUnreachable
 from llm_operator.settings import ConnectionSettings
-from llm_operator.state import Connection
+from llm_operator.state import Account, Connection
+
+ACCOUNT = ("username", "password", "token")
 
 
 def read_connection(name: str, known: dict[str, ConnectionSettings], field: str = "spec.model.mlflow") -> Connection:
@@ -30,14 +32,15 @@ def read_connection(name: str, known: dict[str, ConnectionSettings], field: str 
 
 
 def _read(name: str, settings: ConnectionSettings) -> Connection:
+    folder, of_pods = settings.credentials_folder, settings.pod_credentials_folder
     return Connection(
         name=name,
         tracking_uri=settings.tracking_uri.rstrip("/"),
         workspace=settings.workspace,
-        username=_secret(settings, "username"),
-        password=_secret(settings, "password"),
-        token=_secret(settings, "token"),
+        **{field: _secret(folder, field) for field in ACCOUNT},
         ca=_certificates(settings.ca_file) if settings.ca_file and settings.ca_file.is_file() else "",
+        pods=Account(**{field: _secret(of_pods, field) for field in ACCOUNT}) if of_pods else None,
+        artifact_hosts=settings.artifact_hosts,
     )
 
 
@@ -57,11 +60,13 @@ def _certificates(file: Path) -> str:
 
 def webhook_secrets(settings: ConnectionSettings) -> tuple[str, ...]:
     """What signs the server's webhooks: one line, or two while one takes the place of the other."""
-    return tuple(line.strip() for line in _secret(settings, "webhookSecret").splitlines() if line.strip())
+    return tuple(
+        line.strip() for line in _secret(settings.credentials_folder, "webhookSecret").splitlines() if line.strip()
+    )
 
 
-def _secret(settings: ConnectionSettings, name: str) -> str:
-    path: Path | None = settings.credentials_folder / name if settings.credentials_folder else None
+def _secret(folder: Path | None, name: str) -> str:
+    path = folder / name if folder else None
     try:
         return path.read_text().strip() if path and path.is_file() else ""
     except UnicodeDecodeError:

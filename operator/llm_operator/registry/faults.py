@@ -8,6 +8,7 @@ RegistryFault
 │   └── ModelDenied     403 on one model: MLflow's permissions
 ├── HostNotAllowed      403 in plain text: MLflow's own Host header check
 ├── ConnectionUnknown   no such connection in the operator's configuration
+├── ConnectionNotPermitted  it is there, and not for this namespace
 └── RegistryUnreachable everything else: refused, timeout, 5xx, an answer that makes no sense
 """
 
@@ -66,6 +67,12 @@ class HostNotAllowed(RegistryFault):
 
 class ConnectionUnknown(RegistryFault):
     """The operator's configuration has no such connection."""
+
+    keeps_version = True
+
+
+class ConnectionNotPermitted(RegistryFault):
+    """The operator's configuration keeps the connection from this namespace."""
 
     keeps_version = True
 

@@ -75,6 +75,7 @@ def registry_environment(access: RegistryAccess) -> Iterator[None]:
             contract.ENV_MLFLOW_TOKEN: access.token,
             contract.ENV_MLFLOW_WORKSPACE: access.workspace,
             contract.ENV_MLFLOW_CA_FILE: "",
+            contract.ENV_ARTIFACT_HOSTS: ",".join(access.artifact_hosts),
         }
         if access.ca:
             file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".crt"))

@@ -12,9 +12,9 @@ import re
 import threading
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
-from urllib.parse import urlparse
+from urllib.parse import SplitResult, urlsplit
 
-from llm_runtime.contract import MlflowVersion
+from llm_runtime.contract import ENV_ARTIFACT_HOSTS, MlflowVersion
 from llm_runtime.errors import DiskFull, Fatal, ModelCorrupt, ModelNotFound, RegistryDenied, RegistryUnreachable
 from llm_runtime.models import addresses
 from llm_runtime.models.locate import MAX_DEPTH
@@ -98,13 +98,7 @@ class MlflowRegistry:
         return str(max(numbers)) if numbers else None
 
     def sizes(self, location: str) -> dict[str, int | None]:
-        files = dict(self._walk(self._repository(location), None, 0))
-        if not files and urlparse(location).scheme in ("", "file"):
-            raise ModelNotFound(
-                f"the artifacts are at {location}, a path on the machine of the MLflow server; start the server with "
-                "--artifacts-destination so that it serves them, and register the model again"
-            )
-        return files
+        return dict(self._walk(self._repository(location), None, 0))
 
     def download(self, location: str, path: str, part: Part) -> None:
         if source := self.source(location, path, part.size):
@@ -140,9 +134,11 @@ class MlflowRegistry:
     def _repository_at(self, location: str) -> Any:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+        check_place(location, self._tracking_uri)
         repository = get_artifact_repository(location, tracking_uri=self._tracking_uri)
         while hasattr(repository, "repo"):  # Of runs:/ and models:/, around the repository that has the bytes.
             repository = repository.repo
+        check_place(str(repository.artifact_uri), self._tracking_uri)
         return repository
 
     def _logged(self, model_id: str) -> str:
@@ -174,6 +170,46 @@ class MlflowRegistry:
                 yield entry.path, entry.file_size
             elif depth <= MAX_DEPTH + 1:
                 yield from self._walk(repository, entry.path, depth + 1)
+
+
+def check_place(location: str, tracking_uri: str) -> None:
+    """Raise RegistryDenied for a place that an MLflow server must not send us to.
+
+    Whoever can write a version's location chooses where the server's credentials would go, or which of this machine's
+    own files would be read.
+    """
+    server, place = urlsplit(tracking_uri), urlsplit(location)
+    if server.scheme not in ("http", "https"):
+        return  # A store on this machine: its places are this machine's, too.
+    if place.scheme in ("", "file"):
+        raise RegistryDenied(
+            f"the artifacts are at {location}, a path on the machine of the MLflow server, which is not read here; "
+            "start the server with --artifacts-destination so that it serves them, and register the model again"
+        )
+    if place.scheme not in ("http", "https", "mlflow-artifacts") or not place.netloc:
+        return
+    scheme = server.scheme if place.scheme == "mlflow-artifacts" else place.scheme
+    if not _ODD.search(place.netloc) and (scheme == "https" or server.scheme == "http"):
+        port, allowed = _port(place, scheme), os.environ.get(ENV_ARTIFACT_HOSTS, "").lower().split(",")
+        if (place.hostname, port) == (server.hostname, _port(server, server.scheme)):
+            return
+        if {str(place.hostname), f"{place.hostname}:{port}"} & set(allowed):
+            return
+    raise RegistryDenied(
+        f"the artifacts are at {scheme}://{place.hostname}, which is not the MLflow server: its credentials go nowhere "
+        f"else. If that host is yours, add it to {ENV_ARTIFACT_HOSTS} (in a cluster: artifactHosts of the connection)"
+    )
+
+
+_ODD = re.compile(r"[\\@\s]")
+"""What one reader of addresses takes for the end of the host, and another does not."""
+
+
+def _port(address: SplitResult, scheme: str) -> int | None:
+    try:
+        return address.port or (443 if scheme == "https" else 80)
+    except ValueError:  # No number: no host has it.
+        return None
 
 
 def fatal_of(error: Exception, what: str) -> Fatal:

@@ -27,6 +27,9 @@ pytestmark = pytest.mark.timeout(20)
         pytest.param({"watchNamespaces": ["Team A"]}, id="no-namespace-name"),
         pytest.param({"connections": {"default": {"trackingUri": "mlflow:5000"}}}, id="uri-without-scheme"),
         pytest.param({"connections": {"other": {"workspace": "w"}}}, id="connection-without-uri"),
+        pytest.param(
+            {"connections": {"default": {"trackingUri": "http://a", "namespaceSelector": {}}}}, id="selects-all-unsaid"
+        ),
         pytest.param({"metrics": {"serviceMonitor": {"enabled": "yes"}}}, id="enabled-no-boolean"),
     ],
 )
@@ -110,6 +113,89 @@ def test_each_connection_has_its_credentials_in_a_folder_of_its_name(chart: Char
     config = yaml.safe_load(chart.one("ConfigMap", connections=connections)["data"]["config.yaml"])
     assert config["connections"]["team-a"]["trackingUri"] == uri
     assert "team-a-mlflow" not in json.dumps(config)
+
+
+def test_a_connection_says_whose_it_is_and_who_the_pods_are(chart: Chart, tmp_path: Path) -> None:
+    mine = {
+        "trackingUri": "https://mlflow.example.com",
+        "credentialsSecret": "operator-mlflow",
+        "podCredentialsSecret": "pods-mlflow",
+        "namespaces": ["team-a"],
+        "namespaceSelector": {"matchLabels": {"models": "internal"}},
+        "artifactHosts": ["store.example.com:9000"],
+    }
+    file = tmp_path / "config.yaml"
+    file.write_text(chart.one("ConfigMap", connections={"default": mine})["data"]["config.yaml"])
+    found = settings.load(file).connections["default"]
+    assert found.permits("team-a")
+    assert found.permits("team-b", {"models": "internal"})
+    assert not found.permits("team-b", {})
+    assert found.artifact_hosts == ("store.example.com:9000",)
+    pod = chart.one("Deployment", connections={"default": mine})["spec"]["template"]["spec"]
+    (volume,) = [each for each in pod["volumes"] if each["name"] == "connections"]
+    paths = {
+        each["secret"]["name"]: {i["path"] for i in each["secret"]["items"]} for each in volume["projected"]["sources"]
+    }
+    mounted = "/etc/llm-operator/connections/"
+    assert {str(found.pod_credentials_folder / "token").removeprefix(mounted)} <= paths["pods-mlflow"]
+    assert {str(found.credentials_folder / "token").removeprefix(mounted)} <= paths["operator-mlflow"]
+    assert "default/pods/webhookSecret" not in paths["pods-mlflow"]
+
+
+def test_the_operator_changes_its_own_lease_and_no_other(chart: Chart) -> None:
+    leader = next(each for each in chart.objects() if each["metadata"]["name"] == "llm-operator-leader")
+    rules = {tuple(rule["verbs"]): rule.get("resourceNames") for rule in leader["rules"]}
+    config = yaml.safe_load(chart.one("ConfigMap")["data"]["config.yaml"])
+    assert rules == {("get", "patch"): [config["lease"]["name"]], ("create",): None}
+
+
+@pytest.mark.parametrize("role", ["view", "edit", "admin"])
+def test_people_have_roles_that_write_no_status(chart: Chart, role: str) -> None:
+    found = next(each for each in chart.objects() if each["metadata"]["name"] == f"llm-operator-{role}")
+    labels = found["metadata"]["labels"]
+    assert [name for name in labels if "aggregate" in name] == [f"rbac.authorization.k8s.io/aggregate-to-{role}"]
+    verbs = {(resource, verb) for rule in found["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    writes = {resource for resource, verb in verbs if verb not in ("get", "list", "watch")}
+    assert writes == (set() if role == "view" else {"llmdeployments", "apikeys", "llmdeployments/scale"})
+
+
+def test_the_admission_policy_is_about_the_operators_account_alone(chart: Chart) -> None:
+    assert not chart.all("ValidatingAdmissionPolicy")
+    values = {"admissionPolicy": {"enabled": True}, "serviceAccount": {"name": "other"}}
+    policy = chart.one("ValidatingAdmissionPolicy", **values)
+    (condition,) = policy["spec"]["matchConditions"]
+    assert "'system:serviceaccount:llm-operator-system:other'" in condition["expression"]
+    binding = chart.one("ValidatingAdmissionPolicyBinding", **values)["spec"]
+    assert (binding["policyName"], binding["validationActions"]) == (policy["metadata"]["name"], ["Deny"])
+    written = {
+        resource
+        for each in chart.objects()
+        if each["kind"] == "ClusterRole" and each["metadata"]["name"] == "llm-operator"
+        for rule in each["rules"]
+        for resource in rule["resources"]
+        if {"create", "patch", "delete"} & set(rule["verbs"])
+    }
+    (rule,) = policy["spec"]["matchConstraints"]["resourceRules"]
+    # Of the rest the operator writes statuses alone, and tells Events.
+    assert written - set(rule["resources"]) == {"llmdeployments/status", "apikeys/status", "events"}
+
+
+def test_the_charts_policy_is_the_operators_own(chart: Chart, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(chart.one("ConfigMap")["data"]["config.yaml"])
+    assert settings.load(file).pod_policy == settings.PodPolicy()
+
+
+def test_namespaces_are_read_only_where_a_connection_selects_by_their_labels(chart: Chart) -> None:
+    def reads(**connection: Any) -> bool:
+        role = next(
+            each for each in chart.objects(connections={"default": {"trackingUri": "http://a", **connection}})
+            if each["kind"] == "ClusterRole" and each["metadata"]["name"] == "llm-operator"
+        )  # fmt: skip
+        return any("namespaces" in rule["resources"] for rule in role["rules"])
+
+    assert not reads(namespaces=["team-a"])
+    assert reads(namespaceSelector={"matchLabels": {"models": "internal"}})
 
 
 def test_a_changed_configuration_restarts_the_operator(chart: Chart) -> None:

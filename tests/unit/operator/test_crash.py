@@ -96,3 +96,51 @@ async def test_an_object_of_somebody_else_is_never_taken_or_deleted(kind: str) -
     assert world.condition("Stalled")["reason"] == "NameTaken"
     assert world.condition("Ready")["status"] == "False"
     assert name in world.condition("Ready")["message"]
+
+
+USED = {"ServiceAccount": "bot", "Secret": "bot-keys"}
+
+
+@pytest.mark.parametrize(("kind", "name"), [*USED.items(), ("Secret", "bot-registry")])
+async def test_no_pod_is_made_that_would_use_what_is_somebody_elses(kind: str, name: str) -> None:
+    """The account whose cloud identity it would get, the Secrets that it would mount."""
+    world = World()
+    world.cluster._store("person", (kind, NAMESPACE, name), theirs(kind, name))
+    await world.deploy()
+    await reconcile(KEY, world.outside, PACE)
+    assert not world.cluster.named("Deployment")
+    assert world.condition("Stalled")["reason"] == "NameTaken"
+    del world.cluster.objects[kind, NAMESPACE, name]
+    await reconcile(KEY, world.outside, PACE)
+    assert world.cluster.named("Deployment")
+
+
+@pytest.mark.parametrize(("kind", "name"), [*USED.items(), ("Secret", "bot-registry")])
+async def test_pods_that_run_stay_and_no_other_joins_them_where_a_name_was_taken_later(kind: str, name: str) -> None:
+    world = World()
+    await world.deploy()
+    await settle(world)
+    (deployment,) = world.cluster.named("Deployment")
+    del world.cluster.objects[kind, NAMESPACE, name]
+    world.cluster._store("person", (kind, NAMESPACE, name), theirs(kind, name))
+    await world.deploy(replicas=3)
+    await reconcile(KEY, world.outside, PACE)
+    assert world.cluster.objects["Deployment", NAMESPACE, deployment]["spec"]["replicas"] == 1
+    assert world.condition("Ready")["reason"] == "NameTaken"
+    assert world.condition("Available")["status"] == "True"
+
+
+async def test_no_pod_is_made_without_what_could_be_somebody_elses_a_moment_later() -> None:
+    world = World()
+    world.cluster.refuses.add("ServiceAccount")
+    await world.deploy()
+    with pytest.raises(Retry):
+        await reconcile(KEY, world.outside, PACE)
+    assert not world.cluster.named("Deployment")
+    world.cluster.refuses.clear()
+    await reconcile(KEY, world.outside, PACE)
+    assert world.cluster.named("Deployment")
+
+
+def theirs(kind: str, name: str) -> Manifest:
+    return {"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": NAMESPACE}, "data": {}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -15,12 +16,14 @@ from crd_fuzz import schema, specification
 from llm_operator import plans
 from llm_operator.crds.server import FilterPatternSpec
 from llm_operator.reconcile import Pace, Retry, reconcile
-from llm_operator.settings import ConnectionSettings
+from llm_operator.settings import Choice, ConnectionSettings, PodPolicy
 from llm_operator.state import Key, Observed, Plan
 from unit.operator.fakes import NAMESPACE, FakeRegistry, World
 
 SEEDS = range(100)
-OWN_FAULTS = ("InvalidSpec", "NotObserved")
+OWN_FAULTS = ("InvalidSpec", "NotObserved", "NotPermitted")
+ANY = PodPolicy(annotations=Choice(), labels=Choice(), tolerations=Choice(), priority_classes=Choice())
+"""A platform that keeps nothing to itself: what it refuses by default is in test_policy.py."""
 PLAN_SECONDS = 0.05
 
 
@@ -89,7 +92,7 @@ async def promoted(spec: dict[str, Any]) -> None:
     world.cluster.kinds = {"ServiceMonitor": True, "HTTPRoute": True}
     for connection in connections(spec):
         world.connections.known[connection] = ConnectionSettings(tracking_uri="http://mlflow:5000")
-    world.restarted("example.com/runtime:1")
+    world.outside = replace(world.restarted("example.com/runtime:1"), policy=ANY)
     await world.put("LLMDeployment", "bot", spec)
     for _ in range(2):
         for _ in range(3):

@@ -51,7 +51,7 @@ async def test_all_children_are_made_and_ready_follows_the_pods() -> None:
     revision = await serving(world, replicas=2)
     assert world.cluster.named("Deployment") == [f"bot-{revision}"] == world.cluster.named("ConfigMap")
     assert world.cluster.named("Service") == ["bot"] == world.cluster.named("PodDisruptionBudget")
-    assert world.cluster.named("Secret") == ["bot-keys"]
+    assert world.cluster.named("Secret") == ["bot-keys", "bot-registry"]
     assert world.selected() == revision
     assert world.cluster.events() == ["RolloutStarted", "Resolved", "RolledOut"]
 

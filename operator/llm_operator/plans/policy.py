@@ -1,0 +1,46 @@
+"""What an LLMDeployment asks of its pods against what the platform lets it ask for. Pure."""
+
+from collections.abc import Iterator
+
+from llm_operator.crds import LLMDeploymentSpec
+from llm_operator.crds.pod import env_refusal
+from llm_operator.plans import approval, revision
+from llm_operator.plans.reasons import Reason
+from llm_operator.settings import Choice, PodPolicy
+from llm_operator.state import Fault, Observed
+
+
+def refusal(observed: Observed, policy: PodPolicy) -> Fault | None:
+    """Why no new pods are made for this specification. A revision that was made before is what it was."""
+    target = revision.wanted(approval.held(observed))
+    children = observed.revisions.get(target.revision) if target else None
+    if children is not None and children.config is not None:
+        return None
+    return next(_refusals(observed.spec, policy), None)
+
+
+def _refusals(spec: LLMDeploymentSpec, policy: PodPolicy) -> Iterator[Fault]:
+    pod = spec.pod
+    for variable in pod.env or ():
+        if told := env_refusal(variable.name):
+            yield Fault(Reason.InvalidSpec, f"spec.pod.env: {variable.name}: {told}", terminal=True)
+    asked: tuple[tuple[str, str, list[str], Choice], ...] = (
+        ("spec.pod.annotations", "annotations", list(pod.annotations or ()), policy.annotations),
+        ("spec.pod.labels", "labels", list(pod.labels or ()), policy.labels),
+        ("spec.pod.tolerations", "tolerations", [each.key or "" for each in pod.tolerations or ()], policy.tolerations),
+        ("spec.pod.priorityClassName", "priorityClasses", _one(pod.priority_class_name), policy.priority_classes),
+        ("spec.pod.runtimeClassName", "runtimeClasses", _one(pod.runtime_class_name), policy.runtime_classes),
+        ("spec.image", "images", _one(spec.image), policy.images),
+    )
+    for field, name, written, choice in asked:
+        for each in written:
+            if not choice.permits(each):
+                what = each or "a toleration without a key, which tolerates every taint,"
+                said = f"{field}: {what} is refused by the platform (podPolicy.{name} of the operator's configuration)"
+                yield Fault(
+                    Reason.NotPermitted, f"{said}: remove it, or have the platform team allow it", terminal=True
+                )
+
+
+def _one(name: str | None) -> list[str]:
+    return [name] if name else []

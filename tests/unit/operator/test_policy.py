@@ -1,0 +1,174 @@
+"""The pod's free fields are a contract: what the operator, the platform and the loader keep for themselves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llm_operator.crds.pod import RUNTIME_SETTINGS, env_refusal
+from llm_operator.reconcile import Pace, reconcile
+from llm_operator.settings import Choice, PodPolicy
+from llm_operator.state import Key
+from llm_runtime.contract import RuntimeConfig
+from unit.operator.fakes import NAMESPACE, World
+
+PACE = Pace(verify_seconds=60, settle_seconds=5)
+KEY = Key("LLMDeployment", NAMESPACE, "bot")
+
+
+async def look(world: World) -> None:
+    for name in world.cluster.named("Deployment"):
+        world.cluster.play(name)
+    await reconcile(KEY, world.outside, PACE)
+
+
+async def asked(world: World, **spec: Any) -> tuple[str, str]:
+    """Reason and message of Stalled; no pod was made if there is one."""
+    await world.deploy(**spec)
+    await look(world)
+    stalled = world.condition("Stalled")
+    assert (stalled["status"] == "True") is not bool(world.cluster.named("Deployment"))
+    return stalled["reason"], stalled["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("annotations", {"container.apparmor.security.beta.kubernetes.io/runtime": "unconfined"}, "annotations"),
+        ("annotations", {"seccomp.security.alpha.kubernetes.io/pod": "unconfined"}, "annotations"),
+        ("annotations", {"cdi.k8s.io/gpu": "nvidia.com/gpu=all"}, "annotations"),
+        ("annotations", {"k8s.v1.cni.cncf.io/networks": "kube-system/host"}, "annotations"),
+        ("annotations", {"io.kubernetes.cri-o.userns-mode": "x"}, "annotations"),
+        ("annotations", {"sidecar.istio.io/userVolume": "[]"}, "annotations"),
+        ("annotations", {"proxy.istio.io/config": "x"}, "annotations"),
+        ("annotations", {"vault.hashicorp.com/agent-inject": "true"}, "annotations"),
+        ("labels", {"azure.workload.identity/use": "true"}, "labels"),
+        ("labels", {"istio.io/rev": "other"}, "labels"),
+        ("priorityClassName", "system-node-critical", "priorityClasses"),
+        ("tolerations", [{"operator": "Exists"}], "tolerations"),
+        ("tolerations", [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}], "tolerations"),
+    ],
+)
+async def test_what_the_platform_keeps_to_itself(field: str, value: Any, named: str) -> None:
+    reason, message = await asked(World(), pod={field: value})
+    assert reason == "NotPermitted"
+    assert f"podPolicy.{named}" in message
+
+
+async def test_what_users_of_gpus_write_is_taken() -> None:
+    ordinary = {
+        "annotations": {
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+            "karpenter.sh/do-not-disrupt": "true",
+            "prometheus.io/scrape": "true",
+            "sidecar.istio.io/inject": "false",
+            "example.com/rolled": "today",
+            "team": "a",
+        },
+        "labels": {"team": "a", "example.com/cost": "1", "kueue.x-k8s.io/queue-name": "gpus"},
+        "tolerations": [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+            {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "tolerationSeconds": 60},
+            {"key": "dedicated", "value": "gpus", "effect": "NoSchedule"},
+        ],
+        "priorityClassName": "high",
+        "runtimeClassName": "nvidia",
+        "env": [
+            {"name": name, "value": "1"}
+            for name in (
+                "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "NCCL_DEBUG", "PYTORCH_CUDA_ALLOC_CONF", "HF_HOME", "TZ",
+                "OTEL_EXPORTER_OTLP_ENDPOINT", "AWS_REGION", "HTTPS_PROXY", "no_proxy", "LLM_ATTENTION",
+                "TOKENIZERS_PARALLELISM", "NVIDIA_DRIVER_CAPABILITIES", "SSL_CERT_FILE", *RUNTIME_SETTINGS,
+            )
+        ],
+    }  # fmt: skip
+    assert (await asked(World(), pod=ordinary))[0] == "NoFault"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["MODEL_NAME", "model_path", "Model__Path", "AUTHENTICATION", "API_KEY", "ADMIN_API_KEY", "SERVER__FILTERS__PII",
+     "ENGINE__DEVICE", "DATABASE__URL", "MLFLOW_TRACKING_URI", "LLM_ARTIFACT_HOSTS", "ADAPTERS", "TIERS",
+     "PYTHONPATH", "PYTHONSTARTUP", "LD_PRELOAD", "LD_LIBRARY_PATH", "PATH", "BASH_ENV", "GLIBC_TUNABLES", "CXX",
+     "CUDA_INJECTION64_PATH", "NCCL_NET_PLUGIN", "NVIDIA_VISIBLE_DEVICES", "OPENSSL_CONF"],
+)  # fmt: skip
+async def test_variables_that_a_stored_object_may_still_have_make_no_pod(name: str) -> None:
+    reason, message = await asked(World(), pod={"env": [{"name": name, "value": "x"}]})
+    assert (reason, name in message) == ("InvalidSpec", True)
+
+
+def test_all_that_a_configuration_file_says_is_refused_but_what_has_no_field() -> None:
+    for name in RuntimeConfig.model_fields:
+        assert env_refusal(name.upper())
+        assert env_refusal(f"{name.upper()}__ANYTHING")
+    assert not [name for name in RUNTIME_SETTINGS if env_refusal(name)]
+
+
+async def test_a_policy_that_came_later_touches_no_pod_that_runs() -> None:
+    world = World()
+    await world.deploy(pod={"priorityClassName": "mine"})
+    await look(world)
+    await look(world)
+    strict = PodPolicy(priority_classes=Choice(allowed=("low",), refused=("*",)))
+    world.outside = replace(world.outside, policy=strict)
+    await look(world)
+    assert world.condition("Ready")["status"] == "True"
+    world.registry.aliases["bot"]["champion"] = "2"
+    await look(world)
+    assert world.condition("Stalled")["reason"] == "NotPermitted"
+    assert "what runs is left as it is" in world.condition("Ready")["message"]
+    assert world.condition("Available")["status"] == "True"
+    assert len(world.cluster.named("Deployment")) == 1
+
+
+async def test_the_platform_says_which_images_run_where_credentials_are() -> None:
+    world = World()
+    images = Choice(allowed=("registry.example.com/llm/*",), refused=("*",))
+    world.outside = replace(world.outside, policy=PodPolicy(images=images))
+    assert (await asked(world, image="elsewhere.example.com/mine:1"))[0] == "NotPermitted"
+    assert (await asked(world, image="registry.example.com/llm/runtime:1"))[0] == "NoFault"
+
+
+@pytest.mark.parametrize("profile", ["", "RuntimeDefault"])
+async def test_the_profile_is_written_where_the_platform_says_so(profile: str) -> None:
+    world = World()
+    world.outside = replace(world.outside, policy=PodPolicy(app_armor_profile=profile))
+    await world.deploy()
+    await look(world)
+    (name,) = world.cluster.named("Deployment")
+    template = world.cluster.objects["Deployment", NAMESPACE, name]["spec"]["template"]
+    assert template["spec"]["securityContext"].get("appArmorProfile", {}).get("type", "") == profile
+
+
+def secret(world: World, name: str, **metadata: Any) -> None:
+    made = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NAMESPACE, **metadata}}
+    world.cluster._store("person", ("Secret", NAMESPACE, name), {**made, "data": {}})
+
+
+OWNER = {"apiVersion": "llm-operator.dev/v1alpha1", "kind": "ApiKey", "name": "k", "uid": "u", "controller": True}
+NAMES: dict[str, Any] = {
+    "env": lambda name: {
+        "pod": {"env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": name, "key": "k"}}}]}
+    },
+    "credentials": lambda name: {"model": {"uri": "s3://a/b", "credentialsSecretRef": {"name": name}}},
+    "database": lambda name: {"database": {"secretRef": {"name": name, "key": "k"}}},
+    "redis": lambda name: {"database": {"redisSecretRef": {"name": name, "key": "k"}}},
+}
+
+
+@pytest.mark.parametrize("way", NAMES)
+async def test_no_specification_reads_a_secret_that_the_operator_keeps(way: str) -> None:
+    world = World()
+    secret(world, "handed-out", ownerReferences=[OWNER])
+    secret(world, "restored", labels={"app.kubernetes.io/managed-by": "llm-operator"})
+    secret(world, "my-keys")
+    for name in ("handed-out", "restored", "bot-registry", "bot-keys", "later-registry", "later-llm-key"):
+        await world.deploy(**NAMES[way](name))
+        await look(world)
+        assert world.condition("Stalled")["reason"] == "SecretReserved", name
+        assert not world.cluster.named("Deployment")
+    await world.deploy(**NAMES[way]("my-keys"))
+    await look(world)
+    assert world.cluster.named("Deployment")
