@@ -87,6 +87,18 @@ async def test_what_users_of_gpus_write_is_taken() -> None:
     assert (await asked(World(), pod=ordinary))[0] == "NoFault"
 
 
+async def test_what_is_refused_is_told_once_and_costs_no_look_after_look() -> None:
+    """Thousands of such objects are told on themselves, and keep no worker from the others."""
+    world = World()
+    await world.deploy(pod={"priorityClassName": "system-node-critical"})
+    for _ in range(2):
+        assert (await reconcile(KEY, world.outside, PACE)).after_seconds is None
+    assert world.cluster.events().count("NotPermitted") == 1
+    writes = len(world.cluster.writes)
+    await reconcile(KEY, world.outside, PACE)
+    assert len(world.cluster.writes) == writes
+
+
 @pytest.mark.parametrize(
     "name",
     ["MODEL_NAME", "model_path", "Model__Path", "AUTHENTICATION", "API_KEY", "ADMIN_API_KEY", "SERVER__FILTERS__PII",
