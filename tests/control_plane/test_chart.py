@@ -40,10 +40,22 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         cluster.stop()
 
 
-def may(cluster: Cluster, verb: str, resource: str, namespace: str = "default", user: str = ACCOUNT) -> bool:
+def may(
+    cluster: Cluster, verb: str, resource: str, namespace: str = "default", user: str = ACCOUNT, of: str = ""
+) -> bool:
     """Whether `user` may; `resource` may have a subresource, which kubectl would take for a name."""
     name, _, sub = resource.partition("/")
-    arguments = ["auth", "can-i", verb, name, "--as", user, "-n", namespace, *(["--subresource", sub] if sub else [])]
+    arguments = [
+        "auth",
+        "can-i",
+        verb,
+        f"{name}/{of}" if of else name,
+        "--as",
+        user,
+        "-n",
+        namespace,
+        *(["--subresource", sub] if sub else []),
+    ]
     try:
         return cluster.kubectl(*arguments).strip() == "yes"
     except ClusterError:  # "no" is exit status 1
@@ -173,9 +185,11 @@ def test_operator_may_not(installed: Cluster, verb: str, resource: str) -> None:
     assert not may(installed, verb, resource)
 
 
-def test_operator_keeps_its_lease_in_its_own_namespace_only(installed: Cluster) -> None:
-    assert may(installed, "patch", "leases.coordination.k8s.io", NAMESPACE)
-    assert not may(installed, "get", "leases.coordination.k8s.io", "kube-system")
+def test_operator_keeps_its_own_lease_and_no_other(installed: Cluster) -> None:
+    leases = "leases.coordination.k8s.io"
+    assert may(installed, "patch", leases, NAMESPACE, of="llm-operator")
+    assert not may(installed, "patch", leases, NAMESPACE, of="somebody-else")
+    assert not may(installed, "get", leases, "kube-system", of="llm-operator")
 
 
 def test_people_with_the_role_edit_may_write_deployments_and_viewers_may_read_them(installed: Cluster) -> None:

@@ -127,7 +127,8 @@ class ModelSpec(Section):
     """Files that are in no registry: `hf://org/name@<commit>`, `pvc://claim/folder`, `file:///folder` in the image,
     `s3://`, `gs://` or `abfss://`. Nothing is polled for: another version is another address."""
     credentials_secret_ref: CredentialsSecret | None = None
-    """Its keys are environment variables of the fetching container, and of no other: HF_TOKEN, HF_ENDPOINT, AWS_…"""
+    """Its keys are environment variables of the fetching container, and of no other: HF_TOKEN, HF_ENDPOINT, AWS_…
+    Beside a model in MLflow only those of a store: AWS_…, AZURE_…, MLFLOW_S3_…"""
     system_prompt: Annotated[str, Field(max_length=32_768)] = ""
     """Put before every conversation that brings no system message of its own."""
     chat_template: Annotated[str, Field(max_length=65_536)] = ""

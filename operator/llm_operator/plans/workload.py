@@ -128,6 +128,12 @@ def reads(meta: Meta, template: Manifest) -> Iterator[str]:
         yield from {each["secretKeyRef"]["name"] for each in sources if "secretKeyRef" in each} - {own}
 
 
+def store_secret(template: Manifest) -> str | None:
+    """The Secret of an artifact store's credentials, of which only some keys are read."""
+    found = (each for each in template["spec"]["initContainers"][0]["env"] if each["name"] == STORE_VARIABLES[0])
+    return next((str(each["valueFrom"]["secretKeyRef"]["name"]) for each in found), None)
+
+
 def _spread(meta: Meta, spec: LLMDeploymentSpec) -> list[Manifest] | None:
     selector = {"labelSelector": {"matchLabels": names.selector(meta)}}
     return [{**selector, **constraint} for constraint in plain(spec.pod.topology_spread_constraints) or []] or None
@@ -154,8 +160,14 @@ def _fetch(image: str, meta: Meta, spec: LLMDeploymentSpec, resources: Manifest)
     model, pod = spec.model, spec.pod
     credentials, registry = model.credentials_secret_ref, bool(model.mlflow)
     return _container(names.FETCH_CONTAINER, image, pod, contract.FETCH_COMMAND) | {
-        **({"envFrom": [{"secretRef": {"name": credentials.name}}]} if credentials else {}),
-        "env": [_home(), *(_credential(meta, name) for name in _CREDENTIALS if registry), *source.path(model.uri)],
+        # Beside the registry's credentials no variable of a tenant's choice: it could bring code that reads them.
+        **({"envFrom": [{"secretRef": {"name": credentials.name}}]} if credentials and not registry else {}),
+        "env": [
+            _home(),
+            *(_credential(names.registry_secret(meta), name) for name in _CREDENTIALS if registry),
+            *(_credential(credentials.name, name) for name in STORE_VARIABLES if credentials and registry),
+            *source.path(model.uri),
+        ],
         "resources": plain(pod.fetch_resources) if pod.fetch_resources else resources,
         "volumeMounts": [
             {"name": "config", "mountPath": contract.CONFIG_MOUNT, "readOnly": True},
@@ -177,13 +189,22 @@ _CREDENTIALS = (
 )
 
 
+STORE_VARIABLES = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL", "MLFLOW_S3_IGNORE_TLS",
+    "MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", "AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCESS_KEY",
+    "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID",
+)  # fmt: skip
+"""What spec.model.credentialsSecretRef may hold beside a model in MLflow: of the store behind it."""
+
+
 def _home() -> Manifest:
     return {"name": "HOME", "value": contract.SCRATCH_MOUNT}
 
 
-def _credential(meta: Meta, name: str) -> Manifest:
+def _credential(secret: str, name: str) -> Manifest:
     # Optional and always present, so that credentials may come and go without new pods.
-    reference = {"name": names.registry_secret(meta), "key": name, "optional": True}
+    reference = {"name": secret, "key": name, "optional": True}
     return {"name": name, "valueFrom": {"secretKeyRef": reference}}
 
 

@@ -7,7 +7,7 @@ from llm_operator.cluster import ApiError, NotFound, Unanswered
 from llm_operator.observe import Outside
 from llm_operator.plans import Applied, names, workload
 from llm_operator.plans.reasons import Reason
-from llm_operator.reconcile.put import NameTaken, SecretReserved, put, refused, taken
+from llm_operator.reconcile.put import NameTaken, SecretReserved, SecretUnfit, put, refused, taken
 from llm_operator.reconcile.standing import passes
 from llm_operator.state import Fault, Manifest, Meta, Observed, Plan
 
@@ -87,8 +87,18 @@ async def _all_ours(outside: Outside, owner: Meta, deployment: Manifest) -> None
             raise NotFound(f"{kind} {name} is not there yet, and no pod is started without it")
         if live is not None and not names.ours(live, owner):
             raise taken(kind, owner.namespace, name)
+    store = workload.store_secret(deployment["spec"]["template"])
     for name in workload.reads(owner, deployment["spec"]["template"]):
-        if names.reserved(name, await outside.cluster.get("Secret", owner.namespace, name)):
+        secret = await outside.cluster.get("Secret", owner.namespace, name)
+        if name == store and secret is None and not names.reserved(name, None):
+            raise NotFound(f"Secret {name} of spec.model.credentialsSecretRef is not there yet: create it")
+        odd = sorted((secret or {}).get("data", {}).keys() - set(workload.STORE_VARIABLES)) if name == store else []
+        if odd:
+            raise SecretUnfit(
+                f"Secret {name} of spec.model.credentialsSecretRef has {', '.join(odd)}, which the container that also "
+                f"holds the registry's credentials does not take: it takes {', '.join(workload.STORE_VARIABLES)}"
+            )
+        if names.reserved(name, secret):
             raise SecretReserved(
                 f"Secret {name} is one that the operator keeps for an LLMDeployment or an ApiKey, or has a name that "
                 "it gives to those: copy what you need into a Secret with a name of your own, and name that one"

@@ -22,6 +22,12 @@ class SecretReserved(NameTaken):
     reason = Reason.SecretReserved
 
 
+class SecretUnfit(NameTaken):
+    """The specification names a Secret with keys that must not be where it is read."""
+
+    reason = Reason.InvalidSpec
+
+
 def taken(kind: str, namespace: str, name: str) -> NameTaken:
     """For its reader: whose object it is, and what can be done."""
     return NameTaken(

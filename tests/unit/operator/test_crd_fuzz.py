@@ -93,6 +93,9 @@ async def promoted(spec: dict[str, Any]) -> None:
     for connection in connections(spec):
         world.connections.known[connection] = ConnectionSettings(tracking_uri="http://mlflow:5000")
     world.outside = replace(world.restarted("example.com/runtime:1"), policy=ANY)
+    if store := spec["model"].get("credentialsSecretRef"):
+        meta = {"name": store["name"], "namespace": NAMESPACE}
+        await world.cluster.create({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": {}})
     await world.put("LLMDeployment", "bot", spec)
     for _ in range(2):
         for _ in range(3):

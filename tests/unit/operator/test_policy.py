@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from llm_operator.crds.pod import RUNTIME_SETTINGS, env_refusal
-from llm_operator.reconcile import Pace, reconcile
+from llm_operator.plans.workload import STORE_VARIABLES
+from llm_operator.reconcile import Pace, Retry, reconcile
 from llm_operator.settings import Choice, PodPolicy
 from llm_operator.state import Key
 from llm_runtime.contract import RuntimeConfig
@@ -85,6 +86,18 @@ async def test_what_users_of_gpus_write_is_taken() -> None:
         ],
     }  # fmt: skip
     assert (await asked(World(), pod=ordinary))[0] == "NoFault"
+
+
+async def test_what_is_refused_is_told_once_and_costs_no_look_after_look() -> None:
+    """Thousands of such objects are told on themselves, and keep no worker from the others."""
+    world = World()
+    await world.deploy(pod={"priorityClassName": "system-node-critical"})
+    for _ in range(2):
+        assert (await reconcile(KEY, world.outside, PACE)).after_seconds is None
+    assert world.cluster.events().count("NotPermitted") == 1
+    writes = len(world.cluster.writes)
+    await reconcile(KEY, world.outside, PACE)
+    assert len(world.cluster.writes) == writes
 
 
 @pytest.mark.parametrize(
@@ -172,3 +185,29 @@ async def test_no_specification_reads_a_secret_that_the_operator_keeps(way: str)
     await world.deploy(**NAMES[way]("my-keys"))
     await look(world)
     assert world.cluster.named("Deployment")
+
+
+async def test_beside_the_registrys_credentials_only_a_stores_variables_are_taken() -> None:
+    world, model = World(), {"mlflow": {"name": "bot", "alias": "champion"}, "credentialsSecretRef": {"name": "store"}}
+    await world.deploy(model=model)
+    with pytest.raises(Retry, match=r"Secret store of spec.model.credentialsSecretRef is not there yet"):
+        await look(world)
+    secret(world, "store")
+    stored = world.cluster.objects["Secret", NAMESPACE, "store"]["data"]
+    stored |= {"AWS_ACCESS_KEY_ID": "YQ==", "PYTHONPATH": "YQ==", "LLM_ARTIFACT_HOSTS": "YQ==", "HTTPS_PROXY": "YQ=="}
+    await look(world)
+    assert world.condition("Stalled")["reason"] == "InvalidSpec"
+    assert "HTTPS_PROXY, LLM_ARTIFACT_HOSTS, PYTHONPATH" in world.condition("Stalled")["message"]
+    assert not world.cluster.named("Deployment")
+    for name in ("PYTHONPATH", "LLM_ARTIFACT_HOSTS", "HTTPS_PROXY"):
+        del stored[name]
+    await look(world)
+    (name,) = world.cluster.named("Deployment")
+    (fetch,) = world.cluster.objects["Deployment", NAMESPACE, name]["spec"]["template"]["spec"]["initContainers"]
+    assert "envFrom" not in fetch  # A Secret that changes later brings nothing else.
+    taken = [
+        each["name"]
+        for each in fetch["env"]
+        if each.get("valueFrom", {}).get("secretKeyRef", {}).get("name") == "store"
+    ]
+    assert taken == list(STORE_VARIABLES)

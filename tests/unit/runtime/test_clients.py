@@ -52,6 +52,8 @@ class Standing:
 
 
 class Limiter:
+    async def count(self, caller: Caller) -> None: ...
+
     def standing(self, caller: Caller) -> Standing:
         assert caller.id == "web"
         return Standing()

@@ -491,10 +491,10 @@ async def _(site: Site) -> None:
 @of("000", "`API_KEY`, `MODEL_NAME`, `MLFLOW_TRACKING_URI`, `API_HOST`, `API_PORT`, `LOG_LEVEL`, `DEBUG`")
 @of("004", "the key from the environment")
 async def _(site: Site) -> None:
-    names = {"API_KEY": "k", "MODEL_NAME": "bot", "MLFLOW_TRACKING_URI": "http://x", "API_HOST": "::1", "API_PORT": "9",
+    names = {"API_KEY": KEY, "MODEL_NAME": "bot", "MLFLOW_TRACKING_URI": "http://x", "API_HOST": "::1", "API_PORT": "9",
              "LOG_LEVEL": "warning"}  # fmt: skip
     found = site.start("engine: {device: cpu}", **names)
-    assert (found.api_key, found.host, found.port, found.log_level) == ("k", "::1", 9, "WARNING")
+    assert (found.api_key, found.host, found.port, found.log_level) == (KEY, "::1", 9, "WARNING")
     assert (found.config.model.name, found.config.model.uri) == ("bot", "models:/bot/Production|latest")
     assert site.start("engine: {device: cpu}", DEBUG="true").log_level == "DEBUG"
 
