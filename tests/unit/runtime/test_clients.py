@@ -52,6 +52,9 @@ class Standing:
 
 
 class Limiter:
+    async def count(self, caller: Caller) -> None:
+        """Any number."""
+
     def standing(self, caller: Caller) -> Standing:
         assert caller.id == "web"
         return Standing()
