@@ -38,7 +38,6 @@ CONNECTIONS = 50
 MESSAGES = 31_000
 """Of one letter each: a body a little below the 1 MiB that a server takes by default."""
 PROBE_SECONDS = 0.02
-SETTLE_SECONDS = 2.0
 MAX_TIMES, MAX_LIVE_MS = 1.3, 50.0
 METRICS = {"p50_ms": "one token, p50, ms", "p99_ms": "p99, ms", "live_p99_ms": "/livez p99, ms"}
 METHOD = """\
@@ -148,9 +147,10 @@ def noise(port: int, wanted: bool) -> Iterator[Any]:
         return
     command = [sys.executable, "-m", "bench.neighbour", "noise", f"http://127.0.0.1:{port}{PATH}"]
     loud = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert loud.stdout
+    loud.stdout.readline()  # All of its connections have been answered once.
     said = [0.0]
     try:
-        time.sleep(SETTLE_SECONDS)
         yield lambda: said[0]
     finally:
         out, _ = loud.communicate("stop\n")
@@ -177,6 +177,8 @@ async def shout(url: str) -> float:
                     told = (await reader.readuntil(b"\r\n\r\n")).lower()
                     await reader.readexactly(int(told.partition(b"content-length:")[2].split()[0]))
                     answers += 1
+                    if answers == CONNECTIONS:
+                        print("all are answered", flush=True)
                     await writer.drain()
             await asyncio.sleep(0.01)
 

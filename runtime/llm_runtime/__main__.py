@@ -127,7 +127,7 @@ def _settings(config: Path | None, *, managed: bool = False) -> settings.Setting
         loaded = settings.load(config, managed=managed)
     except settings.SettingsInvalid as error:
         raise errors.ConfigInvalid(str(error)) from error
-    logs.hide(loaded.private)
+    logs.hide(settings.private_values())
     logs.configure(logs.format_of(loaded.config.server), loaded.log_level)
     if token := loaded.environment.huggingface_token:
         os.environ.setdefault("HF_TOKEN", token.get_secret_value())

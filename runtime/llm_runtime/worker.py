@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from llm_runtime import logs
+from llm_runtime import logs, settings
 from llm_runtime.engine.loop import Build, StepLoop
 from llm_runtime.engine.messages import Frames, Report, frame
 
@@ -33,6 +33,7 @@ def run(build: Build) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     log_format, log_level, descriptor = sys.argv[1:]
+    logs.hide(settings.private_values())
     logs.configure("console" if log_format == "console" else "json", log_level)
     connection = socket.socket(fileno=int(descriptor))
     loop = StepLoop(build, _sender(connection))

@@ -68,7 +68,7 @@ class Shares:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.bodies = Bodies()
-        self._refused = Pace(rate=50, burst=100, longest_seconds=5, clock=clock)
+        self._refused = Pace(rate=25, burst=25, longest_seconds=5, clock=clock)
         self._unknown = Pace(rate=2, burst=10, longest_seconds=5, clock=clock)
         """Keys that are not known: by address, as guesses have no other name. Known keys from there do not wait."""
 

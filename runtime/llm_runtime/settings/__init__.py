@@ -9,7 +9,7 @@ must not be a default.
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from llm_runtime.contract import RuntimeConfig
 from llm_runtime.settings import renamed
 from llm_runtime.settings.environment import (
     MIN_KEY_CHARACTERS,
-    SECRETS,
     Environment,
     Variable,
     can_be_guessed,
@@ -29,17 +28,22 @@ from llm_runtime.settings.environment import (
     managed_variables,
     names,
     nested,
+    private_values,
     value_of,
     variables,
 )
 from llm_runtime.settings.file import Document, FileInvalid, Location, read
 
-__all__ = ["Environment", "Settings", "SettingsInvalid", "Storage", "forget_secrets", "load", "storage"]
-
-PRIVATE = (*SECRETS, "MODEL_PATH", "MLFLOW_TRACKING_URI")
-"""Not the model's name and version: these are what the server serves them under."""
-MIN_PRIVATE = 4
-"""Shorter values, such as `true`'s `1`, would be found in any text."""
+__all__ = [
+    "Environment",
+    "Settings",
+    "SettingsInvalid",
+    "Storage",
+    "forget_secrets",
+    "load",
+    "private_values",
+    "storage",
+]
 
 
 class SettingsInvalid(ValueError):
@@ -52,8 +56,6 @@ class Settings:
 
     config: RuntimeConfig
     environment: Environment
-    private: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Names of variables by their values, which neither logs nor reports may quote."""
 
     @property
     def host(self) -> str:
@@ -144,12 +146,7 @@ class _Reading:
         config = self._config()
         if self._faults or config is None:
             raise SettingsInvalid("; ".join(self._faults))
-        return Settings(config, environment, self._private())
-
-    def _private(self) -> dict[str, str]:
-        given = {variable.name: variable.value for variable in self._overrides.values()}
-        given |= {name: self._variables[name].value for name in PRIVATE if name in self._variables}
-        return {value: name for name, value in given.items() if len(value) >= MIN_PRIVATE}
+        return Settings(config, environment)
 
     def _refuse_repeated(self) -> None:
         for place in sorted(self._document.repeated, key=str):

@@ -19,6 +19,10 @@ from llm_runtime.settings.file import Location
 log = logging.getLogger(__name__)
 
 SECRETS = ("API_KEY", "ADMIN_API_KEY", "DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "HUGGINGFACE_TOKEN", "DATABASE__URL")
+PRIVATE = (*SECRETS, "MODEL_PATH", "MLFLOW_TRACKING_URI")
+"""Not the model's name and version: clients know these."""
+MIN_PRIVATE = 4
+"""Shorter values would be found in any text."""
 MANAGED = frozenset({"DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "MODEL_PATH", "LOG_LEVEL", "DEBUG", "API_HOST"})
 """What an operator's pod takes from its environment, spelled so and not otherwise: its other settings are in its file.
 
@@ -110,6 +114,15 @@ def managed_variables() -> dict[str, Variable]:
     if ignored := sorted(short | {variable.name for _, variable in nested(others)}):
         log.warning("The environment sets %s: ignored, as this pod's configuration file decides", ", ".join(ignored))
     return ours
+
+
+def private_values(env_file: Path | None = Path(".env")) -> dict[str, str]:
+    """Names of variables by their values, which neither logs nor reports may quote."""
+    found = variables(env_file)
+    # Addresses and paths. Other settings are words and numbers, which stand in any line.
+    given = {variable.name: variable.value for _, variable in nested(found) if "/" in variable.value}
+    given |= {name: found[name].value for name in PRIVATE if name in found}
+    return {value: name for name, value in given.items() if len(value) >= MIN_PRIVATE}
 
 
 def can_be_guessed(key: str) -> bool:

@@ -52,7 +52,8 @@ class Standing:
 
 
 class Limiter:
-    async def count(self, caller: Caller) -> None: ...
+    async def count(self, caller: Caller) -> None:
+        """Any number."""
 
     def standing(self, caller: Caller) -> Standing:
         assert caller.id == "web"

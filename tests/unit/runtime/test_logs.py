@@ -13,6 +13,7 @@ import pytest
 from harness import KEY, Harness
 from llm_runtime import logs
 from llm_runtime.contract import FatalReport, ServerConfig, report_from_termination_message
+from llm_runtime.settings.environment import private_values
 
 
 @pytest.fixture
@@ -124,3 +125,23 @@ def test_a_terminal_gets_lines_for_people_where_nothing_is_said(
     monkeypatch.setattr("sys.stdout", io.StringIO())
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     assert logs.format_of(server) == expected
+
+
+def test_what_came_by_the_environment_is_named_and_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_PATH", "/hush/model")
+    monkeypatch.setenv("KEY_PEPPER", "hush-pepper")
+    monkeypatch.setenv("SERVER__DRAIN_SECONDS", "1200")
+    monkeypatch.setenv("AUTHENTICATION", "Disabled")
+    monkeypatch.setenv("MODEL_NAME", "support-bot")
+    logs.hide(private_values(None))
+    try:
+        for formatter in (logs.JsonFormatter(), logs.ConsoleFormatter()):
+            record = logging.makeLogRecord({"msg": "Disabled hush-pepper", "folder": "/hush/model", "ms": 1200})
+            line = formatter.format(record)
+            assert "hush" not in line
+            assert "$KEY_PEPPER" in line
+            assert "$MODEL_PATH" in line
+            assert "Disabled" in line
+            assert "1200" in line
+    finally:
+        logs.hide({})
