@@ -290,7 +290,8 @@ class DatabaseConfig(_Section):
     max_pending_rows: Annotated[int, Field(ge=1)] = 100_000
     """Rows kept while the database is away; then the oldest are dropped, and counted."""
     retention_days: Annotated[int, Field(ge=0)] = 90
-    """Rows of single requests are deleted after so many days, daily sums are not; 0: never."""
+    """Rows of single requests are deleted after so many days, and daily sums of callers without a key; other sums stay.
+    0: never."""
     store_prompts: bool = False
     """Store prompts and answers beside the usage."""
 

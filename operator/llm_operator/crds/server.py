@@ -133,6 +133,7 @@ class DatabaseSpec(Section):
     redis_secret_ref: SecretKey | None = None
     """Address of a Redis or Valkey, `redis://host:6379/0`, which then keeps what pods share of a minute's limits."""
     retention_days: Annotated[int, Field(ge=0, le=36_500)] = 90
-    """Rows of single requests are deleted after so many days, daily sums are not; 0: never."""
+    """Rows of single requests are deleted after so many days, and daily sums of callers without a key; other sums stay.
+    0: never."""
     store_prompts: bool = False
     """Store prompts and answers beside the usage."""

@@ -19,8 +19,9 @@ from llm_runtime.settings.file import Location
 log = logging.getLogger(__name__)
 
 SECRETS = ("API_KEY", "ADMIN_API_KEY", "DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "HUGGINGFACE_TOKEN", "DATABASE__URL")
-PRIVATE = (*SECRETS, "MODEL_PATH", "MLFLOW_TRACKING_URI")
-"""Not the model's name and version: clients know these."""
+PRIVATE = (*SECRETS, "MLFLOW_TRACKING_URI")
+"""Not the model's name and version, which clients know, nor MODEL_PATH: in a pod it is the operator's, and whoever has
+mistyped it must see what."""
 MIN_PRIVATE = 4
 """Shorter values would be found in any text."""
 MANAGED = frozenset({"DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "MODEL_PATH", "LOG_LEVEL", "DEBUG", "API_HOST"})

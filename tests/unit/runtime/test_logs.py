@@ -128,7 +128,8 @@ def test_a_terminal_gets_lines_for_people_where_nothing_is_said(
 
 
 def test_what_came_by_the_environment_is_named_and_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MODEL_PATH", "/hush/model")
+    monkeypatch.setenv("MODEL_PATH", "/models/bot")
+    monkeypatch.setenv("MODEL__PATH", "/hush/model")
     monkeypatch.setenv("KEY_PEPPER", "hush-pepper")
     monkeypatch.setenv("SERVER__DRAIN_SECONDS", "1200")
     monkeypatch.setenv("AUTHENTICATION", "Disabled")
@@ -136,11 +137,14 @@ def test_what_came_by_the_environment_is_named_and_not_quoted(monkeypatch: pytes
     logs.hide(private_values(None))
     try:
         for formatter in (logs.JsonFormatter(), logs.ConsoleFormatter()):
-            record = logging.makeLogRecord({"msg": "Disabled hush-pepper", "folder": "/hush/model", "ms": 1200})
+            record = logging.makeLogRecord(
+                {"msg": "Disabled hush-pepper /models/bot is not a folder", "folder": "/hush/model", "ms": 1200}
+            )
             line = formatter.format(record)
             assert "hush" not in line
             assert "$KEY_PEPPER" in line
-            assert "$MODEL_PATH" in line
+            assert "$MODEL__PATH" in line
+            assert "/models/bot is not a folder" in line
             assert "Disabled" in line
             assert "1200" in line
     finally:

@@ -225,7 +225,10 @@ def test_a_name_with_one_address_of_this_machine_is_enough(monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     "environment",
-    [{"MODEL_PATH": "/hush-hush/nowhere"}, {"SERVER__LOG_FILE": "/proc/hush-hush/log", "MODEL_PATH": "/m"}],
+    [
+        {"MODEL__PATH": "/hush-hush/nowhere", "MODEL__NAME": "m"},
+        {"SERVER__LOG_FILE": "/proc/hush-hush/log", "MODEL_PATH": "/m"},
+    ],
 )
 def test_no_report_and_no_line_quotes_what_came_by_the_environment(tmp_path: Path, environment: dict[str, str]) -> None:
     ended = subprocess.run(
