@@ -8,14 +8,16 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
 
-from devstack.cluster import Cluster
+from devstack.cluster import Cluster, ClusterError
 from devstack.helm3 import helm3
 
 pytestmark = pytest.mark.control_plane
@@ -25,6 +27,7 @@ CHART = ROOT / "charts" / "llm-operator"
 INSTALL = ROOT / "manifests" / "install.yaml"
 NAMESPACE = "llm-operator-system"
 CRDS = ("llmdeployments.llm-operator.dev", "apikeys.llm-operator.dev")
+TOUCHES = 6
 Json = dict[str, Any]
 BOT: Json = {
     "apiVersion": "llm-operator.dev/v1alpha1",
@@ -159,7 +162,23 @@ def helm(tool: Helm) -> Iterator[Helm]:
     # The namespace itself stays: its end can take minutes while the CRDs' end is not yet known everywhere.
     objects = [each for each in yaml.safe_load_all(INSTALL.read_text()) if each and each["kind"] != "Namespace"]
     manifests = yaml.safe_dump_all(objects)
-    tool.cluster.kubectl("delete", "-f", "-", "--ignore-not-found", "--wait=true", stdin=manifests)
+    tool.cluster.kubectl("delete", "-f", "-", "--ignore-not-found", "--wait=false", stdin=manifests)
+    for crd in CRDS:
+        _wait_for_the_end(tool.cluster, f"crd/{crd}")
+
+
+def _wait_for_the_end(cluster: Cluster, crd: str) -> None:
+    """An API server that is just reading a CRD anew ("storage is (re)initializing") may leave its end undone until
+    the CRD is touched again; seen with 1.36.3."""
+    for _ in range(TOUCHES):
+        try:
+            cluster.kubectl("wait", "--for=delete", crd, "--timeout=10s")
+        except ClusterError:
+            with suppress(ClusterError):  # It may have ended in between.
+                cluster.kubectl("annotate", crd, f"touched={uuid4()}")
+        else:
+            return
+    cluster.kubectl("wait", "--for=delete", crd, "--timeout=10s")
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
