@@ -7,7 +7,7 @@ from llm_operator.cluster import ApiError, NotFound, Unanswered
 from llm_operator.observe import Outside
 from llm_operator.plans import Applied, names, workload
 from llm_operator.plans.reasons import Reason
-from llm_operator.reconcile.put import NameTaken, SecretReserved, SecretUnfit, put, refused, taken
+from llm_operator.reconcile.put import NotApplied, SecretReserved, SecretUnfit, put, refused, taken
 from llm_operator.reconcile.standing import passes
 from llm_operator.state import Fault, Manifest, Meta, Observed, Plan
 
@@ -44,7 +44,7 @@ async def apply(outside: Outside, observed: Observed, plan: Plan, found: Iterabl
                 await _all_ours(outside, observed.meta, manifest)
             await put(outside, observed.meta, manifest, live)
             silences = 0
-        except (NameTaken, ApiError) as error:
+        except (NotApplied, ApiError) as error:
             troubles.append(_trouble(manifest, error, live, routed=routed))
             silences = silences + 1 if isinstance(error, Unanswered) else 0
         if silences == SILENCES:
@@ -55,7 +55,7 @@ async def apply(outside: Outside, observed: Observed, plan: Plan, found: Iterabl
     return _together(troubles)
 
 
-def _trouble(manifest: Manifest, error: NameTaken | ApiError, live: Manifest | None, *, routed: bool) -> Trouble:
+def _trouble(manifest: Manifest, error: NotApplied | ApiError, live: Manifest | None, *, routed: bool) -> Trouble:
     kind, labels = manifest["kind"], manifest["metadata"].get("labels") or {}
     # Services beside the endpoint's are for previews, but where a route sends traffic to them.
     side = kind in SIDE or (names.PREVIEW_LABEL in labels and not routed)
@@ -90,19 +90,23 @@ async def _all_ours(outside: Outside, owner: Meta, deployment: Manifest) -> None
     store = workload.store_secret(deployment["spec"]["template"])
     for name in workload.reads(owner, deployment["spec"]["template"]):
         secret = await outside.cluster.get("Secret", owner.namespace, name)
-        if name == store and secret is None and not names.reserved(name, None):
-            raise NotFound(f"Secret {name} of spec.model.credentialsSecretRef is not there yet: create it")
-        odd = sorted((secret or {}).get("data", {}).keys() - set(workload.STORE_VARIABLES)) if name == store else []
-        if odd:
-            raise SecretUnfit(
-                f"Secret {name} of spec.model.credentialsSecretRef has {', '.join(odd)}, which the container that also "
-                f"holds the registry's credentials does not take: it takes {', '.join(workload.STORE_VARIABLES)}"
-            )
+        if name == store:
+            _check_store(name, secret)
         if names.reserved(name, secret):
             raise SecretReserved(
                 f"Secret {name} is one that the operator keeps for an LLMDeployment or an ApiKey, or has a name that "
                 "it gives to those: copy what you need into a Secret with a name of your own, and name that one"
             )
+
+
+def _check_store(name: str, secret: Manifest | None) -> None:
+    if secret is None and not names.reserved(name, None):
+        raise NotFound(f"Secret {name} of spec.model.credentialsSecretRef is not there yet: create it")
+    if odd := sorted((secret or {}).get("data", {}).keys() - set(workload.STORE_VARIABLES)):
+        raise SecretUnfit(
+            f"Secret {name} of spec.model.credentialsSecretRef has {', '.join(odd)}, which the container that also "
+            f"holds the registry's credentials does not take: it takes {', '.join(workload.STORE_VARIABLES)}"
+        )
 
 
 async def _prune(outside: Outside, meta: Meta, plan: Plan) -> list[Trouble]:

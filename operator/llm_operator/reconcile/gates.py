@@ -65,6 +65,8 @@ def _forget(outside: Outside, uid: str) -> None:
     outside.baselines.pop(uid, None)
     for known in [known for known in outside.smoke if known[0] == uid]:
         del outside.smoke[known]
+    for query in [query for query in outside.measured if query[0] == uid]:
+        del outside.measured[query]
     for known in [known for known in outside.asking if known[0] == uid]:
         outside.asking.pop(known).cancel()
 

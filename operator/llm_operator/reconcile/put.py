@@ -10,19 +10,25 @@ TRIES = 5
 """Of one update that others' writes come between."""
 
 
-class NameTaken(Exception):
+class NotApplied(Exception):
+    """An object of a plan that must not be applied, and why: `reason` is a condition's."""
+
+    reason: Reason
+
+
+class NameTaken(NotApplied):
     """A child's name belongs to an object that is not ours."""
 
     reason = Reason.NameTaken
 
 
-class SecretReserved(NameTaken):
+class SecretReserved(NotApplied):
     """The specification names a Secret of the operator's own."""
 
     reason = Reason.SecretReserved
 
 
-class SecretUnfit(NameTaken):
+class SecretUnfit(NotApplied):
     """The specification names a Secret with keys that must not be where it is read."""
 
     reason = Reason.InvalidSpec
@@ -87,8 +93,8 @@ async def _adoptable(cluster: Cluster, owner: Meta) -> None:
         raise Conflict(f"{owner.kind} {owner.name} is being deleted: what it leaves stays without an owner")
 
 
-def refused(manifest: Manifest, error: NameTaken | ApiError) -> Fault:
-    """Why an object of a plan is not there as planned. What the API server says may pass, a taken name does not."""
-    if isinstance(error, NameTaken):
+def refused(manifest: Manifest, error: NotApplied | ApiError) -> Fault:
+    """Why an object of a plan is not there as planned. What the API server says may pass, our own reasons do not."""
+    if isinstance(error, NotApplied):
         return Fault(error.reason, str(error), terminal=True)
     return Fault(Reason.ApplyFailed, f"{manifest['kind']} {manifest['metadata']['name']} was refused: {error}")

@@ -1,6 +1,6 @@
-"""Before a generation endpoint: the key, the model's readiness, the count of the request, the body's bounds, its
+"""Before a generation endpoint: the key, the model's readiness, the count of the request, the body.
 
-fields. No body is read unasked.
+No body is read unasked, and of one that is its bounds come before its fields.
 
 FastAPI only describes these routes (`/openapi.json`); a request goes from `BodyRoute.respond` straight to the
 endpoint, without solving dependencies, and is parsed in one pass.

@@ -27,10 +27,6 @@ PROBES = frozenset({LIVE_PATH, READY_PATH, METRICS_PATH, "/health"})
 """Asked by kubelets and scrapers by pod address: any Host is right, and their lines in the log are noise."""
 
 
-DOCUMENTS = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
-"""The framework's own, which leave no route behind."""
-
-
 class Shortcut:
     """The road of generation requests: their path is looked up, not searched for, and nothing lies in between."""
 
@@ -174,8 +170,7 @@ def _header(scope: Scope, wanted: bytes) -> str:
 
 def _route(scope: Scope) -> str:
     """The route's template. A path as it came would make as many labels as a scanner likes."""
-    path: str = scope["path"]
-    return getattr(scope.get("route"), "path", path if path in DOCUMENTS else "unmatched")
+    return getattr(scope.get("route"), "path", "unmatched")
 
 
 def _matches(host: str, pattern: str) -> bool:

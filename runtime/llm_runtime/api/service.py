@@ -81,9 +81,9 @@ async def status(request: Request) -> dict[str, Any]:
 
 @router.get("/info", summary="The model")
 async def info(request: Request) -> dict[str, Any]:
-    """Which model of which registered version is served. Addresses and paths stay inside, and adapters are told to a
+    """Which model of which registered version is served.
 
-    key that may use them.
+    Addresses and paths stay inside, and adapters are told to a key that may use them.
     """
     services, told = services_of(request), _told(request)
     model, engine = services.config.model, services.loaded.engine if services.loaded else None

@@ -14,16 +14,11 @@ Old = Annotated[Path, typer.Argument(help="The old file, such as config.yml.")]
 Output = Annotated[Path | None, typer.Option("--output", help="The new file. None: standard output.")]
 
 
-@cli.callback()
-def settings() -> None:
-    """Work with configuration files."""
-
-
 @cli.command()
 def convert(old: Old, output: Output = None) -> None:
-    """Rewrite a configuration with the names of other servers. What belongs into the environment, or nowhere, is said
+    """Rewrite a configuration with the names of other servers.
 
-    in comments; a key is never copied.
+    What belongs into the environment, or nowhere, is said in comments; a key is never copied.
     """
     from llm_runtime.settings import converted
     from llm_runtime.settings.file import FileInvalid

@@ -1,6 +1,6 @@
-"""What is kept too long goes: rows of requests by age, cached completions and sessions by their own date, and of these
+"""What is kept too long goes: rows of requests by age, cached completions and sessions by their own date.
 
-what one tenant has too many of.
+Of these two, what one tenant has too many of goes, too.
 """
 
 import asyncio

@@ -59,6 +59,7 @@ def quantize_int8(model: nn.Module, forward: Callable[[], object]) -> int:
     head = getattr(model, "get_output_embeddings", lambda: None)()
     shared = _shared_weights(model)
     saved, replaced = 0, Replaced()
+    # Each is let go as soon as it is replaced: a list that held them all would keep the weights to the end.
     found = list(model.named_modules())[::-1]
     while found:
         path, module = found.pop()

@@ -103,10 +103,10 @@ def refuse_unsupported(settings: Any) -> None:
 
     How the others are served is decided by comparison at start-up: `runners.choose_runner`.
     """
-    name = ", ".join(getattr(settings, "architectures", None) or [settings.model_type])
+    architectures = getattr(settings, "architectures", None)
+    name = ", ".join(architectures or [settings.model_type])
     if settings.is_encoder_decoder:
         raise ModelUnsupported(f"{name} is an encoder-decoder model; this runtime serves decoder-only language models")
-    architectures = getattr(settings, "architectures", None)
     refuse_other_heads(architectures, settings.model_type, getattr(settings, "is_decoder", False))
     if getattr(settings, "quantization_config", None):
         raise ModelUnsupported(f"{name} is stored quantised; save it in bfloat16 or float32 safetensors")

@@ -245,10 +245,11 @@ def _cache_room(device: str, engine: EngineConfig, one_sequence: int, serving_by
     if engine.kv_cache_bytes is not None:
         return min(engine.kv_cache_bytes, left)
     most = int(CACHE_FRACTION * left)
-    if on_device is None:
-        # A fifth of little is less than what serving takes; one sequence has been promised room.
-        most = min(most, max(left - serving_bytes, one_sequence))
-    if on_device is None and limit_bytes() is None:
+    if on_device is not None:
+        return most
+    # A fifth of little is less than what serving takes; one sequence has been promised room.
+    most = min(most, max(left - serving_bytes, one_sequence))
+    if limit_bytes() is None:
         # Nobody has said how much of the machine is for this server.
         return min(most, max(UNLIMITED_CACHE_BYTES, one_sequence))
     return most

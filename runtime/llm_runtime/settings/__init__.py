@@ -1,6 +1,6 @@
-"""Where the configuration comes from: a file, over it `.env`, over it the environment. In an operator's pod the file
+"""Where the configuration comes from: a file, over it `.env`, over it the environment.
 
-decides: only secrets, and what the operator itself sets, come from the environment there.
+In an operator's pod the file decides: only secrets, and what the operator itself sets, come from the environment there.
 
 Names in the environment are the file's, nested with two underscores (`ENGINE__MAX_MODEL_LENGTH=2048`), and a few short
 ones for what every stand-alone server sets. Wrong and unknown names end the start, all of them in one message: a slip
@@ -32,7 +32,7 @@ from llm_runtime.settings.environment import (
     value_of,
     variables,
 )
-from llm_runtime.settings.file import Document, FileInvalid, Location, read
+from llm_runtime.settings.file import Document, FileInvalid, Location, put, read
 
 __all__ = [
     "Environment",
@@ -203,7 +203,7 @@ class _Reading:
                 self._faults.append(f"{variable.source}: {variable.name}: not JSON: {error}")
                 continue
             self._overrides[place] = variable
-            _put(self._content, place, value)
+            put(self._content, place, value)
 
     def _apply_short_names(self, environment: Environment) -> None:
         """`MODEL_PATH`, or `MODEL_NAME` and `MLFLOW_TRACKING_URI` with or without `MODEL_VERSION`, make a `model`."""
@@ -286,14 +286,6 @@ def _siblings(place: Location) -> Iterator[str]:
 
 def _copy(value: Any) -> Any:
     return {name: _copy(inner) for name, inner in value.items()} if isinstance(value, dict) else value
-
-
-def _put(content: dict[str, Any], place: Location, value: Any) -> None:
-    for part in place[:-1]:
-        if not isinstance(content.get(str(part)), dict):
-            content[str(part)] = {}
-        content = content[str(part)]
-    content[str(place[-1])] = value
 
 
 def _remove(content: dict[str, Any], place: Location) -> bool:

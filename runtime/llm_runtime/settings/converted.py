@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
 from llm_runtime.contract import RuntimeConfig
-from llm_runtime.settings.file import FileInvalid, read
+from llm_runtime.settings.file import FileInvalid, put, read
 from llm_runtime.settings.renamed import now_called
 
 TIER = "standard"
@@ -71,7 +71,7 @@ def convert(file: Path) -> Converted:
         if name in _MODEL | _RATE:
             continue
         if name in _MOVED:
-            _put(new.content, _MOVED[name], value)
+            _put(new, _MOVED[name], value)
         elif name in _TO_ENVIRONMENT:
             new.environment[_TO_ENVIRONMENT[name]] = str(value)
         elif name == "security.api_key":
@@ -79,7 +79,7 @@ def convert(file: Path) -> Converted:
         elif now := now_called(tuple(name.split("."))):
             new.notes.append(f"{name} is left out: {now}")
         else:
-            _put(new.content, name, value)
+            _put(new, name, value)
     _check(file, new)
     return new
 
@@ -89,19 +89,19 @@ def _model(old: Mapping[str, Any], new: Converted) -> None:
     name, source = old.get("model.name") or old.get("mlflow.model_name"), str(old.get("model.source") or "").lower()
     server = old.get("mlflow.tracking_uri")
     if name:
-        _put(new.content, "model.name", name)
+        _put(new, "model.name", name)
     if source and not name:
         new.notes.append("model.name is missing: write model.name, and model.path or model.uri, below")
     elif source in ("hub", "hf", "huggingface"):
-        _put(new.content, "model.uri", f"hf://{name}")
+        _put(new, "model.uri", f"hf://{name}")
     elif source in ("local", "path", "file", "folder"):
-        _put(new.content, "model.path", name)
+        _put(new, "model.path", name)
     elif server or source in ("mlflow", "registry"):
         registered = old.get("mlflow.model_name") or name
         stage = old.get("mlflow.model_stage") or old.get("model.stage") or "Production|latest"
-        _put(new.content, "model.uri", f"models:/{registered}/{old.get('mlflow.model_version') or stage}")
+        _put(new, "model.uri", f"models:/{registered}/{old.get('mlflow.model_version') or stage}")
         if server:
-            _put(new.content, "model.tracking_uri", server)
+            _put(new, "model.tracking_uri", server)
         else:
             new.environment["MLFLOW_TRACKING_URI"] = "http://…    (the MLflow server)"
     elif source:
@@ -126,19 +126,16 @@ def _check(file: Path, new: Converted) -> None:
         raise FileInvalid(f"{file}: can't be used under its new names: {faults}") from error
 
 
+def _put(new: Converted, name: str, value: Any) -> None:
+    put(new.content, tuple(name.split(".")), value)
+
+
 def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in content.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _put(content: dict[str, Any], name: str, value: Any) -> None:
-    *sections, last = name.split(".")
-    for section in sections:
-        content = content.setdefault(section, {})
-    content[last] = value
 
 
 def _camel(value: Any) -> Any:

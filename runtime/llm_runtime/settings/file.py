@@ -67,3 +67,12 @@ def _keys(node: yaml.Node, place: Location) -> Iterator[tuple[Location, int]]:
         for index, value in enumerate(node.value):
             yield (*place, index), value.start_mark.line + 1
             yield from _keys(value, (*place, index))
+
+
+def put(content: dict[str, Any], place: Location, value: Any) -> None:
+    """Set `value` in a place of `content`, and make the sections around it."""
+    for part in place[:-1]:
+        if not isinstance(content.get(str(part)), dict):
+            content[str(part)] = {}
+        content = content[str(part)]
+    content[str(place[-1])] = value
