@@ -214,8 +214,7 @@ class PlayedKubelet:
 class Operator:
     """`python -m llm_operator` as a child process, with the chart's ServiceAccount and nothing more.
 
-    With `restarts` one that ends by itself is started again, as a kubelet would: on a busy machine a lease of three
-    seconds is lost once in a while.
+    With `restarts` one that ends by itself is started again, as a kubelet would: a busy machine may cost it its Lease.
     """
 
     def __init__(
@@ -414,8 +413,13 @@ def kubelet(api: Api) -> Iterator[PlayedKubelet]:
     played.stop()
 
 
-def settings(models: Models, **more: Any) -> Json:
-    """The operator's configuration with a pace for tests."""
+SHORT_LEASE = {"durationSeconds": 3, "renewDeadlineSeconds": 2}
+"""For tests that kill the leader and wait for the next one. A busy machine loses such a Lease once in a while."""
+
+
+def settings(models: Models, lease: Json | None = None, **more: Any) -> Json:
+    """The operator's configuration with a pace for tests. An operator that is told to end gives its Lease back, so the
+    usual duration holds up nobody. `lease`: what differs from it."""
     return {
         "runtimeImage": IMAGE,
         "workers": 4,
@@ -423,21 +427,24 @@ def settings(models: Models, **more: Any) -> Json:
         "verifySeconds": 1,
         "settleSeconds": 0.5,
         "logFormat": "console",
-        "lease": {
-            "namespace": "llm-operator-system",
-            "durationSeconds": 3,
-            "renewDeadlineSeconds": 2,
-            "retrySeconds": 0.3,
-        },
+        "lease": {"namespace": "llm-operator-system", "retrySeconds": 0.3, **(lease or {})},
         "connections": {"default": {"trackingUri": models.uri}},
         **more,
     }
 
 
 @pytest.fixture(scope="session")
-def operator(api: Api, account: Path, models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+def lease() -> Json:
+    """What the session's operator has of its own in its Lease's settings."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def operator(
+    api: Api, account: Path, models: Models, lease: Json, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Operator]:
     """The one operator of the session."""
-    running = Operator(tmp_path_factory.mktemp("operator"), account, settings(models), restarts=True)
+    running = Operator(tmp_path_factory.mktemp("operator"), account, settings(models, lease), restarts=True)
     running.start()
     yield running
     running.stop()

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from control_plane.operator_fixtures import Models, Operator, Place, settings
+from control_plane.operator_fixtures import SHORT_LEASE, Models, Operator, Place, settings
 from devstack.processes import free_port
 from llm_operator import webhooks
 from llm_operator.settings import ConnectionSettings
@@ -236,11 +236,11 @@ def test_manual_waits_for_the_annotation(start: Callable[..., Operator], place: 
 def test_only_the_leader_works_and_another_takes_over_without_touching_a_pod(
     start: Callable[..., Operator], place: Place
 ) -> None:
-    leader = start(pollSeconds=0.5)
+    leader = start(pollSeconds=0.5, lease=SHORT_LEASE)
     model = place.model(versions=3)
     place.deploy(replicas=2)
     place.ready(version="1")
-    second = start(pollSeconds=0.5)
+    second = start(pollSeconds=0.5, lease=SHORT_LEASE)
     assert post(leader) == 202
     eventually(lambda: post(second) == 202)
     assert handled(second, 202) == 1
