@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-PATIENCE_SECONDS = 40.0
+PATIENCE_SECONDS = 120.0
 """Until a test gives up. It measures nothing: what comes in a moment here may take long where much else runs."""
 
 

@@ -57,11 +57,11 @@ def test_a_suspended_and_a_deleted_key_leave_at_once(place: Place) -> None:
     place.key(deployments=["bot"])
     eventually(lambda: known(place)["keys"])
     place.key(deployments=["bot"], suspended=True)
-    eventually(lambda: known(place)["keys"][0]["suspended"], 5)
+    eventually(lambda: known(place)["keys"][0]["suspended"])
     place.api.delete("ApiKey", place.name, "team")
-    eventually(lambda: known(place)["keys"] == [], 5)
+    eventually(lambda: known(place)["keys"] == [])
     # The garbage collector learns of a new CRD within 30 s.
-    eventually(lambda: place.get("Secret", "team-llm-key") is None, 60)
+    eventually(lambda: place.get("Secret", "team-llm-key") is None)
 
 
 def test_a_key_for_a_deployment_that_is_not_there_names_it_and_heals(place: Place) -> None:
@@ -112,4 +112,4 @@ def test_a_renamed_secret_keeps_the_key(place: Place) -> None:
     place.key(deployments=["bot"], secretName="elsewhere")
     assert eventually(lambda: secret(place, "elsewhere")) == key
     # The garbage collector learns of a new CRD within 30 s.
-    eventually(lambda: place.get("Secret", "team-llm-key") is None, 60)
+    eventually(lambda: place.get("Secret", "team-llm-key") is None)

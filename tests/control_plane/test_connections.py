@@ -13,7 +13,7 @@ from devstack.registry import MlflowServer
 from llm_operator.registry import AliasNotFound, MlflowRegistry, ModelNotFound, Reference, RegistryDenied
 from llm_operator.state import Connection
 
-pytestmark = [pytest.mark.control_plane, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.control_plane, pytest.mark.timeout(600)]
 ADMIN = ("admin", "an administrator of MLflow")
 READER = ("reader", "one who may only look")
 BOT = Reference("bot", alias="champion")

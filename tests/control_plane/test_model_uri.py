@@ -97,7 +97,7 @@ def test_a_commit_is_fetched_with_the_secret_s_environment_and_served_without(pl
 
 def test_what_is_not_there_is_told_by_the_pod(place: Place, tmp_path: Path) -> None:
     deploy(place, "bot", uri=f"file://{tmp_path}/nothing")
-    told = eventually(lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None, 60)
+    told = eventually(lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None)
     assert (told["reason"], "nothing is not a folder" in told["message"]) == ("ModelNotFound", True)
 
 
@@ -118,6 +118,6 @@ def test_how_far_a_download_is_moves_in_the_status(place: Place, tmp_path: Path)
         meta = {"name": "hub", "namespace": place.name}
         place.api.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": data})
         deploy(place, "bot", uri=f"hf://{REPOSITORY}@{COMMIT}", credentialsSecretRef={"name": "hub"})
-        eventually(moved, 60)
+        eventually(moved)
     assert all(re.search(r"downloading \d+ %, \d[.\d]* MB/s", said) for said in seen), seen
     print(seen)

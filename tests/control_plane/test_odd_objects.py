@@ -62,7 +62,7 @@ def test_a_budget_that_is_refused_holds_up_no_promotion(api: Api, place: Place) 
     place.ready(version="1")
     with webhook_away(api, place, "policy", "poddisruptionbudgets", "CREATE", "UPDATE"):
         place.models.promote(model, 2)
-        eventually(lambda: place.status()["stable"]["version"] == "2", 60)
+        eventually(lambda: place.status()["stable"]["version"] == "2")
         eventually(lambda: refused(place))
     place.ready(version="2", seconds=60)
 
@@ -75,11 +75,11 @@ def test_a_suspension_that_cannot_be_written_is_told_and_written_as_soon_as_it_c
     eventually(lambda: place.condition("Ready", "team", "ApiKey")["status"] == "True")
     with webhook_away(api, place, "", "secrets", "UPDATE"):
         place.key(deployments=["bot"], suspended=True)
-        told = eventually(lambda: c if (c := ready(place))["status"] == "False" else None, 30)
+        told = eventually(lambda: c if (c := ready(place))["status"] == "False" else None)
         assert told["reason"] == "Delivering"
         assert "failed calling webhook" in told["message"]
         assert not keys(place)["team"]["suspended"], "and that is what the pods hold"
-    eventually(lambda: keys(place)["team"]["suspended"], 20)
+    eventually(lambda: keys(place)["team"]["suspended"])
     eventually(lambda: ready(place)["reason"] == "Suspended")
 
 
@@ -92,11 +92,11 @@ def test_more_keys_than_a_secret_holds_stop_no_revocation(place: Place) -> None:
     many = [f"{number:03}" + "a" * 60 for number in range(256)]
     for number in range(72):
         place.key(f"k{number:02}", deployments=["bot"], adapters=many, owner="o" * 256)
-    full = eventually(lambda: [n for n in range(72) if ready(place, f"k{n:02}").get("reason") == "KeyFileFull"], 60)
+    full = eventually(lambda: [n for n in range(72) if ready(place, f"k{n:02}").get("reason") == "KeyFileFull"])
     assert len(full) < 20
     assert place.events("KeyFileFull")
     place.key("leaked", deployments=["bot"], suspended=True)
-    eventually(lambda: keys(place).get("leaked", {"suspended": True})["suspended"], 10)
+    eventually(lambda: keys(place).get("leaked", {"suspended": True})["suspended"])
     eventually(lambda: ready(place, "leaked")["reason"] == "Suspended")
 
 
@@ -113,7 +113,7 @@ def test_orphans_are_adopted_and_no_pod_or_key_changes(place: Place) -> None:
         place.deploy(labels={"round": round_})
         for kind, name in (("LLMDeployment", "bot"), ("ApiKey", "team")):
             place.api.delete(kind, place.name, name, propagationPolicy="Orphan")
-            eventually(lambda kind=kind, name=name: place.get(kind, name) is None, 60)
+            eventually(lambda kind=kind, name=name: place.get(kind, name) is None)
         place.deploy()
         place.key(deployments=["bot"])
         assert place.ready()["stable"]["revision"] == before

@@ -45,22 +45,22 @@ def test_adapters_come_move_and_go_in_the_pods_that_run(place: Place) -> None:
         place.deploy(replicas=2)
         revision, before = place.ready()["stable"]["revision"], pods(place)
         place.deploy(replicas=2, adapters=[{"name": "legal", "mlflow": {"name": name, "alias": "champion"}}])
-        eventually(lambda: versions(place) == {"legal": "1"}, 5)
+        eventually(lambda: versions(place) == {"legal": "1"})
         late = eventually(lambda: c if (c := place.condition("AdaptersReady"))["reason"] == "AdapterLoading" else None)
         assert "version 1 answers in 0 of 2 ready pods" in late["message"]
         pod.loaded(legal="1")
-        eventually(lambda: answering(place, 2, "1"), 5)
+        eventually(lambda: answering(place, 2, "1"))
         place.models.promote(name, 2)
-        eventually(lambda: versions(place) == {"legal": "2"}, 5)
-        eventually(lambda: place.condition("AdaptersReady")["reason"] == "AdapterLoading", 5)
+        eventually(lambda: versions(place) == {"legal": "2"})
+        eventually(lambda: place.condition("AdaptersReady")["reason"] == "AdapterLoading")
         pod.loaded(legal="2")
-        eventually(lambda: answering(place, 2, "2"), 5)
+        eventually(lambda: answering(place, 2, "2"))
         assert place.events("AdapterResolved")
         assert place.events("AdaptersLoaded")
         assert not set(pods(place).values()) & set(before.values())
         assert pods(place).keys() == before.keys()
         place.deploy(replicas=2)
-        eventually(lambda: versions(place) == {}, 5)
+        eventually(lambda: versions(place) == {})
         assert place.ready()["stable"]["revision"] == revision
         assert pods(place).keys() == before.keys()
 
@@ -70,7 +70,7 @@ def test_an_alias_that_is_not_there_is_told_and_keeps_what_the_pods_have(place: 
     name = f"{place.name}-legal"
     place.models.create(name)
     place.deploy(adapters=[{"name": "legal", "mlflow": {"name": name, "alias": "champion"}}])
-    eventually(lambda: versions(place) == {"legal": "1"}, 5)
+    eventually(lambda: versions(place) == {"legal": "1"})
     place.models.remove_alias(name)
     told = eventually(lambda: c if (c := place.condition("AdaptersReady"))["status"] == "False" else None)
     assert told["reason"] == "AliasNotFound"
@@ -78,6 +78,6 @@ def test_an_alias_that_is_not_there_is_told_and_keeps_what_the_pods_have(place: 
     assert versions(place) == {"legal": "1"}
     assert place.ready()
     place.models.promote(name, 2)
-    eventually(lambda: versions(place) == {"legal": "2"}, 5)
+    eventually(lambda: versions(place) == {"legal": "2"})
     silent = eventually(lambda: c if (c := place.condition("AdaptersReady"))["reason"] == "AdapterLoading" else None)
     assert "the operator can't read the metrics of bot-" in silent["message"]
