@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,9 +50,9 @@ class PodMetrics:
 
 
 @contextmanager
-def pod_metrics(address: str) -> Iterator[PodMetrics]:
-    """A played pod's metrics, while the context lasts."""
-    pod = PodMetrics(address)
+def pod_metrics() -> Iterator[PodMetrics]:
+    """A played pod's metrics, while the context lasts, at a loopback address of its own: the port is the runtime's."""
+    pod = PodMetrics(f"127.{random.randint(1, 254)}.{random.randint(0, 255)}.{random.randint(1, 254)}")
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -64,7 +65,7 @@ def pod_metrics(address: str) -> Iterator[PodMetrics]:
 
         def log_message(self, *_: Any) -> None: ...
 
-    server = ThreadingHTTPServer((address, contract.PORT), Handler)
+    server = ThreadingHTTPServer((pod.address, contract.PORT), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

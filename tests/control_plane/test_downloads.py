@@ -24,7 +24,7 @@ def said(place: Place, kind: str, text: str) -> dict[str, Any]:
 
 def test_a_download_moves_in_the_status_and_ends_without_a_trace(place: Place) -> None:
     place.model()
-    with pod_metrics("127.0.7.63") as pod:
+    with pod_metrics() as pod:
         pod.downloaded(630e6, 1e9, 41e6)
         place.kubelet.fate[place.name, "1"] = pod.fetching({"running": {"startedAt": MOMENT}})
         place.deploy()

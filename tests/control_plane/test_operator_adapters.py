@@ -40,7 +40,7 @@ def test_adapters_come_move_and_go_in_the_pods_that_run(place: Place) -> None:
     place.model()
     name = f"{place.name}-legal"
     place.models.create(name)
-    with pod_metrics("127.0.7.64") as pod:  # Both pods are there.
+    with pod_metrics() as pod:  # Both pods are there.
         place.kubelet.fate[place.name, "1"] = pod.ready
         place.deploy(replicas=2)
         revision, before = place.ready()["stable"]["revision"], pods(place)

@@ -157,6 +157,7 @@ def test_every_verb_is_used(
         try:
             everything(empty)
             empty.ready()
+            eventually(lambda: empty.get("Secret", "team-llm-key"))
             empty.key(owner="team@example.com", deployments=["bot"], secretName="moved")
             eventually(lambda: empty.get("Secret", "moved") and not empty.get("Secret", "team-llm-key"))
             # Its node is doubted at once, as it has not been ready for long, and only Events say why it waits.
