@@ -22,10 +22,11 @@ import yaml
 
 from bench import calls
 from bench.machine import ROOT, commit, machine
-from bench.process import NotStarted, Process, free_port
+from bench.process import NotStarted, Process
 from bench.report import FOLDER, number, table
 from bench.stats import median, rounded
 from devstack.cache import CACHE
+from devstack.ports import free_port
 from llm_runtime.contract import KeyFile, KeyRecord, format_key, hash_key
 
 LITELLM = Path(os.environ.get("LLM_OPERATOR_LITELLM") or CACHE / "bench" / "litellm")

@@ -27,9 +27,10 @@ import yaml
 
 from bench import models
 from bench.machine import ROOT, commit, machine
-from bench.process import Process, free_port
+from bench.process import Process
 from bench.report import FOLDER, number, table
 from bench.stats import median, percentile, rounded
+from devstack.ports import free_port
 from llm_runtime.contract import FileTier, KeyFile, KeyRecord, format_key, hash_key
 
 QUIET, LOUD, SALT = format_key("quiet", "x" * 43), format_key("loud", "y" * 43), "salt"

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -87,13 +86,6 @@ def _die_with_parent() -> None:
     """A benchmark that is killed must not leave stopped servers behind, which hold gigabytes and show nothing."""
     with suppress(OSError, AttributeError):  # Linux only.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def free_port() -> int:
-    """A port of loopback that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def descendants(root: int, parent_of: Mapping[int, int]) -> list[int]:

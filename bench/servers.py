@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from bench.models import MAX_LENGTH
-from bench.process import NotStarted, Process, free_port
+from bench.process import NotStarted, Process
 from devstack.cache import CACHE
+from devstack.ports import free_port
 from llm_runtime.engine.threads import SPIN_COUNT
 
 BIN = Path(sys.executable).parent

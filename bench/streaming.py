@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import json
 import logging
-import socket
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from devstack.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "hack"), str(ROOT / "tests")]
@@ -99,8 +100,7 @@ def measure(way: str, script: str, streams: int, tokens: int, rounds: int) -> It
 
 @contextmanager
 def _server(way: str, script: str) -> Iterator[tuple[int, int]]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen([sys.executable, __file__, "serve", way, str(port), script])
     try:
         asyncio.run(_ready(port))

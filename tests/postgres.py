@@ -3,7 +3,6 @@
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
+
+from devstack.ports import free_port
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if Path("/usr/lib/postgresql").is_dir() else []
 START_SECONDS = 30
@@ -95,9 +96,7 @@ def postgres(host: str = "127.0.0.1") -> Iterator[Postgres]:
     Whoever reaches that address may do everything: give it one of a network that the test has made.
     """
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     if os.geteuid() == 0:
         shutil.chown(folder, _account())
     server = Postgres(folder, port, host=host)

@@ -20,6 +20,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from devstack.ports import free_ports
+
 # Services get addresses inside 127.0.0.0/8: every process of a Linux machine may listen there, so the process node
 # (hack/node) serves a Service on its real ClusterIP, and no two machines' clusters ever meet.
 SERVICE_RANGE = "127.96.0.0/16"
@@ -134,15 +136,6 @@ def command_line(pid: int) -> str:
         except OSError:
             return ""
     return subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False).stdout
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def write_keys(folder: Path, programs: Path, api: int) -> None:

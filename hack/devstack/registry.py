@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from devstack.processes import Child, answers, free_port, wait_until
+from devstack.ports import free_port
+from devstack.processes import Child, answers, wait_until
 from devstack.waits import complain
 
 

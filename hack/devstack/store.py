@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from devstack.processes import Child, answers, free_port, wait_until
+from devstack.ports import free_port
+from devstack.processes import Child, answers, wait_until
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testsecret", "AWS_DEFAULT_REGION": "us-east-1"}
 BUCKET = "models"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from devstack.cache import CACHE, workplace
-from devstack.control_plane import free_ports
+from devstack.ports import free_ports
 from devstack.waits import locked, waiting
 from kindstack import base
 from kindstack.engine import Engine, answers

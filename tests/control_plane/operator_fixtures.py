@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from devstack.cluster import Cluster
-from devstack.processes import free_port
+from devstack.ports import free_port
 from devstack.registry import MlflowServer
 from llm_operator import crds
 from llm_operator.cluster import path_of

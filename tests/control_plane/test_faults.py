@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from control_plane.operator_fixtures import Models, Operator, Place
-from devstack.processes import free_port
 from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
@@ -92,7 +91,7 @@ def stubborn(operator: Operator) -> Iterator[type[http.server.BaseHTTPRequestHan
         def log_message(self, *_: Any) -> None:
             return
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", free_port()), Handler)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     operator.settings["connections"]["stubborn"] = {"trackingUri": f"http://127.0.0.1:{server.server_port}"}
     operator.write()

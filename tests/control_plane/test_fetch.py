@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from devstack.processes import free_port
+from devstack.ports import free_port
 from devstack.registry import push
 from llm_runtime.contract import MlflowVersion, ModelConfig
 from llm_runtime.errors import DiskFull, ModelCorrupt, ModelNotFound, RegistryUnreachable

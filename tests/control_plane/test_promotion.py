@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from control_plane.operator_fixtures import SHORT_LEASE, Models, Operator, Place, settings
-from devstack.processes import free_port
+from devstack.ports import free_port
 from llm_operator import webhooks
 from llm_operator.settings import ConnectionSettings
 from unit.operator.fakes import FixedConnections

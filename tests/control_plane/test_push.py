@@ -14,7 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from devstack.processes import free_port
+from devstack.ports import free_port
 from devstack.registry import MlflowServer
 from llm_runtime.__main__ import cli
 from llm_runtime.contract import MlflowVersion, ModelConfig

@@ -9,7 +9,8 @@ import pytest
 
 from devstack import smollm
 from devstack.demo import CACHE
-from devstack.processes import Child, answers, free_port, wait_until
+from devstack.ports import free_port
+from devstack.processes import Child, answers, wait_until
 from e2e.reference import greedy
 from e2e.streams import texts_at_once
 

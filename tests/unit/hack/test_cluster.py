@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from devstack import cluster, control_plane
+from devstack.ports import free_ports
 
 
 def test_existing_context_is_taken_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,4 +43,4 @@ def test_attach_says_how_to_start(tmp_path: Path) -> None:
 
 
 def test_free_ports_differ() -> None:
-    assert len(set(control_plane.free_ports(5))) == 5
+    assert len(set(free_ports(5))) == 5

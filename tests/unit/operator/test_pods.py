@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from devstack.processes import free_port
+from devstack.ports import free_port
 from llm_operator.pods import Answer, HttpPods, read
 from llm_operator.state import Download
 from llm_runtime import contract

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from devstack.processes import free_port
+from devstack.ports import free_port
 from unit.operator.api_server import ApiServer, serving
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from devstack.ports import free_port
 from harness import chat_body, events
 from llm_runtime import __main__ as command_line
 from llm_runtime.contract import FatalReport, report_from_termination_message
@@ -37,9 +38,7 @@ def start() -> Iterator[Start]:
     processes: list[subprocess.Popen[str]] = []
 
     def started(drain_seconds: float) -> tuple[subprocess.Popen[str], str]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         command = [sys.executable, str(SCRIPT), str(port), str(drain_seconds)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True)
         processes.append(process)

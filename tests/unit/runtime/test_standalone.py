@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import httpx
 import pytest
 from starlette.requests import HTTPConnection
 
+from devstack.ports import free_port
 from harness import KEY, chat_body, key_file, record
 from llm_runtime.api.services import Services
 from llm_runtime.assembly import ModelSource, assemble
@@ -96,9 +96,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def url(tmp_path: Path, environment: dict[str, str]) -> Iterator[str]:
     for seed, name in enumerate(("first", "second")):
         tiny_model.make(tmp_path / name, seed=seed)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "llm_runtime", "serve", "--host", "127.0.0.1", "--port", str(port)]
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)

@@ -1,7 +1,6 @@
 """Whole servers for tests: the runtime's own command line in a process, with a mock in the place of its model."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import httpx
 import yaml
 
+from devstack.ports import free_port
 from harness import KEY, key_file, record
 from waiting import eventually
 
@@ -49,9 +49,7 @@ def server(
     (folder / "keys.json").write_text(key_file(record(KEY)))
     settings = {"model": {"name": "mock", "path": "mock"}, "tiers": [{"name": "standard", **tier}], **config}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "bench.mock", "serve", "--config", "config.yaml", "--keys", "keys.json"]
     environment = {
         "PATH": os.environ["PATH"],

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from devstack.ports import free_port
 from llm_runtime import errors
 from llm_runtime.contract import Tier
 from llm_runtime.limits import Limiter
@@ -33,9 +34,7 @@ class Server:
     """A running Redis, on a port of its own and without a file."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._folder = folder
         self.start()
 

@@ -7,17 +7,12 @@ import urllib.request
 
 import pytest
 
+from devstack.ports import free_port
 from llm_operator.pods import read
 from llm_operator.state import Download
 from llm_runtime.contract import LIVE_PATH, METRICS_PATH, READY_PATH
 from llm_runtime.models.figures import DownloadFigures, exposed
 from unit.runtime.models.test_progress import Clock
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def get(port: int, path: str) -> str:

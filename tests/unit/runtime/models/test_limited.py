@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import httpx
 import pytest
 
 from cgroups import limited
+from devstack.ports import free_port
 from harness import chat_body
 from llm_runtime.contract import report_from_termination_message
 from unit.runtime import tiny_model
@@ -33,12 +33,6 @@ def command(folder: Path, port: int) -> list[str]:
     file.write_text(json.dumps(document))
     serve = ["serve", "--config", str(file), "--host", "127.0.0.1", "--port", str(port)]
     return [sys.executable, "-m", "llm_runtime", *serve]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answers(url: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from devstack.ports import free_port
 from llm_operator.pods import read
 from llm_operator.state import Download
 from llm_runtime.__main__ import _fetch as bring
@@ -20,7 +21,7 @@ from llm_runtime.models.retry import Patience
 from llm_runtime.models.sources import Pinned, Reference, find
 from llm_runtime.models.verify import is_whole
 from unit.runtime.models.fakes import write_model
-from unit.runtime.models.test_figures import free_port, get
+from unit.runtime.models.test_figures import get
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
