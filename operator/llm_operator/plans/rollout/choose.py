@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from llm_operator.crds import CandidateStatus, HistoryEntry, RevisionStatus
+from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout.situation import Decision, Situation, Wanted, stamp
 from llm_operator.state import Occurrence
 
@@ -43,7 +44,7 @@ def _resume(situation: Situation, decision: Decision, candidate: CandidateStatus
 
 def _give_way(situation: Situation, decision: Decision, candidate: CandidateStatus) -> Decision:
     """The wanted revision is another one now. Where nothing else serves, ready pods are kept until it can."""
-    if decision.stable is None and situation.ready(candidate.revision) and candidate.reason != "GateFailed":
+    if decision.stable is None and situation.ready(candidate.revision) and candidate.reason != Reason.GateFailed:
         kept = RevisionStatus(**candidate.model_dump(include=set(RevisionStatus.model_fields)))
         return replace(decision, stable=kept, candidate=None)
     if candidate.outcome is not None:
