@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from llm_operator.crds import Condition
-from llm_operator.plans import adapter_status, approval, downloads, faults, names, stages
+from llm_operator.plans import adapter_status, approval, downloads, faults, names
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import Decision, stamp
 from llm_operator.state import Fault, Manifest, Observed, RevisionChildren
@@ -270,8 +270,9 @@ def _under_way(picture: Picture) -> str:
     fault = picture.observed.faults.get(candidate.revision)
     pods = picture.decision.replicas.get(candidate.revision, picture.replicas)
     counted = f"{children.ready if children else 0} of {pods} pods of version {candidate.version} are ready"
-    stage = stages.describe(picture.observed.spec.rollout, candidate)
-    parts = (counted, picture.download, stage, _keeps(picture), fault.message if fault else "", picture.decision.advice)
+    decision = picture.decision
+    told = fault.message if fault else ""
+    parts = (counted, picture.download, decision.stage, _keeps(picture), told, decision.advice)
     return "; ".join(part for part in parts if part)
 
 

@@ -42,7 +42,12 @@ def worst(
     return found[0] if found else _refused(deployment)
 
 
-_ORDER = {Reason.ContainerRestarted: 1, Reason.CrashLoopBackOff: 1, Reason.PodUnschedulable: 2, Reason.PodEvicted: 3}
+_ORDER: dict[str, int] = {
+    Reason.ContainerRestarted: 1,
+    Reason.CrashLoopBackOff: 1,
+    Reason.PodUnschedulable: 2,
+    Reason.PodEvicted: 3,
+}
 """The later, the less it says: an evicted pod stays in the list long after another has taken its place."""
 
 
