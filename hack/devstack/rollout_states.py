@@ -9,7 +9,9 @@ from llm_operator.plans.rollout.states import mermaid
 
 def main() -> None:
     text = Path(sys.argv[1]).read_text()
-    drawn, found = re.subn(r"(?<=```mermaid\n)stateDiagram-v2\n.*?(?=\n```)", lambda _: mermaid(), text, flags=re.DOTALL)
+    drawn, found = re.subn(
+        r"(?<=```mermaid\n)stateDiagram-v2\n.*?(?=\n```)", lambda _: mermaid(), text, flags=re.DOTALL
+    )
     if found != 1:
         sys.exit(f"{sys.argv[1]} has {found} mermaid blocks that begin with stateDiagram-v2: write exactly one")
     sys.stdout.write(drawn)

@@ -188,7 +188,7 @@ def _status(
         model=_model(observed, now),
         adapters=adapter_status.status(observed, now),
         stable=decision.stable,
-        candidate=decision.candidate,
+        candidate=decision.candidate.status() if decision.candidate else None,
         history=decision.history,
         directive=decision.directive,
         rollback=decision.rollback,

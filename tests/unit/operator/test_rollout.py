@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 from llm_operator.crds import CandidateStatus, HistoryEntry, LLMDeploymentStatus, RevisionStatus
 from llm_operator.crds.rollout import RolloutSpec
-from llm_operator.plans.rollout import Decision, Situation, Wanted, advance, stamp
+from llm_operator.plans import rollout
+from llm_operator.plans.rollout import Decision, Situation, Wanted, stamp
 from llm_operator.state import Fault, RevisionChildren
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -41,6 +43,13 @@ def situation(**changes: Any) -> Situation:
         now=NOW,
     )
     return replace(base, **changes)
+
+
+def advance(situation: Situation) -> Any:
+    """The decision, with the candidate as the status has it."""
+    decision = rollout.advance(situation)
+    status = decision.candidate.status() if decision.candidate else None
+    return SimpleNamespace(**vars(decision) | {"candidate": status})
 
 
 def test_a_candidate_gets_as_many_pods_as_the_stable_revision_has() -> None:

@@ -135,7 +135,7 @@ class Sim:
         decision = advance(self.situation())
         self.status = LLMDeploymentStatus(
             stable=decision.stable,
-            candidate=decision.candidate,
+            candidate=decision.candidate.status() if decision.candidate else None,
             history=decision.history,
             directive=decision.directive,
             rollback=decision.rollback,

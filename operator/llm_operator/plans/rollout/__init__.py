@@ -1,20 +1,19 @@
 """Which revisions serve, which one is on its way, how many pods each has. Pure: time is an argument.
 
-In order of work:
-
-pin        annotation: back to a kept revision      situation  what is wanted, and what there is
-choose     the candidate: begun, kept, replaced     move       the candidate on its way: what strategies are asked about
-steer      annotation: pause, skip, abort           course     what is decided so far
-select     by which strategy                        states     the life of a candidate
-judge      promoted, given up, or a step further    room       has a pod a place, would stopping an old one make one
-share      pods, traffic, what is told of it
+Steps, in order                                     Nouns
+pin     annotation: back to a kept revision         situation  what is wanted, and what there is
+choose  the candidate: begun, kept, replaced        move       a candidate on its way: what strategies are asked about
+steer   annotation: pause, skip, abort              states     the life of a candidate
+select  by which strategy                           decision   what the steps have decided
+judge   promoted, given up, or a step further       room       has a pod a place, would stopping an old one make one
+share   pods and traffic, when to look again
 
 A strategy is one file (rolling, blue_green, canary, recreate; first: nothing serves yet) that answers what strategy.py
 asks, and one line in select.STRATEGIES.
 """
 
 from llm_operator.plans.rollout.choose import choose
-from llm_operator.plans.rollout.course import Course, Decision
+from llm_operator.plans.rollout.decision import Decision
 from llm_operator.plans.rollout.judge import judge
 from llm_operator.plans.rollout.move import Candidate
 from llm_operator.plans.rollout.pin import pin
@@ -28,10 +27,10 @@ def advance(situation: Situation) -> Decision:
     """One step: choose the candidate, judge it, then share out pods and traffic."""
     status = situation.status
     candidate = Candidate.read(status.candidate) if status.candidate else None
-    course = Course(situation, status.stable, candidate, status.history)
-    for step in (pin, choose, steer, select, judge):
-        course = step(course)
-    return share(course)
+    decision = Decision(situation, status.stable, candidate, status.history)
+    for step in (pin, choose, steer, select, judge, share):
+        decision = step(decision)
+    return decision
 
 
 __all__ = ["Decision", "Situation", "Wanted", "advance", "parse", "stamp"]

@@ -7,7 +7,7 @@ from llm_operator.plans import gates
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.choose import ended, served
-from llm_operator.plans.rollout.course import Course
+from llm_operator.plans.rollout.decision import Decision
 from llm_operator.plans.rollout.move import Candidate, Move
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.steer import STEER
@@ -15,25 +15,25 @@ from llm_operator.plans.rollout.strategy import Strategy
 from llm_operator.state import Evidence, Fault
 
 
-def judge(course: Course) -> Course:
+def judge(decision: Decision) -> Decision:
     """One look at the candidate."""
-    move, strategy = course.move, course.strategy
+    move, strategy = decision.move, decision.strategy
     if move is None or strategy is None or move.situation.replicas == 0:
-        return course
+        return decision
     if move.state is State.FAILED:
         # Where nothing else serves, a failed candidate keeps trying; but a wrong answer does not get right by waiting.
         heals = move.stable is None and move.candidate.reason not in (Reason.GateFailed, Reason.Aborted)
-        return _promote(course, move.candidate) if heals and move.complete else course
-    move = replace(move, candidate=_seen(move, paused=course.paused))
-    if (fault := _refusal(move, aborted=course.ordered("abort"))) is not None:
-        return _fail(course, move.candidate, fault)
+        return _promote(decision, move.candidate) if heals and move.complete else decision
+    move = replace(move, candidate=_seen(move, paused=decision.paused))
+    if (fault := _refusal(move, aborted=decision.ordered("abort"))) is not None:
+        return _fail(decision, move.candidate, fault)
     further = strategy.next(move)
     if further is State.STABLE:
-        return _promote(course, move.candidate)
+        return _promote(decision, move.candidate)
     move = replace(move, candidate=further)
     if (fault := _hopeless(move, strategy)) is not None:
-        return _fail(course, move.candidate, fault)
-    return replace(course, candidate=move.candidate)
+        return _fail(decision, move.candidate, fault)
+    return replace(decision, candidate=move.candidate)
 
 
 def _seen(move: Move, *, paused: bool) -> Candidate:
@@ -93,25 +93,25 @@ def _late(move: Move, strategy: Strategy, fault: Fault | None) -> Fault:
     return Fault(Reason.ProgressDeadlineExceeded, message, terminal=True)
 
 
-def _promote(course: Course, candidate: Candidate) -> Course:
-    now, old = course.situation.now, course.stable
-    stable, history = served(candidate, now), course.history
+def _promote(decision: Decision, candidate: Candidate) -> Decision:
+    now, old = decision.situation.now, decision.stable
+    stable, history = served(candidate, now), decision.history
     if old is not None:
-        back = course.rollback is not None and course.rollback.revision == stable.revision
+        back = decision.rollback is not None and decision.rollback.revision == stable.revision
         why = ", as the annotation rollback-to asked" if back else ""
         history = (ended(old, "Superseded", now, f"by revision {stable.revision}{why}"), *history)
     before = f", version {old.version} leaves" if old else ""
     unjudged = ", ".join(each.name for each in candidate.verdict if each.state == "TooFewSamples")
     note = f"; too few samples to judge {unjudged}" if unjudged else ""
     message = f"revision {stable.revision} serves model version {stable.version}{before}{note}"
-    return replace(course, stable=stable, candidate=None, history=history).tell("Normal", "RolledOut", message)
+    return replace(decision, stable=stable, candidate=None, history=history).tell("Normal", "RolledOut", message)
 
 
-def _fail(course: Course, candidate: Candidate, fault: Fault) -> Course:
+def _fail(decision: Decision, candidate: Candidate, fault: Fault) -> Decision:
     reason = str(fault.reason)
     failed = replace(candidate, outcome="Failed", reason=reason, message=fault.message, paused=False)
-    keeps = f"; version {course.stable.version} keeps serving" if course.stable else ""
+    keeps = f"; version {decision.stable.version} keeps serving" if decision.stable else ""
     message = f"model version {candidate.version}: {reason}: {fault.message}{keeps}"
-    entry = ended(candidate.status(), "Failed", course.situation.now, f"{reason}: {fault.message}")
-    course = replace(course, candidate=failed, history=(entry, *course.history))
-    return course.tell("Warning", "RolloutFailed", message)
+    entry = ended(candidate.status(), "Failed", decision.situation.now, f"{reason}: {fault.message}")
+    decision = replace(decision, candidate=failed, history=(entry, *decision.history))
+    return decision.tell("Warning", "RolloutFailed", message)

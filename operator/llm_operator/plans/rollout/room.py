@@ -13,7 +13,7 @@ from decimal import Decimal
 
 from llm_operator.crds.common import quantity_value
 from llm_operator.plans.rollout.move import Move
-from llm_operator.plans.rollout.situation import exists, parse, since
+from llm_operator.plans.rollout.situation import exists, parse
 from llm_operator.state import Manifest
 
 PATIENCE_SECONDS = 30.0
@@ -120,7 +120,8 @@ def coming(events: Iterable[Manifest], now: datetime) -> str:
     """What a cluster autoscaler says about a node that it adds for a pod, from the pod's Events; empty: none comes."""
     known = [event for event in events if event.get("reason") in (*ADDS, *ADDS_NOT)]
     newest = max(known, key=_moment, default=None)
-    if newest is None or newest["reason"] in ADDS_NOT or since(now, parse(_moment(newest))) > NODE_SECONDS:
+    at = parse(_moment(newest)) if newest else None
+    if newest is None or at is None or newest["reason"] in ADDS_NOT or (now - at).total_seconds() > NODE_SECONDS:
         return ""
     return str(newest.get("message") or newest["reason"])[:512]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.blue_green import BlueGreen
 from llm_operator.plans.rollout.canary import Canary
-from llm_operator.plans.rollout.course import Course
+from llm_operator.plans.rollout.decision import Decision
 from llm_operator.plans.rollout.first import First
 from llm_operator.plans.rollout.move import Move
 from llm_operator.plans.rollout.recreate import Recreate
@@ -21,25 +21,25 @@ STRATEGIES: dict[str, Strategy] = {
 """By their names in spec.rollout.strategy."""
 
 
-def select(course: Course) -> Course:
-    """The course with the candidate's strategy, which is written down once there are pods to be moved."""
-    move = course.move
+def select(decision: Decision) -> Decision:
+    """The decision with the candidate's strategy, which is written down once there are pods to be moved."""
+    move = decision.move
     if move is None:
-        return course
+        return decision
     if move.stable is None:
-        return replace(course, strategy=First())
+        return replace(decision, strategy=First())
     asked, before = move.situation.spec.strategy, move.candidate
     if before.outcome is not None or not move.situation.replicas:
         # Before operators wrote the strategy down, the specification's was the candidate's.
-        return replace(course, strategy=STRATEGIES.get(before.strategy or asked, STRATEGIES["BlueGreen"]))
+        return replace(decision, strategy=STRATEGIES.get(before.strategy or asked, STRATEGIES["BlueGreen"]))
     name, reason = _automatic(move) if asked == "Auto" else (asked, "spec.rollout.strategy says so")
     strategy, changes = STRATEGIES[name], before.strategy not in (None, name)
     candidate = strategy.prepare(move.changed(strategy=name, strategy_reason=reason), before)
     if changes:
         candidate = replace(candidate, progressed_at=move.situation.moment)
     if changes or (before.surge, candidate.surge) == (1, 0):
-        course = course.tell("Normal", "StrategyChosen", f"{name}: {candidate.strategy_reason}")
-    return replace(course, candidate=candidate, strategy=strategy)
+        decision = decision.tell("Normal", "StrategyChosen", f"{name}: {candidate.strategy_reason}")
+    return replace(decision, candidate=candidate, strategy=strategy)
 
 
 def _automatic(move: Move) -> tuple[str, str]:

@@ -1,9 +1,9 @@
-"""Pods per revision, who is behind the Service, and what is told of it. It remembers nothing: what is suffices."""
+"""Pods per revision, who is behind the Service, and when to look again. It remembers nothing: what is suffices."""
 
 from dataclasses import replace
 
 from llm_operator.plans.rollout import room
-from llm_operator.plans.rollout.course import Course, Decision
+from llm_operator.plans.rollout.decision import Decision
 from llm_operator.plans.rollout.move import Move, Share
 from llm_operator.plans.rollout.situation import parse
 from llm_operator.plans.rollout.states import State
@@ -16,39 +16,25 @@ THIRD_LOOK_SECONDS = 1.0
 """How often, while pods of a third revision keep it out of the Service."""
 
 
-def share(course: Course) -> Decision:
-    """What follows for pods and traffic from where the roll-out is."""
-    history = course.history[:HISTORY_ENTRIES]
-    kept, settling = _earlier(replace(course, history=history))
-    found = _between(course)
-    candidate, moving = found.candidate, None
-    if candidate is not None and candidate.outcome is None and course.situation.replicas:
-        moving = replace(course, candidate=candidate).move
-    looks = [course.situation.settle_seconds] if settling else []
-    decision = Decision(
-        stable=course.stable,
-        candidate=candidate.status() if candidate else None,
-        history=history,
-        replicas=kept | found.pods,
-        serving=found.serving,
-        occurrences=course.occurrences,
-        requeue_seconds=min(looks, default=None),
-        directive=course.directive,
-        rollback=course.rollback,
-        remarks=course.remarks,
-    )
-    if moving is None or course.strategy is None:
-        return decision
-    looks += _looks(moving, course.strategy)
-    stage, advice = _stage(moving, course.strategy), course.strategy.advice(moving)
-    return replace(decision, requeue_seconds=min(looks, default=None), stage=stage, advice=advice)
+def share(decision: Decision) -> Decision:
+    """The decision with what follows for pods and traffic, and what is told of it."""
+    decision = replace(decision, history=decision.history[:HISTORY_ENTRIES])
+    kept, settling = _earlier(decision)
+    found = _between(decision)
+    decision = replace(decision, candidate=found.candidate, replicas=kept | found.pods, serving=found.serving)
+    looks = [decision.situation.settle_seconds] if settling else []
+    move, strategy = decision.move, decision.strategy
+    if move is not None and strategy is not None and decision.rolling_out and move.situation.replicas:
+        looks += _looks(move, strategy)
+        decision = replace(decision, stage=_stage(move, strategy), advice=strategy.advice(move))
+    return replace(decision, requeue_seconds=min(looks, default=None))
 
 
-def _between(course: Course) -> Share:
+def _between(decision: Decision) -> Share:
     """Pods and traffic of the stable revision and the candidate."""
-    move, strategy, replicas = course.move, course.strategy, course.situation.replicas
+    move, strategy, replicas = decision.move, decision.strategy, decision.situation.replicas
     if move is None or strategy is None:
-        serving = (course.stable.revision,) if course.stable else ()
+        serving = (decision.stable.revision,) if decision.stable else ()
         return Share(dict.fromkeys(serving, replicas), serving)
     if move.stable is not None and replicas == 0:
         return Share({move.old: 0, move.new: 0}, (move.old,), move.candidate)
@@ -57,10 +43,10 @@ def _between(course: Course) -> Share:
     return strategy.share(move).noted(move)
 
 
-def _earlier(course: Course) -> tuple[dict[str, int], bool]:
+def _earlier(decision: Decision) -> tuple[dict[str, int], bool]:
     """Pods of the revisions that are kept to go back to, and whether some of these stay a moment longer."""
-    situation, current = course.situation, {each.revision for each in (course.stable, course.candidate) if each}
-    served = [each for each in course.history if each.outcome == "Superseded" and each.revision not in current]
+    situation, current = decision.situation, {each.revision for each in (decision.stable, decision.candidate) if each}
+    served = [each for each in decision.history if each.outcome == "Superseded" and each.revision not in current]
     kept = list(dict.fromkeys(entry.revision for entry in served))[: situation.spec.revision_history_limit]
     settling = {
         entry.revision: pods

@@ -53,7 +53,7 @@ class Situation:
 
     def since(self, moment: datetime | None) -> float:
         """Seconds from a moment until now; for none, infinitely many."""
-        return since(self.now, moment)
+        return (self.now - moment).total_seconds() if moment else float("inf")
 
     def children(self, revision: str) -> RevisionChildren:
         return self.revisions.get(revision, _NOTHING)
@@ -111,8 +111,3 @@ def stamp(moment: datetime) -> str:
 def parse(moment: str | None) -> datetime | None:
     """The moment that `stamp` wrote."""
     return datetime.fromisoformat(moment) if moment else None
-
-
-def since(now: datetime, moment: datetime | None) -> float:
-    """Seconds from a moment until now; for none, infinitely many."""
-    return (now - moment).total_seconds() if moment else float("inf")

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from llm_operator.crds import GROUP, DirectiveStatus
 from llm_operator.plans.reasons import Reason
-from llm_operator.plans.rollout.course import Course
+from llm_operator.plans.rollout.decision import Decision
 
 STEER = f"{GROUP}/rollout"
 LEVELS = ("pause", "resume")
@@ -17,21 +17,21 @@ ONCE = ("skip", "abort")
 """For the roll-out that is under way when they are first seen; or word:revision for that one alone."""
 
 
-def steer(course: Course) -> Course:
-    """The course with the annotation as it was understood when it was first seen."""
-    value = course.situation.annotations.get(STEER, "")
+def steer(decision: Decision) -> Decision:
+    """The decision with the annotation as it was understood when it was first seen."""
+    value = decision.situation.annotations.get(STEER, "")
     if not value:
-        return course
+        return decision
     word, colon, named = value.partition(":")
-    under_way = course.candidate is not None and course.candidate.outcome is None
-    about = course.candidate.revision if course.candidate and under_way and word in ONCE else None
-    before, seen = course.situation.status.directive, DirectiveStatus(value=value, revision=named or about)
+    under_way = decision.candidate is not None and decision.candidate.outcome is None
+    about = decision.candidate.revision if decision.candidate and under_way and word in ONCE else None
+    before, seen = decision.situation.status.directive, DirectiveStatus(value=value, revision=named or about)
     known = before is not None and before.value == seen.value
-    course = replace(course, directive=before if known else seen)
+    decision = replace(decision, directive=before if known else seen)
     if value in LEVELS or (word in ONCE and bool(named) == bool(colon)):
-        return course
+        return decision
     message = (
         f"the annotation {STEER} is {value[:100]!r} and has no effect: write pause, resume, skip, abort, "
         "skip:<revision> or abort:<revision>"
     )
-    return (course if known else course.tell("Warning", Reason.AnnotationIgnored, message)).remark(message)
+    return (decision if known else decision.tell("Warning", Reason.AnnotationIgnored, message)).remark(message)
