@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import Any
 
 from llm_operator.crds import CandidateStatus, HistoryEntry, LLMDeploymentStatus, RevisionStatus
@@ -45,11 +44,11 @@ def situation(**changes: Any) -> Situation:
     return replace(base, **changes)
 
 
-def advance(situation: Situation) -> Any:
+def advance(situation: Situation) -> Decision:
     """The decision, with the candidate as the status has it."""
     decision = rollout.advance(situation)
     status = decision.candidate.status() if decision.candidate else None
-    return SimpleNamespace(**vars(decision) | {"candidate": status})
+    return replace(decision, candidate=status)  # type: ignore[arg-type]
 
 
 def test_a_candidate_gets_as_many_pods_as_the_stable_revision_has() -> None:

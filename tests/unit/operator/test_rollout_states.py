@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import random
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from llm_operator.crds import CandidateStatus, LLMDeploymentStatus
 from llm_operator.crds.rollout import RolloutSpec
+from llm_operator.plans import rollout as rollout_package
 from llm_operator.plans.rollout import Wanted, move
 from llm_operator.plans.rollout.move import Candidate, Move
 from llm_operator.plans.rollout.select import STRATEGIES
@@ -105,3 +108,12 @@ def test_a_further_strategy_is_one_file_one_line_and_its_name_in_the_crd(monkeyp
     sim.until(lambda s: s.stable == "2")
     assert 39 <= (sim.now - began).total_seconds() <= 42
     assert sim.serving == ("new",)
+
+
+def test_no_sentence_for_people_steers_a_rollout() -> None:
+    for path in Path(str(rollout_package.__file__)).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            asked = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            asked += [node.func.value] if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else []
+            read = [each for each in asked if isinstance(each, ast.Attribute) and each.attr == "message"]
+            assert not read, f"{path.name}:{read[0].lineno} decides by a message: give what it says a field of its own"

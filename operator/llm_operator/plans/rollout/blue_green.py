@@ -4,7 +4,10 @@ from dataclasses import replace
 
 from llm_operator.plans.rollout.move import Candidate, Move, Share
 from llm_operator.plans.rollout.states import State
-from llm_operator.plans.rollout.strategy import ALL, Next, Strategy
+from llm_operator.plans.rollout.strategy import Next, Strategy
+
+ALL = 100
+"""Percent."""
 
 
 class BlueGreen(Strategy):

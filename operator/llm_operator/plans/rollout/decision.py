@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from llm_operator.crds import DirectiveStatus, HistoryEntry, RevisionStatus
 from llm_operator.plans.rollout.move import Candidate, Move
-from llm_operator.plans.rollout.situation import Situation
+from llm_operator.plans.rollout.situation import Situation, stamp
 from llm_operator.plans.rollout.strategy import Strategy
 from llm_operator.state import Occurrence
 
@@ -42,6 +42,12 @@ class Decision:
 
     def remark(self, message: str) -> "Decision":
         return replace(self, remarks=(*self.remarks, message))
+
+    def ended(self, revision: RevisionStatus, outcome: str, message: str) -> "Decision":
+        """With the line that history keeps of a revision."""
+        known = {"revision": revision.revision, "version": revision.version, "started_at": revision.started_at}
+        told = {"ended_at": stamp(self.situation.now), "outcome": outcome, "message": message}
+        return replace(self, history=(HistoryEntry.model_validate(known | told), *self.history))
 
     @property
     def rolling_out(self) -> bool:

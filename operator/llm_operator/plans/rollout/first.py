@@ -13,6 +13,3 @@ class First(Strategy):
 
     def retreat(self, move: Move) -> Share:
         return self.share(move)
-
-    def advice(self, move: Move) -> str:
-        return ""

@@ -6,7 +6,6 @@ from datetime import datetime
 from llm_operator.plans import gates
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import room
-from llm_operator.plans.rollout.choose import ended, served
 from llm_operator.plans.rollout.decision import Decision
 from llm_operator.plans.rollout.move import Candidate, Move
 from llm_operator.plans.rollout.states import State
@@ -94,24 +93,22 @@ def _late(move: Move, strategy: Strategy, fault: Fault | None) -> Fault:
 
 
 def _promote(decision: Decision, candidate: Candidate) -> Decision:
-    now, old = decision.situation.now, decision.stable
-    stable, history = served(candidate, now), decision.history
+    old, stable, before = decision.stable, candidate.served(decision.situation.now), ""
     if old is not None:
         back = decision.rollback is not None and decision.rollback.revision == stable.revision
         why = ", as the annotation rollback-to asked" if back else ""
-        history = (ended(old, "Superseded", now, f"by revision {stable.revision}{why}"), *history)
-    before = f", version {old.version} leaves" if old else ""
+        decision = decision.ended(old, "Superseded", f"by revision {stable.revision}{why}")
+        before = f", version {old.version} leaves"
     unjudged = ", ".join(each.name for each in candidate.verdict if each.state == "TooFewSamples")
     note = f"; too few samples to judge {unjudged}" if unjudged else ""
     message = f"revision {stable.revision} serves model version {stable.version}{before}{note}"
-    return replace(decision, stable=stable, candidate=None, history=history).tell("Normal", "RolledOut", message)
+    return replace(decision, stable=stable, candidate=None).tell("Normal", "RolledOut", message)
 
 
 def _fail(decision: Decision, candidate: Candidate, fault: Fault) -> Decision:
-    reason = str(fault.reason)
-    failed = replace(candidate, outcome="Failed", reason=reason, message=fault.message, paused=False)
+    reason, message = str(fault.reason), f"{fault.reason}: {fault.message}"
     keeps = f"; version {decision.stable.version} keeps serving" if decision.stable else ""
-    message = f"model version {candidate.version}: {reason}: {fault.message}{keeps}"
-    entry = ended(candidate.status(), "Failed", decision.situation.now, f"{reason}: {fault.message}")
-    decision = replace(decision, candidate=failed, history=(entry, *decision.history))
-    return decision.tell("Warning", "RolloutFailed", message)
+    decision = decision.ended(candidate.status(), "Failed", message)
+    failed = replace(candidate, outcome="Failed", reason=reason, message=fault.message, paused=False)
+    told = f"model version {candidate.version}: {message}{keeps}"
+    return replace(decision, candidate=failed).tell("Warning", "RolloutFailed", told)

@@ -41,6 +41,11 @@ class Candidate:
         moments = {name: parse(getattr(status, name)) for name in _MOMENTS}
         return cls(**{**dict(status), **moments, "paused": bool(status.paused), "verdict": status.verdict or ()})
 
+    def served(self, since: datetime | None) -> RevisionStatus:
+        """It as the revision that serves."""
+        at = stamp(since) if since else None
+        return RevisionStatus(revision=self.revision, version=self.version, image=self.image, started_at=at)
+
     def status(self) -> CandidateStatus:
         """For the API, where an absent field is the usual case."""
         moments = {name: stamp(at) for name in _MOMENTS if (at := getattr(self, name)) is not None}

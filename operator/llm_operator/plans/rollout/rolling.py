@@ -69,6 +69,3 @@ class Rolling(Strategy):
 
     def stops_old_pods(self, move: Move) -> bool:
         return move.candidate.surge == 0
-
-    def advice(self, move: Move) -> str:
-        return room.advice(move, makes_room=self.stops_old_pods(move))

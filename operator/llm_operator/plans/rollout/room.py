@@ -92,10 +92,10 @@ def _waited(move: Move) -> float:
     return move.situation.since(move.candidate.progressed_at or move.candidate.started_at)
 
 
-def advice(move: Move, *, makes_room: bool = False) -> str:
+def advice(move: Move, *, makes_room: bool) -> str:
     """What the candidate waits for and how a person can help it; empty while it has room or an old pod makes some."""
     found = lack(move)
-    if found is None:
+    if found is None or move.stable is None:
         return ""
     if found.coming:
         return f"a node is on its way for it: {found.coming}"

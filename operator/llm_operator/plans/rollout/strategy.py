@@ -9,8 +9,6 @@ from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.move import Candidate, Move, Share
 from llm_operator.plans.rollout.states import State
 
-ALL = 100
-"""Percent."""
 Next = Candidate | Literal[State.STABLE]
 """The candidate as it is now, or that it has arrived."""
 
@@ -55,7 +53,7 @@ class Strategy(ABC):
 
     def advice(self, move: Move) -> str:
         """What a candidate without room waits for, and how a person can help it; empty: nobody need."""
-        return room.advice(move)
+        return room.advice(move, makes_room=self.stops_old_pods(move))
 
     def hold_left(self, move: Move) -> float:
         """Seconds that the step lasts at least; 0 when it holds nothing up."""
