@@ -15,7 +15,7 @@ from llm_operator.plans import rollout as rollout_package
 from llm_operator.plans.rollout import Wanted, move
 from llm_operator.plans.rollout.move import Candidate, Move
 from llm_operator.plans.rollout.select import STRATEGIES
-from llm_operator.plans.rollout.states import TRANSITIONS, State
+from llm_operator.plans.rollout.states import TRANSITIONS, State, mermaid
 from llm_operator.plans.rollout.steer import STEER
 from llm_operator.state import Evidence, Figures, SmokeOutcome
 from unit.operator.fifth_strategy import Soak
@@ -89,6 +89,10 @@ def test_candidates_take_the_ways_that_are_drawn_each_of_them_and_no_other() -> 
         for strategy in STRATEGIES:
             taken |= live(strategy, seed, first=seed % 2 == 0)
     assert taken == {(source, target) for source, target, _ in TRANSITIONS}
+
+
+def test_the_diagram_of_the_docs_is_that_of_the_code() -> None:
+    assert f"```mermaid\n{mermaid()}\n```" in Path("docs/rollouts.md").read_text(), "run hack/generate"
 
 
 def test_a_further_strategy_is_one_file_one_line_and_its_name_in_the_crd(monkeypatch: pytest.MonkeyPatch) -> None:

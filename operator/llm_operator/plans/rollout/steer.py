@@ -23,8 +23,7 @@ def steer(decision: Decision) -> Decision:
     if not value:
         return decision
     word, colon, named = value.partition(":")
-    under_way = decision.candidate is not None and decision.candidate.outcome is None
-    about = decision.candidate.revision if decision.candidate and under_way and word in ONCE else None
+    about = decision.candidate.revision if decision.candidate and decision.rolling_out and word in ONCE else None
     before, seen = decision.situation.status.directive, DirectiveStatus(value=value, revision=named or about)
     known = before is not None and before.value == seen.value
     decision = replace(decision, directive=before if known else seen)
