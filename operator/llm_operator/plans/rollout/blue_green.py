@@ -23,15 +23,15 @@ class BlueGreen(Strategy):
         return State.STABLE if done and move.arrived else move.candidate
 
     def share(self, move: Move) -> Share:
-        switched, now = _switched(move.candidate), move.situation.moment
+        switched = _switched(move.candidate)
         if switched:
             turned = move.situation.answering(move.new) > 0
         else:
             turned = bool(move.situation.spec.switch_hold_seconds) and move.arrived
         candidate = move.candidate
         if turned != switched:
-            began = now if turned else None
-            candidate = replace(candidate, weight=ALL if turned else 0, progressed_at=now, step_started_at=began)
+            began = move.situation.moment if turned else None
+            candidate = replace(move.further(weight=ALL if turned else 0), step_started_at=began)
         return self._beside(move, candidate, turned=turned)
 
     def retreat(self, move: Move) -> Share:

@@ -23,19 +23,20 @@ class Canary(Strategy):
         return float(step.hold_seconds) if step else 0.0
 
     def next(self, move: Move) -> Next:
-        step, number = _step(move), _number(move)
+        step = _step(move)
         if step is not None and move.skips:
             return move.further(step=len(move.situation.spec.steps) + 1)
-        move = move.changed(step=number)
+        move = move.changed(step=_number(move))
         if step is None:
             return super().next(move)
-        weight, fits = move.candidate.weight, _most_pods(move, step.weight) > 0
-        move = move.held(self.size(move), judged=weight is not None and (weight > 0 or not fits))
-        return move.further(step=number + 1) if self.over(move) else move.candidate
+        weight = move.candidate.weight
+        without = weight == 0 and _most_pods(move, step.weight) == 0
+        move = move.held(self.size(move), judged=bool(weight) or without)
+        return move.further(step=_number(move) + 1) if self.over(move) else move.candidate
 
     def share(self, move: Move) -> Share:
-        situation, size, both = move.situation, self.size(move), (move.old, move.new)
-        pods = {move.old: situation.replicas, move.new: size}
+        situation = move.situation
+        size = self.size(move)
         answering = situation.answering(move.new)
         if situation.routed:
             answers = move.enters and answering > 0 and (answering >= size or bool(move.candidate.weight))
@@ -44,16 +45,19 @@ class Canary(Strategy):
             mine = max(size, situation.staying(move.new))
             beside = min(situation.answering(move.old), situation.replicas)
             answers = move.enters and 100 * mine <= _weight(move) * (mine + beside)
-        serving = both if answers and not situation.routed else (move.old,)
+        serving = (move.old, move.new) if answers and not situation.routed else (move.old,)
+        pods = {move.old: situation.replicas, move.new: size}
         return Share(pods, serving, replace(move.candidate, weight=_weight(move) if answers else 0))
 
     def describe(self, move: Move) -> str:
-        candidate, steps = move.candidate, move.situation.spec.steps
+        candidate = move.candidate
+        steps = move.situation.spec.steps
         if candidate.step is None:
             return ""
         if candidate.step > len(steps):
             return "the canary's steps are done, it grows to all pods"
-        step, where = steps[candidate.step - 1], f"canary step {candidate.step} of {len(steps)}"
+        step = steps[candidate.step - 1]
+        where = f"canary step {candidate.step} of {len(steps)}"
         if candidate.weight:
             return f"{where}, at most {step.weight} % of the traffic{_until(move, step.hold_seconds)}"
         if candidate.step_started_at is None:
@@ -71,7 +75,8 @@ def _number(move: Move) -> int:
 
 def _step(move: Move) -> CanaryStep | None:
     """The step; None while it grows to all pods."""
-    steps, number = move.situation.spec.steps, _number(move)
+    steps = move.situation.spec.steps
+    number = _number(move)
     return steps[number - 1] if number <= len(steps) else None
 
 

@@ -9,7 +9,8 @@ from llm_operator.plans.rollout.move import Candidate
 
 def choose(decision: Decision) -> Decision:
     """The decision with the candidate that is wanted now, or without one."""
-    wanted, candidate = decision.situation.wanted, decision.candidate
+    wanted = decision.situation.wanted
+    candidate = decision.candidate
     if wanted is None:
         return decision
     if candidate is not None and candidate.revision == wanted.revision:

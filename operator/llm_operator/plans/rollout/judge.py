@@ -16,7 +16,8 @@ from llm_operator.state import Evidence, Fault
 
 def judge(decision: Decision) -> Decision:
     """One look at the candidate."""
-    move, strategy = decision.move, decision.strategy
+    move = decision.move
+    strategy = decision.strategy
     if move is None or strategy is None or move.situation.replicas == 0:
         return decision
     if move.state is State.FAILED:
@@ -37,7 +38,9 @@ def judge(decision: Decision) -> Decision:
 
 def _seen(move: Move, *, paused: bool) -> Candidate:
     """The candidate with today's verdict; a clock that was set back or a pause that ends begins its times anew."""
-    situation, candidate, now = move.situation, move.candidate, move.situation.moment
+    situation = move.situation
+    candidate = move.candidate
+    now = move.situation.moment
     evidence = situation.evidence if situation.evidence.revision == candidate.revision else Evidence()
     candidate = replace(candidate, verdict=gates.judge(situation.spec.gates or (), evidence))
     if paused != candidate.paused:
@@ -83,9 +86,10 @@ def _hopeless(move: Move, strategy: Strategy) -> Fault | None:
 
 
 def _late(move: Move, strategy: Strategy, fault: Fault | None) -> Fault:
-    ready, wanted = move.situation.children(move.new).ready, strategy.size(move)
+    ready = move.situation.children(move.new).ready
+    seconds = move.situation.spec.progress_deadline_seconds
+    counted = f"{ready} of {strategy.size(move)} pods were ready after {seconds} s"
     waiting = [gates.told(each) for each in move.candidate.verdict if each.state == "Waiting"]
-    counted = f"{ready} of {wanted} pods were ready after {move.situation.spec.progress_deadline_seconds} s"
     why = f": {fault.message}" if fault else "".join(f"; {told}" for told in waiting)
     advice = strategy.advice(move)
     message = counted + why + (f"; {advice}" if advice else "")
@@ -93,7 +97,9 @@ def _late(move: Move, strategy: Strategy, fault: Fault | None) -> Fault:
 
 
 def _promote(decision: Decision, candidate: Candidate) -> Decision:
-    old, stable, before = decision.stable, candidate.served(decision.situation.now), ""
+    old = decision.stable
+    stable = candidate.served(decision.situation.now)
+    before = ""
     if old is not None:
         back = decision.rollback is not None and decision.rollback.revision == stable.revision
         why = ", as the annotation rollback-to asked" if back else ""
@@ -106,7 +112,8 @@ def _promote(decision: Decision, candidate: Candidate) -> Decision:
 
 
 def _fail(decision: Decision, candidate: Candidate, fault: Fault) -> Decision:
-    reason, message = str(fault.reason), f"{fault.reason}: {fault.message}"
+    reason = str(fault.reason)
+    message = f"{fault.reason}: {fault.message}"
     keeps = f"; version {decision.stable.version} keeps serving" if decision.stable else ""
     decision = decision.ended(candidate.status(), "Failed", message)
     failed = replace(candidate, outcome="Failed", reason=reason, message=fault.message, paused=False)

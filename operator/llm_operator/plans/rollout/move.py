@@ -151,5 +151,5 @@ class Share:
         reached = move.new in self.serving or (self.candidate is not None and self.candidate.weight)
         if self.candidate is None or move.stable is None or move.state is State.TRAFFIC or not reached:
             return self
-        now, restarts = move.situation.moment, move.situation.restarts(move.new)
-        return replace(self, candidate=replace(self.candidate, traffic_since=now, restarts=restarts))
+        restarts = move.situation.restarts(move.new)
+        return replace(self, candidate=replace(self.candidate, traffic_since=move.situation.moment, restarts=restarts))

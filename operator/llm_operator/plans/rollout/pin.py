@@ -18,7 +18,8 @@ LONGEST = 63
 def pin(decision: Decision) -> Decision:
     """The decision with the revision that a person wants, if any, as the wanted one."""
     asked = decision.situation.annotations.get(ROLLBACK, "")[:LONGEST]
-    before, wanted = decision.situation.status.rollback, decision.situation.wanted
+    before = decision.situation.status.rollback
+    wanted = decision.situation.wanted
     if not asked:
         return decision
     if before is None or before.value != asked:
@@ -33,7 +34,8 @@ def pin(decision: Decision) -> Decision:
 
 
 def _first_seen(decision: Decision, asked: str) -> Decision:
-    wanted, target = decision.situation.wanted, decision.situation.kept.get(asked)
+    wanted = decision.situation.wanted
+    target = decision.situation.kept.get(asked)
     if target is None:
         message = f"the annotation {ROLLBACK} names revision {asked}, which is not kept: {_choices(decision.situation)}"
         decision = replace(decision, rollback=DirectiveStatus(value=asked))

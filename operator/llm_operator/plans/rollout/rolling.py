@@ -38,7 +38,8 @@ class Rolling(Strategy):
         return 0.0 if all(each.state == "Passed" for each in move.candidate.verdict) else float(JUDGED_SECONDS)
 
     def next(self, move: Move) -> Next:
-        given, replicas = self.size(move), move.situation.replicas
+        given = self.size(move)
+        replicas = move.situation.replicas
         move = move.changed(replicas=given).held(given, judged=move.state is State.TRAFFIC)
         if not self.over(move):
             return move.candidate
@@ -51,7 +52,9 @@ class Rolling(Strategy):
         return move.further(replicas=given + 1)
 
     def share(self, move: Move) -> Share:
-        given, enters, replicas = self.size(move), move.enters, move.situation.replicas
+        given = self.size(move)
+        enters = move.enters
+        replicas = move.situation.replicas
         taken = min(move.situation.answering(move.new), given) if enters else 0
         missing = 1 if move.candidate.surge == 0 else 0
         pods = {move.old: max(0, replicas - missing - taken), move.new: given}

@@ -186,7 +186,8 @@ def _quota_frees(said: str) -> bool:
     match = _QUOTA.search(said)
     if match is None:
         return False
-    requested, limited = _amounts(match["requested"]), _amounts(match["limited"])
+    requested = _amounts(match["requested"])
+    limited = _amounts(match["limited"])
     return bool(requested) and all(amount <= limited.get(name, 0) for name, amount in requested.items())
 
 

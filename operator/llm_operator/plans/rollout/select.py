@@ -28,12 +28,14 @@ def select(decision: Decision) -> Decision:
         return decision
     if move.stable is None:
         return replace(decision, strategy=First())
-    asked, before = move.situation.spec.strategy, move.candidate
+    asked = move.situation.spec.strategy
+    before = move.candidate
     if before.outcome is not None or not move.situation.replicas:
         # Before operators wrote the strategy down, the specification's was the candidate's.
         return replace(decision, strategy=STRATEGIES.get(before.strategy or asked, STRATEGIES["BlueGreen"]))
     name, reason = _automatic(move) if asked == "Auto" else (asked, "spec.rollout.strategy says so")
-    strategy, changes = STRATEGIES[name], before.strategy not in (None, name)
+    strategy = STRATEGIES[name]
+    changes = before.strategy not in (None, name)
     candidate = strategy.prepare(move.changed(strategy=name, strategy_reason=reason), before)
     if changes:
         candidate = replace(candidate, progressed_at=move.situation.moment)

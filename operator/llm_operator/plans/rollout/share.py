@@ -23,7 +23,8 @@ def share(decision: Decision) -> Decision:
     found = _between(decision)
     decision = replace(decision, candidate=found.candidate, replicas=kept | found.pods, serving=found.serving)
     looks = [decision.situation.settle_seconds] if settling else []
-    move, strategy = decision.move, decision.strategy
+    move = decision.move
+    strategy = decision.strategy
     if move is not None and strategy is not None and decision.rolling_out and move.situation.replicas:
         looks += _looks(move, strategy)
         decision = replace(decision, stage=_stage(move, strategy), advice=strategy.advice(move))
@@ -32,11 +33,12 @@ def share(decision: Decision) -> Decision:
 
 def _between(decision: Decision) -> Share:
     """Pods and traffic of the stable revision and the candidate."""
-    move, strategy, replicas = decision.move, decision.strategy, decision.situation.replicas
+    move = decision.move
+    strategy = decision.strategy
     if move is None or strategy is None:
         serving = (decision.stable.revision,) if decision.stable else ()
-        return Share(dict.fromkeys(serving, replicas), serving)
-    if move.stable is not None and replicas == 0:
+        return Share(dict.fromkeys(serving, decision.situation.replicas), serving)
+    if move.stable is not None and move.situation.replicas == 0:
         return Share({move.old: 0, move.new: 0}, (move.old,), move.candidate)
     if move.state is State.FAILED:
         return strategy.retreat(move)
@@ -45,7 +47,8 @@ def _between(decision: Decision) -> Share:
 
 def _earlier(decision: Decision) -> tuple[dict[str, int], bool]:
     """Pods of the revisions that are kept to go back to, and whether some of these stay a moment longer."""
-    situation, current = decision.situation, {each.revision for each in (decision.stable, decision.candidate) if each}
+    situation = decision.situation
+    current = {each.revision for each in (decision.stable, decision.candidate) if each}
     served = [each for each in decision.history if each.outcome == "Superseded" and each.revision not in current]
     kept = list(dict.fromkeys(entry.revision for entry in served))[: situation.spec.revision_history_limit]
     settling = {
@@ -60,7 +63,9 @@ def _earlier(decision: Decision) -> tuple[dict[str, int], bool]:
 
 def _looks(move: Move, strategy: Strategy) -> list[float]:
     """Seconds until something about the candidate may change that no watch tells."""
-    situation, candidate, looks = move.situation, move.candidate, list[float]()
+    situation = move.situation
+    candidate = move.candidate
+    looks = list[float]()
     if (left := strategy.deadline_left(move)) is not None:
         looks.append(max(1.0, left + 0.5))
     if candidate.step_started_at is not None and not candidate.paused:

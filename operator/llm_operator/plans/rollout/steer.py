@@ -24,7 +24,8 @@ def steer(decision: Decision) -> Decision:
         return decision
     word, colon, named = value.partition(":")
     about = decision.candidate.revision if decision.candidate and decision.rolling_out and word in ONCE else None
-    before, seen = decision.situation.status.directive, DirectiveStatus(value=value, revision=named or about)
+    before = decision.situation.status.directive
+    seen = DirectiveStatus(value=value, revision=named or about)
     known = before is not None and before.value == seen.value
     decision = replace(decision, directive=before if known else seen)
     if value in LEVELS or (word in ONCE and bool(named) == bool(colon)):
