@@ -155,3 +155,12 @@ def test_old_revisions_beyond_the_limit_are_dropped() -> None:
         situation(status=status, wanted=Wanted("old", "1", "i"), spec=RolloutSpec(revision_history_limit=3))
     )
     assert decision.replicas == {"old": 2, "r0": 0, "r1": 0, "r2": 0}
+
+
+def test_words_that_are_too_long_are_cut_where_the_status_is_made() -> None:
+    faults = {"new": Fault("ModelCorrupt", "x" * 9000, terminal=True)}
+    decision = advance(situation(faults=faults))
+    assert decision.candidate is not None
+    assert len(decision.candidate.message or "") == 4096
+    assert len(decision.history[0].message or "") == 1024
+    assert len(decision.occurrences[0].message) > 9000  # Where Events are written they are cut as well.
