@@ -16,6 +16,13 @@ API_VERSION = f"{GROUP}/{VERSION}"
 Short = Annotated[str, Field(max_length=63)]
 Line = Annotated[str, Field(max_length=253)]
 Text = Annotated[str, Field(max_length=4096)]
+
+
+def cut(characters: int) -> BeforeValidator:
+    """For texts of a status: what is longer is cut where the status is made, and nowhere before."""
+    return BeforeValidator(lambda text: text[:characters] if isinstance(text, str) else text)
+
+
 # Object names as Kubernetes wants them (RFC 1123 label), told at once and not by a failing child.
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
@@ -131,9 +138,9 @@ class Condition(Section):
     """The metadata.generation that this was decided on."""
     last_transition_time: Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
     """When `status` last changed."""
-    reason: Annotated[str, Field(max_length=64)]
+    reason: Annotated[str, Field(max_length=64), cut(63)]
     """One word from the documented list of reasons."""
-    message: Annotated[str, Field(max_length=4096)]
+    message: Annotated[Text, cut(4096)]
     """What happened, to what, and what to do next."""
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llm_operator.crds.common import Conditions, Line, Short, Text
+from llm_operator.crds.common import Conditions, Line, Short, Text, cut
 from llm_operator.crds.schema import Section
 
 Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
@@ -34,9 +34,9 @@ class ModelStatus(Section):
     """The stage it was in."""
     connection: Short | None = None
     """The MLflow server it was found on."""
-    source: Annotated[str, Field(max_length=2048)] | None = None
+    source: Annotated[str, Field(max_length=2048), cut(2048)] | None = None
     """Where its artifacts are."""
-    run_id: Short | None = None
+    run_id: Annotated[Short, cut(63)] | None = None
     """The run that made it."""
     registered_at: Time | None = None
     """When the registry says that it was made: another moment under the same number is another version."""
@@ -87,7 +87,7 @@ class RevisionStatus(Section):
 class GateVerdict(Section):
     """What one gate says of the candidate."""
 
-    name: Annotated[str, Field(max_length=320)]
+    name: Annotated[str, Field(max_length=320), cut(320)]
     """The gate."""
     state: Literal["Passed", "Failed", "Waiting", "TooFewSamples"]
     """Waiting: no answer yet. TooFewSamples: not judged, it counts as passed when the step's hold is over."""
@@ -95,7 +95,7 @@ class GateVerdict(Section):
     """What was measured."""
     threshold: Annotated[str, Field(max_length=64)] | None = None
     """What is allowed."""
-    message: Annotated[str, Field(max_length=1024)] | None = None
+    message: Annotated[str, Field(max_length=1024), cut(1024)] | None = None
     """What lies behind it."""
 
 
@@ -104,7 +104,7 @@ class CandidateStatus(RevisionStatus):
 
     strategy: Literal["Rolling", "BlueGreen", "Canary", "Recreate"] | None = None
     """How it is rolled out."""
-    strategy_reason: Annotated[str, Field(max_length=1024)] | None = None
+    strategy_reason: Annotated[str, Field(max_length=1024), cut(1024)] | None = None
     """Why so."""
     surge: int | None = Field(default=None, json_schema_extra={"format": "int32"})
     """Rolling: pods beyond spec.replicas; 0 where the cluster has no room for one."""
@@ -129,9 +129,9 @@ class CandidateStatus(RevisionStatus):
 
     outcome: Literal["Failed"] | None = None
     """Failed: it was given up; a new version or a changed specification is tried afresh."""
-    reason: Short | None = None
+    reason: Annotated[Short, cut(63)] | None = None
     """Why it failed."""
-    message: Text | None = None
+    message: Annotated[Text, cut(4096)] | None = None
     """The pod's own report."""
 
 
@@ -148,16 +148,16 @@ class HistoryEntry(Section):
     """When it ended."""
     outcome: Literal["Superseded", "Failed", "Replaced"]
     """Superseded: served until the next took over. Replaced: given up for a newer one before it served."""
-    message: Text | None = None
+    message: Annotated[Text, cut(1024)] | None = None
     """Why."""
 
 
 class DirectiveStatus(Section):
     """An annotation of a person, as it was understood when it was first seen."""
 
-    value: Annotated[str, Field(max_length=256)]
+    value: Annotated[str, Field(max_length=256), cut(256)]
     """Its value."""
-    revision: Short | None = None
+    revision: Annotated[Short, cut(63)] | None = None
     """What it is about: it has no effect on any other roll-out. Absent: on nothing."""
     instead_of: Short | None = None
     """rollback-to: the revision that was wanted then; a newer wish ends the roll-back."""

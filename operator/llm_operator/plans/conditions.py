@@ -8,15 +8,21 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from llm_operator.crds import Condition
-from llm_operator.plans import adapter_status, approval, downloads, faults, names, stages
+from llm_operator.plans import adapter_status, approval, downloads, faults, names
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import Decision, stamp
 from llm_operator.state import Fault, Manifest, Observed, RevisionChildren
 
 REGISTRY = frozenset(
-    {"RegistryDenied", "HostNotAllowed", "RegistryUnreachable", "ConnectionUnknown", "ConnectionNotPermitted"}
+    {
+        Reason.RegistryDenied,
+        Reason.HostNotAllowed,
+        Reason.RegistryUnreachable,
+        Reason.ConnectionUnknown,
+        Reason.ConnectionNotPermitted,
+    }
 )
-KEEPS = REGISTRY | {"ModelDenied"}
+KEEPS = REGISTRY | {Reason.ModelDenied}
 """Faults that leave the last known version in force, and so stop nothing that serves."""
 Verdict = tuple[str, str, str]
 """status, reason, message"""
@@ -101,8 +107,8 @@ def settle(
             last_transition_time=before[kind].last_transition_time
             if kind in before and before[kind].status == status
             else stamp(now),
-            reason=str(reason),
-            message=message[:4096],
+            reason=reason,
+            message=message,
         )
         for kind, (status, reason, message) in verdicts.items()
     )
@@ -166,7 +172,7 @@ def _stall(picture: Picture, now: datetime) -> Fault | None:
     if fault is not None and fault.terminal and not (picture.observed.resolution.last_known and fault.reason in KEEPS):
         return fault
     if candidate is not None and candidate.outcome is not None:
-        return Fault(candidate.reason or "ProgressDeadlineExceeded", _failed(picture), terminal=True)
+        return Fault(candidate.reason or Reason.ProgressDeadlineExceeded, _failed(picture), terminal=True)
     left = stalls_in(picture, now)
     if left is None or left > timedelta() or (fault := picture.serving_fault) is None:
         return None
@@ -264,8 +270,9 @@ def _under_way(picture: Picture) -> str:
     fault = picture.observed.faults.get(candidate.revision)
     pods = picture.decision.replicas.get(candidate.revision, picture.replicas)
     counted = f"{children.ready if children else 0} of {pods} pods of version {candidate.version} are ready"
-    stage = stages.describe(picture.observed.spec.rollout, candidate)
-    parts = (counted, picture.download, stage, _keeps(picture), fault.message if fault else "", picture.decision.advice)
+    decision = picture.decision
+    told = fault.message if fault else ""
+    parts = (counted, picture.download, decision.stage, _keeps(picture), told, decision.advice)
     return "; ".join(part for part in parts if part)
 
 
@@ -394,4 +401,4 @@ def _autoscaling(autoscaler: Manifest | None) -> Verdict:
         return "Unknown", Reason.AutoscalerPending, "the HorizontalPodAutoscaler has not reported yet"
     if active["status"] == "True":
         return "True", Reason.ScalingActive, active.get("message", "")
-    return "False", active.get("reason", "Unknown")[:63], active.get("message", "")
+    return "False", active.get("reason", "Unknown"), active.get("message", "")

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from llm_operator.plans import names
+from llm_operator.plans.reasons import Reason
 from llm_operator.state import Fault, Manifest, pod_ended, pod_ready
 from llm_runtime.contract import report_from_termination_message
 
-RETRYABLE_REPORTS = frozenset({"RegistryUnreachable", "DiskFull", "EngineKilled", "EngineDied"})
+RETRYABLE_REPORTS = frozenset({Reason.RegistryUnreachable, Reason.DiskFull, Reason.EngineKilled, Reason.EngineDied})
 """Reports that another attempt of the same pod may get past."""
 _IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _CREATE = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
@@ -41,7 +42,12 @@ def worst(
     return found[0] if found else _refused(deployment)
 
 
-_ORDER = {"ContainerRestarted": 1, "CrashLoopBackOff": 1, "PodUnschedulable": 2, "PodEvicted": 3}
+_ORDER: dict[str, int] = {
+    Reason.ContainerRestarted: 1,
+    Reason.CrashLoopBackOff: 1,
+    Reason.PodUnschedulable: 2,
+    Reason.PodEvicted: 3,
+}
 """The later, the less it says: an evicted pod stays in the list long after another has taken its place."""
 
 
@@ -85,12 +91,12 @@ _WORDS = 600
 """Characters of an Event's message; what matters stands at the end of a chain of causes."""
 _GOT_FURTHER = {"Pulling", "Pulled", "Created", "Started"}
 _MOUNT = (
-    "MountFailed",
+    Reason.MountFailed,
     "can't mount a volume",
     "; the Secret, ConfigMap or claim that it names must exist and be usable",
 )
 _SANDBOX = (
-    "SandboxFailed",
+    Reason.SandboxFailed,
     "can't get its sandbox",
     "; the node's container runtime or network is at fault, or spec.pod.runtimeClassName: another node may do",
 )
@@ -98,7 +104,7 @@ _TROUBLES = {
     "FailedMount": _MOUNT,
     "FailedMapVolume": _MOUNT,
     "FailedAttachVolume": (
-        "AttachFailed",
+        Reason.AttachFailed,
         "waits for a volume that can't be attached to its node",
         "; a ReadWriteOnce claim serves one node at a time: use a ReadWriteMany claim or rollout.strategy "
         "Recreate, or wait until the other pod has gone",
@@ -120,7 +126,7 @@ def _of_container(pod: Manifest, container: Manifest, now: datetime | None) -> F
     what = f"container {container['name']} of pod {_name(pod)}"
     if reason in _IMAGE:
         return Fault(
-            "ImagePullFailed",
+            Reason.ImagePullFailed,
             f"the image {container.get('image', '')!r} of {what} can't be pulled: {message or reason}; check "
             "spec.image (where it is absent: runtimeImage in the operator's configuration) and "
             f"spec.pod.imagePullSecrets; an image that was only loaded onto node {_node(pod)} is removed by its "
@@ -128,7 +134,7 @@ def _of_container(pod: Manifest, container: Manifest, now: datetime | None) -> F
         )
     if reason in _CREATE:
         return Fault(
-            "ContainerConfigError",
+            Reason.ContainerConfigError,
             f"{what} can't be created: {message or reason}; make what is missing, or correct spec.pod.env "
             f"({_describe(pod)})",
         )
@@ -162,17 +168,21 @@ def _of_exit(pod: Manifest, container: Manifest, ended: Manifest, waiting: str) 
         return Fault(report.reason, f"{_whose(pod, report.reason)}{report.message}", terminal=not passing)
     if out_of_memory:
         whose = _memory_field(container["name"]) if own else "its memory limit, where it was put into the pod"
-        return Fault("OutOfMemory", f"{what} was killed for its memory: raise {whose} ({logs})", terminal=own and often)
+        return Fault(
+            Reason.OutOfMemory, f"{what} was killed for its memory: raise {whose} ({logs})", terminal=own and often
+        )
     tail = (ended.get("message") or "").strip()[-400:]
     words = f": {tail}" if tail else ""
     if waiting == "CrashLoopBackOff":
-        return Fault("CrashLoopBackOff", f"{what} ends with {_code(ended)} again and again{words} ({logs})")
-    return Fault("ContainerRestarted", f"{what} has ended with {_code(ended)} and is started again{words} ({logs})")
+        return Fault(Reason.CrashLoopBackOff, f"{what} ends with {_code(ended)} again and again{words} ({logs})")
+    return Fault(
+        Reason.ContainerRestarted, f"{what} has ended with {_code(ended)} and is started again{words} ({logs})"
+    )
 
 
 def _whose(pod: Manifest, reason: str) -> str:
     """The operator asks the same server, from another place: what a pod can't reach may be there for the operator."""
-    if reason != "RegistryUnreachable":
+    if reason != Reason.RegistryUnreachable:
         return ""
     return (
         f"pod {_name(pod)} can't reach the registry, whatever the operator can: the NetworkPolicies, DNS and proxies "
@@ -244,7 +254,7 @@ def _unschedulable(pod: Manifest, message: str) -> Fault:
     scarce = sorted(set(re.findall(r"Insufficient ([\w./-]*\w)", message)))
     what = f"not enough {', '.join(scarce)}: " if scarce else ""
     hint = "; free some or add a node" if scarce else ""
-    return Fault("PodUnschedulable", f"pod {_name(pod)} finds no node: {what}{message}{hint} ({_describe(pod)})")
+    return Fault(Reason.PodUnschedulable, f"pod {_name(pod)} finds no node: {what}{message}{hint} ({_describe(pod)})")
 
 
 def evictions(pods: Iterable[Manifest]) -> list[tuple[Fault, datetime]]:
@@ -269,7 +279,7 @@ def _evicted(pod: Manifest) -> Fault | None:
     elif status.get("phase") != "Failed" or not reason:
         return None
     return Fault(
-        "PodEvicted",
+        Reason.PodEvicted,
         f"pod {_name(pod)} was ended by its node {_node(pod)}: {reason}: {message or 'no further word'}; another is "
         f"made; requests close to what the pod uses keep it (spec.resources.requests; {_describe(pod)})",
     )
@@ -303,7 +313,7 @@ def silent(node: Manifest) -> bool:
 
 def _on_a_lost_node(pod: Manifest) -> Fault:
     return Fault(
-        "NodeLost",
+        Reason.NodeLost,
         f"node {_node(pod)} of pod {_name(pod)} does not answer; the pod is replaced when the node is given up, 5 "
         f"minutes by default, or at once by kubectl delete node {_node(pod)} (kubectl describe node {_node(pod)})",
     )
@@ -315,7 +325,7 @@ def _refused(deployment: Manifest | None) -> Fault | None:
         return None
     name = deployment["metadata"]["name"]
     return Fault(
-        "PodsRefused",
+        Reason.PodsRefused,
         f"pods of {name} are refused: {failure.get('message', '')} ({_kubectl(deployment)} describe replicaset -l "
         f"{names.REVISION_LABEL}={(deployment['metadata'].get('labels') or {}).get(names.REVISION_LABEL, '')})",
     )

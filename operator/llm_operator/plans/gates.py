@@ -58,10 +58,10 @@ def smoke_name(config_map: str) -> str:
 def _smoke(gate: SmokePrompts, found: SmokeOutcome) -> GateVerdict:
     name = smoke_name(gate.config_map)
     if found.waiting:
-        return GateVerdict(name=name, state="Waiting", message=found.waiting[:1024])
+        return GateVerdict(name=name, state="Waiting", message=found.waiting)
     total = found.passed + len(found.failures)
     if found.failures:
-        said = "; ".join(found.failures)[:1024]
+        said = "; ".join(found.failures)
         return GateVerdict(
             name=name, state="Failed", figure=f"{found.passed} of {total} passed", threshold=str(total), message=said
         )
@@ -98,9 +98,9 @@ def _ratio(name: str, most: float, least: int, new: Mapping[float, float], old: 
 
 
 def _query(gate: PrometheusQuery, found: Measured) -> GateVerdict:
-    name, threshold = f"prometheusQuery {gate.query}"[:320], _text(gate.max)
+    name, threshold = f"prometheusQuery {gate.query}", _text(gate.max)
     if found.waiting:
-        return GateVerdict(name=name, state="Waiting", threshold=threshold, message=found.waiting[:1024])
+        return GateVerdict(name=name, state="Waiting", threshold=threshold, message=found.waiting)
     if found.value is None or math.isnan(found.value):
         said = "the query found no samples"
         return GateVerdict(name=name, state="TooFewSamples", threshold=threshold, message=said)

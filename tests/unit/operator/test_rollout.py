@@ -8,7 +8,8 @@ from typing import Any
 
 from llm_operator.crds import CandidateStatus, HistoryEntry, LLMDeploymentStatus, RevisionStatus
 from llm_operator.crds.rollout import RolloutSpec
-from llm_operator.plans.rollout import Decision, Situation, Wanted, advance, stamp
+from llm_operator.plans import rollout
+from llm_operator.plans.rollout import Decision, Situation, Wanted, stamp
 from llm_operator.state import Fault, RevisionChildren
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -41,6 +42,13 @@ def situation(**changes: Any) -> Situation:
         now=NOW,
     )
     return replace(base, **changes)
+
+
+def advance(situation: Situation) -> Decision:
+    """The decision, with the candidate as the status has it."""
+    decision = rollout.advance(situation)
+    status = decision.candidate.status() if decision.candidate else None
+    return replace(decision, candidate=status)  # type: ignore[arg-type]
 
 
 def test_a_candidate_gets_as_many_pods_as_the_stable_revision_has() -> None:
@@ -147,3 +155,12 @@ def test_old_revisions_beyond_the_limit_are_dropped() -> None:
         situation(status=status, wanted=Wanted("old", "1", "i"), spec=RolloutSpec(revision_history_limit=3))
     )
     assert decision.replicas == {"old": 2, "r0": 0, "r1": 0, "r2": 0}
+
+
+def test_words_that_are_too_long_are_cut_where_the_status_is_made() -> None:
+    faults = {"new": Fault("ModelCorrupt", "x" * 9000, terminal=True)}
+    decision = advance(situation(faults=faults))
+    assert decision.candidate is not None
+    assert len(decision.candidate.message or "") == 4096
+    assert len(decision.history[0].message or "") == 1024
+    assert len(decision.occurrences[0].message) > 9000  # Where Events are written they are cut as well.

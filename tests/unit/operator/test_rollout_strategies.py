@@ -11,9 +11,11 @@ import pytest
 
 from llm_operator.crds import CandidateStatus, LLMDeploymentStatus, RevisionStatus
 from llm_operator.crds.rollout import RolloutSpec
-from llm_operator.plans import stages
 from llm_operator.plans.rollout import Decision, Situation, Wanted, advance
-from llm_operator.plans.rollout.directives import ROLLBACK, STEER
+from llm_operator.plans.rollout.canary import Canary
+from llm_operator.plans.rollout.move import Candidate, Move
+from llm_operator.plans.rollout.pin import ROLLBACK
+from llm_operator.plans.rollout.steer import STEER
 from llm_operator.state import Evidence, Fault, Figures, Manifest, Occurrence, RevisionChildren, SmokeOutcome
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -111,28 +113,29 @@ class Sim:
         pods = [pod for pods in self.pods.values() for pod in pods]
         return sum(pod.placed and pod.phase == "Running" for pod in pods) >= self.room
 
+    def situation(self) -> Situation:
+        return Situation(
+            status=self.status,
+            wanted=self.wanted,
+            revisions={revision: self.children(revision) for revision in self.orders},
+            faults=self.faults(),
+            spec=self.spec,
+            replicas=self.replicas,
+            settle_seconds=5,
+            now=self.now,
+            annotations=self.annotations,
+            kept=self.kept,
+            evidence=self.evidence,
+            routed=self.routed,
+            coming=self.coming,
+        )
+
     def look(self) -> Decision:
         """One reconcile of an operator that remembers nothing but the status."""
-        decision = advance(
-            Situation(
-                status=self.status,
-                wanted=self.wanted,
-                revisions={revision: self.children(revision) for revision in self.orders},
-                faults=self.faults(),
-                spec=self.spec,
-                replicas=self.replicas,
-                settle_seconds=5,
-                now=self.now,
-                annotations=self.annotations,
-                kept=self.kept,
-                evidence=self.evidence,
-                routed=self.routed,
-                coming=self.coming,
-            )
-        )
+        decision = advance(self.situation())
         self.status = LLMDeploymentStatus(
             stable=decision.stable,
-            candidate=decision.candidate,
+            candidate=decision.candidate.status() if decision.candidate else None,
             history=decision.history,
             directive=decision.directive,
             rollback=decision.rollback,
@@ -599,13 +602,13 @@ def test_a_rollback_holds_a_kept_revision_until_something_newer_is_wanted() -> N
 def test_a_step_that_holds_says_until_when() -> None:
     spec = RolloutSpec.model_validate({"strategy": "Canary", "canary": {"steps": [{"weight": 50, "holdSeconds": 90}]}})
     began = {"startedAt": "2026-01-02T09:59:00Z", "stepStartedAt": "2026-01-02T10:00:00Z"}
-    candidate = CandidateStatus.model_validate(
+    status = CandidateStatus.model_validate(
         {"revision": "new", "version": "2", "image": "i", "strategy": "Canary", "step": 1, "weight": 50, **began}
     )
     told = "canary step 1 of 1, at most 50 % of the traffic, at least until 10:01:30 UTC"
-    assert stages.describe(spec, candidate) == told
-    waits = candidate.model_copy(update={"step_started_at": None, "weight": None})
-    assert "until" not in stages.describe(spec, waits)
+    move = Move(Sim(spec).situation(), None, Candidate.read(status))
+    assert Canary().describe(move) == told
+    assert "until" not in Canary().describe(move.changed(step_started_at=None, weight=None))
 
 
 def test_a_rollback_to_what_is_not_kept_lists_what_is() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from llm_operator.crds import CandidateStatus, LLMDeploymentStatus, RevisionStatus
+from llm_operator.crds import LLMDeploymentStatus, RevisionStatus
 from llm_operator.crds.rollout import RolloutSpec
 from llm_operator.plans.rollout import Situation, room
+from llm_operator.plans.rollout.move import Candidate, Move
 from llm_operator.state import RevisionChildren
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -97,10 +98,11 @@ def test_an_old_pod_is_stopped_only_where_its_going_can_make_the_room(said: str,
     assert not room.freed(said, [])
 
 
-def situation(status: dict[str, Any], pods: tuple[dict[str, Any], ...] = ()) -> Situation:
+def move(status: dict[str, Any], pods: tuple[dict[str, Any], ...] = ()) -> Move:
     deployment = {"metadata": {}, "spec": {"replicas": 1}, "status": status}
-    return Situation(
-        status=LLMDeploymentStatus(stable=RevisionStatus(revision="old", version="1", image="i")),
+    stable = RevisionStatus(revision="old", version="1", image="i")
+    situation = Situation(
+        status=LLMDeploymentStatus(stable=stable),
         wanted=None,
         revisions={
             "old": RevisionChildren("old", {"spec": {"replicas": 1}}, {}, (OLD,)),
@@ -112,9 +114,7 @@ def situation(status: dict[str, Any], pods: tuple[dict[str, Any], ...] = ()) -> 
         settle_seconds=5,
         now=NOW,
     )
-
-
-CANDIDATE = CandidateStatus(revision="new", version="2", image="i")
+    return Move(situation, stable, Candidate("new", "2", "i"))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ CANDIDATE = CandidateStatus(revision="new", version="2", image="i")
 def test_a_quota_that_is_used_up_is_a_lack_of_room_and_other_refusals_are_not(said: str, helps: bool) -> None:
     refused = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate"}
     refused["message"] = f'pods "bot-new-x" is forbidden: {said}'
-    found = room.lack(situation({"conditions": [refused]}), CANDIDATE)
+    found = room.lack(move({"conditions": [refused]}))
     assert found is not None
     assert found.freed is helps
 
@@ -150,15 +150,15 @@ def unplaced(**more: Any) -> dict[str, Any]:
 
 
 def test_only_pods_that_are_still_to_run_lack_room() -> None:
-    assert room.lack(situation({}, (unplaced(),)), CANDIDATE) is not None
-    assert room.lack(situation({}, (unplaced(phase="Failed"),)), CANDIDATE) is None
+    assert room.lack(move({}, (unplaced(),))) is not None
+    assert room.lack(move({}, (unplaced(phase="Failed"),))) is None
     leaving = unplaced()
     leaving["metadata"]["deletionTimestamp"] = "now"
-    assert room.lack(situation({}, (leaving,)), CANDIDATE) is None
+    assert room.lack(move({}, (leaving,))) is None
 
 
 def test_a_pod_that_others_are_stopped_for_has_its_room_coming() -> None:
-    found = room.lack(situation({}, (unplaced(nominatedNodeName="n7"),)), CANDIDATE)
+    found = room.lack(move({}, (unplaced(nominatedNodeName="n7"),)))
     assert found is not None
     assert "n7" in found.coming
 

@@ -1,35 +1,36 @@
 """Which revisions serve, which one is on its way, how many pods each has. Pure: time is an argument.
 
-choose      the candidate: begun, kept, replaced
-directives  what people annotate: pause, skip, abort, rollback-to
-strategies  how far it is on its way, and when it has arrived
-judge       promoted, given up, or a step further
-share       pods per revision, and who is behind the Service
-room        whether its pods have a place, and whether stopping an old pod would make one
+Steps, in order                                     Nouns
+pin     annotation: back to a kept revision         situation  what is wanted, and what there is
+choose  the candidate: begun, kept, replaced        move       a candidate on its way: what strategies are asked about
+steer   annotation: pause, skip, abort              states     the life of a candidate
+select  by which strategy                           decision   what the steps have decided
+judge   promoted, given up, or a step further       room       has a pod a place, would stopping an old one make one
+share   pods and traffic, when to look again
+
+A strategy is one file (rolling, blue_green, canary, recreate; first: nothing serves yet) that answers what strategy.py
+asks, and one line in select.STRATEGIES.
 """
 
-from dataclasses import replace
-
-from llm_operator.plans.rollout import directives, strategies
 from llm_operator.plans.rollout.choose import choose
+from llm_operator.plans.rollout.decision import Decision
 from llm_operator.plans.rollout.judge import judge
+from llm_operator.plans.rollout.move import Candidate
+from llm_operator.plans.rollout.pin import pin
+from llm_operator.plans.rollout.select import select
 from llm_operator.plans.rollout.share import share
-from llm_operator.plans.rollout.situation import Decision, Situation, Wanted, parse, stamp
-
-HISTORY_ENTRIES = 20
+from llm_operator.plans.rollout.situation import Situation, Wanted, parse, stamp
+from llm_operator.plans.rollout.steer import steer
 
 
 def advance(situation: Situation) -> Decision:
     """One step: choose the candidate, judge it, then share out pods and traffic."""
     status = situation.status
-    decision = Decision(status.stable, status.candidate, status.history, {})
-    situation, decision = directives.roll_back(situation, decision)
-    decision = choose(situation, decision)
-    decision = directives.read(situation, decision)
-    decision = strategies.select(situation, decision)
-    decision = judge(situation, decision)
-    decision = replace(decision, history=decision.history[:HISTORY_ENTRIES])
-    return share(situation, decision)
+    candidate = Candidate.read(status.candidate) if status.candidate else None
+    decision = Decision(situation, status.stable, candidate, status.history)
+    for step in (pin, choose, steer, select, judge, share):
+        decision = step(decision)
+    return decision
 
 
 __all__ = ["Decision", "Situation", "Wanted", "advance", "parse", "stamp"]

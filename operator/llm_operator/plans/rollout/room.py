@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from llm_operator.crds import CandidateStatus, RevisionStatus
 from llm_operator.crds.common import quantity_value
-from llm_operator.plans.rollout.situation import Situation, exists, since
+from llm_operator.plans.rollout.move import Move
+from llm_operator.plans.rollout.situation import exists, parse
 from llm_operator.state import Manifest
 
 PATIENCE_SECONDS = 30.0
@@ -54,67 +54,61 @@ class Lack:
     """What a cluster autoscaler says about the node that it adds for the pod."""
 
 
-def lack(situation: Situation, candidate: CandidateStatus) -> Lack | None:
+def lack(move: Move) -> Lack | None:
     """What keeps a pod of the candidate from having a place; None while all have one or nothing is said."""
-    children = situation.children(candidate.revision)
-    stable = situation.status.stable
-    old = [p for p in situation.children(stable.revision).pods if exists(p)] if stable else []
+    children = move.situation.children(move.new)
+    old = [pod for pod in move.situation.children(move.old).pods if exists(pod)]
     for pod in filter(exists, children.pods):
         if (said := unplaced(pod)) is not None:
-            return Lack(said, freed(said, old), _coming(pod, situation.coming))
-    if situation.staying_pods(candidate.revision) < children.wanted and (said := _refusal(children.deployment)):
+            return Lack(said, freed(said, old), _coming(pod, move.situation.coming))
+    if move.situation.staying_pods(move.new) < children.wanted and (said := _refusal(children.deployment)):
         return Lack(said, bool(old) and _quota_frees(said))
     return None
 
 
-def left(situation: Situation, candidate: CandidateStatus) -> float:
+def left(move: Move) -> float:
     """Seconds until a lack of room counts."""
-    return PATIENCE_SECONDS - since(situation.now, candidate.progressed_at or candidate.started_at)
+    return PATIENCE_SECONDS - _waited(move)
 
 
-def lasting(situation: Situation, candidate: CandidateStatus) -> Lack | None:
+def lasting(move: Move) -> Lack | None:
     """The lack of room, once it has lasted and no node is on its way."""
-    found = lack(situation, candidate)
-    return found if found is not None and not found.coming and left(situation, candidate) <= 0 else None
+    found = lack(move)
+    return found if found is not None and not found.coming and left(move) <= 0 else None
 
 
-def in_vain(situation: Situation, candidate: CandidateStatus, stable: RevisionStatus) -> Lack | None:
+def in_vain(move: Move) -> Lack | None:
     """The lack of room that stays although old pods were stopped for the candidate and are gone."""
-    given = candidate.strategy == "Recreate" or (candidate.strategy == "Rolling" and candidate.surge == 0)
-    old = situation.children(stable.revision)
-    if not given or situation.pods(stable.revision) > old.wanted:
-        return None
-    if since(situation.now, candidate.progressed_at or candidate.started_at) < _help_seconds(situation):
-        return None
-    return lasting(situation, candidate)
+    leaving = move.situation.pods(move.old) > move.situation.children(move.old).wanted
+    return None if move.stable is None or leaving or help_left(move) > 0 else lasting(move)
 
 
-def help_left(situation: Situation, candidate: CandidateStatus) -> float:
+def help_left(move: Move) -> float:
     """Seconds until stopping an old pod may be said to have been in vain."""
-    return _help_seconds(situation) - since(situation.now, candidate.progressed_at or candidate.started_at)
+    return move.situation.spec.drain_seconds + HELP_SECONDS - _waited(move)
 
 
-def _help_seconds(situation: Situation) -> float:
-    return situation.spec.drain_seconds + HELP_SECONDS
+def _waited(move: Move) -> float:
+    return move.situation.since(move.candidate.progressed_at or move.candidate.started_at)
 
 
-def advice(situation: Situation, candidate: CandidateStatus) -> str:
+def advice(move: Move, *, makes_room: bool) -> str:
     """What the candidate waits for and how a person can help it; empty while it has room or an old pod makes some."""
-    found = lack(situation, candidate)
-    if found is None or situation.status.stable is None or candidate.strategy == "Recreate":
+    found = lack(move)
+    if found is None or move.stable is None:
         return ""
     if found.coming:
         return f"a node is on its way for it: {found.coming}"
     if not found.freed:
         return "stopping an old pod would make no room for it: correct what is named, or add a node where it fits"
-    if candidate.strategy == "Rolling" and candidate.surge == 0:
+    if makes_room:
         return ""
-    if situation.replicas == 1:
+    if move.situation.replicas == 1:
         return (
             "the one pod that serves is not stopped for it: free room, add a node, or permit an interruption by name, "
             "rollout.strategy: Recreate"
         )
-    if situation.spec.strategy in ("Auto", "Rolling"):
+    if move.situation.spec.strategy in ("Auto", "Rolling"):
         return f"if there is none for {PATIENCE_SECONDS:.0f} s, one old pod at a time makes room"
     return (
         "free room, add a node, or write rollout.strategy: Auto, which stops one old pod at a time "
@@ -126,7 +120,8 @@ def coming(events: Iterable[Manifest], now: datetime) -> str:
     """What a cluster autoscaler says about a node that it adds for a pod, from the pod's Events; empty: none comes."""
     known = [event for event in events if event.get("reason") in (*ADDS, *ADDS_NOT)]
     newest = max(known, key=_moment, default=None)
-    if newest is None or newest["reason"] in ADDS_NOT or since(now, _moment(newest)) > NODE_SECONDS:
+    at = parse(_moment(newest)) if newest else None
+    if newest is None or at is None or newest["reason"] in ADDS_NOT or (now - at).total_seconds() > NODE_SECONDS:
         return ""
     return str(newest.get("message") or newest["reason"])[:512]
 
@@ -191,7 +186,8 @@ def _quota_frees(said: str) -> bool:
     match = _QUOTA.search(said)
     if match is None:
         return False
-    requested, limited = _amounts(match["requested"]), _amounts(match["limited"])
+    requested = _amounts(match["requested"])
+    limited = _amounts(match["limited"])
     return bool(requested) and all(amount <= limited.get(name, 0) for name, amount in requested.items())
 
 

@@ -1,12 +1,13 @@
-"""The nouns of a roll-out: what a decision is made from, and what it says."""
+"""What a roll-out is decided from: what is wanted, and what there is of each revision."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
-from llm_operator.crds import CandidateStatus, DirectiveStatus, HistoryEntry, LLMDeploymentStatus, RevisionStatus
+from llm_operator.crds import LLMDeploymentStatus
 from llm_operator.crds.rollout import RolloutSpec
-from llm_operator.state import Evidence, Fault, Manifest, Occurrence, RevisionChildren, pod_ended
+from llm_operator.plans import names
+from llm_operator.state import Evidence, Fault, Manifest, RevisionChildren, pod_ended
 
 _NOTHING = RevisionChildren("", None, None)
 
@@ -45,6 +46,15 @@ class Situation:
     coming: Mapping[str, str] = field(default_factory=dict)
     """By name of a pod that finds no node: the word of a cluster autoscaler that adds one."""
 
+    @property
+    def moment(self) -> datetime:
+        """Now, as a status can say it: in whole seconds."""
+        return self.now.replace(microsecond=0)
+
+    def since(self, moment: datetime | None) -> float:
+        """Seconds from a moment until now; for none, infinitely many."""
+        return (self.now - moment).total_seconds() if moment else float("inf")
+
     def children(self, revision: str) -> RevisionChildren:
         return self.revisions.get(revision, _NOTHING)
 
@@ -65,68 +75,39 @@ class Situation:
         """Pods that a Service may find: those that exist and are not leaving, or that are on order."""
         return max(self.children(revision).wanted, self.staying_pods(revision))
 
-    def ready(self, revision: str) -> int:
-        return self.children(revision).ready
-
     def answering(self, revision: str) -> int:
         """Pods that were ready when last counted, and stay."""
         return self.children(revision).answering
 
-
-@dataclass(frozen=True)
-class Decision:
-    """What should be the case now."""
-
-    stable: RevisionStatus | None
-    candidate: CandidateStatus | None
-    history: tuple[HistoryEntry, ...]
-    replicas: dict[str, int]
-    """Pods per kept revision; a revision that is not here is deleted."""
-    serving: tuple[str, ...] = ()
-    """The one or two revisions that the Service selects; none yet: a first one that must pass its gates."""
-    occurrences: tuple[Occurrence, ...] = ()
-    requeue_seconds: float | None = None
-    directive: DirectiveStatus | None = None
-    """The annotation that steers, as it was understood."""
-    rollback: DirectiveStatus | None = None
-    """The annotation that pins a revision, as it was understood."""
-    remarks: tuple[str, ...] = ()
-    """What a person who steers should read in the condition Progressing."""
-    advice: str = ""
-    """Where the candidate's pods have no room: what it waits for, and the ways out."""
-
-    @property
-    def rolling_out(self) -> bool:
-        return self.candidate is not None and self.candidate.outcome is None
-
-    @property
-    def weight(self) -> int:
-        """Percent of the traffic that an HTTPRoute sends to the candidate."""
-        candidate = self.candidate
-        return candidate.weight or 0 if candidate is not None and candidate.outcome is None else 0
-
-
-def leaving(pod: Manifest) -> bool:
-    """Whether the pod was told to stop."""
-    return bool(pod.get("metadata", {}).get("deletionTimestamp"))
+    def restarts(self, revision: str) -> int:
+        """How often the serving containers of its pods have ended."""
+        return sum(_endings(pod) for pod in self.children(revision).pods)
 
 
 def exists(pod: Manifest) -> bool:
     """Whether the pod is one that runs or will: it neither leaves nor is it at its end."""
-    return not leaving(pod) and not pod_ended(pod)
+    return not pod.get("metadata", {}).get("deletionTimestamp") and not pod_ended(pod)
+
+
+def _endings(pod: Manifest) -> int:
+    if not exists(pod):
+        return 0  # Its node has ended it, or it was told to stop: no crash.
+    found = 0
+    for container in pod.get("status", {}).get("containerStatuses") or []:
+        if container.get("name", names.RUNTIME_CONTAINER) != names.RUNTIME_CONTAINER:
+            continue  # Put into the pod by somebody else, a mesh or an agent: its end says nothing of the version.
+        state = container.get("state") or {}
+        waiting = (state.get("waiting") or {}).get("reason") == "CrashLoopBackOff"
+        # The count moves when the container starts again: until then its end is told by the state.
+        found += int(container.get("restartCount") or 0) + (1 if "terminated" in state or waiting else 0)
+    return found
 
 
 def stamp(moment: datetime) -> str:
     """A moment as Kubernetes writes it (RFC 3339, UTC, whole seconds)."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse(moment: str | None) -> datetime | None:
     """The moment that `stamp` wrote."""
     return datetime.fromisoformat(moment) if moment else None
-
-
-def since(now: datetime, moment: str | None) -> float:
-    """Seconds from a moment until now; for none, infinitely many."""
-    at = parse(moment)
-    return (now - at).total_seconds() if at else float("inf")

@@ -1,0 +1,53 @@
+"""BlueGreen: all new pods beside the old, then the Service turns in one write; the old ones stay to turn back to."""
+
+from dataclasses import replace
+
+from llm_operator.plans.rollout.move import Candidate, Move, Share
+from llm_operator.plans.rollout.states import State
+from llm_operator.plans.rollout.strategy import Next, Strategy
+
+ALL = 100
+"""Percent."""
+
+
+class BlueGreen(Strategy):
+    """The candidate's weight is ALL while clients reach it and the old pods are held."""
+
+    def hold_seconds(self, move: Move) -> float:
+        return float(move.situation.spec.switch_hold_seconds) if _switched(move.candidate) else 0.0
+
+    def next(self, move: Move) -> Next:
+        switched = _switched(move.candidate)
+        move = move.held(move.situation.replicas, judged=switched)
+        done = self.over(move) if switched else not move.situation.spec.switch_hold_seconds
+        return State.STABLE if done and move.arrived else move.candidate
+
+    def share(self, move: Move) -> Share:
+        switched = _switched(move.candidate)
+        if switched:
+            turned = move.situation.answering(move.new) > 0
+        else:
+            turned = bool(move.situation.spec.switch_hold_seconds) and move.arrived
+        candidate = move.candidate
+        if turned != switched:
+            began = move.situation.moment if turned else None
+            candidate = replace(move.further(weight=ALL if turned else 0), step_started_at=began)
+        return self._beside(move, candidate, turned=turned)
+
+    def retreat(self, move: Move) -> Share:
+        if _switched(move.candidate) and move.needed:
+            return self._beside(move, move.candidate, turned=True)
+        return super().retreat(move)
+
+    def _beside(self, move: Move, candidate: Candidate, *, turned: bool) -> Share:
+        pods = dict.fromkeys((move.old, move.new), move.situation.replicas)
+        return Share(pods, (move.new,) if turned else (move.old,), candidate)
+
+    def describe(self, move: Move) -> str:
+        if not _switched(move.candidate):
+            return ""
+        return f"it has the traffic; the old pods stay until it has had it for {self.hold_seconds(move):.0f} s"
+
+
+def _switched(candidate: Candidate) -> bool:
+    return candidate.weight == ALL

@@ -1,0 +1,106 @@
+"""Canary: traffic in steps, then all pods, then the switch."""
+
+import math
+from dataclasses import replace
+from datetime import timedelta
+
+from llm_operator.crds.rollout import CanaryStep
+from llm_operator.plans.rollout.move import Move, Share
+from llm_operator.plans.rollout.strategy import Next, Strategy
+
+
+class Canary(Strategy):
+    """The share follows from the numbers of pods, or is exact where an HTTPRoute divides the traffic."""
+
+    mixes = True
+
+    def size(self, move: Move) -> int:
+        step = _step(move)
+        return max(1, _most_pods(move, step.weight)) if step else move.situation.replicas
+
+    def hold_seconds(self, move: Move) -> float:
+        step = _step(move)
+        return float(step.hold_seconds) if step else 0.0
+
+    def next(self, move: Move) -> Next:
+        step = _step(move)
+        if step is not None and move.skips:
+            return move.further(step=len(move.situation.spec.steps) + 1)
+        move = move.changed(step=_number(move))
+        if step is None:
+            return super().next(move)
+        weight = move.candidate.weight
+        without = weight == 0 and _most_pods(move, step.weight) == 0
+        move = move.held(self.size(move), judged=bool(weight) or without)
+        return move.further(step=_number(move) + 1) if self.over(move) else move.candidate
+
+    def share(self, move: Move) -> Share:
+        situation = move.situation
+        size = self.size(move)
+        answering = situation.answering(move.new)
+        if situation.routed:
+            answers = move.enters and answering > 0 and (answering >= size or bool(move.candidate.weight))
+        else:
+            # The worst case counts: all of its pods ready, and of the stable ones only those that are now.
+            mine = max(size, situation.staying(move.new))
+            beside = min(situation.answering(move.old), situation.replicas)
+            answers = move.enters and 100 * mine <= _weight(move) * (mine + beside)
+        serving = (move.old, move.new) if answers and not situation.routed else (move.old,)
+        pods = {move.old: situation.replicas, move.new: size}
+        return Share(pods, serving, replace(move.candidate, weight=_weight(move) if answers else 0))
+
+    def describe(self, move: Move) -> str:
+        candidate = move.candidate
+        steps = move.situation.spec.steps
+        if candidate.step is None:
+            return ""
+        if candidate.step > len(steps):
+            return "the canary's steps are done, it grows to all pods"
+        step = steps[candidate.step - 1]
+        where = f"canary step {candidate.step} of {len(steps)}"
+        if candidate.weight:
+            return f"{where}, at most {step.weight} % of the traffic{_until(move, step.hold_seconds)}"
+        if candidate.step_started_at is None:
+            why = "its pods are not ready yet, its smoke prompts are not answered, or other pods are still leaving"
+        else:
+            more = "more replicas or canary.httpRoute would let it in"
+            why = f"one of its pods would take more than {step.weight} %; {more}"
+        return f"{where} without traffic: {why}"
+
+
+def _number(move: Move) -> int:
+    """The step, from 1; one more than there are steps: it grows to all pods."""
+    return min(move.candidate.step or 1, len(move.situation.spec.steps) + 1)
+
+
+def _step(move: Move) -> CanaryStep | None:
+    """The step; None while it grows to all pods."""
+    steps = move.situation.spec.steps
+    number = _number(move)
+    return steps[number - 1] if number <= len(steps) else None
+
+
+def _weight(move: Move) -> int:
+    """The most that the candidate may have of the traffic, in percent."""
+    if (step := _step(move)) is not None:
+        return step.weight
+    last = move.situation.spec.steps[-1].weight
+    # It has shown what the steps asked for: as many pods as the stable revision has may come in beside it.
+    return last if move.situation.routed else max(last, 50)
+
+
+def _most_pods(move: Move, weight: int) -> int:
+    """The most pods whose share beside the stable ones is not above `weight`; 0 where one would be too many.
+
+    With an HTTPRoute the share does not depend on them: as many as carry their weight.
+    """
+    replicas = move.situation.replicas
+    if move.situation.routed:
+        return min(replicas, math.ceil(replicas * weight / 100))
+    return min(replicas, weight * replicas // (100 - weight))
+
+
+def _until(move: Move, hold_seconds: int) -> str:
+    """A moment, not what is left: that would be another text, and another write, every second."""
+    began = move.candidate.step_started_at
+    return f", at least until {began + timedelta(seconds=hold_seconds):%H:%M:%S} UTC" if began and hold_seconds else ""

@@ -1,0 +1,76 @@
+"""What is decided about a roll-out: each step adds to it."""
+
+from dataclasses import dataclass, field, replace
+
+from llm_operator.crds import DirectiveStatus, HistoryEntry, RevisionStatus
+from llm_operator.plans.rollout.move import Candidate, Move
+from llm_operator.plans.rollout.situation import Situation, stamp
+from llm_operator.plans.rollout.strategy import Strategy
+from llm_operator.state import Occurrence
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What should be the case now."""
+
+    situation: Situation
+    stable: RevisionStatus | None
+    candidate: Candidate | None
+    history: tuple[HistoryEntry, ...]
+    strategy: Strategy | None = None
+    """Of the candidate."""
+    replicas: dict[str, int] = field(default_factory=dict)
+    """Pods per kept revision; a revision that is not here is deleted."""
+    serving: tuple[str, ...] = ()
+    """The one or two revisions that the Service selects; none yet: a first one that must pass its gates."""
+    occurrences: tuple[Occurrence, ...] = ()
+    requeue_seconds: float | None = None
+    directive: DirectiveStatus | None = None
+    """The annotation that steers, as it was understood."""
+    rollback: DirectiveStatus | None = None
+    """The annotation that pins a revision, as it was understood."""
+    remarks: tuple[str, ...] = ()
+    """What a person who steers should read in the condition Progressing."""
+    stage: str = ""
+    """Where the candidate is on its way, in words for `kubectl describe`."""
+    advice: str = ""
+    """Where the candidate's pods have no room: what it waits for, and the ways out."""
+
+    def tell(self, kind: str, reason: str, message: str) -> "Decision":
+        """With an Event."""
+        return replace(self, occurrences=(*self.occurrences, Occurrence(kind, reason, message)))
+
+    def remark(self, message: str) -> "Decision":
+        return replace(self, remarks=(*self.remarks, message))
+
+    def ended(self, revision: RevisionStatus, outcome: str, message: str) -> "Decision":
+        """With the line that history keeps of a revision."""
+        known = {"revision": revision.revision, "version": revision.version, "started_at": revision.started_at}
+        told = {"ended_at": stamp(self.situation.now), "outcome": outcome, "message": message}
+        return replace(self, history=(HistoryEntry.model_validate(known | told), *self.history))
+
+    @property
+    def rolling_out(self) -> bool:
+        return self.candidate is not None and self.candidate.outcome is None
+
+    @property
+    def weight(self) -> int:
+        """Percent of the traffic that an HTTPRoute sends to the candidate."""
+        return self.candidate.weight or 0 if self.candidate is not None and self.rolling_out else 0
+
+    @property
+    def move(self) -> Move | None:
+        """What strategies are asked about; None without a candidate."""
+        if self.candidate is None:
+            return None
+        return Move(self.situation, self.stable, self.candidate, skips=self.ordered("skip"))
+
+    @property
+    def paused(self) -> bool:
+        """Roll-outs are to stay where they are."""
+        return self.directive is not None and self.directive.value == "pause"
+
+    def ordered(self, word: str) -> bool:
+        """Whether `skip` or `abort` was said of this candidate."""
+        said, about = (self.directive.value, self.directive.revision) if self.directive else ("", None)
+        return self.candidate is not None and about == self.candidate.revision and said.partition(":")[0] == word

@@ -1,0 +1,15 @@
+"""The first revision: nothing serves that it could replace, so it has all pods at once."""
+
+from llm_operator.plans.rollout.move import Move, Share
+from llm_operator.plans.rollout.strategy import Strategy
+
+
+class First(Strategy):
+    """It needs no choice, and is not written down. Where it fails, it goes on trying."""
+
+    def share(self, move: Move) -> Share:
+        serving = (move.new,) if move.smoke_passed else ()
+        return Share({move.new: move.situation.replicas}, serving, move.candidate)
+
+    def retreat(self, move: Move) -> Share:
+        return self.share(move)

@@ -1,0 +1,155 @@
+"""A candidate on its way to the traffic: what every strategy is asked about, and what it answers."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from llm_operator.crds import CandidateStatus, GateVerdict, RevisionStatus
+from llm_operator.plans import gates
+from llm_operator.plans.rollout.situation import Situation, parse, stamp
+from llm_operator.plans.rollout.states import State
+
+_MOMENTS = ("started_at", "step_started_at", "traffic_since", "progressed_at")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The revision on its way. CandidateStatus is its form in the API, and says what each field is."""
+
+    revision: str
+    version: str
+    image: str | None = None
+    started_at: datetime | None = None
+    strategy: str | None = None
+    strategy_reason: str | None = None
+    surge: int | None = None
+    replicas: int | None = None
+    step: int | None = None
+    weight: int | None = None
+    step_started_at: datetime | None = None
+    traffic_since: datetime | None = None
+    restarts: int | None = None
+    progressed_at: datetime | None = None
+    paused: bool = False
+    verdict: tuple[GateVerdict, ...] = ()
+    outcome: str | None = None
+    reason: str | None = None
+    message: str | None = None
+
+    @classmethod
+    def read(cls, status: CandidateStatus) -> "Candidate":
+        moments = {name: parse(getattr(status, name)) for name in _MOMENTS}
+        return cls(**{**dict(status), **moments, "paused": bool(status.paused), "verdict": status.verdict or ()})
+
+    def served(self, since: datetime | None) -> RevisionStatus:
+        """It as the revision that serves."""
+        at = stamp(since) if since else None
+        return RevisionStatus(revision=self.revision, version=self.version, image=self.image, started_at=at)
+
+    def status(self) -> CandidateStatus:
+        """For the API, where an absent field is the usual case."""
+        moments = {name: stamp(at) for name in _MOMENTS if (at := getattr(self, name)) is not None}
+        return CandidateStatus(
+            **{**vars(self), **moments, "paused": self.paused or None, "verdict": self.verdict or None}
+        )
+
+
+@dataclass(frozen=True)
+class Move:
+    """A candidate on its way to replace the stable revision, if there is one: what strategies are asked about."""
+
+    situation: Situation
+    stable: RevisionStatus | None
+    candidate: Candidate
+    skips: bool = False
+    """A person has said that its holds are over."""
+
+    @property
+    def old(self) -> str:
+        """The stable revision; empty where there is none."""
+        return self.stable.revision if self.stable else ""
+
+    @property
+    def new(self) -> str:
+        """The candidate's revision."""
+        return self.candidate.revision
+
+    @property
+    def state(self) -> State:
+        """Where the candidate is in its life."""
+        if self.candidate.outcome is not None:
+            return State.FAILED
+        if self.candidate.traffic_since is not None:
+            return State.TRAFFIC
+        return State.READY if self.situation.answering(self.new) else State.STARTING
+
+    @property
+    def complete(self) -> bool:
+        """All pods are ready."""
+        children = self.situation.children(self.new)
+        return children.wanted == self.situation.replicas <= children.ready
+
+    @property
+    def arrived(self) -> bool:
+        """All pods are ready and no gate is awaited."""
+        return self.complete and not self.candidate.paused and gates.cleared(self.candidate.verdict)
+
+    @property
+    def smoke_passed(self) -> bool:
+        """Its smoke prompts, if there are any, are answered as expected."""
+        passed = {each.name for each in self.candidate.verdict if each.state == "Passed"}
+        return {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= passed
+
+    @property
+    def third(self) -> bool:
+        """Another revision has pods that stay: a Service of two revisions would select them, too."""
+        others = self.situation.revisions.keys() - {self.old, self.new}
+        return any(self.situation.staying(revision) for revision in others)
+
+    @property
+    def enters(self) -> bool:
+        """The candidate may be behind the Service together with the stable revision."""
+        if self.state is State.STARTING:
+            return False
+        if self.state is State.READY and (self.candidate.paused or not self.smoke_passed):
+            return False
+        return not self.third
+
+    @property
+    def needed(self) -> bool:
+        """Without the candidate no pod would answer its clients."""
+        return not self.situation.answering(self.old) and self.situation.answering(self.new) > 0
+
+    def changed(self, **change: Any) -> "Move":
+        return replace(self, candidate=replace(self.candidate, **change))
+
+    def held(self, pods: int, *, judged: bool) -> "Move":
+        """With its hold begun or stopped: it runs while `pods` are ready and have what they are judged by."""
+        runs = judged and self.situation.answering(self.new) >= pods and not self.candidate.paused
+        if runs == (self.candidate.step_started_at is not None):
+            return self
+        return self.changed(step_started_at=self.situation.moment if runs else None)
+
+    def further(self, **change: Any) -> Candidate:
+        """The candidate a step further: its hold and its deadline begin anew."""
+        return replace(self.candidate, progressed_at=self.situation.moment, step_started_at=None, **change)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Who has how many pods, and who has the traffic."""
+
+    pods: dict[str, int]
+    """By revision."""
+    serving: tuple[str, ...]
+    """The revisions that the Service selects."""
+    candidate: Candidate | None = None
+    """With its weight."""
+
+    def noted(self, move: Move) -> "Share":
+        """With the moment written down at which the candidate first gets traffic."""
+        reached = move.new in self.serving or (self.candidate is not None and self.candidate.weight)
+        if self.candidate is None or move.stable is None or move.state is State.TRAFFIC or not reached:
+            return self
+        restarts = move.situation.restarts(move.new)
+        return replace(self, candidate=replace(self.candidate, traffic_since=move.situation.moment, restarts=restarts))

@@ -1,0 +1,27 @@
+"""Recreate: the old pods go, then the new ones come. Nobody serves in between."""
+
+from llm_operator.plans.rollout.move import Move, Share
+from llm_operator.plans.rollout.strategy import Strategy
+
+
+class Recreate(Strategy):
+    """Whoever is to serve waits until no pod of the other is left."""
+
+    def share(self, move: Move) -> Share:
+        gone = _gone(move, move.old)
+        pods = {move.old: 0, move.new: move.situation.replicas if gone else 0}
+        return Share(pods, (move.new,) if gone and move.smoke_passed else (move.old,), move.candidate)
+
+    def retreat(self, move: Move) -> Share:
+        pods = {move.old: move.situation.replicas if _gone(move, move.new) else 0, move.new: 0}
+        return Share(pods, (move.old,), move.candidate)
+
+    def stops_old_pods(self, move: Move) -> bool:
+        return True
+
+    def advice(self, move: Move) -> str:
+        return ""
+
+
+def _gone(move: Move, revision: str) -> bool:
+    return move.situation.pods(revision) == 0 and move.situation.children(revision).wanted == 0

@@ -1,0 +1,59 @@
+"""By which strategy the candidate is rolled out, and why so."""
+
+from dataclasses import replace
+
+from llm_operator.plans.rollout import room
+from llm_operator.plans.rollout.blue_green import BlueGreen
+from llm_operator.plans.rollout.canary import Canary
+from llm_operator.plans.rollout.decision import Decision
+from llm_operator.plans.rollout.first import First
+from llm_operator.plans.rollout.move import Move
+from llm_operator.plans.rollout.recreate import Recreate
+from llm_operator.plans.rollout.rolling import Rolling
+from llm_operator.plans.rollout.strategy import Strategy
+
+STRATEGIES: dict[str, Strategy] = {
+    "BlueGreen": BlueGreen(),
+    "Rolling": Rolling(),
+    "Canary": Canary(),
+    "Recreate": Recreate(),
+}
+"""By their names in spec.rollout.strategy."""
+
+
+def select(decision: Decision) -> Decision:
+    """The decision with the candidate's strategy, which is written down once there are pods to be moved."""
+    move = decision.move
+    if move is None:
+        return decision
+    if move.stable is None:
+        return replace(decision, strategy=First())
+    asked = move.situation.spec.strategy
+    before = move.candidate
+    if before.outcome is not None or not move.situation.replicas:
+        # Before operators wrote the strategy down, the specification's was the candidate's.
+        return replace(decision, strategy=STRATEGIES.get(before.strategy or asked, STRATEGIES["BlueGreen"]))
+    name, reason = _automatic(move) if asked == "Auto" else (asked, "spec.rollout.strategy says so")
+    strategy = STRATEGIES[name]
+    changes = before.strategy not in (None, name)
+    candidate = strategy.prepare(move.changed(strategy=name, strategy_reason=reason), before)
+    if changes:
+        candidate = replace(candidate, progressed_at=move.situation.moment)
+    if changes or (before.surge, candidate.surge) == (1, 0):
+        decision = decision.tell("Normal", "StrategyChosen", f"{name}: {candidate.strategy_reason}")
+    return replace(decision, candidate=candidate, strategy=strategy)
+
+
+def _automatic(move: Move) -> tuple[str, str]:
+    """BlueGreen until there is no room for it, then Rolling. It never interrupts: Recreate is asked for by name."""
+    if move.candidate.strategy in ("Rolling", "Recreate"):
+        # Before 2026-11-28 Auto chose Recreate: then the old pods are gone already, and going on is the shortest way.
+        return move.candidate.strategy, move.candidate.strategy_reason or ""
+    lack = room.lasting(move)
+    if lack is None:
+        return "BlueGreen", "Auto: as long as the new pods find room beside the old"
+    if move.situation.replicas == 1:
+        return "BlueGreen", "Auto: it waits for room, as stopping the only pod would be an interruption"
+    if not lack.freed:
+        return "BlueGreen", "Auto: it waits for room, as stopping an old pod would make none"
+    return "Rolling", f"Auto: no room for all new pods beside the old: {lack.message}"

@@ -1,0 +1,42 @@
+"""The life of a candidate. hack/generate draws TRANSITIONS in docs/rollouts.md."""
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where a candidate is in its life; Move.state says which."""
+
+    STARTING = "Starting"
+    READY = "Ready"
+    TRAFFIC = "Traffic"
+    STABLE = "Stable"
+    FAILED = "Failed"
+    REPLACED = "Replaced"
+
+
+TRANSITIONS: tuple[tuple[State | None, State | None, str], ...] = (
+    (None, State.STARTING, "alias moved, or spec changed"),
+    (State.STARTING, State.READY, "a pod is ready"),
+    (State.READY, State.STARTING, "no pod is ready any more"),
+    (State.READY, State.TRAFFIC, "smoke prompts answered"),
+    (State.STARTING, State.TRAFFIC, "Recreate, when the old pods are gone"),
+    (State.TRAFFIC, State.TRAFFIC, "next step, hold over, no gate objects"),
+    (State.READY, State.STABLE, "all pods ready, gates passed, nothing to hold"),
+    (State.TRAFFIC, State.STABLE, "all pods ready, gates passed"),
+    (State.STARTING, State.FAILED, "deadline, broken model, no room, abort"),
+    (State.READY, State.FAILED, "wrong answer, deadline, abort"),
+    (State.TRAFFIC, State.FAILED, "errors, too slow, crash, deadline, abort"),
+    (State.STARTING, State.REPLACED, "alias moved again"),
+    (State.READY, State.REPLACED, "alias moved again"),
+    (State.TRAFFIC, State.REPLACED, "alias moved again"),
+    (State.FAILED, State.STABLE, "nothing else serves, and its pods got ready"),
+    (State.FAILED, State.STARTING, "its Deployment was deleted, it is tried again"),
+    (State.FAILED, None, "another revision is wanted"),
+)
+"""From, to and when; None: there is no candidate."""
+
+
+def mermaid() -> str:
+    """The diagram."""
+    lines = (f"    {source or '[*]'} --> {target or '[*]'}: {when}" for source, target, when in TRANSITIONS)
+    return "\n".join(("stateDiagram-v2", *lines))

@@ -1,0 +1,76 @@
+"""What a strategy is asked, and what all strategies share."""
+
+from abc import ABC, abstractmethod
+from datetime import timedelta
+from typing import Literal
+
+from llm_operator.plans import gates
+from llm_operator.plans.rollout import room
+from llm_operator.plans.rollout.move import Candidate, Move, Share
+from llm_operator.plans.rollout.states import State
+
+Next = Candidate | Literal[State.STABLE]
+"""The candidate as it is now, or that it has arrived."""
+
+
+class Strategy(ABC):
+    """A way from one revision to the next. It remembers nothing: the move says all."""
+
+    mixes = False
+    """Both revisions are behind the Service at the same time."""
+
+    def prepare(self, move: Move, before: Candidate) -> Candidate:
+        """The candidate with what this strategy notes of it. `before`: perhaps of another strategy."""
+        return move.candidate
+
+    def next(self, move: Move) -> Next:
+        """The candidate a step further where that is earned."""
+        return State.STABLE if move.arrived else move.candidate
+
+    @abstractmethod
+    def share(self, move: Move) -> Share:
+        """Pods of both revisions, and who is behind the Service with what weight."""
+
+    def retreat(self, move: Move) -> Share:
+        """The same once the candidate has failed: it goes at once."""
+        return Share({move.old: move.situation.replicas, move.new: 0}, (move.old,), move.candidate)
+
+    def size(self, move: Move) -> int:
+        """Pods that the candidate is to have now."""
+        return move.situation.replicas
+
+    def hold_seconds(self, move: Move) -> float:
+        """How long the present step lasts at least, once its pods are ready."""
+        return 0.0
+
+    def describe(self, move: Move) -> str:
+        """Where the candidate is on its way, for `kubectl describe`."""
+        return ""
+
+    def stops_old_pods(self, move: Move) -> bool:
+        """Whether old pods are stopped to make room for the new."""
+        return False
+
+    def advice(self, move: Move) -> str:
+        """What a candidate without room waits for, and how a person can help it; empty: nobody need."""
+        return room.advice(move, makes_room=self.stops_old_pods(move))
+
+    def hold_left(self, move: Move) -> float:
+        """Seconds that the step lasts at least; 0 when it holds nothing up."""
+        if move.candidate.step_started_at is None or move.skips:
+            return 0.0
+        return max(0.0, self.hold_seconds(move) - move.situation.since(move.candidate.step_started_at))
+
+    def over(self, move: Move) -> bool:
+        """Whether the step's hold has passed without a gate that objects or is awaited."""
+        held = move.candidate.step_started_at is not None and gates.cleared(move.candidate.verdict)
+        return held and self.hold_left(move) <= 0
+
+    def deadline_left(self, move: Move) -> float | None:
+        """Seconds until the candidate must have got further; None while it is told to wait, by a person or a hold."""
+        if move.candidate.paused or self.hold_left(move) > 0:
+            return None
+        began = move.candidate.progressed_at or move.candidate.started_at or move.situation.now
+        if (held := move.candidate.step_started_at) is not None:
+            began = max(began, held + timedelta(seconds=self.hold_seconds(move)))
+        return move.situation.spec.progress_deadline_seconds - move.situation.since(began)

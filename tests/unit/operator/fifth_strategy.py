@@ -1,0 +1,22 @@
+"""A fifth strategy, as one would add it: all new pods beside the old, without clients, for a while; then the switch."""
+
+from llm_operator.plans.rollout.move import Move, Share
+from llm_operator.plans.rollout.strategy import Next, Strategy
+
+
+class Soak(Strategy):
+    """The new pods run for a while before anybody reaches them."""
+
+    def hold_seconds(self, move: Move) -> float:
+        return 40.0
+
+    def next(self, move: Move) -> Next:
+        move = move.held(self.size(move), judged=True)
+        return super().next(move) if self.over(move) else move.candidate
+
+    def share(self, move: Move) -> Share:
+        pods = dict.fromkeys((move.old, move.new), move.situation.replicas)
+        return Share(pods, (move.old,), move.candidate)
+
+    def describe(self, move: Move) -> str:
+        return "soaking"

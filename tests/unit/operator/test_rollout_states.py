@@ -1,0 +1,123 @@
+"""The life of a candidate as it is drawn, and what one more strategy takes."""
+
+from __future__ import annotations
+
+import ast
+import random
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from llm_operator.crds import CandidateStatus, LLMDeploymentStatus
+from llm_operator.crds.rollout import RolloutSpec
+from llm_operator.plans import rollout as rollout_package
+from llm_operator.plans.rollout import Wanted, move
+from llm_operator.plans.rollout.move import Candidate, Move
+from llm_operator.plans.rollout.select import STRATEGIES
+from llm_operator.plans.rollout.states import TRANSITIONS, State, mermaid
+from llm_operator.plans.rollout.steer import STEER
+from llm_operator.state import Evidence, Figures, SmokeOutcome
+from unit.operator.fifth_strategy import Soak
+from unit.operator.test_rollout_strategies import SLOW, Sim, rollout
+
+SMOKE = {"smokePrompts": {"configMap": "smoke"}}
+Way = tuple[State | None, State | None]
+
+
+def state(sim: Sim) -> State | None:
+    """Of the candidate in the status, by the pods as they are now."""
+    if sim.status.candidate is None:
+        return None
+    return Move(sim.situation(), sim.status.stable, Candidate.read(sim.status.candidate)).state
+
+
+def look(sim: Sim) -> set[Way]:
+    """One look of the operator, and the ways that candidates have taken in it."""
+    before, here = sim.status, state(sim)
+    sim.look()
+    after, there = sim.status, state(sim)
+    ways, old, new = set[Way](), before.candidate, after.candidate
+    same = old is not None and new is not None and old.revision == new.revision
+    if same and old is not None and new is not None and (new.outcome or not old.outcome):
+        further = new.progressed_at != old.progressed_at
+        return {(here, there)} if here is not there or (there is State.TRAFFIC and further) else set()
+    if old is not None and not same:
+        promoted = after.stable is not None and after.stable.revision == old.revision
+        replaced = any((each.revision, each.outcome) == (old.revision, "Replaced") for each in after.history)
+        ways.add((here, State.STABLE if promoted else State.REPLACED if replaced else None))
+    if new is not None:
+        # Begun, and perhaps further in the same look.
+        ways.add((here if same else None, State.STARTING))
+        ways |= {(State.STARTING, there)} - {(State.STARTING, State.STARTING)}
+    return ways
+
+
+def live(strategy: str, seed: int, *, first: bool) -> set[Way]:
+    """The ways that are taken while pods, people, registry and figures do what they like."""
+    chance, ways = random.Random(seed), set[Way]()
+    sim = Sim(rollout(strategy, gates=[SLOW, SMOKE], progressDeadlineSeconds=60), replicas=3, room=6)
+    if first:
+        sim.status, sim.orders, sim.pods = LLMDeploymentStatus(), {}, {}
+        sim.never_ready = {"new"}
+    for number in range(100):
+        sim.now += timedelta(seconds=chance.choice([1, 5, 20]))
+        if chance.random() < 0.04:
+            sim.wanted = Wanted(f"r{number}", str(number), "i")
+        assert sim.wanted is not None
+        sim.annotations = {STEER: "abort"} if chance.random() < 0.01 else {}
+        if chance.random() < 0.2:
+            sim.never_ready = chance.choice([set(), {sim.wanted.revision}])
+        smoke = SmokeOutcome(waiting="busy") if chance.random() < 0.3 else SmokeOutcome(1)
+        figures = Figures(requests=20, errors=9 if chance.random() < 0.02 else 0)
+        sim.evidence = Evidence(sim.wanted.revision, figures, smoke={"smoke": smoke})
+        if sim.status.candidate and sim.status.candidate.outcome and chance.random() < 0.1:
+            # Somebody deletes the failed candidate's Deployment.
+            sim.orders.pop(sim.wanted.revision, None)
+            sim.pods.pop(sim.wanted.revision, None)
+        before = state(sim)
+        sim.play()
+        if before is not state(sim):
+            ways.add((before, state(sim)))
+        ways |= look(sim)
+    return ways
+
+
+def test_candidates_take_the_ways_that_are_drawn_each_of_them_and_no_other() -> None:
+    taken = set[Way]()
+    for seed in range(6):
+        for strategy in STRATEGIES:
+            taken |= live(strategy, seed, first=seed % 2 == 0)
+    assert taken == {(source, target) for source, target, _ in TRANSITIONS}
+
+
+def test_the_diagram_of_the_docs_is_that_of_the_code() -> None:
+    assert f"```mermaid\n{mermaid()}\n```" in Path("docs/rollouts.md").read_text(), "run hack/generate"
+
+
+def test_a_further_strategy_is_one_file_one_line_and_its_name_in_the_crd(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wider(CandidateStatus):
+        """With the further name among those of the CRD."""
+
+        strategy: str | None = None  # type: ignore[assignment]
+
+    monkeypatch.setattr(move, "CandidateStatus", Wider)
+    monkeypatch.setitem(STRATEGIES, "Soak", Soak())
+    sim = Sim(RolloutSpec().model_copy(update={"strategy": "Soak"}), replicas=2)
+    sim.until(lambda s: s.candidate.step_started_at is not None)
+    began = sim.now
+    assert (sim.candidate.strategy, sim.serving, sim.orders) == ("Soak", ("old",), {"old": 2, "new": 2})
+    assert sim.decision is not None
+    assert sim.decision.stage == "soaking"
+    sim.until(lambda s: s.stable == "2")
+    assert 39 <= (sim.now - began).total_seconds() <= 42
+    assert sim.serving == ("new",)
+
+
+def test_no_sentence_for_people_steers_a_rollout() -> None:
+    for path in Path(str(rollout_package.__file__)).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            asked = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            asked += [node.func.value] if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else []
+            read = [each for each in asked if isinstance(each, ast.Attribute) and each.attr == "message"]
+            assert not read, f"{path.name}:{read[0].lineno} decides by a message: give what it says a field of its own"
