@@ -109,7 +109,7 @@ class Outside:
     def forget(self, key: Key) -> None:
         """Keep nothing of an object that is gone."""
         self.inventory.forget(key)
-        for kept in (self.ledgers, self.key_files, self.given):
+        for kept in (self.key_files, self.given):
             kept.pop(key, None)
         self.untold.discard(key)
         self.unwell.discard(key)

@@ -164,6 +164,8 @@ class SmokeOutcome:
     """One sentence for each prompt that was not."""
     waiting: str = ""
     """Why there is no outcome yet."""
+    unusable: bool = False
+    """There is none until somebody mends the ConfigMap."""
 
 
 @dataclass(frozen=True)

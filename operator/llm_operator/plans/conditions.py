@@ -254,6 +254,8 @@ def _hindrance(picture: Picture) -> str:
         return fault.reason
     if candidate is not None and candidate.paused:
         return Reason.Paused
+    if any(outcome.unusable for outcome in picture.observed.evidence.smoke.values()):
+        return Reason.SmokePromptsUnusable
     return Reason.Downloading if picture.download else Reason.RollingOut
 
 

@@ -107,8 +107,8 @@ def _promote(situation: Situation, decision: Decision, candidate: CandidateStatu
     history = decision.history
     if old is not None:
         back = decision.rollback is not None and decision.rollback.revision == stable.revision
-        why = ", as the annotation rollback-to asked" if back else ""
-        history = (ended(old, "Superseded", now, f"by revision {stable.revision}{why}"), *history)
+        outcome, why = ("RolledBack", ", as the annotation rollback-to asked") if back else ("Superseded", "")
+        history = (ended(old, outcome, now, f"by revision {stable.revision}{why}"), *history)
     before = f", version {old.version} leaves" if old else ""
     unjudged = [v.name for v in candidate.verdict or () if v.state == "TooFewSamples"]
     note = f"; too few samples to judge {', '.join(unjudged)}" if unjudged else ""

@@ -157,7 +157,7 @@ def _noted(situation: Situation, decision: Decision) -> CandidateStatus | None:
 def _old(situation: Situation, decision: Decision) -> tuple[list[str], dict[str, int]]:
     """Revisions kept to go back to, and among them those whose pods stay a moment longer."""
     current = {r.revision for r in (decision.stable, decision.candidate) if r is not None}
-    served = [e for e in decision.history if e.outcome == "Superseded" and e.revision not in current]
+    served = [e for e in decision.history if e.served and e.revision not in current]
     order = list(dict.fromkeys(entry.revision for entry in served))
     kept = order[: situation.spec.revision_history_limit]
     settling = {
