@@ -114,18 +114,20 @@ async def test_tags_are_written_by_who_may_edit(guarded: str, registry: MlflowRe
 
 
 @pytest.mark.parametrize(
-    ("reference", "said"),
+    ("user", "reference", "said"),
     [
-        (Reference("bto", alias="champion"), "push FOLDER --name bto), or correct spec.model.mlflow.name; it has: bot"),
-        (Reference("bot", alias="champoin"), "it has: champion (version 1)"),
-        (Reference("bot", version="9"), "it has: 1"),
+        (ADMIN, Reference("bto", alias="champion"), "push FOLDER --name bto), or correct spec.model.mlflow.name"),
+        (ADMIN, Reference("bto", alias="champion"), "there is: bot"),
+        (READER, Reference("bto", alias="champion"), "there is: bot"),  # MLflow denies what does not exist.
+        (READER, Reference("bot", alias="champoin"), "there is: champion (version 1)"),
+        (READER, Reference("bot", version="9"), "there is: 1"),
     ],
 )
 async def test_what_there_is_is_listed_for_what_there_is_not(
-    guarded: str, registry: MlflowRegistry, reference: Reference, said: str
+    guarded: str, registry: MlflowRegistry, user: tuple[str, str], reference: Reference, said: str
 ) -> None:
     with pytest.raises(RegistryFault) as raised:
-        await CachedRegistry(registry, 30, 5).resolve(as_user(guarded, READER), reference)
+        await CachedRegistry(registry, 30, 5).resolve(as_user(guarded, user), reference)
     assert said in str(raised.value)
 
 

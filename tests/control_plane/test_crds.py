@@ -59,6 +59,7 @@ def test_the_smallest_resources_are_accepted_and_only_scalars_are_defaulted(api:
         ("spec.model.mlflow.version", 3, "write exactly one of alias"),
         ("spec.model.mlflow.alias", None, "write exactly one of alias"),
         ("spec.model.mlflow.alias", "7", "write `version` for a number"),
+        ("spec.model.mlflow.alias", "@champion", "write the alias without @"),
         ("spec.model.mlflow.alias", "latest", "reserved by MLflow"),
         ("spec.model.mlflow.name", None, "spec.model.mlflow.name: Required value"),
         ("spec.model.mlflow.updatePolicy", "Sometimes", "Unsupported value"),

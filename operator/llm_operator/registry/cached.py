@@ -6,7 +6,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
-from llm_operator.registry.faults import ModelNotFound, NothingThere, RegistryFault, RegistryUnreachable, listed
+from llm_operator.registry.faults import (
+    ModelDenied,
+    ModelNotFound,
+    NothingThere,
+    RegistryFault,
+    RegistryUnreachable,
+    listed,
+)
 from llm_operator.registry.nouns import ModelSummary, Reference, Server
 from llm_operator.state import Connection, ModelVersion
 
@@ -47,8 +54,10 @@ class CachedRegistry:
     async def _ask(self, connection: Connection, reference: Reference) -> ModelVersion:
         try:
             version = await self._inner.resolve(connection, reference)
-        except NothingThere as fault:
-            said = await self._what_there_is(connection, reference, model=isinstance(fault, ModelNotFound))
+        except (NothingThere, ModelDenied) as fault:
+            # A server with users denies a model that does not exist.
+            model = isinstance(fault, ModelNotFound | ModelDenied)
+            said = await self._what_there_is(connection, reference, model=model)
             raise type(fault)(f"{fault}{said and f'; {said}'}") from fault
         self._down.pop(connection, None)
         self._versions[connection, reference] = (self._clock() + self._keep, version)

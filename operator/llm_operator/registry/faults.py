@@ -153,13 +153,13 @@ def listed(choices: Choices, reference: Reference, *, model: bool) -> str:
     """What there is, those nearest to what was written first."""
     if not choices.names:
         push = f": llm-runtime push FOLDER --name {reference.name} registers one"
-        return f"it has none{push if reference.version or model else ''}"
+        return f"there is none{push if reference.version or model else ''}"
     wanted = reference.name if model else reference.alias or reference.version or reference.stage or ""
     order = _versions_near(choices.names, wanted) if reference.version and not model else _near(choices.names, wanted)
     shown = [f"{name} (version {at})" if (at := choices.names[name]) else name for name in order[:SHOWN]]
     more = len(order) - len(shown)
     rest = f" and {'more than ' if choices.more else ''}{more} more" if more else ""
-    return f"it has: {', '.join(shown)}{rest}"
+    return f"there is: {', '.join(shown)}{rest}"
 
 
 def _near(names: Iterable[str], wanted: str) -> list[str]:

@@ -129,8 +129,9 @@ class MlflowRegistry:
             metrics.REGISTRY_CALLS.labels(connection.name, "unreachable").inc()
             proxy = proxy_for(connection.tracking_uri)
             way = f" through the proxy {without_password(proxy)} (NO_PROXY leaves hosts out)" if proxy else ""
+            said = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise RegistryUnreachable(
-                f"MLflow at {connection.tracking_uri} does not answer{way} ({type(error).__name__}: {error}); what "
+                f"MLflow at {connection.tracking_uri} does not answer{way} ({said}); what "
                 f"serves keeps serving, asking again by itself: curl {connection.tracking_uri}/health"
             ) from error
         metrics.REGISTRY_CALLS.labels(connection.name, str(answer.status_code)).inc()

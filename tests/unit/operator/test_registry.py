@@ -64,19 +64,19 @@ MODEL = {
     ("reference", "refusal", "there", "said"),
     [
         (Reference("bot", alias="champoin"), (400, NO_ALIAS), {"registered_model": MODEL},
-         "; it has: champion (version 2), alpha (version 3), beta (version 1)"),
+         "; there is: champion (version 2), alpha (version 3), beta (version 1)"),
         (Reference("bot", stage="Prod"), (200, {"model_versions": []}), {"registered_model": MODEL},
-         "; it has: Production (version 2), Staging (version 4)"),
+         "; there is: Production (version 2), Staging (version 4)"),
         (Reference("bot", version="9"), (404, MISSING), {"model_versions": [{"version": str(n)} for n in range(1, 14)]},
-         "; it has: 9, 10, 8, 11, 7, 12, 6, 13, 5, 4 and 3 more"),
+         "; there is: 9, 10, 8, 11, 7, 12, 6, 13, 5, 4 and 3 more"),
         (Reference("bot", version="9"), (404, MISSING), {"model_versions": []},
-         "; it has none: llm-runtime push FOLDER --name bot registers one"),
+         "; there is none: llm-runtime push FOLDER --name bot registers one"),
         (Reference("suport-bot", alias="a"), (404, NO_MODEL),
          {"registered_models": [{"name": name} for name in ("billing", "Support-Bot", *"abcdefghijk")],
           "next_page_token": "x"},
-         "; it has: Support-Bot, a, b, billing, c, d, e, f, g, h and more than 3 more"),
+         "; there is: Support-Bot, a, b, billing, c, d, e, f, g, h and more than 3 more"),
         (Reference("suport-bot", alias="a"), (404, NO_MODEL), {},
-         "; it has none: llm-runtime push FOLDER --name suport-bot registers one"),
+         "; there is none: llm-runtime push FOLDER --name suport-bot registers one"),
     ],
 )  # fmt: skip
 async def test_what_there_is_is_listed_for_what_there_is_not_by_one_question_an_interval(
@@ -120,6 +120,14 @@ async def test_no_answer_is_a_passing_fault() -> None:
     with pytest.raises(registry.RegistryUnreachable) as raised:
         await MlflowRegistry(httpx.MockTransport(refuse)).resolve(SERVER, ALIAS)
     assert not raised.value.fault.terminal
+
+
+async def test_an_error_without_words_is_named_alone() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("", request=request)
+
+    with pytest.raises(registry.RegistryUnreachable, match=r"does not answer \(ReadTimeout\);"):
+        await MlflowRegistry(httpx.MockTransport(refuse)).resolve(SERVER, ALIAS)
 
 
 def asked(seen: list[httpx.Request]) -> Callable[[httpx.Request], httpx.Response]:
