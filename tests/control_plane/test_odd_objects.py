@@ -56,24 +56,6 @@ def test_a_webhook_that_is_away_is_told_and_the_deployment_goes_on_when_it_is_ba
     place.ready(version="1", seconds=60)
 
 
-def stuck(place: Place) -> dict[str, Any]:
-    stalled = place.condition("Stalled")
-    assert stalled["status"] == "True", place.status()
-    return stalled
-
-
-def test_a_child_that_is_invalid_is_stuck_until_the_specification_changes(place: Place) -> None:
-    place.model()
-    # The CRD takes it, and a pod does not: with Exists a toleration has no value.
-    place.deploy(pod={"tolerations": [{"key": "played", "operator": "Exists", "value": "yes"}]})
-    stalled = eventually(lambda: stuck(place))
-    assert stalled["reason"] == "ChildInvalid"
-    assert "value must be empty when `operator` is 'Exists'" in stalled["message"]
-    assert place.condition("Reconciling")["status"] == "False"
-    place.deploy()
-    place.ready(version="1")
-
-
 def test_a_budget_that_is_refused_holds_up_no_promotion(api: Api, place: Place) -> None:
     model = place.model()
     place.deploy()
