@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,7 +95,7 @@ async def test_a_row_tells_an_outage_from_a_failed_candidate_and_both_versions(
     shown.world.registry.aliases["bot"]["champion"] = "3"
     await shown.look(5)
     assert "canary step 1 of 1" in shown.world.condition("Progressing", NAME)["message"]
-    assert shown.cells() == ("Unknown", "True", "RollingOut", "1", "3", "3", "2")
+    assert shown.cells() == ("Unknown", "True", "RollingOut", "1", "3", "4", "2")
     await shown.deploy(**spec, suspend=True)
     await shown.look(3)
     assert shown.cells() == ("False", "False", "Suspended", "1", "3", "0", "2")
@@ -109,13 +110,14 @@ async def test_a_child_that_is_invalid_is_stuck_until_the_specification_changes(
     world, key = World(), Key("LLMDeployment", namespace, NAME)
     configuration = client.Configuration()
     await config.load_kube_config(str(cluster.kubeconfig), client_configuration=configuration)
-    world.outside.cluster = real = KubernetesCluster(client.ApiClient(configuration))
+    real = KubernetesCluster(client.ApiClient(configuration))
+    outside = replace(world.outside, cluster=real)
 
     async def told(*tolerations: dict[str, str]) -> dict[str, dict[str, Any]]:
         spec = {"model": MODEL, "pod": {"tolerations": list(tolerations)}}
         meta = {"name": NAME, "namespace": namespace}
         api.apply({"apiVersion": API_VERSION, "kind": "LLMDeployment", "metadata": meta, "spec": spec})
-        await reconcile(key, world.outside, PACE)
+        await reconcile(key, outside, PACE)
         live = api.get(key.kind, key.namespace, key.name) or {}
         return {each["type"]: each for each in live["status"]["conditions"]}
 
