@@ -190,6 +190,17 @@ def _pinned(found: Json) -> Json:
     return {**found, "updatePolicy": "Auto"} if "version" in found else found
 
 
+def _named_resources(found: Json) -> Json:
+    known = ("cpu", "memory", "ephemeral-storage", "hugepages-2Mi")
+    return {name if "/" in name else known[len(name) % 4]: amount for name, amount in found.items()}
+
+
+def _fitting(found: Json) -> Json:
+    limits, requests = found.get("limits", {}), found.get("requests")
+    fit = {name: amount for name, amount in limits.items() if name in (requests or {})}
+    return found if requests is None else {**found, "requests": fit}
+
+
 def _kept(found: Any) -> Any:
     return found
 
@@ -211,6 +222,9 @@ _EDITS: dict[str, Callable[[Any], Any]] = {
     "k.matches(": _kept,
     "!k.startsWith(": _kept,
     "self.name in [": _kept,
+    "k in ['cpu'": _named_resources,
+    "isLessThan(quantity('0'))": lambda found: {name: str(amount).lstrip("-") for name, amount in found.items()},
+    "self.requests.all(": _fitting,
     "!self.name.matches(": _kept,
     "self.defaultTier": lambda found: _with_default(found, "defaultTier", "tiers", "standard"),
     "self.defaultAdapter": lambda found: _with_default(found, "defaultAdapter", "adapters", None),

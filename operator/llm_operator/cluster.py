@@ -3,7 +3,8 @@
 ApiError
 ├── NotFound     404: no such object
 ├── Conflict     409: it is there already, or has changed since it was read
-├── Refused      401, 403, 422 and other 4xx: this request will not be granted as it is
+├── Refused      401, 403 and other 4xx: this request will not be granted as it is
+│   └── Invalid  422: nor any other for this object
 └── Unavailable  429, 5xx: later, perhaps
     └── Unanswered  no connection, or no answer in time
 """
@@ -64,6 +65,10 @@ class Conflict(ApiError):
 
 class Refused(ApiError):
     """Not granted, and not if asked again the same way."""
+
+
+class Invalid(Refused):
+    """What the object asks for can't be, whoever asks."""
 
 
 class Unavailable(ApiError):
@@ -323,7 +328,7 @@ def _explain(error: ApiException, path: str) -> ApiError:
         message = json.loads(error.body)["message"]
     except (TypeError, ValueError, KeyError):
         message = f"{error.status} {error.reason}"
-    kind = {404: NotFound, 409: Conflict}.get(
+    kind = {404: NotFound, 409: Conflict, 422: Invalid}.get(
         error.status, Unavailable if error.status in (429, 0) or (error.status or 0) >= 500 else Refused
     )
     return kind(f"{message} ({error.status} on {path})")

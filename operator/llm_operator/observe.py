@@ -1,6 +1,7 @@
 """Looks at a custom resource, its children and the registry, and says what it saw."""
 
 import asyncio
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -109,7 +110,7 @@ class Outside:
     def forget(self, key: Key) -> None:
         """Keep nothing of an object that is gone."""
         self.inventory.forget(key)
-        for kept in (self.ledgers, self.key_files, self.given):
+        for kept in (self.key_files, self.given):
             kept.pop(key, None)
         self.untold.discard(key)
         self.unwell.discard(key)
@@ -225,14 +226,20 @@ async def _optional(outside: Outside, kind: str, meta: Meta, labels: str) -> lis
 
 
 async def _database_missing(cluster: Cluster, meta: Meta, spec: LLMDeploymentSpec) -> str:
-    for reference in (spec.database.secret_ref, spec.database.redis_secret_ref):
+    for reference, address in (
+        (spec.database.secret_ref, "postgresql://USER:PASSWORD@HOST/DATABASE"),
+        (spec.database.redis_secret_ref, "redis://HOST"),
+    ):
         if reference is None:
             continue
-        secret = await cluster.get("Secret", meta.namespace, reference.name)
+        name, key, kubectl = reference.name, reference.key, f"kubectl -n {meta.namespace}"
+        secret = await cluster.get("Secret", meta.namespace, name)
         if secret is None:
-            return f"Secret {reference.name} does not exist"
-        if not keys.decode(secret, reference.key):
-            return f"Secret {reference.name} has no key {reference.key}"
+            create = f"{kubectl} create secret generic {name} --from-literal={key}={address}"
+            return f"Secret {name} does not exist; new pods wait for it: {create}"
+        if not keys.decode(secret, key):
+            content = json.dumps({"stringData": {key: address}})
+            return f"Secret {name} has no key {key}; new pods wait for it: {kubectl} patch secret {name} -p '{content}'"
     return ""
 
 

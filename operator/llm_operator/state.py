@@ -164,6 +164,8 @@ class SmokeOutcome:
     """One sentence for each prompt that was not."""
     waiting: str = ""
     """Why there is no outcome yet."""
+    unusable: bool = False
+    """There is none until somebody mends the ConfigMap."""
 
 
 @dataclass(frozen=True)
@@ -286,7 +288,7 @@ class Observed:
     faults: dict[str, Fault] = field(default_factory=dict)
     """By revision: what keeps its pods from getting ready."""
     database_missing: str = ""
-    """What of spec.database is named but not there: a Secret, or a key in one."""
+    """What of spec.database is named but not there, a Secret or a key in one, and the command that makes it."""
     service_monitors: bool = False
     """Whether the cluster knows ServiceMonitors."""
     autoscaler: Manifest | None = None

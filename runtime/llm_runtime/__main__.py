@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 cli = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

@@ -10,7 +10,15 @@ import httpx
 import pytest
 
 from devstack.registry import MlflowServer
-from llm_operator.registry import AliasNotFound, MlflowRegistry, ModelNotFound, Reference, RegistryDenied
+from llm_operator.registry import (
+    AliasNotFound,
+    CachedRegistry,
+    MlflowRegistry,
+    ModelNotFound,
+    Reference,
+    RegistryDenied,
+    RegistryFault,
+)
 from llm_operator.state import Connection
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.timeout(600)]
@@ -91,22 +99,43 @@ async def test_who_may_only_read_resolves_and_writes_no_tags(guarded: str, regis
     connection = as_user(guarded, READER)
     assert (await registry.resolve(connection, BOT)).version == "1"
     with pytest.raises(RegistryDenied):
-        await registry.tag(connection, "bot", "1", {"llm-operator.team.bot.verdict": "Promoted"})
+        await registry.tag(connection, "bot", "1", "team/bot", "Promoted")
     assert await registry.tags(connection, "bot", "1") == {}
 
 
 async def test_tags_are_written_by_who_may_edit(guarded: str, registry: MlflowRegistry) -> None:
-    connection, key = as_user(guarded, ADMIN), f"llm-operator.{'n' * 63}.{'d' * 40}.verdict"
-    await registry.tag(connection, "bot", "1", {key: "Failed"})
-    await registry.tag(connection, "bot", "1", {key: "Promoted"})
+    connection, key = as_user(guarded, ADMIN), f"{'n' * 63}/{'d' * 40}"
+    await registry.tag(connection, "bot", "1", key, "Failed")
+    await registry.tag(connection, "bot", "1", key, "Promoted")
     assert (await registry.tags(connection, "bot", "1"))[key] == "Promoted"
+    assert await registry.tagged(connection, key) == {("bot", "1"): {key: "Promoted"}}
+    await registry.untag(connection, "bot", "1", key)
+    assert await registry.tagged(connection, key) == {}
+
+
+@pytest.mark.parametrize(
+    ("user", "reference", "said"),
+    [
+        (ADMIN, Reference("bto", alias="champion"), "push FOLDER --name bto), or correct spec.model.mlflow.name"),
+        (ADMIN, Reference("bto", alias="champion"), "there is: bot"),
+        (READER, Reference("bto", alias="champion"), "there is: bot"),  # MLflow denies what does not exist.
+        (READER, Reference("bot", alias="champoin"), "there is: champion (version 1)"),
+        (READER, Reference("bot", version="9"), "there is: 1"),
+    ],
+)
+async def test_what_there_is_is_listed_for_what_there_is_not(
+    guarded: str, registry: MlflowRegistry, user: tuple[str, str], reference: Reference, said: str
+) -> None:
+    with pytest.raises(RegistryFault) as raised:
+        await CachedRegistry(registry, 30, 5).resolve(as_user(guarded, user), reference)
+    assert said in str(raised.value)
 
 
 async def test_a_workspace_goes_along_with_every_question(shared: str, registry: MlflowRegistry) -> None:
     mine, other = Connection("default", shared, workspace="team-a"), Connection("default", shared)
     assert (await registry.resolve(mine, BOT)).version == "1"
     assert "bot" in await registry.summary(mine)
-    await registry.tag(mine, "bot", "1", {"llm-operator.team.bot.verdict": "Promoted"})
+    await registry.tag(mine, "bot", "1", "team/bot", "Promoted")
     assert await registry.tags(mine, "bot", "1")
     assert "bot" not in await registry.summary(other)
     with pytest.raises(ModelNotFound):

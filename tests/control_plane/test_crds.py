@@ -59,6 +59,7 @@ def test_the_smallest_resources_are_accepted_and_only_scalars_are_defaulted(api:
         ("spec.model.mlflow.version", 3, "write exactly one of alias"),
         ("spec.model.mlflow.alias", None, "write exactly one of alias"),
         ("spec.model.mlflow.alias", "7", "write `version` for a number"),
+        ("spec.model.mlflow.alias", "@champion", "write the alias without @"),
         ("spec.model.mlflow.alias", "latest", "reserved by MLflow"),
         ("spec.model.mlflow.name", None, "spec.model.mlflow.name: Required value"),
         ("spec.model.mlflow.updatePolicy", "Sometimes", "Unsupported value"),
@@ -107,6 +108,17 @@ def test_the_smallest_resources_are_accepted_and_only_scalars_are_defaulted(api:
         ("spec.server.maxRequestBytes", "1e999999", "should match"),
         ("spec.server.maxRequestBytes", "2Gi", "at most 1Gi"),
         ("spec.resources", {"limits": {"memory": "1e999999"}}, "should match"),
+        ("spec.resources", {"requests": {"cpu": "1.5"}, "limits": {"cpu": "1200m"}}, "request is greater than its"),
+        ("spec.resources", {"requests": {"memory": "8Gi"}, "limits": {"memory": "8G"}}, "greater than its limit"),
+        ("spec.resources", {"requests": {"cpu": 2}, "limits": {"cpu": 1}}, "greater than its limit"),
+        ("spec.pod.fetchResources", {"requests": {"cpu": 2}, "limits": {"cpu": 1}}, "greater than its limit"),
+        *(("spec.resources", resources, "GPUs, other extended resources and huge pages are written in limits") for
+          resources in [
+            {"requests": {"nvidia.com/gpu": 1}}, {"requests": {"nvidia.com/gpu": 1}, "limits": {"nvidia.com/gpu": 2}},
+            {"requests": {"hugepages-2Mi": "64Mi"}, "limits": {"memory": "1Gi"}},
+        ]),
+        ("spec.resources", {"limits": {"gpu": 1}}, "or a name like nvidia.com/gpu"),
+        ("spec.resources", {"requests": {"memory": "-1Gi"}}, "write no negative quantity"),
         ("spec.model.mlflow", {"name": "m", "version": 0}, "write a whole number above zero"),
         ("spec.model.mlflow", {"name": "m", "version": -3}, "write a whole number above zero"),
         ("spec.pod.topologySpreadConstraints", [{"maxSkew": n, "topologyKey": "zone",
@@ -257,6 +269,19 @@ def test_a_model_without_a_registry_is_accepted(api: Api, uri: str) -> None:
 )
 def test_an_image_is_written_as_in_a_pod(api: Api, image: str) -> None:
     assert create(api, edited(GOOD, "spec.image", image))["spec"]["image"] == image
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"cpu": "0.5", "memory": "2048Mi"}},
+        {"requests": {"cpu": 4}, "limits": {"memory": "24Gi", "nvidia.com/gpu": 1}},
+        {"requests": {"nvidia.com/gpu": "1"}, "limits": {"nvidia.com/gpu": 1}},
+        {"limits": {f"example.com/device-{n}": n for n in range(16)}},
+    ],
+)
+def test_resources_that_a_pod_may_have_are_accepted(api: Api, resources: dict[str, Any]) -> None:
+    assert create(api, edited(GOOD, "spec.resources", resources))["spec"]["resources"] == resources
 
 
 def test_a_version_may_be_written_with_and_without_quotes(api: Api) -> None:

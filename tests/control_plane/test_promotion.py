@@ -106,8 +106,11 @@ def handled(operator: Operator, status: int) -> int:
 
 def tags(place: Place, model: str, version: int) -> dict[str, str]:
     found = place.models.call(f"model-versions/get?name={model}&version={version}", "GET")["model_version"]
-    prefix = f"llm-operator.{place.name}.bot."
-    return {t["key"].removeprefix(prefix): t["value"] for t in found.get("tags", []) if t["key"].startswith(prefix)}
+    return {tag["key"]: tag["value"] for tag in found.get("tags", [])}
+
+
+def verdict(place: Place, model: str, version: int) -> str:
+    return tags(place, model, version).get(f"{place.name}/bot", "")
 
 
 def test_a_webhook_of_mlflow_starts_the_rollout_long_before_the_next_poll(
@@ -179,9 +182,10 @@ def test_verdicts_are_tags_in_mlflow(start: Callable[..., Operator], place: Plac
     start(pollSeconds=0.5)
     model = place.model(versions=3)
     place.deploy()
+    former = f"llm-operator.{place.name}.bot.verdict"  # As an earlier release told it.
+    place.models.call("model-versions/set-tag", name=model, version="2", key=former, value="Promoted")
     revision = place.ready(version="1")["stable"]["revision"]
-    eventually(lambda: tags(place, model, 1).get("verdict") == "Promoted")
-    assert tags(place, model, 1)["revision"] == revision
+    eventually(lambda: verdict(place, model, 1).startswith(f"Promoted (revision {revision}, "))
     ended = {"exitCode": 1, "reason": "Error", "message": '{"reason": "ModelCorrupt", "message": "12 bytes short"}\n'}
     place.kubelet.fate[place.name, "2"] = {
         "initContainerStatuses": [
@@ -197,13 +201,21 @@ def test_verdicts_are_tags_in_mlflow(start: Callable[..., Operator], place: Plac
         ]
     }
     place.models.promote(model, 2)
-    told = eventually(lambda: t if (t := tags(place, model, 2)).get("verdict") else None)
-    assert told["verdict"] == "Failed"
-    assert "12 bytes short" in told["message"]
-    assert tags(place, model, 1)["verdict"] == "Promoted"
+    told = eventually(lambda: verdict(place, model, 2))
+    assert told.startswith("Failed: ModelCorrupt: 12 bytes short (revision ")
+    assert " | Promoted (" in told
+    eventually(lambda: former not in tags(place, model, 2))
+    assert verdict(place, model, 1).startswith("Promoted")
     place.models.promote(model, 3)
     place.ready(version="3")
-    eventually(lambda: tags(place, model, 3).get("verdict") == "Promoted")
+    eventually(lambda: verdict(place, model, 3).startswith("Promoted"))
+    note = {"metadata": {"annotations": {"llm-operator.dev/rollback-to": revision}}}
+    place.api.patch("LLMDeployment", place.name, "bot", note)
+    eventually(lambda: verdict(place, model, 3).startswith(f"RolledBack: by revision {revision}, as the annotation"))
+    assert " | Promoted (" in verdict(place, model, 3)
+    assert place.status()["history"][0]["outcome"] == "RolledBack"
+    place.api.delete("LLMDeployment", place.name, "bot")
+    eventually(lambda: not any(tags(place, model, version) for version in (1, 2, 3)))
 
 
 def test_manual_waits_for_the_annotation(start: Callable[..., Operator], place: Place) -> None:

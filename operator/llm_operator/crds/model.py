@@ -65,6 +65,7 @@ class MlflowModel(Section):
                 max_length=256,
                 json_schema_extra=rules(
                     ("!self.matches('^[0-9]+$')", "MLflow aliases are never numbers: write `version` for a number"),
+                    ("!self.startsWith('@')", "write the alias without @"),
                     ("self != 'latest'", "`latest` is reserved by MLflow: name an alias of the model or a `version`"),
                 ),
             ),

@@ -280,12 +280,49 @@ class ImagePullSecret(Section):
     """The Secret's name."""
 
 
+Amounts = Annotated[
+    dict[str, Quantity],
+    Field(
+        max_length=16,
+        json_schema_extra=rules(
+            (
+                "self.all(k, k in ['cpu', 'memory', 'ephemeral-storage'] || k.startsWith('hugepages-') || "
+                "k.contains('/'))",
+                "write cpu, memory, ephemeral-storage, hugepages-<size> or a name like nvidia.com/gpu",
+            ),
+            (
+                "self.all(k, !isQuantity(string(self[k])) || !quantity(string(self[k])).isLessThan(quantity('0')))",
+                "write no negative quantity",
+            ),
+        ),
+    ),
+]
+_REQUEST, _LIMIT = "quantity(string(self.requests[k]))", "quantity(string(self.limits[k]))"
+_BOTH_READ = "isQuantity(string(self.requests[k])) && isQuantity(string(self.limits[k]))"
+_EXTENDED = "(k.startsWith('hugepages-') || k.contains('/') && !k.contains('kubernetes.io/'))"
+
+
 class Resources(Section):
     """Compute resources of a container."""
 
-    limits: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
+    # What is no quantity at all is told by the pattern.
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.requests) || !has(self.limits) || self.requests.all(k, !(k in self.limits) || "
+                f"!({_BOTH_READ}) || {_REQUEST}.compareTo({_LIMIT}) <= 0)",
+                "a request is greater than its limit: lower it in requests, or raise it in limits",
+            ),
+            (
+                f"!has(self.requests) || self.requests.all(k, !{_EXTENDED} || has(self.limits) && k in self.limits && "
+                f"(!({_BOTH_READ}) || {_REQUEST}.compareTo({_LIMIT}) == 0))",
+                "GPUs, other extended resources and huge pages are written in limits; a request of them is the same",
+            ),
+        )
+    )
+    limits: Amounts | None = None
     """At most: `{nvidia.com/gpu: 1, memory: 24Gi}`."""
-    requests: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
+    requests: Amounts | None = None
     """At least: `{cpu: 2}`."""
 
 

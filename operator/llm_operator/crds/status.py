@@ -146,10 +146,16 @@ class HistoryEntry(Section):
     """When it began."""
     ended_at: Time | None = None
     """When it ended."""
-    outcome: Literal["Superseded", "Failed", "Replaced"]
-    """Superseded: served until the next took over. Replaced: given up for a newer one before it served."""
+    outcome: Literal["Superseded", "RolledBack", "Failed", "Replaced"]
+    """Superseded: served until the next took over. RolledBack: served until the annotation rollback-to took it back.
+    Replaced: given up for a newer one before it served."""
     message: Annotated[Text, cut(1024)] | None = None
     """Why."""
+
+    @property
+    def served(self) -> bool:
+        """Whether it has stood behind the Service."""
+        return self.outcome in ("Superseded", "RolledBack")
 
 
 class DirectiveStatus(Section):

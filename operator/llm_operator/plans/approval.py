@@ -71,6 +71,8 @@ def told(observed: Observed) -> str:
     meta, word = observed.meta, _word(observed, found)
     again = ", registered anew under the same number" if word != found.version else ""
     kept = f"version {used.version} is kept" if not again else "the former content is kept as long as pods hold it"
+    if (stable := observed.status.stable) is not None and stable.version != used.version and not again:
+        kept = f"version {used.version} stays the target, and version {stable.version} serves"
     return (
         f"{found.name}@{reference.alias or reference.stage} is version {found.version}{again}, {kept}: "
         f"kubectl -n {meta.namespace} annotate llmd/{meta.name} --overwrite {names.APPROVE_ANNOTATION}={word}"

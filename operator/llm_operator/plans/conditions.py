@@ -260,6 +260,8 @@ def _hindrance(picture: Picture) -> str:
         return fault.reason
     if candidate is not None and candidate.paused:
         return Reason.Paused
+    if any(outcome.unusable for outcome in picture.observed.evidence.smoke.values()):
+        return Reason.SmokePromptsUnusable
     return Reason.Downloading if picture.download else Reason.RollingOut
 
 
@@ -380,9 +382,7 @@ def _usage(picture: Picture) -> Verdict:
     """Where usage goes. Never a part of Ready: a pod whose Secret is missing says so by itself."""
     database, missing = picture.observed.spec.database, picture.observed.database_missing
     if missing:
-        namespace = picture.observed.meta.namespace
-        create = f"kubectl -n {namespace} create secret generic"
-        return "False", Reason.DatabaseSecretMissing, f"{missing}; new pods wait for it: {create} …"
+        return "False", Reason.DatabaseSecretMissing, missing
     if database.secret_ref is None:
         limits = "each pod counts limits for itself" if picture.replicas > 1 else "a new pod counts limits from zero"
         said = (

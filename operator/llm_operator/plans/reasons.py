@@ -75,6 +75,10 @@ class Reason(StrEnum):
         "GateFailed",
         "a gate says that the candidate is wrong or too slow; the message names figure and threshold",
     )
+    SmokePromptsUnusable = (
+        "SmokePromptsUnusable",
+        "the ConfigMap of a smoke gate is missing, or is none of smoke prompts; the roll-out waits for it",
+    )
     CandidateCrashed = "CandidateCrashed", "a pod of the candidate ended while it had traffic"
     Aborted = "Aborted", "the annotation llm-operator.dev/rollout says abort"
     Paused = "Paused", "the annotation llm-operator.dev/rollout says pause"
@@ -97,6 +101,10 @@ class Reason(StrEnum):
     # Children
     NameTaken = "NameTaken", "an object that is not ours has a child's name"
     ApplyFailed = "ApplyFailed", "the API server refused a child; the message has its words"
+    ChildInvalid = (
+        "ChildInvalid",
+        "the API server finds a child invalid (422); tried again when the specification changes, or by the resync",
+    )
     NotObserved = "NotObserved", "the operator could not look at everything it needs; the message says what failed"
     ServiceMonitorMissing = "ServiceMonitorMissing", "asked for, but the cluster has no such CRD"
     GatewayApiMissing = "GatewayApiMissing", "canary.httpRoute is written, but the cluster has no HTTPRoute CRD"

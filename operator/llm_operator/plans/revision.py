@@ -65,7 +65,7 @@ def _same_number(observed: Observed, model: ModelVersion) -> bool:
 
 def kept(observed: Observed) -> dict[str, Wanted]:
     """Revisions that have served and can be gone back to, newest first."""
-    served = [entry for entry in observed.status.history if entry.outcome == "Superseded"]
+    served = [entry for entry in observed.status.history if entry.served]
     stable = observed.status.stable
     versions = {entry.revision: entry.version for entry in reversed(served)}
     order = [*([stable.revision] if stable else []), *dict.fromkeys(entry.revision for entry in served)]

@@ -1,15 +1,20 @@
-"""How roll-outs ended, read off the status; the tags that tell the registry; a memory of what was told."""
+"""How roll-outs ended, read off the status; the tag that tells the registry; a memory of what was told."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llm_operator.crds import LLMDeploymentStatus
 from llm_operator.state import Meta, Observed, Verdict
 from llm_runtime import contract
 
-PROMOTED, FAILED = "Promoted", "Failed"
-MESSAGE_CHARACTERS = 1000
+PROMOTED, FAILED, ROLLED_BACK = "Promoted", "Failed", "RolledBack"
+BETWEEN = " | "
+"""Stands between two verdicts in a tag, the newest first."""
+VERDICTS = 6
+NEWEST_CHARACTERS, EARLIER_CHARACTERS = 1000, 300
+"""Of one verdict in a tag."""
+_FORMER_PARTS = ("message", "revision", "time", "verdict")
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,13 @@ def ended(observed: Observed, status: LLMDeploymentStatus) -> tuple[Ended, ...]:
             found.setdefault((model, version), Ended(verdict, at))
 
     if stable := status.stable:
-        note(stable.revision, stable.version, PROMOTED, f"revision {stable.revision} serves", stable.started_at)
+        note(stable.revision, stable.version, PROMOTED, "", stable.started_at)
     for entry in status.history:
-        if entry.outcome == "Superseded":
-            note(entry.revision, entry.version, PROMOTED, f"revision {entry.revision} served", entry.started_at)
-        elif entry.outcome != "Replaced":
+        if entry.outcome == "RolledBack":
+            note(entry.revision, entry.version, ROLLED_BACK, entry.message or "", entry.ended_at)
+        elif entry.served:
+            note(entry.revision, entry.version, PROMOTED, "", entry.started_at)
+        elif entry.outcome == "Failed":
             note(entry.revision, entry.version, FAILED, entry.message or "", entry.ended_at)
     return tuple(sorted(found.values(), key=lambda each: each.at, reverse=True))
 
@@ -56,15 +63,36 @@ def _models(observed: Observed) -> dict[str, str]:
     return found
 
 
-def tags(meta: Meta, told: Ended) -> dict[str, str]:
-    """Under keys of the deployment's own, as several may serve one version; the outcome comes last."""
-    prefix = f"llm-operator.{meta.namespace}.{meta.name}"
-    return {
-        f"{prefix}.message": told.verdict.message[:MESSAGE_CHARACTERS],
-        f"{prefix}.revision": told.verdict.revision,
-        f"{prefix}.time": told.at,
-        f"{prefix}.verdict": told.verdict.outcome,
-    }
+def tag(meta: Meta) -> str:
+    """The key of the deployment's tag: one of its own, as several may serve one version; short, as people read it."""
+    return f"{meta.namespace}/{meta.name}"
+
+
+def former_tags(meta: Meta) -> tuple[str, ...]:
+    """The keys under which releases up to 0.1 told the last verdict."""
+    return tuple(f"llm-operator.{meta.namespace}.{meta.name}.{part}" for part in _FORMER_PARTS)
+
+
+def value(told: Ended, meta: Meta, have: Mapping[str, str]) -> str:
+    """The verdict in a line, and behind it those before it. `have`: the version's tags."""
+    verdict = told.verdict
+    line = _line(verdict.outcome, verdict.message, verdict.revision, told.at)
+    before = [each for each in have.get(tag(meta), "").split(BETWEEN) if each]
+    message, revision, at, outcome = (have.get(key, "") for key in former_tags(meta))
+    if outcome:
+        before.append(_line(outcome, "" if outcome == PROMOTED else message, revision, at))
+    earlier = [_cut(each, EARLIER_CHARACTERS) for each in before if each != line]
+    return BETWEEN.join([line, *earlier][:VERDICTS])
+
+
+def _line(outcome: str, message: str, revision: str, at: str) -> str:
+    said = " ".join(message.replace(BETWEEN, " / ").split())
+    why = f": {_cut(said, NEWEST_CHARACTERS)}" if said else ""
+    return f"{outcome}{why} (revision {revision}, {at[:16].replace('T', ' ')} UTC)"
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 @dataclass
@@ -81,6 +109,8 @@ class Ledger:
     """What the status said at first sight."""
     refusal: str = ""
     """Why the registry takes no verdicts; empty after one was taken."""
+    deleted: bool = False
+    """The deployment is no more: its tags are to go."""
 
     def note(self, found: tuple[Ended, ...]) -> None:
         """Take over what the status says. At first sight all but the newest counts as told long ago."""
@@ -97,8 +127,3 @@ class Ledger:
     def inherited(self) -> bool:
         """Whether all that is due may have been told by an earlier process."""
         return self.fresh and set(self.due()) <= (self.found or set())
-
-
-def same(wanted: dict[str, str], have: Iterable[tuple[str, str]]) -> bool:
-    """Whether all the tags are there already."""
-    return wanted.items() <= set(have)

@@ -141,7 +141,7 @@ async def _smoke(
     except ApiError as error:
         return SmokeOutcome(waiting=f"ConfigMap {name} can't be read: {error}")
     if found is None:
-        return SmokeOutcome(waiting=f"ConfigMap {name} does not exist")
+        return SmokeOutcome(waiting=f"ConfigMap {name} does not exist: create it", unusable=True)
     if key is None:
         secret = names.operator_key_secret(observed.meta)
         return SmokeOutcome(waiting=missing or f"Secret {secret} exists and is not ours: delete it")
@@ -173,7 +173,7 @@ async def _ask_all(
     try:
         prompts = await outside.confined.prompts(data)
     except ValueError as error:
-        return SmokeOutcome(waiting=f"ConfigMap {config_map}: {error}"), True
+        return SmokeOutcome(waiting=f"ConfigMap {config_map}: {error}", unusable=True), True
     places, answers = asyncio.Semaphore(AT_ONCE), dict[str, str]()
 
     async def ask(name: str, body: dict[str, Any]) -> tuple[str, str]:

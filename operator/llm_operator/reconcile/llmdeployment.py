@@ -31,7 +31,8 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     resource = await outside.cluster.get(key.kind, key.namespace, key.name)
     if resource is None:
         outside.forget(key)
-        return Done(wake=await _all_keys(outside.cluster, key.namespace), gone=True)
+        keys = await _all_keys(outside.cluster, key.namespace)
+        return Done(wake=keys, later=verdict.deleted(outside, key), gone=True)
     if "deletionTimestamp" in resource["metadata"]:
         # Garbage collection follows the owner references; creating anew here would never end.
         return Done(gone=True)
@@ -146,7 +147,7 @@ async def _report(
 
 def _next_look(observed: Observed, plan: Plan, fault: Fault | None, pace: Pace) -> float | None:
     looks = [] if plan.requeue_seconds is None else [plan.requeue_seconds]
-    if fault is not None:
+    if fault is not None and fault.reason != Reason.ChildInvalid:
         # Nobody tells us when somebody else's object goes away.
         looks.append(pace.verify_seconds)
     if observed.database_missing:

@@ -1,6 +1,6 @@
 """Applies one object of a plan, unless its name is somebody else's."""
 
-from llm_operator.cluster import ApiError, Cluster, Conflict
+from llm_operator.cluster import ApiError, Cluster, Conflict, Invalid
 from llm_operator.observe import Outside
 from llm_operator.plans import names
 from llm_operator.plans.reasons import Reason
@@ -94,7 +94,13 @@ async def _adoptable(cluster: Cluster, owner: Meta) -> None:
 
 
 def refused(manifest: Manifest, error: NotApplied | ApiError) -> Fault:
-    """Why an object of a plan is not there as planned. What the API server says may pass, our own reasons do not."""
+    """Why an object of a plan is not there as planned.
+
+    Our own reasons do not pass, nor does an invalid object; whatever else the API server says may.
+    """
     if isinstance(error, NotApplied):
         return Fault(error.reason, str(error), terminal=True)
-    return Fault(Reason.ApplyFailed, f"{manifest['kind']} {manifest['metadata']['name']} was refused: {error}")
+    said = f"{manifest['kind']} {manifest['metadata']['name']} was refused: {error}"
+    if isinstance(error, Invalid):
+        return Fault(Reason.ChildInvalid, f"{said}; change what the specification says about it", terminal=True)
+    return Fault(Reason.ApplyFailed, said)

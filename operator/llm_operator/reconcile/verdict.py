@@ -37,12 +37,23 @@ def due(outside: Outside, observed: Observed, status: LLMDeploymentStatus) -> tu
     return ((Key(KIND, meta.namespace, meta.name), seconds),)
 
 
+def deleted(outside: Outside, owner: Key) -> tuple[tuple[Key, float], ...]:
+    """The key under which the tags of a deployment that is gone are taken away; none where it has none."""
+    ledger = outside.ledgers.get(owner)
+    if ledger is None:
+        return ()
+    ledger.deleted = True
+    return ((Key(KIND, owner.namespace, owner.name), 0.0),)
+
+
 async def reconcile(key: Key, outside: Outside) -> Done:
     """Write the verdicts that are due. Raises Retry while the registry does not answer."""
     owner = Key("LLMDeployment", key.namespace, key.name)
     ledger = outside.ledgers.get(owner)
     if ledger is None:
         return Done(gone=True)
+    if ledger.deleted:
+        return await _withdraw(outside, owner, ledger)
     refusal = ledger.refusal
     for each in ledger.due():
         try:
@@ -66,12 +77,32 @@ async def reconcile(key: Key, outside: Outside) -> Done:
 
 
 async def _record(outside: Outside, connection: Connection, ledger: Ledger, ended: Ended) -> None:
-    model, version = ended.verdict.model, ended.verdict.version
-    wanted = verdicts.tags(ledger.meta, ended)
-    if ledger.fresh and verdicts.same(wanted, (await outside.registry.tags(connection, model, version)).items()):
-        return
-    await outside.registry.tag(connection, model, version, wanted)
-    log.info("%s: %s is told to connection %s", _name(ended), ended.verdict.outcome, connection.name)
+    model, version, key = ended.verdict.model, ended.verdict.version, verdicts.tag(ledger.meta)
+    have = await outside.registry.tags(connection, model, version)
+    wanted = verdicts.value(ended, ledger.meta, have)
+    if have.get(key) != wanted:
+        await outside.registry.tag(connection, model, version, key, wanted)
+        log.info("%s: %s is told to connection %s", _name(ended), ended.verdict.outcome, connection.name)
+    for former in have.keys() & set(verdicts.former_tags(ledger.meta)):
+        await outside.registry.untag(connection, model, version, former)
+
+
+async def _withdraw(outside: Outside, owner: Key, ledger: Ledger) -> Done:
+    """Take away the tags of a deployment that is gone, from every version that has one."""
+    *_, former = verdicts.former_tags(ledger.meta)
+    try:
+        connection = await connection_for(outside, owner.namespace, ledger.connection)
+        for key in (verdicts.tag(ledger.meta), former):
+            for (model, version), tags in (await outside.registry.tagged(connection, key)).items():
+                for ours in tags.keys() & {verdicts.tag(ledger.meta), *verdicts.former_tags(ledger.meta)}:
+                    await outside.registry.untag(connection, model, version, ours)
+    except RegistryFault as fault:
+        if not fault.terminal:
+            raise Retry(f"the tags of {owner.namespace}/{owner.name} are not taken away yet: {fault}") from fault
+        log.warning("the tags of %s/%s, which is deleted, are left: %s", owner.namespace, owner.name, fault)
+    if outside.ledgers.get(owner) is ledger:
+        del outside.ledgers[owner]
+    return Done(gone=True)
 
 
 def _refused(ledger: Ledger, ended: Ended, fault: RegistryDenied) -> str:

@@ -15,11 +15,12 @@ from llm_operator.registry.faults import (
     VersionNotFound,
 )
 from llm_operator.registry.mlflow import MlflowRegistry
-from llm_operator.registry.nouns import ModelSummary, Reference, Registry
+from llm_operator.registry.nouns import Choices, ModelSummary, Reference, Registry
 
 __all__ = [
     "AliasNotFound",
     "CachedRegistry",
+    "Choices",
     "ConnectionNotPermitted",
     "ConnectionUnknown",
     "HostNotAllowed",

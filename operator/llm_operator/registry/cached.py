@@ -2,11 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
 
-from llm_operator.registry.faults import RegistryFault, RegistryUnreachable
-from llm_operator.registry.nouns import ModelSummary, Reference, Registry
+from llm_operator.registry.faults import (
+    ModelDenied,
+    ModelNotFound,
+    NothingThere,
+    RegistryFault,
+    RegistryUnreachable,
+    listed,
+)
+from llm_operator.registry.nouns import ModelSummary, Reference, Server
 from llm_operator.state import Connection, ModelVersion
 
 
@@ -17,10 +25,11 @@ class CachedRegistry:
     """
 
     def __init__(
-        self, inner: Registry, keep_seconds: float, rest_seconds: float, clock: Callable[[], float] = time.monotonic
+        self, inner: Server, keep_seconds: float, rest_seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._inner, self._keep, self._rest, self._clock = inner, keep_seconds, rest_seconds, clock
         self._versions: dict[tuple[Connection, Reference], tuple[float, ModelVersion]] = {}
+        self._choices: dict[tuple[Connection, Reference], tuple[float, str]] = {}
         self._down: dict[Connection, tuple[float, RegistryFault]] = {}
         self._asking: dict[Connection, asyncio.Lock] = {}
 
@@ -43,10 +52,27 @@ class CachedRegistry:
             raise fault
 
     async def _ask(self, connection: Connection, reference: Reference) -> ModelVersion:
-        version = await self._inner.resolve(connection, reference)
+        try:
+            version = await self._inner.resolve(connection, reference)
+        except (NothingThere, ModelDenied) as fault:
+            # A server with users denies a model that does not exist.
+            model = isinstance(fault, ModelNotFound | ModelDenied)
+            said = await self._what_there_is(connection, reference, model=model)
+            raise type(fault)(f"{fault}{said and f'; {said}'}") from fault
         self._down.pop(connection, None)
         self._versions[connection, reference] = (self._clock() + self._keep, version)
         return version
+
+    async def _what_there_is(self, connection: Connection, reference: Reference, *, model: bool) -> str:
+        """For a reference that stands for nothing; empty where the registry does not say."""
+        now, known = self._clock(), (connection, reference)
+        self._choices = {each: found for each, found in self._choices.items() if now < found[0]}
+        if known not in self._choices:
+            said = ""
+            with suppress(RegistryFault):
+                said = listed(await self._inner.choices(connection, reference, model=model), reference, model=model)
+            self._choices[known] = (now + self._keep, said)
+        return self._choices[known][1]
 
     async def summary(self, connection: Connection) -> dict[str, ModelSummary]:
         with self._noticing(connection):
@@ -59,10 +85,20 @@ class CachedRegistry:
         async with self._doubting(connection):
             return await self._inner.tags(connection, name, version)
 
-    async def tag(self, connection: Connection, name: str, version: str, tags: Mapping[str, str]) -> None:
+    async def tag(self, connection: Connection, name: str, version: str, key: str, value: str) -> None:
         self._raise_if_down(connection)
         async with self._doubting(connection):
-            await self._inner.tag(connection, name, version, tags)
+            await self._inner.tag(connection, name, version, key, value)
+
+    async def untag(self, connection: Connection, name: str, version: str, key: str) -> None:
+        self._raise_if_down(connection)
+        async with self._doubting(connection):
+            await self._inner.untag(connection, name, version, key)
+
+    async def tagged(self, connection: Connection, key: str) -> dict[tuple[str, str], dict[str, str]]:
+        self._raise_if_down(connection)
+        with self._noticing(connection):
+            return await self._inner.tagged(connection, key)
 
     @contextmanager
     def _noticing(self, connection: Connection) -> Iterator[None]:
@@ -91,8 +127,10 @@ class CachedRegistry:
 
     def forget(self, connection: Connection, name: str) -> None:
         """Ask again about this model: the poll saw it move."""
-        for known in [k for k in self._versions if k[0] == connection and k[1].name == name]:
-            del self._versions[known]
+        of: tuple[dict[tuple[Connection, Reference], Any], ...] = (self._versions, self._choices)
+        for kept in of:
+            for known in [k for k in kept if k[0] == connection and k[1].name == name]:
+                del kept[known]
 
 
 def _silent(fault: RegistryFault) -> bool:

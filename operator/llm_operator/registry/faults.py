@@ -1,9 +1,10 @@
 """What can go wrong with a question to MLflow, and what its answers mean.
 
 RegistryFault
-├── ModelNotFound       404: no registered model of this name
-├── AliasNotFound       400 INVALID_PARAMETER_VALUE: MLflow's answer to an unknown alias
-├── VersionNotFound     404 on a version, or no version in the stage
+├── NothingThere
+│   ├── ModelNotFound   404: no registered model of this name
+│   ├── AliasNotFound   400 INVALID_PARAMETER_VALUE: MLflow's answer to an unknown alias
+│   └── VersionNotFound 404 on a version, or no version in the stage
 ├── RegistryDenied      401, or 403 on the list of models
 │   └── ModelDenied     403 on one model: MLflow's permissions
 ├── HostNotAllowed      403 in plain text: MLflow's own Host header check
@@ -12,12 +13,14 @@ RegistryFault
 └── RegistryUnreachable everything else: refused, timeout, 5xx, an answer that makes no sense
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 from urllib.parse import urlsplit
 
 import httpx
 
-from llm_operator.registry.nouns import Reference
+from llm_operator.registry.nouns import Choices, Reference
 from llm_operator.state import Connection, Fault
 
 
@@ -35,15 +38,19 @@ class RegistryFault(Exception):
         return Fault(type(self).__name__, str(self), self.terminal)
 
 
-class ModelNotFound(RegistryFault):
+class NothingThere(RegistryFault):
+    """The reference stands for nothing."""
+
+
+class ModelNotFound(NothingThere):
     """No registered model of this name."""
 
 
-class AliasNotFound(RegistryFault):
+class AliasNotFound(NothingThere):
     """The model has no such alias."""
 
 
-class VersionNotFound(RegistryFault):
+class VersionNotFound(NothingThere):
     """The model has no such version."""
 
 
@@ -136,3 +143,31 @@ def _not_found(reference: Reference, uri: str, said: str) -> RegistryFault:
     return VersionNotFound(
         f"MLflow at {uri} has no {reference}: correct {reference.field} (MLflow said: {said or 'nothing'})"
     )
+
+
+SHOWN = 10
+"""Choices in a message."""
+
+
+def listed(choices: Choices, reference: Reference, *, model: bool) -> str:
+    """What there is, those nearest to what was written first."""
+    if not choices.names:
+        push = f": llm-runtime push FOLDER --name {reference.name} registers one"
+        return f"there is none{push if reference.version or model else ''}"
+    wanted = reference.name if model else reference.alias or reference.version or reference.stage or ""
+    order = _versions_near(choices.names, wanted) if reference.version and not model else _near(choices.names, wanted)
+    shown = [f"{name} (version {at})" if (at := choices.names[name]) else name for name in order[:SHOWN]]
+    more = len(order) - len(shown)
+    rest = f" and {'more than ' if choices.more else ''}{more} more" if more else ""
+    return f"there is: {', '.join(shown)}{rest}"
+
+
+def _near(names: Iterable[str], wanted: str) -> list[str]:
+    by_case = {name.lower(): name for name in sorted(names, reverse=True)}
+    near = [by_case[each] for each in difflib.get_close_matches(wanted.lower(), by_case, n=SHOWN)]
+    return [*near, *sorted(set(names) - set(near))]
+
+
+def _versions_near(versions: Iterable[str], wanted: str) -> list[str]:
+    """Their numbers, the nearest first: of a number that is too high these are the newest."""
+    return sorted(versions, key=lambda version: (abs(int(version) - int(wanted)), -int(version)))

@@ -2,7 +2,7 @@
 
 import logging
 import ssl
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -12,11 +12,13 @@ import httpx
 from llm_operator import metrics
 from llm_operator.proxies import proxy_for, without_password
 from llm_operator.registry.faults import RegistryUnreachable, VersionNotFound, explain
-from llm_operator.registry.nouns import ModelSummary, Reference
+from llm_operator.registry.nouns import Choices, ModelSummary, Reference
 from llm_operator.state import Connection, ModelVersion
 
 log = logging.getLogger(__name__)
 API = "/api/2.0/mlflow"
+MOST_CHOICES = 1000
+"""Names that are looked through for those near a wrong one."""
 
 
 class MlflowRegistry:
@@ -61,6 +63,25 @@ class MlflowRegistry:
             )
         return max(versions, key=lambda version: int(version["version"]))
 
+    async def choices(self, connection: Connection, reference: Reference, *, model: bool) -> Choices:
+        with _making_sense(connection, f"to the question what there is instead of {reference}"):
+            if model:
+                query = {"max_results": str(MOST_CHOICES)}
+                answer = await self._call(connection, None, "GET", "registered-models/search", query)
+                names = {str(each["name"]): "" for each in answer.get("registered_models") or []}
+            elif reference.version:
+                quote = '"' if "'" in reference.name else "'"
+                query = {"filter": f"name = {quote}{reference.name}{quote}", "max_results": str(MOST_CHOICES)}
+                answer = await self._call(connection, None, "GET", "model-versions/search", query)
+                names = {str(int(each["version"])): "" for each in answer.get("model_versions") or []}
+            else:
+                answer = await self._call(
+                    connection, reference, "GET", "registered-models/get", {"name": reference.name}
+                )
+                found = _summary(answer["registered_model"])
+                names = found.aliases if reference.alias else found.stages
+            return Choices(names, more=bool(answer.get("next_page_token")))
+
     async def summary(self, connection: Connection) -> dict[str, ModelSummary]:
         found: dict[str, ModelSummary] = {}
         token = ""
@@ -76,13 +97,26 @@ class MlflowRegistry:
     async def tags(self, connection: Connection, name: str, version: str) -> dict[str, str]:
         reference = Reference(name, version=version)
         with _making_sense(connection, f"on {reference}"):
-            found = await self._version(connection, reference, version)
-            return {tag["key"]: tag.get("value", "") for tag in found.get("tags") or []}
+            return _tags(await self._version(connection, reference, version))
 
-    async def tag(self, connection: Connection, name: str, version: str, tags: Mapping[str, str]) -> None:
-        for key, value in tags.items():
-            body = {"name": name, "version": version, "key": key, "value": value}
-            await self._call(connection, Reference(name, version=version), "POST", "model-versions/set-tag", body)
+    async def tag(self, connection: Connection, name: str, version: str, key: str, value: str) -> None:
+        body = {"name": name, "version": version, "key": key, "value": value}
+        await self._call(connection, Reference(name, version=version), "POST", "model-versions/set-tag", body)
+
+    async def untag(self, connection: Connection, name: str, version: str, key: str) -> None:
+        body = {"name": name, "version": version, "key": key}
+        await self._call(connection, Reference(name, version=version), "DELETE", "model-versions/delete-tag", body)
+
+    async def tagged(self, connection: Connection, key: str) -> dict[tuple[str, str], dict[str, str]]:
+        query = {"filter": f"tags.`{key}` LIKE '%'", "max_results": "1000"}
+        found: dict[tuple[str, str], dict[str, str]] = {}
+        while True:
+            answer = await self._call(connection, None, "GET", "model-versions/search", query)
+            with _making_sense(connection, "to the search for tags"):
+                found |= {(v["name"], str(v["version"])): _tags(v) for v in answer.get("model_versions") or []}
+            if not (token := answer.get("next_page_token")):
+                return found
+            query["page_token"] = token
 
     async def _call(
         self, connection: Connection, reference: Reference | None, method: str, path: str, query: dict[str, Any]
@@ -95,8 +129,9 @@ class MlflowRegistry:
             metrics.REGISTRY_CALLS.labels(connection.name, "unreachable").inc()
             proxy = proxy_for(connection.tracking_uri)
             way = f" through the proxy {without_password(proxy)} (NO_PROXY leaves hosts out)" if proxy else ""
+            said = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise RegistryUnreachable(
-                f"MLflow at {connection.tracking_uri} does not answer{way} ({type(error).__name__}: {error}); what "
+                f"MLflow at {connection.tracking_uri} does not answer{way} ({said}); what "
                 f"serves keeps serving, asking again by itself: curl {connection.tracking_uri}/health"
             ) from error
         metrics.REGISTRY_CALLS.labels(connection.name, str(answer.status_code)).inc()
@@ -137,6 +172,10 @@ class MlflowRegistry:
                 trust_env=False,
             )
         return self._clients[identity]
+
+
+def _tags(version: dict[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag.get("value", "") for tag in version.get("tags") or []}
 
 
 def _moment(milliseconds: object) -> str:

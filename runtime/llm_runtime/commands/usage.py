@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,15 +12,16 @@ import typer
 from llm_runtime.commands.database import Config, DatabaseUrl, read
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from llm_runtime.db.database import Database
     from llm_runtime.usage.report import Period, Request, Total
 
 PLOT_HEIGHT = 14
 MOST_BARS = 20
 FRAME_LINES = 3
-KEY_WIDTH = 12
-"""An id of a key, or a date, in one line also where there is little room."""
 NARROWEST, WIDEST = 40, 110
+WIDEST_TABLE = 1000
 
 
 class By(StrEnum):
@@ -31,11 +32,17 @@ class By(StrEnum):
     MODEL = "model"
 
 
+Day = Annotated[
+    str, typer.Argument(metavar="[DAY]", help="today, yesterday or YYYY-MM-DD, in UTC, instead of a month.")
+]
+
+
 def usage(
+    day: Day = "",
     by: Annotated[By, typer.Option(help="Sums of each day, key or model.")] = By.DAY,
     month: Annotated[str, typer.Option(help="YYYY-MM, in UTC. Default: this month.")] = "",
-    since: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="First day, instead of a month.")] = None,
-    until: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Last day. Default: today.")] = None,
+    since: Annotated[str, typer.Option(help="First day, instead of a month.")] = "",
+    until: Annotated[str, typer.Option(help="Last day. Default: today.")] = "",
     key: Annotated[str, typer.Option(help="Of this key's id only.")] = "",
     latest: Annotated[int, typer.Option(min=0, help="Show the key's last requests instead; how many.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
@@ -43,7 +50,7 @@ def usage(
     config: Config = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Show requests and tokens of a month, as stored in the database."""
+    """Show requests and tokens of a month or day, as stored in the database."""
     from llm_runtime.usage import report
 
     if latest:
@@ -52,7 +59,7 @@ def usage(
         requests = read(lambda database: report.latest(database, key, latest), config, database_url)
         _print_json(requests) if as_json else _print_requests(key, requests)
         return
-    period = _period(month, since, until)
+    period = _period(day, month, since, until)
 
     async def ask(database: "Database") -> "list[Total]":
         return await report.totals(database, period, by.value, key)
@@ -68,20 +75,31 @@ def usage(
             _plot(by, totals)
 
 
-def _period(month: str, since: datetime | None, until: datetime | None) -> "Period":
+def _period(day: str, month: str, since: str, until: str) -> "Period":
     from llm_runtime.usage import report
 
+    if bool(day) + bool(month) + bool(since or until) > 1:
+        raise typer.BadParameter("name a day, or a month, or days with --since and --until", param_hint="--month")
+    if day:
+        return report.Period(_day(day), _day(day))
     today = datetime.now(UTC).date()
     if since or until:
-        if month:
-            raise typer.BadParameter("name a month, or days with --since and --until, not both", param_hint="--month")
-        last = until.date() if until else today
-        return report.Period(since.date() if since else date(last.year, last.month, 1), last)
+        last = _day(until) if until else today
+        return report.Period(_day(since) if since else last.replace(day=1), last)
     try:
         chosen = datetime.strptime(month, "%Y-%m").date() if month else today
     except ValueError:
         raise typer.BadParameter(f"{month!r} is no month; write 2026-11", param_hint="--month") from None
     return report.month(chosen.year, chosen.month)
+
+
+def _day(text: str) -> date:
+    today = datetime.now(UTC).date()
+    named = {"today": today, "yesterday": today - timedelta(days=1)}
+    try:
+        return named.get(text) or date.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no day; write today, yesterday or 2026-11-28") from None
 
 
 def _print_json(rows: "Sequence[Total | Request]") -> None:
@@ -90,21 +108,44 @@ def _print_json(rows: "Sequence[Total | Request]") -> None:
 
 def _print_totals(by: By, period: "Period", totals: "list[Total]") -> None:
     from rich.console import Console
+
+    console = Console()
+    boundless = console.options.update(width=WIDEST_TABLE)
+    table = _table(by, period, totals, narrow=False)
+    if console.measure(table, options=boundless).maximum > console.width:
+        table = _table(by, period, totals, narrow=True)
+    # Nothing is cut: names that are too long even so make long lines.
+    console.width = max(console.width, console.measure(table, options=boundless).maximum)
+    console.print(table)
+
+
+def _table(by: By, period: "Period", totals: "list[Total]", *, narrow: bool) -> "Table":
+    """Where there is little room: figures are rounded, and a key's id stands below its name."""
     from rich.table import Table
 
     title = f"Usage by {by.value}, {period.first} to {period.last} (UTC); tokens of prompts and answers"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_footer=len(totals) > 1)
+    figure = _brief if narrow else "{:,}".format
     sums = [sum(column) for column in zip(*map(_figures, totals), strict=True)]
-    table.add_column(by.value, footer="all", overflow="fold", min_width=KEY_WIDTH)
-    if by is By.KEY:
-        table.add_column("name", overflow="fold")
+    table.add_column(by.value, footer="all", no_wrap=True)
+    if by is By.KEY and not narrow:
+        table.add_column("name", no_wrap=True)
     for name, total in zip(("requests", "failed", "cached", "prompts", "answers"), sums, strict=True):
-        table.add_column(name, footer=f"{total:,}", justify="right")
-    table.add_column("last")
+        table.add_column(name, footer=figure(total), justify="right", no_wrap=True)
+    table.add_column("last", no_wrap=True)
     for total in totals:
         names = (total.group, total.name) if by is By.KEY else (total.group,)
-        table.add_row(*names, *(f"{figure:,}" for figure in _figures(total)), f"{total.last_at:%m-%d %H:%M}")
-    Console().print(table)
+        first = ("\n".join(filter(None, reversed(names))),) if narrow else names
+        last = f"{total.last_at:%m-%d}" if narrow else f"{total.last_at:%m-%d %H:%M}"
+        table.add_row(*first, *map(figure, _figures(total)), last)
+    return table
+
+
+def _brief(figure: int) -> str:
+    for size, unit in ((10**9, "G"), (10**6, "M")):
+        if figure >= size:
+            return f"{figure / size:,.1f} {unit}"
+    return f"{figure:,}"
 
 
 def _figures(total: "Total") -> tuple[int, ...]:
@@ -117,7 +158,7 @@ def _print_requests(key: str, requests: "list[Request]") -> None:
 
     table = Table(title=f"Last requests of {key}", title_justify="left", box=None, pad_edge=False)
     for name in ("at (UTC)", "endpoint", "model", "outcome"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("prompt", "answer", "seconds"):
         table.add_column(name, justify="right")
     table.add_column("request id", overflow="fold")

@@ -53,8 +53,12 @@ class Hub:
         try:
             return self._get(url, {}).json()
         except OSError as error:  # All of requests' errors, of the connection and of a body that is not JSON.
+            cause: BaseException = error
+            while cause.__context__ is not None:  # What happened, of all that was made of it.
+                cause = cause.__context__
             raise RegistryUnreachable(
-                f"the hub at {self._endpoint} can't be asked for {repository}: {error}"
+                f"the hub at {self._endpoint} can't be asked for {repository} ({type(cause).__name__}: {cause}): set "
+                "HTTPS_PROXY, or HF_ENDPOINT to a mirror, where it can't be reached"
             ) from error
 
     def _get(self, url: str, headers: Mapping[str, str], **options: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import copy
 import json
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,7 +13,7 @@ from llm_operator.cluster import ApiError, Conflict, NotFound, Refused, Unavaila
 from llm_operator.confined import Confined, work
 from llm_operator.observe import Outside
 from llm_operator.pods import Answer
-from llm_operator.registry import ModelNotFound, ModelSummary, Reference, RegistryFault
+from llm_operator.registry import Choices, ModelNotFound, ModelSummary, Reference, RegistryFault
 from llm_operator.settings import ConnectionSettings
 from llm_operator.state import Connection, Figures, Manifest, ModelVersion
 
@@ -199,8 +198,9 @@ class FakeRegistry:
     def __init__(self) -> None:
         self.aliases: dict[str, dict[str, str]] = {"bot": {"champion": "1"}}
         self.fault: RegistryFault | None = None
-        self.asked = self.summaries = self.tag_reads = self.tag_writes = 0
-        self.tagged: dict[tuple[str, str], dict[str, str]] = {}
+        self.asked = self.choices_asked = self.summaries = self.tag_reads = self.tag_writes = 0
+        self.tags_of: dict[tuple[str, str], dict[str, str]] = {}
+        """By name and version."""
         self.tag_fault: RegistryFault | None = None
         """For those who write only."""
         self.registered_at = ""
@@ -228,13 +228,28 @@ class FakeRegistry:
         self.tag_reads += 1
         if self.fault is not None:
             raise self.fault
-        return dict(self.tagged.get((name, version), {}))
+        return dict(self.tags_of.get((name, version), {}))
 
-    async def tag(self, connection: Connection, name: str, version: str, tags: Mapping[str, str]) -> None:
+    async def tag(self, connection: Connection, name: str, version: str, key: str, value: str) -> None:
         if self.fault or self.tag_fault:
             raise self.fault or self.tag_fault  # type: ignore[misc]
         self.tag_writes += 1
-        self.tagged.setdefault((name, version), {}).update(tags)
+        self.tags_of.setdefault((name, version), {})[key] = value
+
+    async def untag(self, connection: Connection, name: str, version: str, key: str) -> None:
+        if self.fault or self.tag_fault:
+            raise self.fault or self.tag_fault  # type: ignore[misc]
+        self.tag_writes += 1
+        del self.tags_of[name, version][key]
+
+    async def tagged(self, connection: Connection, key: str) -> dict[tuple[str, str], dict[str, str]]:
+        if self.fault is not None:
+            raise self.fault
+        return {version: dict(tags) for version, tags in self.tags_of.items() if key in tags}
+
+    async def choices(self, connection: Connection, reference: Reference, *, model: bool) -> Choices:
+        self.choices_asked += 1
+        return Choices(dict.fromkeys(self.aliases, "") if model else self.aliases[reference.name])
 
     async def summary(self, connection: Connection) -> dict[str, ModelSummary]:
         self.summaries += 1

@@ -107,6 +107,17 @@ async def test_the_way_back_from_a_failed_version_needs_no_word(world: World) ->
     assert world.condition("Ready")["status"] == "True"
 
 
+async def test_beside_a_version_that_failed_the_offer_says_which_one_serves(world: World) -> None:
+    await approve(world, "2")
+    world.registry.aliases["bot"]["champion"] = "2"
+    await reconcile(KEY, world.outside, Pace(60, 5))
+    world.clock.pass_seconds(2000)
+    await moved(world, "3")
+    assert (serves(world), available(world)) == ("1", "3")
+    told = world.condition("UpdateAvailable")["message"]
+    assert "version 2 stays the target, and version 1 serves" in told
+
+
 async def test_what_waits_still_waits_while_the_registry_is_away_and_after_a_restart(world: World) -> None:
     await moved(world, "2")
     world.registry.fault = RegistryUnreachable("down")

@@ -50,6 +50,69 @@ async def test_each_refusal_has_its_own_reason_and_hint(
         await answering(status, body).resolve(SERVER, reference)
 
 
+MISSING = {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Model Version (name=bot, version=9) not found"}
+NO_ALIAS = {"error_code": "INVALID_PARAMETER_VALUE", "message": "Registered model alias champoin not found."}
+NO_MODEL = {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Registered Model with name=suport-bot not found"}
+MODEL = {
+    "name": "bot",
+    "aliases": [{"alias": alias, "version": str(n)} for n, alias in enumerate(("beta", "champion", "alpha"), 1)],
+    "latest_versions": [{"version": "4", "current_stage": "Staging"}, {"version": "2", "current_stage": "Production"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("reference", "refusal", "there", "said"),
+    [
+        (Reference("bot", alias="champoin"), (400, NO_ALIAS), {"registered_model": MODEL},
+         "; there is: champion (version 2), alpha (version 3), beta (version 1)"),
+        (Reference("bot", stage="Prod"), (200, {"model_versions": []}), {"registered_model": MODEL},
+         "; there is: Production (version 2), Staging (version 4)"),
+        (Reference("bot", version="9"), (404, MISSING), {"model_versions": [{"version": str(n)} for n in range(1, 14)]},
+         "; there is: 9, 10, 8, 11, 7, 12, 6, 13, 5, 4 and 3 more"),
+        (Reference("bot", version="9"), (404, MISSING), {"model_versions": []},
+         "; there is none: llm-runtime push FOLDER --name bot registers one"),
+        (Reference("suport-bot", alias="a"), (404, NO_MODEL),
+         {"registered_models": [{"name": name} for name in ("billing", "Support-Bot", *"abcdefghijk")],
+          "next_page_token": "x"},
+         "; there is: Support-Bot, a, b, billing, c, d, e, f, g, h and more than 3 more"),
+        (Reference("suport-bot", alias="a"), (404, NO_MODEL), {},
+         "; there is none: llm-runtime push FOLDER --name suport-bot registers one"),
+    ],
+)  # fmt: skip
+async def test_what_there_is_is_listed_for_what_there_is_not_by_one_question_an_interval(
+    reference: Reference, refusal: tuple[int, object], there: object, said: str
+) -> None:
+    seen: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.url.path.partition("/mlflow/")[2])
+        if seen[-1] in ("registered-models/search", "model-versions/search", "registered-models/get"):
+            return httpx.Response(200, json=there)
+        return httpx.Response(refusal[0], json=refusal[1])
+
+    clock = Ticks()
+    cached = CachedRegistry(MlflowRegistry(httpx.MockTransport(answer)), 30, 5, clock)
+    for clock.now, questions in ((0, 2), (10, 3), (31, 5)):
+        with pytest.raises(registry.RegistryFault) as raised:
+            await cached.resolve(SERVER, reference)
+        assert str(raised.value).endswith(said)
+        assert len(seen) == questions
+    cached.forget(SERVER, reference.name)
+    with pytest.raises(registry.RegistryFault):
+        await cached.resolve(SERVER, reference)
+    assert len(seen) == 7
+
+
+async def test_who_may_not_ask_what_there_is_is_told_what_is_not() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        wrong = request.url.path.endswith("registered-models/alias")
+        return httpx.Response(400, json=NO_ALIAS) if wrong else httpx.Response(403, json={})
+
+    cached = CachedRegistry(MlflowRegistry(httpx.MockTransport(answer)), 30, 5, Ticks())
+    with pytest.raises(registry.AliasNotFound, match=r"or correct spec\.model\.mlflow\.alias$"):
+        await cached.resolve(SERVER, ALIAS)
+
+
 async def test_no_answer_is_a_passing_fault() -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused", request=request)
@@ -57,6 +120,14 @@ async def test_no_answer_is_a_passing_fault() -> None:
     with pytest.raises(registry.RegistryUnreachable) as raised:
         await MlflowRegistry(httpx.MockTransport(refuse)).resolve(SERVER, ALIAS)
     assert not raised.value.fault.terminal
+
+
+async def test_an_error_without_words_is_named_alone() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("", request=request)
+
+    with pytest.raises(registry.RegistryUnreachable, match=r"does not answer \(ReadTimeout\);"):
+        await MlflowRegistry(httpx.MockTransport(refuse)).resolve(SERVER, ALIAS)
 
 
 def asked(seen: list[httpx.Request]) -> Callable[[httpx.Request], httpx.Response]:
@@ -108,7 +179,7 @@ async def test_a_version_is_asked_for_once_per_interval() -> None:
     cached = CachedRegistry(inner, 30, 5, clock)
     for clock.now in (0, 10, 29, 31):
         await cached.resolve(SERVER, ALIAS)
-    assert inner.asked == 2
+    assert (inner.asked, inner.choices_asked) == (2, 0)
     cached.forget(SERVER, "bot")
     await cached.resolve(SERVER, ALIAS)
     assert inner.asked == 3
@@ -129,7 +200,7 @@ async def test_who_may_not_write_tags_may_still_ask() -> None:
     inner.tag_fault = registry.RegistryDenied("403")
     cached = CachedRegistry(inner, 30, 5, Ticks())
     with pytest.raises(registry.RegistryDenied):
-        await cached.tag(SERVER, "bot", "1", {"a": "b"})
+        await cached.tag(SERVER, "bot", "1", "a", "b")
     assert (await cached.resolve(SERVER, ALIAS)).version == "1"
 
 

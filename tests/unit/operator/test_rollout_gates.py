@@ -216,6 +216,29 @@ async def test_a_first_version_is_behind_no_service_until_its_prompts_are_answer
     assert "bot-operator-key" not in world.cluster.named("Secret")
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (None, "ConfigMap smoke does not exist: create it"),
+        ({"polite": "prompt: a\nexpect: {contains: b}"}, "there are exact, regex, notRegex, jsonSchema"),
+    ],
+)
+async def test_prompts_that_cannot_be_asked_are_one_event_and_the_reason_while_they_are_awaited(
+    data: dict[str, str] | None, said: str
+) -> None:
+    world = await world_with_prompts()
+    smoke_map = world.cluster.objects.pop(("ConfigMap", NAMESPACE, "smoke"))
+    if data is not None:
+        await world.cluster.create({**smoke_map, "metadata": {"name": "smoke", "namespace": NAMESPACE}, "data": data})
+    await look(world, 5)
+    for kind in ("Ready", "Progressing"):
+        assert world.condition(kind)["reason"] == "SmokePromptsUnusable"
+        assert said in world.condition(kind)["message"]
+    events = [found for (kind, *_), found in world.cluster.objects.items() if kind == "Event"]
+    told = [found for found in events if found["reason"] == "SmokePromptsUnusable"]
+    assert [(found["type"], found["count"], said in found["message"]) for found in told] == [("Warning", 1, True)]
+
+
 async def test_after_a_switch_the_new_pods_are_compared_with_what_the_old_ones_did_before_it() -> None:
     world = World()
     await world.deploy(rollout={"strategy": "BlueGreen", "gates": [{"maxTimeToFirstTokenP95Ratio": 1.3}]})

@@ -288,6 +288,13 @@ def test_the_only_pod_is_never_stopped_for_a_new_one_that_finds_no_room(strategy
     assert "permit an interruption by name, rollout.strategy: Recreate" in sim.candidate.message
 
 
+def test_a_first_revision_that_finds_no_room_is_not_told_to_interrupt_anything() -> None:
+    sim = Sim(rollout("Auto", progressDeadlineSeconds=300), replicas=1, room=0, status=LLMDeploymentStatus()).run(400)
+    assert sim.candidate.reason == "ProgressDeadlineExceeded"
+    assert "Insufficient gpu" in sim.candidate.message
+    assert "Recreate" not in sim.candidate.message
+
+
 def test_a_single_pod_that_waits_for_room_says_so_and_takes_it_when_it_comes() -> None:
     sim = Sim(rollout("Auto"), replicas=1, room=1).run(120)
     assert sim.decision is not None

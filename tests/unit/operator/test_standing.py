@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llm_operator import plans
-from llm_operator.cluster import NotFound, Refused, Unanswered, Unavailable
+from llm_operator.cluster import Invalid, NotFound, Refused, Unanswered, Unavailable
 from llm_operator.reconcile import Retry
 from unit.operator.fakes import NAMESPACE, World
 from unit.operator.test_reconcile_llmdeployment import look, serving
@@ -76,6 +76,28 @@ async def test_a_new_deployment_says_what_is_refused() -> None:
         assert "Service bot was refused" in world.condition(kind)["message"]
     assert world.status()["observedGeneration"] == 1
     assert world.status()["model"]["version"] == "1"
+
+
+async def test_a_child_that_can_never_be_valid_is_stuck_and_not_asked_for_again_and_again() -> None:
+    world = World()
+    world.cluster.faults = {("apply", "Deployment"): Invalid("requests: must be less than or equal to cpu limit (422)")}
+    await world.deploy()
+    done = await look(world)
+    found = {kind: world.condition(kind) for kind in ("Ready", "Reconciling", "Stalled", "Applied")}
+    assert {kind: each["status"] for kind, each in found.items()} == {
+        "Ready": "False",
+        "Reconciling": "False",
+        "Stalled": "True",
+        "Applied": "False",
+    }
+    assert found["Stalled"]["reason"] == "ChildInvalid"
+    assert "must be less than or equal to cpu limit" in found["Stalled"]["message"]
+    assert "change what the specification says" in found["Stalled"]["message"]
+    assert (done.after_seconds or 1e9) > 60  # Not at the pace of what somebody else may put right.
+    world.cluster.faults = {}
+    await world.deploy(replicas=2)
+    await look(world)
+    assert world.condition("Stalled")["status"] == "False"
 
 
 async def test_one_failure_of_the_api_server_that_passes_is_not_told() -> None:

@@ -146,7 +146,10 @@ async def test_a_secret_without_the_named_key_is_told_and_a_whole_one_settles_it
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "db", "namespace": NAMESPACE}}
     await world.cluster.create({**secret, "data": {"address": "eA=="}})
     await look(world)
-    assert world.condition("UsagePersistent")["message"].startswith("Secret db has no key url")
+    address = "postgresql://USER:PASSWORD@HOST/DATABASE"
+    patch = f"""kubectl -n {NAMESPACE} patch secret db -p '{{"stringData": {{"url": "{address}"}}}}'"""
+    told = f"Secret db has no key url; new pods wait for it: {patch}"
+    assert world.condition("UsagePersistent")["message"] == told
     await world.cluster.apply({**secret, "data": {"url": base64.b64encode(b"postgresql://a:b@c/d").decode()}})
     await look(world)
     assert world.condition("UsagePersistent")["reason"] == "DatabaseConfigured"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from llm_operator.plans import verdicts
+from llm_operator.plans.verdicts import Ended
 from llm_operator.reconcile import Done, Pace, Retry, reconcile
 from llm_operator.registry import RegistryDenied, RegistryUnreachable, VersionNotFound
-from llm_operator.state import Key
+from llm_operator.state import Key, Verdict
 from unit.operator.fakes import IMAGE, NAMESPACE, World
 
 OWNER, VERDICT = Key("LLMDeployment", NAMESPACE, "bot"), Key("Verdict", NAMESPACE, "bot")
-PREFIX = f"llm-operator.{NAMESPACE}.bot"
+TAG, FORMER = f"{NAMESPACE}/bot", f"llm-operator.{NAMESPACE}.bot"
 
 
 async def step(world: World) -> Done:
@@ -31,8 +33,12 @@ async def told(world: World) -> None:
     await reconcile(VERDICT, world.outside, Pace(60, 5))
 
 
-def outcome(world: World, version: str) -> str | None:
-    return world.registry.tagged.get(("bot", version), {}).get(f"{PREFIX}.verdict")
+def value(world: World, version: str) -> str:
+    return world.registry.tags_of.get(("bot", version), {}).get(TAG, "")
+
+
+def outcome(world: World, version: str) -> str:
+    return value(world, version).partition(" (")[0].partition(":")[0]
 
 
 @pytest.fixture
@@ -52,8 +58,8 @@ async def test_a_promoted_version_is_tagged_once(world: World) -> None:
     assert dict((await rolled(world)).later)[VERDICT] == 0
     await told(world)
     assert outcome(world, "2") == "Promoted"
-    tags = world.registry.tagged["bot", "2"]
-    assert tags.keys() == {f"{PREFIX}.{part}" for part in ("verdict", "message", "revision", "time")}
+    revision = world.status()["stable"]["revision"]
+    assert world.registry.tags_of["bot", "2"] == {TAG: f"Promoted (revision {revision}, 2026-01-01 00:00 UTC)"}
     writes = world.registry.tag_writes
     assert VERDICT not in dict((await step(world)).later)
     await reconcile(VERDICT, world.outside, Pace(60, 5))
@@ -65,7 +71,7 @@ async def test_a_failed_version_is_tagged_with_the_reason_and_the_one_that_serve
     await rolled(world, ready=0)
     await told(world)
     assert outcome(world, "2") == "Failed"
-    assert "ProgressDeadlineExceeded" in world.registry.tagged["bot", "2"][f"{PREFIX}.message"]
+    assert value(world, "2").startswith("Failed: ProgressDeadlineExceeded: 0 of 1 pods were ready after 1800 s")
     assert outcome(world, "1") == "Promoted"
 
 
@@ -150,12 +156,88 @@ async def test_two_deployments_of_one_model_keep_apart(world: World) -> None:
             world.cluster.play(name)
     await reconcile(other, world.outside, Pace(60, 5))
     await reconcile(Key("Verdict", NAMESPACE, "other"), world.outside, Pace(60, 5))
-    keys = world.registry.tagged["bot", "1"].keys()
-    assert {f"{PREFIX}.verdict", f"llm-operator.{NAMESPACE}.other.verdict"} <= keys
+    assert {TAG, f"{NAMESPACE}/other"} == world.registry.tags_of["bot", "1"].keys()
 
 
-async def test_nothing_is_kept_of_a_deleted_deployment(world: World) -> None:
-    await world.cluster.delete("LLMDeployment", NAMESPACE, "bot")
+async def failed_and_promoted(world: World) -> None:
+    """Version 2 fails, and serves once it is tried again."""
+    world.registry.aliases["bot"]["champion"] = "2"
+    await rolled(world, ready=0)
+    await told(world)
+    await world.deploy(rollout={"progressDeadlineSeconds": 3000}, engine={"maxModelLength": 64})
+    await rolled(world)
+    await told(world)
+
+
+async def test_a_version_that_is_promoted_later_is_still_known_to_have_failed(world: World) -> None:
+    await failed_and_promoted(world)
+    now, before = value(world, "2").split(" | ")
+    assert now.startswith("Promoted (revision ")
+    assert before.startswith("Failed: ProgressDeadlineExceeded")
+
+
+async def test_a_tag_has_a_bound_and_its_oldest_verdict_goes_first(world: World) -> None:
+    world.registry.tags_of["bot", "2"] = {TAG: " | ".join(f"Failed: {n} {'x' * 2000}" for n in range(50))}
+    world.registry.aliases["bot"]["champion"] = "2"
+    await rolled(world)
+    await told(world)
+    lines = value(world, "2").split(" | ")
+    assert [line[:9] for line in lines] == ["Promoted ", *(f"Failed: {n}" for n in range(5))]
+    assert len(value(world, "2")) < 3000
+
+
+async def test_a_separator_in_a_message_parts_no_verdict(world: World) -> None:
+    ended = Ended(Verdict("bot", "2", "Failed", "a | b\nc", "r"), "2026-01-01T00:00:00Z")
+    assert verdicts.value(ended, world.outside.ledgers[OWNER].meta, {}).startswith("Failed: a / b c (revision r, ")
+
+
+async def test_a_version_that_was_taken_back_says_so(world: World) -> None:
+    first = world.status()["stable"]["revision"]
+    world.registry.aliases["bot"]["champion"] = "2"
+    await rolled(world)
+    await told(world)
+    meta = world.cluster.objects["LLMDeployment", NAMESPACE, "bot"]["metadata"]
+    meta["annotations"] = {"llm-operator.dev/rollback-to": first}
+    await rolled(world)
+    await told(world)
+    assert world.status()["stable"]["revision"] == first
+    assert world.status()["history"][0]["outcome"] == "RolledBack"
+    now, before = value(world, "2").split(" | ")
+    assert now.startswith(f"RolledBack: by revision {first}, as the annotation rollback-to asked (revision ")
+    assert before.startswith("Promoted")
+    assert outcome(world, "1") == "Promoted"
+
+
+async def test_the_tags_of_an_earlier_release_become_one(world: World) -> None:
+    former = {"message": "ModelCorrupt: short", "revision": "r1", "time": "2025-12-31T10:00:00Z", "verdict": "Failed"}
+    world.registry.tags_of["bot", "2"] = {f"{FORMER}.{part}": text for part, text in former.items()} | {"mine": "x"}
+    world.registry.aliases["bot"]["champion"] = "2"
+    await rolled(world)
+    await told(world)
+    assert world.registry.tags_of["bot", "2"].keys() == {TAG, "mine"}
+    assert value(world, "2").endswith(" | Failed: ModelCorrupt: short (revision r1, 2025-12-31 10:00 UTC)")
+
+
+async def test_a_deleted_deployment_takes_its_tags_with_it_and_no_others(world: World) -> None:
+    await failed_and_promoted(world)
+    world.registry.tags_of["bot", "9"] = {f"{FORMER}.verdict": "Failed", f"{FORMER}.time": "", "team/other": "x"}
+    world.restarted(IMAGE)  # What an earlier process told goes, too.
     await step(world)
+    await world.cluster.delete("LLMDeployment", NAMESPACE, "bot")
+    assert VERDICT in dict((await step(world)).later)
+    world.registry.tag_fault = RegistryUnreachable("down")
+    with pytest.raises(Retry, match="not taken away yet"):
+        await reconcile(VERDICT, world.outside, Pace(60, 5))
+    world.registry.tag_fault = None
+    assert (await reconcile(VERDICT, world.outside, Pace(60, 5))).gone
+    assert {key for tags in world.registry.tags_of.values() for key in tags} == {"team/other"}
     assert world.outside.ledgers == {}
     assert (await reconcile(VERDICT, world.outside, Pace(60, 5))).gone
+
+
+async def test_a_registry_that_refuses_keeps_the_tags_of_a_deleted_deployment(world: World) -> None:
+    await world.cluster.delete("LLMDeployment", NAMESPACE, "bot")
+    await step(world)
+    world.registry.tag_fault = RegistryDenied("403")
+    await reconcile(VERDICT, world.outside, Pace(60, 5))
+    assert (outcome(world, "1"), world.outside.ledgers) == ("Promoted", {})

@@ -102,8 +102,8 @@ def _promote(decision: Decision, candidate: Candidate) -> Decision:
     before = ""
     if old is not None:
         back = decision.rollback is not None and decision.rollback.revision == stable.revision
-        why = ", as the annotation rollback-to asked" if back else ""
-        decision = decision.ended(old, "Superseded", f"by revision {stable.revision}{why}")
+        outcome, why = ("RolledBack", ", as the annotation rollback-to asked") if back else ("Superseded", "")
+        decision = decision.ended(old, outcome, f"by revision {stable.revision}{why}")
         before = f", version {old.version} leaves"
     unjudged = ", ".join(each.name for each in candidate.verdict if each.state == "TooFewSamples")
     note = f"; too few samples to judge {unjudged}" if unjudged else ""

@@ -49,7 +49,7 @@ def _earlier(decision: Decision) -> tuple[dict[str, int], bool]:
     """Pods of the revisions that are kept to go back to, and whether some of these stay a moment longer."""
     situation = decision.situation
     current = {each.revision for each in (decision.stable, decision.candidate) if each}
-    served = [each for each in decision.history if each.outcome == "Superseded" and each.revision not in current]
+    served = [each for each in decision.history if each.served and each.revision not in current]
     kept = list(dict.fromkeys(entry.revision for entry in served))[: situation.spec.revision_history_limit]
     settling = {
         entry.revision: pods

@@ -2,15 +2,18 @@
 
 import asyncio
 import json
-from datetime import timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from pathlib import Path
+from typing import Self
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from llm_runtime.__main__ import cli
+from llm_runtime.commands.usage import By, _print_totals
 from llm_runtime.db import migrate
 from llm_runtime.metrics import Metrics
+from llm_runtime.usage.report import Period, Total
 from llm_runtime.usage.writer import DatabaseUsage
 from usage_rows import AT, QUICK, empty, row
 
@@ -117,6 +120,24 @@ def test_usage_by_day_is_a_table_with_sums_and_a_plot(used: str) -> None:
     assert "█" in shown
 
 
+def test_usage_of_a_day_is_asked_for_by_its_name(used: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Today(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls(2026, 11, 22, 23, 59, tzinfo=tz)
+
+    monkeypatch.setattr("llm_runtime.commands.usage.datetime", Today)
+    for words, requests in (
+        (("today",), 18),
+        (("yesterday",), 13),
+        (("2026-11-21",), 13),
+        (("--since", "yesterday"), 31),
+        (("--since", "yesterday", "--until", "yesterday"), 13),
+    ):
+        days = json.loads(run("usage", *words, "--json", "--database-url", used).output)
+        assert sum(day["requests"] for day in days) == requests
+
+
 def test_usage_by_key_and_model_names_both(used: str) -> None:
     shown = run("usage", "--by", "key", "--month", "2026-11", "--database-url", used).output
     assert "default/web" in shown
@@ -145,7 +166,60 @@ def test_a_month_without_usage_is_no_empty_table(used: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("--month", "11"), ("--latest", "3"), ("--month", "2026-11", "--since", "2026-11-02")]
+    "words",
+    [
+        ("--month", "11"),
+        ("--latest", "3"),
+        ("--month", "2026-11", "--since", "2026-11-02"),
+        ("today", "--month", "2026-11"),
+        ("yesterday", "--until", "2026-11-02"),
+        ("tomorrow",),
+        ("--since", "11"),
+    ],
 )
 def test_options_that_make_no_sense_are_refused(words: tuple[str, ...]) -> None:
     assert run("usage", *words).exit_code == 2
+
+
+AT_NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
+LONG = "team-a/continuous-integration"
+
+
+@pytest.mark.parametrize(
+    ("by", "group", "name", "width", "shown"),
+    [
+        (By.KEY, "0a1b2c3d4e5f", LONG, 80, ["0a1b2c3d4e5f", LONG, "12.3 M", " 11-28"]),
+        (By.KEY, "0a1b2c3d4e5f", LONG, 120, [f"0a1b2c3d4e5f  {LONG}", "12,345,678", "11-28 12:00"]),
+        (By.MODEL, "support-bot:legal-german", "", 80, ["support-bot:legal-german ", "12.3 M", " 11-28"]),
+        (By.MODEL, "m" * 90, "", 80, ["m" * 90]),
+        (By.DAY, "2026-11-28", "", 80, ["2026-11-28", "12,345,678", "11-28 12:00"]),
+    ],
+)
+def test_the_usage_table_cuts_and_parts_no_word(
+    by: By,
+    group: str,
+    name: str,
+    width: int,
+    shown: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    used = Total(group, name, 123_456, 12, 1_234, 12_345_678, 2_345_678, AT_NOON)
+    _print_totals(by, Period(date(2026, 11, 1), date(2026, 11, 30)), [used, used])
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    for words in ("requests", "failed", "cached", "prompts", "answers", "last", *shown):
+        assert words in printed
+    if len(group) < 80:
+        assert max(map(len, printed.splitlines())) <= width
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    def completed(words: str) -> list[str]:
+        asked = {"_LLM_RUNTIME_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        return CliRunner().invoke(cli, (), prog_name="llm-runtime", env=asked).output.split()
+
+    assert completed("llm-runtime us") == ["usage"]
+    assert "--since" in completed("llm-runtime usage --")
+    assert completed("llm-runtime usage --by ") == ["day", "key", "model"]

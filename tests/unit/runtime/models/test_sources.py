@@ -17,6 +17,7 @@ from llm_runtime.__main__ import _fetch as bring
 from llm_runtime.contract import METRICS_PATH, MlflowVersion, ModelConfig, RuntimeConfig
 from llm_runtime.errors import ConfigInvalid, ModelNotFound, RegistryDenied, RegistryUnreachable
 from llm_runtime.models.fetch import fetch
+from llm_runtime.models.hub import Hub
 from llm_runtime.models.retry import Patience
 from llm_runtime.models.sources import Pinned, Reference, find
 from llm_runtime.models.verify import is_whole
@@ -98,6 +99,13 @@ def test_the_hub_refuses_without_a_token_and_knows_no_others(
         fetch(ModelConfig(name="x", uri="hf://acme/bot"), tmp_path)
     monkeypatch.setenv("HUGGINGFACE_TOKEN", "secret")
     assert is_whole(fetch(ModelConfig(name="x", uri="hf://acme/bot"), tmp_path))
+
+
+def test_a_hub_that_is_away_is_said_in_a_sentence_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(RegistryUnreachable, match=r"\(ConnectionRefusedError: .*HF_ENDPOINT to a mirror") as raised:
+        Hub().commit("hf://acme/bot")
+    assert len(str(raised.value)) < 250
 
 
 def test_what_names_a_version_or_a_place_needs_no_question() -> None:
