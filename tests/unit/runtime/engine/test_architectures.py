@@ -23,7 +23,8 @@ from llm_runtime.engine.scheduler import Scheduler  # noqa: E402
 from llm_runtime.errors import ModelUnsupported  # noqa: E402
 from llm_runtime.models import build  # noqa: E402
 from llm_runtime.models.adapter import AdapterReader  # noqa: E402
-from llm_runtime.models.load import Loaded, load  # noqa: E402
+from llm_runtime.models.load import load  # noqa: E402
+from llm_runtime.models.loaded import Loaded  # noqa: E402
 from llm_runtime.models.runners import Chosen, choose_runner  # noqa: E402
 from llm_runtime.request import GenerationRequest, Sampling  # noqa: E402
 from unit.runtime.engine.architectures import ARCHITECTURES, BATCHED, WINDOW, Architecture, table  # noqa: E402
