@@ -32,7 +32,7 @@ from llm_runtime.engine.adapters import AdapterTable  # noqa: E402
 from llm_runtime.engine.blocks import BlockPool  # noqa: E402
 from llm_runtime.engine.limits import RequestLimits  # noqa: E402
 from llm_runtime.engine.local import start_local  # noqa: E402
-from llm_runtime.engine.loop import Model  # noqa: E402
+from llm_runtime.engine.model import Model  # noqa: E402
 from llm_runtime.engine.process import start_engine  # noqa: E402
 from llm_runtime.engine.scheduler import Batch, Scheduler  # noqa: E402
 from llm_runtime.engine.sequence import Sampled  # noqa: E402
