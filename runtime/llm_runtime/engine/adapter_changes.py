@@ -2,13 +2,13 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 from llm_runtime.contract import FatalReport
-from llm_runtime.engine.messages import Done, DropAdapter, Failed, LoadAdapter, Report
-from llm_runtime.engine.model import Served
+from llm_runtime.engine.messages import Done, DropAdapter, Failed, LoadAdapter
+from llm_runtime.engine.model import Post, Send, Served
 from llm_runtime.engine.swap import Models
 from llm_runtime.errors import Fatal
 
@@ -18,10 +18,7 @@ log = logging.getLogger(__name__)
 class AdapterChanges:
     """Carries out `LoadAdapter` and `DropAdapter`, and gives memory back when an adapter's last request has ended."""
 
-    def __init__(
-        self, models: Models, send: Callable[[Report], None], post: Callable[[Callable[[], None]], None]
-    ) -> None:
-        """`post` has something called on the loop's thread, the only one that may call `send`."""
+    def __init__(self, models: Models, send: Send, post: Post) -> None:
         self._models = models
         self._send = send
         self._post = post

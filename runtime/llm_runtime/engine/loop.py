@@ -20,13 +20,12 @@ from llm_runtime.engine.messages import (
     Load,
     LoadAdapter,
     Ready,
-    Report,
     Retire,
     Step,
     Submit,
     packed,
 )
-from llm_runtime.engine.model import Build, Model, Served
+from llm_runtime.engine.model import Build, Model, Send, Served
 from llm_runtime.engine.recovery import Outcome
 from llm_runtime.engine.scheduler import Batch, Delivery
 from llm_runtime.engine.sequence import Sequence
@@ -44,10 +43,7 @@ MEMORY_SECONDS = 1.0
 class StepLoop:
     """Serves one model; during a swap two, one after the other in each round."""
 
-    def __init__(
-        self, build: Build, send: Callable[[Report], None], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """`send` is called on the loop's thread only."""
+    def __init__(self, build: Build, send: Send, clock: Callable[[], float] = time.monotonic) -> None:
         self._send = send
         self._clock = clock
         self._inbox: SimpleQueue[Command | Callable[[], None]] = SimpleQueue()
@@ -221,8 +217,8 @@ class StepLoop:
             max((scheduler.usage_ratio for scheduler in schedulers), default=0.0),
             self._steps,
             self._batch_size,
-            self._models.prompt_tokens,
-            self._models.cached_prompt_tokens,
+            self._models.freed_prompt_tokens + sum(scheduler.prompt_tokens for scheduler in schedulers),
+            self._models.freed_cached_tokens + sum(scheduler.cached_prompt_tokens for scheduler in schedulers),
             self._memory_bytes(),
         )
 

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.engine.adapters import AdapterTable
 from llm_runtime.engine.limits import RequestLimits
-from llm_runtime.engine.messages import DropAdapter
+from llm_runtime.engine.messages import DropAdapter, Report
 from llm_runtime.engine.recovery import CarefulRunner, Runner
 from llm_runtime.engine.scheduler import Scheduler
 from llm_runtime.engine.sequence import Vocabulary
@@ -41,6 +41,12 @@ class Model:
 
 Build = Callable[[RuntimeConfig, Path], Model]
 """Load and check a model. Raises errors.Fatal subclasses. Called on a thread of its own."""
+
+
+Send = Callable[[Report], None]
+"""Tell the client. Called on the loop's thread only."""
+Post = Callable[[Callable[[], None]], None]
+"""Have something called on the loop's thread, between two steps. May be called on any thread."""
 
 
 @dataclass(slots=True, eq=False)

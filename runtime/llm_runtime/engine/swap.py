@@ -2,13 +2,13 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 from llm_runtime.contract import FatalReport
 from llm_runtime.engine.memory import MIB, resident_bytes
-from llm_runtime.engine.messages import Failed, Load, Ready, Report
-from llm_runtime.engine.model import Build, Model, Served
+from llm_runtime.engine.messages import Failed, Load, Ready
+from llm_runtime.engine.model import Build, Model, Post, Send, Served
 from llm_runtime.engine.recovery import CarefulRunner
 from llm_runtime.errors import Fatal
 
@@ -18,18 +18,16 @@ log = logging.getLogger(__name__)
 class Models:
     """One model; during a swap two, until the last request of the old one has ended."""
 
-    def __init__(
-        self, build: Build, send: Callable[[Report], None], post: Callable[[Callable[[], None]], None]
-    ) -> None:
-        """`post` has something called on the loop's thread, the only one that may call `send`."""
+    def __init__(self, build: Build, send: Send, post: Post) -> None:
         self._build = build
         self._send = send
         self._post = post
         self._by_number: dict[int, Served] = {}
         self._seen = 0
-        # Counters must not fall when a model goes.
-        self._freed_prompt_tokens = 0
-        self._freed_cached_tokens = 0
+        self.freed_prompt_tokens = 0
+        """Of models that are gone: counters must not fall."""
+        self.freed_cached_tokens = 0
+        """Those of them that came out of the prefix cache."""
 
     def __iter__(self) -> Iterator[Served]:
         return iter(list(self._by_number.values()))
@@ -40,16 +38,6 @@ class Models:
     def find(self, number: int) -> Served | None:
         """None for one that has gone."""
         return self._by_number.get(number)
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Of all models, also of those that have gone."""
-        return self._freed_prompt_tokens + sum(served.model.scheduler.prompt_tokens for served in self)
-
-    @property
-    def cached_prompt_tokens(self) -> int:
-        """Those of `prompt_tokens` that came out of the prefix cache."""
-        return self._freed_cached_tokens + sum(served.model.scheduler.cached_prompt_tokens for served in self)
 
     def adopt(self, model: Model, call: int = 0) -> Ready:
         """Serve `model` from now on."""
@@ -91,8 +79,8 @@ class Models:
 
     def _free(self, number: int) -> None:
         model = self._by_number.pop(number).model
-        self._freed_prompt_tokens += model.scheduler.prompt_tokens
-        self._freed_cached_tokens += model.scheduler.cached_prompt_tokens
+        self.freed_prompt_tokens += model.scheduler.prompt_tokens
+        self.freed_cached_tokens += model.scheduler.cached_prompt_tokens
         free = model.free
         del model
         before = _resident_mib()

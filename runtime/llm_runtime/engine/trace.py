@@ -2,14 +2,11 @@
 
 import json
 import logging
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from llm_runtime.engine.loop import StepLoop
-from llm_runtime.engine.messages import Report
-from llm_runtime.engine.model import Build, Served
+from llm_runtime.engine.model import Build, Send, Served
 from llm_runtime.engine.recovery import Outcome
 from llm_runtime.engine.scheduler import Batch, Delivery
 
@@ -94,20 +91,13 @@ class StepTrace:
 class TracedLoop(StepLoop):
     """A loop that reads the clock between the parts of a step, and writes them down."""
 
-    def __init__(
-        self,
-        build: Build,
-        send: Callable[[Report], None],
-        trace: StepTrace,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__(build, send, clock)
+    _started = _scheduled = _computed = _advanced = 0.0
+    """When the last step began, and when its parts ended."""
+    _batch = Batch(())
+
+    def __init__(self, build: Build, send: Send, trace: StepTrace) -> None:
+        super().__init__(build, send)
         self._trace = trace
-        self._started = 0.0
-        self._scheduled = 0.0
-        self._computed = 0.0
-        self._advanced = 0.0
-        self._batch = Batch(())
 
     def run(self) -> None:
         try:
