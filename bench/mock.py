@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from llm_runtime import __main__ as runtime
-from llm_runtime.api.services import Loaded
+from llm_runtime.api.serving import Loaded
 from llm_runtime.assembly import ModelSource
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.request import (
@@ -49,7 +49,8 @@ class MockStream:
         if TOKEN_SECONDS and self._left:
             await asyncio.sleep(TOKEN_SECONDS)
             return [self._left.pop(0)]
-        events, self._left = self._left, []
+        events = self._left
+        self._left = []
         return events
 
     async def aclose(self) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.results import SPEED, Run
+from bench.servers import TITLES
 
 COLOURS = {"ours": "#1f6feb", "transformers": "#b0872c", "vllm": "#7a7a7a"}
 Key = tuple[str, str, str]
@@ -50,8 +51,6 @@ def series(run: Run) -> dict[str, list[int]]:
 
 
 def _line(axes: Any, run: Run, who: str, levels: Sequence[int], metric: str, style: str) -> None:
-    from bench.report import TITLES
-
     values = [(clients, run.value(f"{who}@{clients}", metric)) for clients in levels]
     measured = [(clients, value) for clients, value in values if value]
     if not measured:

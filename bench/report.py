@@ -4,14 +4,14 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from bench import plots
 from bench.results import SPEED, Run, from_json, merged, verdicts
-from bench.servers import KINDS
+from bench.servers import TITLES
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 JSON = "engine.json"
 PAGE = "engine.md"
 
-TITLES = {key: kind.title for key, kind in KINDS.items()}
 MODELS = {
     "smollm2": "SmolLM2-135M-Instruct",
     "small": "random Llama, 31.6 M parameters",
@@ -57,8 +57,6 @@ aside."""
 
 def write(new: Sequence[Run], folder: Path = FOLDER) -> Path:
     """Merge runs into the record and make the page again; returns the page."""
-    from bench import plots
-
     folder.mkdir(parents=True, exist_ok=True)
     runs = merged(read(folder), new)
     record = {"runs": [run.as_json() for run in runs]}

@@ -25,14 +25,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "hack"), str(ROOT / "tests")]
 
 from llm_runtime import worker  # noqa: E402
-from llm_runtime.api.services import Loaded, Services  # noqa: E402
-from llm_runtime.app import Server, create_app  # noqa: E402
+from llm_runtime.api.server import make_server  # noqa: E402
+from llm_runtime.api.serving import Loaded  # noqa: E402
+from llm_runtime.app import HttpServer, create_app  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
 from llm_runtime.engine.adapters import AdapterTable  # noqa: E402
 from llm_runtime.engine.blocks import BlockPool  # noqa: E402
 from llm_runtime.engine.limits import RequestLimits  # noqa: E402
 from llm_runtime.engine.local import start_local  # noqa: E402
-from llm_runtime.engine.loop import Model  # noqa: E402
+from llm_runtime.engine.model import Model  # noqa: E402
 from llm_runtime.engine.process import start_engine  # noqa: E402
 from llm_runtime.engine.scheduler import Batch, Scheduler  # noqa: E402
 from llm_runtime.engine.sequence import Sampled  # noqa: E402
@@ -47,7 +48,8 @@ class TimedRunner(ScriptedRunner):
 
     def __init__(self, seconds: float, held: float) -> None:
         super().__init__()
-        self._seconds, self._held = seconds, held
+        self._seconds = seconds
+        self._held = held
 
     def forward(self, batch: Batch) -> list[Sampled]:
         time.sleep(self._seconds * (1 - self._held))
@@ -78,7 +80,7 @@ def serve(way: str, port: int, script: str) -> None:
             engine = await start_engine(CONFIG, Path(script), (sys.executable, __file__, "worker"))
         return Loaded(engine, engine.codec)
 
-    Server(create_app(Services(CONFIG, load)), "127.0.0.1", port).run()
+    HttpServer(create_app(make_server(CONFIG, load)), "127.0.0.1", port).run()
 
 
 class Result(NamedTuple):
@@ -118,9 +120,11 @@ async def _ready(port: int) -> None:
 
 async def _round(port: int, process: int, streams: int, tokens: int) -> Result:
     body = {"model": "bench", "messages": [{"role": "user", "content": "hello"}], "max_tokens": tokens, "stream": True}
-    cpu, began = _processor_seconds(process), time.perf_counter()
+    cpu = _processor_seconds(process)
+    began = time.perf_counter()
     answers = await asyncio.gather(*(_answer(port, "POST /v1/chat/completions", body) for _ in range(streams)))
-    seconds, cpu = time.perf_counter() - began, _processor_seconds(process) - cpu
+    seconds = time.perf_counter() - began
+    cpu = _processor_seconds(process) - cpu
     assert all(answer.count(b"~") == tokens for answer in (part.split(b"\r\n\r\n", 1)[1] for part in answers))
     total = streams * tokens
     return Result(total / seconds, cpu * 1e6 / total, sum(answer.count(b"data: ") for answer in answers) / total)

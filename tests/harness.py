@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 
 from fakes import ScriptedEngine
-from llm_runtime.api.services import Services
+from llm_runtime.api.server import Server
 from llm_runtime.contract import (
     KeyFile,
     KeyRecord,
@@ -35,10 +35,13 @@ class Rows(list[UsageRow]):
 class Harness:
     """A running application and everything a test may want to look at."""
 
-    def __init__(
-        self, services: Services, engine: ScriptedEngine, rows: Rows, url: str, client: httpx.AsyncClient
-    ) -> None:
-        self.services, self.engine, self.rows, self.url, self.client = services, engine, rows, url, client
+    def __init__(self, server: Server, engine: ScriptedEngine, rows: Rows, url: str, client: httpx.AsyncClient) -> None:
+        self.server, self.engine, self.rows, self.url, self.client = server, engine, rows, url, client
+
+    def put(self, **parts: Any) -> None:
+        """Replace parts of the server that runs, which are fixed outside tests."""
+        for name, part in parts.items():
+            object.__setattr__(self.server, name, part)
 
     async def chat(self, **fields: Any) -> httpx.Response:
         return await self.client.post("/v1/chat/completions", json=chat_body(**fields))

@@ -31,7 +31,7 @@ from llm_runtime.contract import (
 )
 
 if TYPE_CHECKING:
-    from llm_runtime.api.services import Loaded
+    from llm_runtime.api.serving import Loaded
     from llm_runtime.assembly import ModelSource
     from llm_runtime.engine.client import EngineClient
     from llm_runtime.models.progress import Progress
@@ -145,20 +145,20 @@ def _serve(
     # FastAPI takes a second to import, which `fetch` need not wait for.
     from prometheus_client import disable_created_metrics
 
-    from llm_runtime.app import Server, create_app
+    from llm_runtime.app import HttpServer, create_app
     from llm_runtime.assembly import assemble
 
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    services = assemble(loaded, _models(models), keys, adapters)
+    server = assemble(loaded, _models(models), keys, adapters)
     try:
-        Server(create_app(services), host, port).run()
+        HttpServer(create_app(server), host, port).run()
     except SystemExit as error:  # Uvicorn's way of saying that the port, free a moment ago, can't be had.
         raise errors.ConfigInvalid(f"can't listen on {host}:{port}; uvicorn's lines in the log say why") from error
-    if services.loaded is None and services.failure is None:
+    if server.serving.loaded is None and server.serving.failure is None:
         # Told to stop while loading: ending under a thread that is deep in native code may crash, and must not fail.
         sys.stdout.flush()
         os._exit(0)
-    return services.failure
+    return server.serving.failure
 
 
 def _refuse_taken(host: str, port: int) -> None:
@@ -189,7 +189,7 @@ def _refusal(family: int, kind: int, protocol: int, _: str, address: tuple[Any, 
 
 
 def _models(models: Path) -> "ModelSource":
-    from llm_runtime.api.services import in_thread
+    from llm_runtime.aside import in_thread
     from llm_runtime.assembly import ModelSource
     from llm_runtime.models.versions import Holder
 
@@ -217,7 +217,7 @@ async def _start(config: RuntimeConfig, folder: Path) -> "Loaded":
 
 
 def _loaded(engine: "EngineClient", folder: Path) -> "Loaded":
-    from llm_runtime.api.services import Loaded
+    from llm_runtime.api.serving import Loaded
     from llm_runtime.models.origin import origin
 
     async def swap(config: RuntimeConfig, folder: Path) -> Loaded:

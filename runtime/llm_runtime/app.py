@@ -15,12 +15,14 @@ from starlette.types import ASGIApp
 
 from llm_runtime import errors
 from llm_runtime.api import chat as conversation
-from llm_runtime.api import completions_with_logprobs, generate, manage, pages, predict, service
+from llm_runtime.api import completions_with_logprobs, generate, manage, pages, predict, probes
+from llm_runtime.api.access import KEY_HINT
 from llm_runtime.api.answers import HANDLERS, internal_error
 from llm_runtime.api.documents import describe
 from llm_runtime.api.middleware import Envelope, Shortcut
 from llm_runtime.api.openai import chat, completions, models
-from llm_runtime.api.services import Services
+from llm_runtime.api.server import Server
+from llm_runtime.api.serving import Serving
 from llm_runtime.connection import Connection
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ ROUTERS = (
     predict.router,
     completions_with_logprobs.router,
     manage.router,
-    service.router,
+    probes.router,
     pages.router,
 )
 
@@ -59,29 +61,28 @@ class Application(FastAPI):
     """FastAPI for documents, probes and whatever is rare; its layers lie behind ours."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        services: Services = self.state.services
+        server: Server = self.state.server
         routes = [route for router in ROUTERS for route in router.routes]
         straight = Shortcut(super().build_middleware_stack(), routes)
         # CORS before any key is asked for: browsers send preflights without one.
-        return Envelope(_with_cors(straight, services.config.server.cors_origins), services)
+        return Envelope(_with_cors(straight, server.config.server.cors_origins), server)
 
 
-def create_app(services: Services) -> FastAPI:
-    """The application around `services`; it starts and stops them."""
+def create_app(server: Server) -> FastAPI:
+    """The application around `server`, whose parts it starts and stops."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as parts:
+        async with AsyncExitStack() as stack:
+            if server.tracing:
+                stack.push_async_callback(asyncio.to_thread, server.tracing.close)
             try:
-                for part in services.parts:
-                    await parts.enter_async_context(part)
-                services.start()
+                for part in (*server.parts, server.callers.watching(), server.serving):
+                    await stack.enter_async_context(part)
+                _hint_at_keys(server)
             except errors.Fatal as fatal:
-                services.give_up(fatal)
-            try:
-                yield
-            finally:
-                await services.stop()
+                server.serving.give_up(fatal)
+            yield
 
     app = Application(
         title="LLM Runtime",
@@ -90,7 +91,7 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
         openapi_url=None,  # `pages` has the document, and pages that load nothing from elsewhere.
     )
-    app.state.services = services
+    app.state.server = server
     for router in ROUTERS:
         app.include_router(router)
     for kind, handler in HANDLERS.items():
@@ -98,6 +99,12 @@ def create_app(services: Services) -> FastAPI:
     app.add_exception_handler(Exception, _on_fault)
     describe(app)
     return app
+
+
+def _hint_at_keys(server: Server) -> None:
+    keys = server.callers.keys
+    if server.management and keys and not keys.records():
+        log.warning("No API key is known, so nobody can use this server yet. %s", KEY_HINT)
 
 
 async def _on_fault(request: Request, fault: Exception) -> Response:
@@ -118,12 +125,12 @@ def _with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
     )
 
 
-class Server(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """Uvicorn, but a signal drains first: it would close its port at once and end with the signal's status."""
 
     def __init__(self, app: FastAPI, host: str, port: int) -> None:
-        self._services: Services = app.state.services
-        server = self._services.config.server
+        self._serving: Serving = app.state.server.serving
+        server = self._serving.config.server
         super().__init__(
             uvicorn.Config(
                 app,
@@ -143,11 +150,12 @@ class Server(uvicorn.Server):
         )
         self._drain: asyncio.Task[None] | None = None
         self._failing: asyncio.Task[None] | None = None
-        self._services.on_failure = self.on_failure
+        self._serving.on_failure = self.on_failure
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        loop, signals = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
         for number in signals:
             loop.add_signal_handler(number, self.on_signal)
         try:
@@ -162,12 +170,12 @@ class Server(uvicorn.Server):
             self.force_exit = self.should_exit = True
         else:
             log.info("Shutting down: no longer ready, running requests go on")
-            self._services.begin_drain()
-            self._drain = asyncio.create_task(self._leave(self._services.config.server.drain_seconds))
+            self._serving.begin_drain()
+            self._drain = asyncio.create_task(self._leave(self._serving.config.server.drain_seconds))
 
     def on_failure(self) -> None:
         """End soon: nothing here works any more, and only the end has the container started anew."""
-        if self._services.loaded is None:
+        if self._serving.loaded is None:
             self.should_exit = True
         elif self._failing is None:
             self._failing = asyncio.create_task(self._fail())
@@ -186,4 +194,4 @@ class Server(uvicorn.Server):
         while self.server_state.connections and loop.time() - began < linger_seconds:  # noqa: ASYNC110 (uvicorn offers no event)
             await asyncio.sleep(POLL_SECONDS)
         self.should_exit = True
-        await self._services.drain(drain_seconds - (loop.time() - began))
+        await self._serving.drain(drain_seconds - (loop.time() - began))

@@ -9,7 +9,8 @@ from typing import Any
 from llm_runtime import errors, tracing
 from llm_runtime.adapters import AdapterList, Adapters, Fetch
 from llm_runtime.api.access import FetchModel, Management
-from llm_runtime.api.services import Loaded, Services
+from llm_runtime.api.server import Server, make_server
+from llm_runtime.api.serving import Loaded, Start
 from llm_runtime.auth import KeyChain, KeyRing, Keys, SingleKey
 from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.cache.store import AnswerStore
@@ -35,9 +36,7 @@ class ModelSource:
     find: Callable[[RuntimeConfig], Awaitable[Path]]
     """The folder of the configured model, fetched where it is not there."""
     fetch: FetchModel
-    start: Callable[[RuntimeConfig, Path], Awaitable[Loaded]]
-    """Start an engine with it."""
-
+    start: Start
     fetch_adapter: Fetch | None = None
     """Bring an adapter to a folder; None: only the configuration's adapters are served."""
 
@@ -47,21 +46,22 @@ class ModelSource:
 
 def assemble(
     settings: Settings, models: ModelSource, key_file: Path | None = None, adapter_file: Path | None = None
-) -> Services:
+) -> Server:
     """A server, ready to be started. With a key file an operator manages it: only these keys are good.
 
     The list of adapters lies beside the key file, unless `adapter_file` says where it is.
 
     Raises `errors.ConfigInvalid`.
     """
-    config, metrics, storage = settings.config, Metrics(), settings.storage
+    config = settings.config
+    metrics = Metrics()
+    storage = settings.storage
     database = None if storage.url == NO_DATABASE else Database(storage.url)
     # Entered in this order and left in the reverse one: the database closes when nobody writes any more.
     parts: list[Part] = [UpToDate(database), Retention(database, config.database.retention_days)] if database else []
 
     usage: UsageLog = LoggedUsage()
     if database:
-        metrics.database_away = lambda: database.away
         usage = writer = DatabaseUsage(database, config.database, metrics)
         parts.append(writer)
     limiter = Limiter.configured(
@@ -70,7 +70,7 @@ def assemble(
     parts.append(limiter)
     keys, management = _access(settings, models, database, key_file, parts)
     adapters = _adapters(config, models, adapter_file or (key_file.parent / ADAPTERS_FILE if key_file else None), parts)
-    services = Services(
+    return make_server(
         config,
         lambda: models.load(config),
         keys,
@@ -82,11 +82,9 @@ def assemble(
         cache=_cache(config, database, parts),
         sessions=_sessions(config, database, parts),
         adapters=adapters,
+        tracing=tracing.from_environment(),
         parts=parts,
     )
-    if found := tracing.from_environment():
-        services.trace(found)
-    return services
 
 
 def _access(

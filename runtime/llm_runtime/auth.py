@@ -4,27 +4,33 @@ A key's id finds its record, its digest proves it. Keys come from a mounted file
 (`SingleKey`) or from the database (`keys.DatabaseKeys`); `KeyChain` asks several of these.
 """
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from llm_runtime import errors
 from llm_runtime.contract import STANDARD_TIER, KeyFile, KeyRecord, Tier, hash_key, key_id_of
 from llm_runtime.mounted import MountedFile
 from llm_runtime.request import Caller
 
+if TYPE_CHECKING:
+    from starlette.requests import HTTPConnection
+
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.05
 """A stat of the key file takes two microseconds, and is made for a request only."""
+KEY_POLL_SECONDS = 1.0
 MAX_CALLERS = 10_000
 """Callers kept ready; one more and all are made anew, which takes microseconds each."""
 NO_DIGEST = "0" * 64
@@ -75,9 +81,11 @@ class KeyRing:
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._file, self._clock = MountedFile(path), clock
+        self._file = MountedFile(path)
+        self._clock = clock
         self.roles = NO_ROLES
-        self._salt, self._records = "", dict[str, KeyRecord]()
+        self._salt = ""
+        self._records = dict[str, KeyRecord]()
         self._checked_at = -CHECK_SECONDS
         self.refresh()
 
@@ -104,7 +112,8 @@ class KeyRing:
             # A Pydantic message would quote the file, digests and all.
             log.error("The key file %s is not valid (%s); the last good keys stay in force", path, type(error))
             return
-        self._salt, self._records = file.salt, {record.id: record for record in file.keys}
+        self._salt = file.salt
+        self._records = {record.id: record for record in file.keys}
         self.roles = Roles({tier.name: tier for tier in file.tiers}, file.default_tier)
         log.info("Read %d API keys from %s", len(file.keys), path)
 
@@ -162,8 +171,10 @@ class Tiers:
     ) -> None:
         """`roles` gives what lies over the configured tiers now: see `Keys.roles`."""
         self._configured = {STANDARD_TIER.name: STANDARD_TIER, **{tier.name: tier for tier in configured}}
-        self._default, self._roles = default, roles
-        self._above, self._tiers = NO_ROLES, self._with(NO_ROLES)
+        self._default = default
+        self._roles = roles
+        self._above = NO_ROLES
+        self._tiers = self._with(NO_ROLES)
         self._callers: dict[str, tuple[KeyRecord, Caller]] = {}
 
     def find(self, name: str) -> Tier:
@@ -174,7 +185,8 @@ class Tiers:
     def known(self) -> Mapping[str, Tier]:
         """All tiers by their names, as they are now; the default one also by ""."""
         if (above := self._roles()) is not self._above:
-            self._above, self._tiers = above, self._with(above)
+            self._above = above
+            self._tiers = self._with(above)
             self._callers.clear()
         return self._tiers
 
@@ -198,6 +210,47 @@ class Tiers:
     def _with(self, above: Roles) -> Mapping[str, Tier]:
         tiers = {**self._configured, **above.tiers}
         return {**tiers, "": tiers.get(above.default or self._default, STANDARD_TIER)}
+
+
+@dataclass(frozen=True, slots=True)
+class Callers:
+    """Who sends a request. Without `keys`, or where none is `required`, everybody is known by address only."""
+
+    keys: Keys | None
+    tiers: Tiers
+    required: bool = True
+
+    def identify(self, connection: "HTTPConnection") -> Caller:
+        """The caller of a request. Raises `errors.Unauthorized` and `errors.Forbidden`: see `authenticate`."""
+        if self.keys is None or not self.required:
+            return self.tiers.address(client_host(connection))
+        return self.tiers.caller(authenticate(self.keys, offered(connection), datetime.now(UTC)))
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Without requests nobody looks at the key file; its faults should be in the log all the same."""
+        task = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        while self.keys is not None:
+            await asyncio.sleep(KEY_POLL_SECONDS)
+            self.keys.refresh()
+
+
+def offered(connection: "HTTPConnection") -> list[str]:
+    """The keys that a request carries. `Authorization: Bearer` and `X-API-Key` are the same to every endpoint."""
+    scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
+    return [bearer.strip() if scheme.lower() == "bearer" else "", connection.headers.get("x-api-key", "")]
+
+
+def client_host(connection: "HTTPConnection") -> str:
+    """The client's address; of a trusted proxy's client its own."""
+    return connection.client.host if connection.client else ""
 
 
 def proven(key: str, salt: str, records: Mapping[str, KeyRecord]) -> KeyRecord | None:

@@ -4,6 +4,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
@@ -85,7 +86,9 @@ class Tally(Collector):
     """A histogram for what happens with every token: for one thread, hence without a lock. Values in seconds."""
 
     def __init__(self, name: str, documentation: str, buckets: tuple[float, ...]) -> None:
-        self._name, self._documentation, self._buckets = name, documentation, buckets
+        self._name = name
+        self._documentation = documentation
+        self._buckets = buckets
         self._counts = [0] * (len(buckets) + 1)
         self._sum = 0.0
 
@@ -98,6 +101,20 @@ class Tally(Collector):
         bounds = [*map(floatToGoString, self._buckets), "+Inf"]
         sums = list(zip(bounds, accumulate(self._counts), strict=True))
         yield HistogramMetricFamily(self._name, self._documentation, buckets=sums, sum_value=self._sum)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What is asked at each scrape; None for a part that this server does not have."""
+
+    engine: Callable[[], EngineFigures | None] = lambda: None
+    """None while no model is loaded."""
+    database_away: Callable[[], bool] | None = None
+    adapters: Callable[[], Iterable[tuple[str, str, bool]]] | None = None
+    """Name, version and whether it is loaded, where a list of adapters is followed."""
+    failed_adapters: Callable[[], Iterable[tuple[str, str, str]]] | None = None
+    """Name, wanted version and reason."""
+    cache_entries: Callable[[], int] = lambda: 0
 
 
 class Metrics:
@@ -143,15 +160,11 @@ class Metrics:
         self.rate = Rate(clock)
         self._requests: dict[tuple[str, str, int, bool], tuple[list[Counter], list[Histogram]]] = {}
         """What a request counts in; looking labels up costs more than counting."""
-        self.engine: Callable[[], EngineFigures] | None = None
-        """Asked at each scrape; None while no model is loaded."""
-        self.database_away: Callable[[], bool] | None = None
-        """Asked at each scrape; None without a database."""
-        self.adapters: Callable[[], Iterable[tuple[str, str, bool]]] | None = None
-        """Name, version and whether it is loaded, asked at each scrape; None where no list of them is followed."""
-        self.failed_adapters: Callable[[], Iterable[tuple[str, str, str]]] | None = None
-        """Name, wanted version and reason, asked at each scrape."""
-        registry.register(_Live(self))
+
+    def watch(self, sources: Sources) -> None:
+        """Ask `sources` at each scrape from now on. Once."""
+        self.cache_entries.set_function(sources.cache_entries)
+        self.registry.register(_Live(self.rate, sources))
 
     def count_request(self, method: str, endpoint: str, status: int, seconds: float, *, api: bool) -> None:
         method = method if method in METHODS else "other"
@@ -176,33 +189,34 @@ class Metrics:
 class _Live(Collector):
     """What is read at the moment of the scrape."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, rate: Rate, sources: Sources) -> None:
+        self._rate = rate
+        self._sources = sources
 
     def collect(self) -> Iterable[Metric]:
-        metrics = self._metrics
-        loaded = float(metrics.engine is not None)
+        sources = self._sources
+        figures = sources.engine()
+        loaded = float(figures is not None)
         yield GaugeMetricFamily("model_loaded", "1 once the model answers requests.", value=loaded)
         yield GaugeMetricFamily(
-            METRIC_TOKENS_PER_SECOND, "Tokens generated per second, over ten seconds.", value=metrics.rate.value()
+            METRIC_TOKENS_PER_SECOND, "Tokens generated per second, over ten seconds.", value=self._rate.value()
         )
-        if metrics.database_away:
+        if sources.database_away:
             text = "1 unless the database did not answer when it was asked last."
-            yield GaugeMetricFamily("llm_database_up", text, value=float(not metrics.database_away()))
-        if metrics.adapters:
+            yield GaugeMetricFamily("llm_database_up", text, value=float(not sources.database_away()))
+        if sources.adapters:
             text = "1 for a LoRA adapter's version that answers, 0 for one that is wanted and does not yet."
             family = GaugeMetricFamily(METRIC_ADAPTER_LOADED, text, labels=["adapter", "version"])
-            for name, version, is_loaded in metrics.adapters():
+            for name, version, is_loaded in sources.adapters():
                 family.add_metric([name, version], float(is_loaded))
             yield family
-        if metrics.failed_adapters:
+        if sources.failed_adapters:
             text = "1 for a version of a LoRA adapter that is wanted and could not be loaded."
             family = GaugeMetricFamily(METRIC_ADAPTER_FAILED, text, labels=["adapter", "version", "reason"])
-            for labels in metrics.failed_adapters():
+            for labels in sources.failed_adapters():
                 family.add_metric(labels, 1.0)
             yield family
-        if metrics.engine:
-            figures = metrics.engine()
+        if figures:
             yield from _engine_gauges(figures)
             yield from _engine_counters(figures)
 

@@ -1,7 +1,7 @@
-"""The engine's process: `python -m llm_runtime.worker LOG_FORMAT LOG_LEVEL SOCKET`. Started by `engine.process`.
+"""The engine's process: `python -m llm_runtime.worker LOG_FORMAT LOG_LEVEL STEP_TRACE SOCKET`.
 
-It lives as long as the other end of its socket. Signals are the other process's business: SIGTERM to the whole group
-must not end the engine while the HTTP process still drains.
+`engine.process` starts it. It lives as long as the other end of its socket. Signals are the other process's business:
+SIGTERM to the whole group must not end the engine while the HTTP process still drains.
 """
 
 import logging
@@ -11,10 +11,13 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from llm_runtime import logs, settings
-from llm_runtime.engine.loop import Build, StepLoop
+from llm_runtime.engine.loop import StepLoop
 from llm_runtime.engine.messages import Frames, Report, frame
+from llm_runtime.engine.model import Build
+from llm_runtime.engine.trace import StepTrace, TracedLoop
 
 READ_BYTES = 1 << 18
 
@@ -32,11 +35,12 @@ def run(build: Build) -> None:
     """Serve what `build` builds. Does not return."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    log_format, log_level, descriptor = sys.argv[1:]
+    log_format, log_level, step_trace, descriptor = sys.argv[1:]
     logs.hide(settings.private_values())
     logs.configure("console" if log_format == "console" else "json", log_level)
     connection = socket.socket(fileno=int(descriptor))
-    loop = StepLoop(build, _sender(connection))
+    send = _sender(connection)
+    loop = TracedLoop(build, send, StepTrace(Path(step_trace))) if step_trace else StepLoop(build, send)
     threading.Thread(target=_read, args=(connection, loop), name="commands", daemon=True).start()
     status = 1
     try:

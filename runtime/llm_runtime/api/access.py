@@ -1,22 +1,19 @@
-"""Who may do what beyond generating: the keys that a request carries, and those who may manage."""
+"""Who may manage this server, and what it needs for that."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
 
 from llm_runtime import errors
-from llm_runtime.auth import Keys, authenticate
+from llm_runtime.api.serving import Start
+from llm_runtime.auth import Keys, Tiers, authenticate, offered
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.keys import DatabaseKeys
 from llm_runtime.models.progress import Progress
 from llm_runtime.request import Caller
-
-if TYPE_CHECKING:
-    from llm_runtime.api.services import Loaded, Services
 
 MANAGED_ELSEWHERE = "There is no management here: the operator manages this server's model and keys."
 ADMIN_HINT = "Management needs an admin key: set ADMIN_API_KEY, or `llm-runtime keys create NAME --admin`."
@@ -35,29 +32,21 @@ class Management:
     issuer: DatabaseKeys | None
     """Where new keys go; None without a database."""
     fetch: FetchModel
-    start: "Callable[[RuntimeConfig, Path], Awaitable[Loaded]]"
-    """Start an engine with it."""
+    start: Start
     tracking_uri: str | None = None
     """The MLflow server, where the configuration names none."""
 
 
-def offered(connection: HTTPConnection) -> list[str]:
-    """The keys that a request carries. `Authorization: Bearer` and `X-API-Key` are the same to every endpoint."""
-    scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
-    return [bearer.strip() if scheme.lower() == "bearer" else "", connection.headers.get("x-api-key", "")]
-
-
-def administrator(services: "Services", connection: HTTPConnection) -> Caller:
+def administrator(management: Management | None, tiers: Tiers, connection: HTTPConnection) -> Caller:
     """The caller, who may manage models and keys. Raises `errors.Forbidden` for everybody else."""
-    if services.management is None:
+    if management is None:
         raise errors.NotFound(MANAGED_ELSEWHERE, code="management_off")
-    keys = services.management.keys
     try:
-        record = authenticate(keys, offered(connection), datetime.now(UTC))
+        record = authenticate(management.keys, offered(connection), datetime.now(UTC))
     except errors.Unauthorized:
-        if any(record.admin for record in keys.records()):
+        if any(record.admin for record in management.keys.records()):
             raise
         raise errors.Forbidden(f"No admin key is configured. {ADMIN_HINT}", code="admin_key_required") from None
     if not record.admin:
         raise errors.Forbidden(f"The API key {record.id} may not manage. {ADMIN_HINT}", code="admin_key_required")
-    return services.tiers.caller(record)
+    return tiers.caller(record)

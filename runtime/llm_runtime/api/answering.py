@@ -11,7 +11,7 @@ from fastapi import Request
 from llm_runtime import errors, logs
 from llm_runtime.api.answers import own_error
 from llm_runtime.api.body import check_model
-from llm_runtime.api.services import services_of
+from llm_runtime.api.server import server_of
 from llm_runtime.aside import aside
 from llm_runtime.auth import may_use
 from llm_runtime.pipeline import IDEMPOTENCY_KEY, Choice, Generation, Job, Pipeline, text_of
@@ -58,9 +58,12 @@ def adapter_of(request: Request, asked: str | None, field: str = "model") -> str
     Raises `errors.NotFound`, also for one that the caller may not use, and `errors.ServiceUnavailable` for one that is
     on its way.
     """
-    pipeline, services = pipeline_of(request), services_of(request)
-    served, present, default = pipeline.config.model.name, pipeline.engine.adapters, services.default_adapter
-    coming = [name for name in services.adapters.names if name not in present] if services.adapters else []
+    pipeline = pipeline_of(request)
+    server = server_of(request)
+    served = pipeline.config.model.name
+    present = pipeline.engine.adapters
+    default = server.default_adapter
+    coming = [name for name in server.adapters.names if name not in present] if server.adapters else []
     usable = [name for name in (*present, *coming) if may_use(caller_of(request), name)]
     adapter = check_model(asked or served, served, usable, default, field)
     if adapter and adapter not in present:
@@ -70,7 +73,8 @@ def adapter_of(request: Request, asked: str | None, field: str = "model") -> str
 
 def model_name(generation: Generation, pipeline: Pipeline) -> str:
     """The model that answered, as the client names it."""
-    name, adapter = pipeline.config.model.name, generation.job.adapter
+    name = pipeline.config.model.name
+    adapter = generation.job.adapter
     return f"{name}:{adapter}" if adapter else name
 
 

@@ -15,8 +15,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from llm_runtime import errors, logs
-from llm_runtime.api.services import client_host, services_of
-from llm_runtime.auth import tenant_address
+from llm_runtime.api.server import server_of
+from llm_runtime.auth import client_host, tenant_address
 from llm_runtime.stream import ClientGone
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,8 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Answer what the framework refuses: unknown paths, wrong methods, unreadable bodies."""
     assert isinstance(error, HTTPException)
-    path, method = request.url.path, request.method
+    path = request.url.path
+    method = request.method
     refusal: errors.Refusal
     match error.status_code:
         case HTTPStatus.NOT_FOUND:
@@ -150,10 +151,10 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 async def _note(request: Request, refusal: errors.Refusal) -> None:
     """Count a refusal. Whoever has had many of late waits for the next."""
-    services = services_of(request)
-    services.metrics.errors.labels(refusal.error).inc()
+    server = server_of(request)
+    server.metrics.errors.labels(refusal.error).inc()
     caller = getattr(request.state, "caller", None)
-    await services.shares.refuse(caller.id if caller else tenant_address(client_host(request)), refusal)
+    await server.shares.refuse(caller.id if caller else tenant_address(client_host(request)), refusal)
 
 
 async def on_client_gone(request: Request, error: Exception) -> Response:

@@ -24,7 +24,7 @@ from llm_runtime.api.answering import (
 from llm_runtime.api.body import MAX_MESSAGES, Body, MaxTokens, Seed, Stops, Temperature, Text, TopP, sampling
 from llm_runtime.api.documents import JSON_OR_EVENTS, OWN_ERRORS, Thoughts, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
-from llm_runtime.api.services import services_of
+from llm_runtime.api.server import server_of
 from llm_runtime.pipeline import NOT_ASKED, Generation
 from llm_runtime.request import Message
 from llm_runtime.tools.forms import reading_of
@@ -83,8 +83,9 @@ class Session:
 
     def __init__(self, request: Request, session_id: str | None) -> None:
         """Raises `errors.InvalidRequest` if this server keeps none."""
-        self._store = services_of(request).sessions if session_id else None
-        self._tenant, self._id = caller_of(request).id, session_id or ""
+        self._store = server_of(request).sessions if session_id else None
+        self._tenant = caller_of(request).id
+        self._id = session_id or ""
         if session_id and self._store is None:
             message = "This server keeps no sessions; send the whole conversation as messages."
             raise errors.InvalidRequest(message, param="session_id", code="unsupported_parameter")
@@ -119,7 +120,8 @@ async def chat(request: Request, body: ConversationBody) -> ConversationAnswer |
 
 
 async def _events(request: Request, generation: Generation, session: Session, said: int) -> AsyncGenerator[bytes]:
-    answer, pipeline = "", pipeline_of(request)
+    answer = ""
+    pipeline = pipeline_of(request)
     reader = reading_of(pipeline.codec.chat_template).reader()
     async with aclosing(text_events(generation, pipeline, reader)) as texts:
         async for text, event in texts:

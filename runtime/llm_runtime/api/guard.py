@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from llm_runtime import errors
 from llm_runtime.api.answers import JsonResponse
-from llm_runtime.api.services import services_of
+from llm_runtime.api.server import server_of
 from llm_runtime.api.shares import SMALL_BODY_BYTES
 from llm_runtime.aside import aside
 from llm_runtime.contract import ServerConfig
@@ -39,7 +39,7 @@ class KeyedRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def guarded(request: Request) -> Response:
-            request.state.caller = services_of(request).authenticate(request)
+            request.state.caller = server_of(request).callers.identify(request)
             return await handle(request)
 
         return guarded
@@ -75,18 +75,18 @@ class GenerationRoute(BodyRoute):
     """A route to the model."""
 
     async def admit(self, request: Request) -> None:
-        services = services_of(request)
-        caller = request.state.caller = services.authenticate(request)
-        await services.wake()
-        if services.limiter:
-            await services.limiter.count(caller)
+        server = server_of(request)
+        caller = request.state.caller = server.callers.identify(request)
+        await server.serving.wake()
+        if server.limiter:
+            await server.limiter.count(caller)
 
     def prepare(self, request: Request, *body: BaseModel) -> None:
-        services = services_of(request)
+        server = server_of(request)
         # Only now: while the body came, another model may have taken over.
-        request.state.pipeline = services.pipeline
-        if services.tracing:
-            services.tracing.requested(*body)
+        request.state.pipeline = server.serving.pipeline
+        if server.tracing:
+            server.tracing.requested(*body)
 
 
 async def read_body(request: Request, model: type[BaseModel]) -> BaseModel:
@@ -96,17 +96,17 @@ async def read_body(request: Request, model: type[BaseModel]) -> BaseModel:
     be over the limit, `errors.BodyTimeout` when it is not there in time, `errors.RateLimited` without a place, and
     `RequestValidationError`.
     """
-    services = services_of(request)
-    server = services.config.server
+    server = server_of(request)
+    limits = server.config.server
     check_media(request)
     declared = _declared(request)
-    if declared is not None and declared > server.max_request_bytes:
-        raise _too_large(server)
+    if declared is not None and declared > limits.max_request_bytes:
+        raise _too_large(limits)
     request.state.large = declared is None or declared > SMALL_BODY_BYTES
     if not request.state.large:
-        return parse(model, await _in_time(request, server))
-    async with services.shares.bodies.place(request.state.caller.id, server.slot_timeout_seconds):
-        return await aside(parse, model, await _in_time(request, server))
+        return parse(model, await _in_time(request, limits))
+    async with server.shares.bodies.place(request.state.caller.id, limits.slot_timeout_seconds):
+        return await aside(parse, model, await _in_time(request, limits))
 
 
 def _declared(request: Request) -> int | None:
@@ -115,30 +115,30 @@ def _declared(request: Request) -> int | None:
     return int(declared) if declared.isdigit() else None
 
 
-async def _in_time(request: Request, server: ServerConfig) -> bytearray:
+async def _in_time(request: Request, limits: ServerConfig) -> bytearray:
     try:
-        async with asyncio.timeout(server.body_timeout_seconds):
-            return await _receive(request, server)
+        async with asyncio.timeout(limits.body_timeout_seconds):
+            return await _receive(request, limits)
     except TimeoutError:
-        message = f"The body was not complete after {server.body_timeout_seconds:g} s; send it faster, or less of it."
+        message = f"The body was not complete after {limits.body_timeout_seconds:g} s; send it faster, or less of it."
         raise errors.BodyTimeout(message, code="request_timeout") from None
 
 
-async def _receive(request: Request, server: ServerConfig) -> bytearray:
+async def _receive(request: Request, limits: ServerConfig) -> bytearray:
     body = bytearray()
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         body += message.get("body", b"")
-        if len(body) > server.max_request_bytes:
-            raise _too_large(server)
+        if len(body) > limits.max_request_bytes:
+            raise _too_large(limits)
         if not message.get("more_body", False):
             return body
 
 
-def _too_large(server: ServerConfig) -> errors.PayloadTooLarge:
-    message = f"The body may have at most {server.max_request_bytes} bytes."
+def _too_large(limits: ServerConfig) -> errors.PayloadTooLarge:
+    message = f"The body may have at most {limits.max_request_bytes} bytes."
     return errors.PayloadTooLarge(message, code="request_too_large")
 
 

@@ -20,11 +20,14 @@ from llm_runtime.api.access import Management, administrator
 from llm_runtime.api.body import Body, Text
 from llm_runtime.api.documents import OWN_ERRORS, example
 from llm_runtime.api.guard import SECURITY, BodyRoute, KeyedRoute
-from llm_runtime.api.services import Services, in_thread, services_of
+from llm_runtime.api.server import Server, server_of
+from llm_runtime.api.serving import Serving
+from llm_runtime.aside import in_thread
 from llm_runtime.contract import MlflowVersion, ModelConfig, RuntimeConfig
 from llm_runtime.db.database import Database, DatabaseAway
 from llm_runtime.db.tables import usage_daily
 from llm_runtime.keystore import NewKey
+from llm_runtime.limits import Limiter
 from llm_runtime.models.hub import Hub
 from llm_runtime.models.registry import MlflowRegistry
 from llm_runtime.request import Caller
@@ -48,7 +51,8 @@ class AdminRoute(BodyRoute):
     """A route for administrators."""
 
     async def admit(self, request: Request) -> None:
-        request.state.caller = administrator(services_of(request), request)
+        server = server_of(request)
+        request.state.caller = administrator(server.management, server.callers.tiers, request)
 
 
 router = APIRouter(dependencies=SECURITY, tags=["management"], responses=OWN_ERRORS)
@@ -85,12 +89,13 @@ class LoadBody(Body):
 @admin.post("/generate_apikey", summary="Make an API key")
 async def generate_apikey(request: Request, body: NewKeyBody) -> dict[str, Any]:
     """A new key. Only this answer shows it: what is kept is a digest."""
-    services = services_of(request)
-    issuer = _management(services).issuer
+    server = server_of(request)
+    tiers = server.callers.tiers
+    issuer = _management(server).issuer
     if issuer is None:
         raise errors.Forbidden("Keys need a database: set DATABASE_URL to something else than `none`.")
-    if body.role and body.role not in services.tiers.known():
-        known = ", ".join(name for name in services.tiers.known() if name)
+    if body.role and body.role not in tiers.known():
+        known = ", ".join(name for name in tiers.known() if name)
         raise errors.InvalidRequest(f"There is no role {body.role[:63]!r}; there are {known}.", param="role")
     expires_at = datetime.now(UTC) + timedelta(days=body.expires_in_days) if body.expires_in_days else None
     try:
@@ -102,7 +107,7 @@ async def generate_apikey(request: Request, body: NewKeyBody) -> dict[str, Any]:
         "api_key": issued.key,
         "id": issued.id,
         "username": body.username,
-        "role": services.tiers.find(body.role or "").name,
+        "role": tiers.find(body.role or "").name,
         "expires_at": expires_at.isoformat() if expires_at else None,
     }
 
@@ -113,17 +118,18 @@ async def load_model(request: Request, body: LoadBody) -> dict[str, Any]:
 
     One at a time: meanwhile another gets 409, and `GET /status` says how far this one is.
     """
-    services = services_of(request)
-    management = _management(services)
-    config = _with_device(services, body.device)
-    with services.arriving(body.model_name) as arrival:
+    server = server_of(request)
+    serving = server.serving
+    management = _management(server)
+    config = _with_device(serving, body.device)
+    with serving.arriving(body.model_name) as arrival:
         try:
-            config = await _with_model(config, body, services)
+            config = await _with_model(config, body, server)
             arrival.name = config.model.name
             log.info("Model %s is asked for", config.model.name)
             folder = await management.fetch(config, arrival, body.hf_token or "")
             arrival.step = "loading"
-            await services.bring(config, folder)
+            await serving.load(config, folder, management.start)
         except errors.Fatal as fatal:
             log.warning("Model %s could not be loaded: %s", body.model_name, fatal)
             refusal = STATUS.get(fatal.reason, errors.InvalidRequest)
@@ -131,27 +137,28 @@ async def load_model(request: Request, body: LoadBody) -> dict[str, Any]:
     return {
         "message": f"Model {config.model.name} is loaded.",
         "model_name": config.model.name,
-        "model_version": services.version or None,
-        "device": _device(services),
+        "model_version": serving.version or None,
+        "device": _device(serving),
     }
 
 
 @admin.post("/unload_model", summary="Unload the model")
 async def unload_model(request: Request) -> dict[str, Any]:
     """Free the model's memory. What runs may end first; new requests get 503 until a model is loaded again."""
-    services = services_of(request)
-    if services.loaded is None:
+    serving = server_of(request).serving
+    if serving.loaded is None:
         return {"message": "No model is loaded."}
-    name = services.config.model.name
-    await services.unload()
+    name = serving.config.model.name
+    await serving.unload()
     return {"message": f"Model {name} is unloaded."}
 
 
 @own.get("/v1/key", summary="Describe the own key")
 async def own_key(request: Request) -> dict[str, Any]:
     """Whose key this is, what it may use, and what it has used. Tokens are those of prompts and answers together."""
-    services, caller = services_of(request), request.state.caller
-    used = await _usage(services.database, caller.id, datetime.now(UTC).date()) if services.database else _Usage()
+    server = server_of(request)
+    caller = request.state.caller
+    used = await _usage(server.database, caller.id, datetime.now(UTC).date()) if server.database else _Usage()
     limit = caller.tier.tokens_per_month
     left = max(0, limit - used.month_tokens) if limit and used.month_tokens is not None else None
     return {
@@ -170,7 +177,7 @@ async def own_key(request: Request) -> dict[str, Any]:
             "requests_daily": used.today_requests,
             "requests_monthly": used.month_requests,
             "limits": caller.tier.model_dump(exclude={"name"}),
-            "standing": await _standing(services, caller),
+            "standing": await _standing(server.limiter, caller),
         }
     }
 
@@ -179,29 +186,29 @@ router.include_router(admin)
 router.include_router(own)
 
 
-def _management(services: Services) -> Management:
-    assert services.management  # `AdminRoute` lets nobody in without.
-    return services.management
+def _management(server: Server) -> Management:
+    assert server.management  # `AdminRoute` lets nobody in without.
+    return server.management
 
 
-def _with_device(services: Services, device: str | None) -> RuntimeConfig:
+def _with_device(serving: Serving, device: str | None) -> RuntimeConfig:
     """An engine stays where it is; only without a model there is a choice."""
     if device in (None, "auto"):
-        return services.config
-    if services.loaded and device != _device(services):
-        message = f"The engine computes on {_device(services)}; for {device} POST /unload_model first, then load again."
+        return serving.config
+    if serving.loaded and device != _device(serving):
+        message = f"The engine computes on {_device(serving)}; for {device} POST /unload_model first, then load again."
         raise errors.InvalidRequest(message, param="device")
-    engine = services.config.engine.model_copy(update={"device": device})
-    return services.config.model_copy(update={"engine": engine})
+    engine = serving.config.engine.model_copy(update={"device": device})
+    return serving.config.model_copy(update={"engine": engine})
 
 
-def _device(services: Services) -> str:
-    return "cuda" if services.loaded and services.loaded.on_gpu else "cpu"
+def _device(serving: Serving) -> str:
+    return "cuda" if serving.loaded and serving.loaded.on_gpu else "cpu"
 
 
-async def _with_model(config: RuntimeConfig, body: LoadBody, services: Services) -> RuntimeConfig:
+async def _with_model(config: RuntimeConfig, body: LoadBody, server: Server) -> RuntimeConfig:
     """The configuration with the model that is asked for. Adapters and a chat template belong to the model before."""
-    for known in (services.config, services.configured):
+    for known in (server.config, server.serving.configured):
         if body.model_name == known.model.name and not body.path and not body.model_version:
             _check_token(body, known.model.uri)
             return config.model_copy(update={"model": known.model, "adapters": known.adapters})
@@ -212,9 +219,9 @@ async def _with_model(config: RuntimeConfig, body: LoadBody, services: Services)
     if folder:
         source = {"name": body.model_name if body.path else PurePath(folder).name or folder, "path": folder}
     elif uri:
-        source = {"name": _name(uri), "uri": uri, "tracking_uri": _server(services)}
+        source = {"name": _name(uri), "uri": uri, "tracking_uri": _tracking_uri(server)}
     else:
-        source = {"name": body.model_name, "mlflow": await _version(services, body)}
+        source = {"name": body.model_name, "mlflow": await _version(server, body)}
     model = ModelConfig(system_prompt=config.model.system_prompt, **source)
     return config.model_copy(update={"model": model, "adapters": (), "default_adapter": None})
 
@@ -247,22 +254,22 @@ def _name(uri: str) -> str:
     return registered[1] if registered else uri.rstrip("/").rpartition("/")[2]
 
 
-def _server(services: Services) -> str | None:
-    """The MLflow server that is asked."""
-    first = services.configured.model
+def _tracking_uri(server: Server) -> str | None:
+    """Of the MLflow server that is asked."""
+    first = server.serving.configured.model
     configured = first.mlflow.tracking_uri if first.mlflow else first.tracking_uri
-    return configured or _management(services).tracking_uri
+    return configured or _management(server).tracking_uri
 
 
-async def _version(services: Services, body: LoadBody) -> MlflowVersion:
-    server = _server(services)
-    if not server:
+async def _version(server: Server, body: LoadBody) -> MlflowVersion:
+    tracking_uri = _tracking_uri(server)
+    if not tracking_uri:
         message = (
             f"{body.model_name!r} is no folder, and no MLflow server is known: send `path`, or set MLFLOW_TRACKING_URI."
         )
         raise errors.InvalidRequest(message, param="model_name")
-    newest = in_thread(lambda: MlflowRegistry(server).newest(body.model_name))
-    return MlflowVersion(tracking_uri=server, name=body.model_name, version=body.model_version or await newest())
+    newest = in_thread(lambda: MlflowRegistry(tracking_uri).newest(body.model_name))
+    return MlflowVersion(tracking_uri=tracking_uri, name=body.model_name, version=body.model_version or await newest())
 
 
 @dataclass(slots=True)
@@ -277,7 +284,8 @@ class _Usage:
 
 async def _usage(database: Database, key_id: str, today: date) -> _Usage:
     """Sums of the UTC day and month; unknown while the database is away."""
-    used, table = _Usage(), usage_daily.c
+    used = _Usage()
+    table = usage_daily.c
     tokens = table.prompt_tokens + table.completion_tokens
     days = select(table.day, func.sum(tokens), func.sum(table.requests))
     days = days.where(table.key_id == key_id, table.day >= today.replace(day=1)).group_by(table.day)
@@ -286,15 +294,16 @@ async def _usage(database: Database, key_id: str, today: date) -> _Usage:
             rows = [(day, int(spent), int(requests)) for day, spent, requests in await connection.execute(days)]
     except DatabaseAway:
         return used
-    used.month_tokens, used.month_requests = sum(row[1] for row in rows), sum(row[2] for row in rows)
+    used.month_tokens = sum(row[1] for row in rows)
+    used.month_requests = sum(row[2] for row in rows)
     used.today_tokens = sum(row[1] for row in rows if row[0] == today)
     used.today_requests = sum(row[2] for row in rows if row[0] == today)
     return used
 
 
-async def _standing(services: Services, caller: Caller) -> dict[str, Any] | None:
+async def _standing(limiter: Limiter | None, caller: Caller) -> dict[str, Any] | None:
     """What is left of each limit, also after requests to other replicas."""
-    if services.limiter is None:
+    if limiter is None:
         return None
-    found = asdict(await services.limiter.ask_standing(caller))
+    found = asdict(await limiter.ask_standing(caller))
     return {name: value for name, value in found.items() if value is not None}

@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llm_runtime import errors, logs
 from llm_runtime.api.answers import CLIENT_GONE, answer_to, error_response, internal_error
 from llm_runtime.api.guard import GenerationRoute
-from llm_runtime.api.services import Services, State, services_of
+from llm_runtime.api.server import Server, server_of
+from llm_runtime.api.serving import State
 from llm_runtime.contract import LIVE_PATH, METRICS_PATH, READY_PATH
 from llm_runtime.tracing import Tracing
 
@@ -42,7 +43,7 @@ class Shortcut:
             return
         scope["route"] = route
         request = Request(scope, receive, send)
-        if tracing := services_of(request).tracing:
+        if tracing := server_of(request).tracing:
             with tracing.request(route.path, request.headers, logs.request_id.get() or ""):
                 await self._respond(route, request, send, tracing)
         else:
@@ -63,15 +64,17 @@ class Shortcut:
 class Envelope:
     """The outermost middleware."""
 
-    def __init__(self, app: ASGIApp, services: Services) -> None:
-        self._app, self._services = app, services
+    def __init__(self, app: ASGIApp, server: Server) -> None:
+        self._app = app
+        self._server = server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        method, scope = scope["method"], _plain(scope)
-        answer = _Answer(scope, send, self._services)
+        method = scope["method"]
+        scope = _plain(scope)
+        answer = _Answer(scope, send, self._server)
         token = logs.request_id.set(answer.request_id)
         try:
             await self._handle(scope, receive, answer)
@@ -89,12 +92,12 @@ class Envelope:
                 await error_response(path, refusal)(scope, receive, answer.send)
         except Exception:
             log.exception("%s %s failed", scope["method"], _route(scope))
-            self._services.metrics.errors.labels("internal_server_error").inc()
+            self._server.metrics.errors.labels("internal_server_error").inc()
             if not answer.status:
                 await internal_error(path)(scope, receive, answer.send)
 
     def _trusted(self, scope: Scope) -> bool:
-        trusted = self._services.config.server.trusted_hosts
+        trusted = self._server.config.server.trusted_hosts
         if not trusted:
             return True
         host = _header(scope, b"host")
@@ -102,10 +105,11 @@ class Envelope:
         return any(_matches(name.lower(), pattern.lower()) for pattern in trusted)
 
     def _record(self, scope: Scope, method: str, answer: "_Answer") -> None:
-        route, seconds = _route(scope), time.perf_counter() - answer.began
+        route = _route(scope)
+        seconds = time.perf_counter() - answer.began
         status = answer.status or CLIENT_GONE
         api = isinstance(scope.get("route"), GenerationRoute)
-        self._services.metrics.count_request(method, route, status, seconds, api=api)
+        self._server.metrics.count_request(method, route, status, seconds, api=api)
         level = logging.DEBUG if route in PROBES else logging.INFO
         if not log.isEnabledFor(level):
             return
@@ -123,13 +127,16 @@ class Envelope:
 class _Answer:
     """One answer on its way out; puts on it the headers that every answer carries."""
 
-    __slots__ = ("_scope", "_send", "_services", "began", "request_id", "status")
+    __slots__ = ("_scope", "_send", "_server", "began", "request_id", "status")
 
-    def __init__(self, scope: Scope, send: Send, services: Services) -> None:
-        self.began, self.status = time.perf_counter(), 0
+    def __init__(self, scope: Scope, send: Send, server: Server) -> None:
+        self.began = time.perf_counter()
+        self.status = 0
         wished = _header(scope, b"x-request-id")
         self.request_id = wished if SANE_ID.fullmatch(wished) else str(uuid4())
-        self._scope, self._send, self._services = scope, send, services
+        self._scope = scope
+        self._send = send
+        self._server = server
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -142,11 +149,12 @@ class _Answer:
             (b"x-request-id", self.request_id.encode()),
             (b"x-process-time", b"%.6f" % (time.perf_counter() - self.began)),
         ]
-        caller, limiter = self._scope.get("state", {}).get("caller"), self._services.limiter
+        caller = self._scope.get("state", {}).get("caller")
+        limiter = self._server.limiter
         if caller and limiter:
             standing = limiter.standing(caller).headers()
             headers += [(name.encode(), value.encode()) for name, value in standing.items()]
-        if self._services.state is State.DRAINING:
+        if self._server.serving.state is State.DRAINING:
             # Whoever keeps this connection would find it closed in a moment; a new one goes to another replica.
             headers.append((b"connection", b"close"))
         return headers
@@ -154,7 +162,8 @@ class _Answer:
 
 def _plain(scope: Scope) -> Scope:
     """The request as routes know it: without a slash at its end, and HEAD as GET, whose body the server leaves out."""
-    path, method = scope["path"], scope["method"]
+    path = scope["path"]
+    method = scope["method"]
     if path.endswith("/") and path != "/":
         scope = {**scope, "path": path.rstrip("/") or "/"}
     return {**scope, "method": "GET"} if method == "HEAD" else scope

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.engine.client import STALL_SECONDS, EngineClient, EngineLink
-from llm_runtime.engine.loop import Build, Model, StepLoop
+from llm_runtime.engine.loop import StepLoop
 from llm_runtime.engine.messages import Close, Command
-from llm_runtime.engine.trace import StepTrace
+from llm_runtime.engine.model import Build, Model
+from llm_runtime.engine.trace import StepTrace, TracedLoop
 from llm_runtime.errors import ModelUnsupported
 
 CLOSE_SECONDS = 10.0
@@ -25,7 +26,7 @@ def start_local(
 ) -> EngineClient:
     """Serve `model` on a thread; `build` is what a swap loads with. May be used from several event loops."""
     link = EngineLink(stall_seconds)
-    loop = StepLoop(build, link.receive, trace)
+    loop = TracedLoop(build, link.receive, trace) if trace else StepLoop(build, link.receive)
     client = EngineClient(link, loop.adopt(model))
     link.connect(_Thread(loop, link))
     return client
@@ -35,7 +36,8 @@ class _Thread:
     """A `client.Channel` to a loop on a thread."""
 
     def __init__(self, loop: StepLoop, link: EngineLink) -> None:
-        self._loop, self._link = loop, link
+        self._loop = loop
+        self._link = link
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 

@@ -35,7 +35,8 @@ async def start_engine(
 ) -> EngineClient:
     """Start `worker` and have it load the model. Raises errors.EngineFailed with the reason it gave."""
     link = EngineLink(stall_seconds)
-    process = await EngineProcess.start(link, [*worker, logs.format_of(config.server), _log_level()])
+    arguments = (logs.format_of(config.server), _log_level(), config.engine.step_trace)
+    process = await EngineProcess.start(link, [*worker, *arguments])
     link.connect(process)
     try:
         return await load(link, config, folder)
@@ -48,7 +49,8 @@ class EngineProcess(asyncio.Protocol):
     """A `client.Channel` to the engine's process."""
 
     def __init__(self, link: EngineLink, process: "subprocess.Popen[bytes]", ours: socket.socket) -> None:
-        self._link, self._process = link, process
+        self._link = link
+        self._process = process
         self._loop = asyncio.get_running_loop()
         self._frames = Frames()
         self._transport: asyncio.Transport | None = None

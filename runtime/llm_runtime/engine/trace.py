@@ -5,6 +5,11 @@ import logging
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from llm_runtime.engine.loop import StepLoop
+from llm_runtime.engine.model import Build, Send, Served
+from llm_runtime.engine.recovery import Outcome
+from llm_runtime.engine.scheduler import Batch, Delivery
+
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 64 << 20
@@ -32,7 +37,9 @@ class StepTrace:
     """Writes records to a file, buffered. A disk that is full ends the trace, not the engine."""
 
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
-        self._path, self._max_bytes, self._bytes = path, max_bytes, 0
+        self._path = path
+        self._max_bytes = max_bytes
+        self._bytes = 0
         self._file: TextIO | None = None
         self._open()
 
@@ -79,3 +86,60 @@ class StepTrace:
     def _give_up(self, error: OSError) -> None:
         self._file = None
         log.warning("No more step trace in %s: %s", self._path, error)
+
+
+class TracedLoop(StepLoop):
+    """A loop that reads the clock between the parts of a step, and writes them down."""
+
+    _started = _scheduled = _computed = _advanced = 0.0
+    """When the last step began, and when its parts ended."""
+    _batch = Batch(())
+
+    def __init__(self, build: Build, send: Send, trace: StepTrace) -> None:
+        super().__init__(build, send)
+        self._trace = trace
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            self._trace.close()
+
+    def _obey(self, *, wait: bool) -> None:
+        if wait:
+            self._trace.flush()
+        super()._obey(wait=wait)
+
+    def _step(self, served: Served) -> bool:
+        self._started = self._clock()
+        worked = super()._step(served)
+        if worked:
+            self._trace.write(self._record(served))
+        return worked
+
+    def _compute(self, served: Served, batch: Batch) -> Outcome:
+        self._batch = batch
+        self._scheduled = self._clock()
+        outcome = super()._compute(served, batch)
+        self._computed = self._clock()
+        return outcome
+
+    def _advance(self, served: Served, batch: Batch, outcome: Outcome) -> list[Delivery]:
+        deliveries = super()._advance(served, batch, outcome)
+        self._advanced = self._clock()
+        return deliveries
+
+    def _record(self, served: Served) -> StepRecord:
+        return StepRecord(
+            step=self._steps,
+            started=self._started,
+            schedule=self._scheduled - self._started,
+            forward=self._computed - self._scheduled,
+            advance=self._advanced - self._computed,
+            send=self._clock() - self._advanced,
+            spans=len(self._batch.spans),
+            prefill_tokens=self._batch.tokens - self._batch.decode_tokens,
+            decode_tokens=self._batch.decode_tokens,
+            running=len(served.model.scheduler.running),
+            waiting=len(served.model.scheduler.waiting),
+        )

@@ -3,16 +3,14 @@
 import itertools
 import logging
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from llm_runtime.engine.blocks import BlockPool
 from llm_runtime.engine.scheduler import Batch, Span
 from llm_runtime.engine.sequence import Sequence, Vocabulary
 from llm_runtime.errors import ModelUnsupported
+from llm_runtime.models.loaded import Loaded
 from llm_runtime.request import GenerationRequest, Sampling
-
-if TYPE_CHECKING:
-    from llm_runtime.models.load import Loaded
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ def three_ways(probe: list[int]) -> tuple[int, ...]:
 
 def check_agreement(
     runner: LogitsRunner,
-    loaded: "Loaded",
+    loaded: Loaded,
     probe: list[int],
     expected: list[float],
     borders: tuple[int, ...] | None = None,

@@ -12,18 +12,18 @@ from llm_runtime.engine.budget import PrefillBudget
 from llm_runtime.engine.client import EngineClient
 from llm_runtime.engine.limits import RequestLimits
 from llm_runtime.engine.local import start_local
-from llm_runtime.engine.loop import Model
+from llm_runtime.engine.model import Model
 from llm_runtime.engine.recovery import Runner
 from llm_runtime.engine.scheduler import Scheduler
 from llm_runtime.errors import ConfigInvalid
 from llm_runtime.models.agreement import check_agreement, probe_tokens
 from llm_runtime.models.codec import Codec
+from llm_runtime.models.loaded import Loaded
 from llm_runtime.models.warm import warm_up
 
 if TYPE_CHECKING:
     from llm_runtime.engine.cache import CacheShape
     from llm_runtime.engine.runner import TransformersRunner
-    from llm_runtime.models.load import Loaded
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
     probe = probe_tokens(loaded.codec.vocabulary_size, length)
     # A scheduler of its own: the counters of the one that serves are its requests'.
     trial = _scheduler(config.engine, chosen.pool, loaded.device)
-    tokens, seconds = warm_up(trial, chosen.runner, loaded.codec, probe, length), time.monotonic() - started
+    tokens = warm_up(trial, chosen.runner, loaded.codec, probe, length)
+    seconds = time.monotonic() - started
     log.info("the model is warm", extra={"tokens": tokens, "seconds": round(seconds, 1)})
     return Model(
         scheduler=_scheduler(config.engine, chosen.pool, loaded.device),
@@ -82,7 +83,7 @@ def _adapters(config: RuntimeConfig, runner: Runner) -> AdapterTable:
     return table
 
 
-def _model_length(engine: EngineConfig, loaded: "Loaded") -> int:
+def _model_length(engine: EngineConfig, loaded: Loaded) -> int:
     length = min(engine.max_model_length, loaded.max_positions or engine.max_model_length)
     if length < engine.max_model_length:
         log.warning(
@@ -99,7 +100,7 @@ def _scheduler(engine: EngineConfig, pool: BlockPool, device: str) -> Scheduler:
     return Scheduler(pool, engine.max_batch_size, tokens, engine.max_queue_length, budget)
 
 
-def _batched(loaded: "Loaded", engine: EngineConfig, length: int) -> "tuple[BlockPool, TransformersRunner]":
+def _batched(loaded: Loaded, engine: EngineConfig, length: int) -> "tuple[BlockPool, TransformersRunner]":
     from llm_runtime.engine.cache import KvCache
     from llm_runtime.engine.fused import fuse
     from llm_runtime.engine.linears import pack_linears
@@ -124,7 +125,7 @@ def _batched(loaded: "Loaded", engine: EngineConfig, length: int) -> "tuple[Bloc
     return pool, runner
 
 
-def _cache_shape(loaded: "Loaded") -> "CacheShape":
+def _cache_shape(loaded: Loaded) -> "CacheShape":
     """As the model's own cache shows it after a few tokens. Raises ModelUnsupported where that is no plain one."""
     from llm_runtime.engine.cache import CacheShape, LayerShape
     from llm_runtime.models.load import cached_shapes

@@ -8,7 +8,6 @@ import gc
 import logging
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from llm_runtime.models.agreement import difference, probe_tokens
 from llm_runtime.models.codec import Codec, eos_token_ids, sampling_defaults
 from llm_runtime.models.fit import Plan, check_fit, most_positions, tensors_of
 from llm_runtime.models.heads import refuse_other_heads
+from llm_runtime.models.loaded import Loaded
 from llm_runtime.models.peak import PeakMemory
 from llm_runtime.models.template_files import folder_templates
 from llm_runtime.models.tokenizer_files import (
@@ -50,20 +50,6 @@ MIB = 1 << 20
 _KEYS_SHOWN = 5
 MAX_INT8_DIFFERENCE = 0.5
 """Relative change of a probe's logits beyond which quantisation has destroyed a model rather than rounded it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model ready to run and its codec. `max_positions` is what the model was made for, in tokens."""
-
-    model: Any
-    codec: Codec
-    device: str
-    dtype: str
-    max_positions: int | None
-    parameters: int
-    peak_bytes: int = 0
-    """Memory of this process that loading took at once, mapped files not counted."""
 
 
 def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
@@ -121,7 +107,8 @@ def cached_shapes(model: Any) -> list[tuple[int, int, int]]:
         cache = model(torch.tensor([[0, 1]], device=model.device), use_cache=True).get("past_key_values")
     shapes = []
     for layer in getattr(cache, "layers", None) or ():
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        keys = getattr(layer, "keys", None)
+        values = getattr(layer, "values", None)
         if keys is None or values is None or keys.dim() != 4 or keys.shape[:3] != values.shape[:3]:
             raise ModelUnsupported(f"{type(model).__name__} keeps something else than keys and values")
         shapes.append((keys.shape[1], keys.shape[3], values.shape[3]))

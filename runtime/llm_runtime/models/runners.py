@@ -29,7 +29,8 @@ from llm_runtime.errors import ModelUnsupported, OutOfMemory
 from llm_runtime.models.adapter import AdapterReader
 from llm_runtime.models.agreement import TOLERANCE, check_agreement, difference, probe_tokens
 from llm_runtime.models.fit import CACHE_FRACTION, SERVING_BYTES, activation_bytes
-from llm_runtime.models.load import Loaded, free_device_bytes, reference_logits
+from llm_runtime.models.load import free_device_bytes, reference_logits
+from llm_runtime.models.loaded import Loaded
 from llm_runtime.request import GenerationRequest, Sampling
 
 log = logging.getLogger(__name__)
@@ -208,7 +209,8 @@ def _refuse_looking_ahead(loaded: Loaded, probe: list[int]) -> None:
 def _measure(runner: SequentialRunner, loaded: Loaded, probe: list[int], length: int) -> tuple[int, bool]:
     """Bytes of one sequence of `length` tokens, and whether its cache takes a prompt in chunks."""
     request = GenerationRequest("probe", tuple(probe), Sampling(max_tokens=1, temperature=0.0))
-    sequence, half = Sequence(request, loaded.codec), len(probe) // 2
+    sequence = Sequence(request, loaded.codec)
+    half = len(probe) // 2
     runner.logits(Batch((Span(sequence, 0, half, samples=True),)))
     before = runner.state_bytes(sequence)
     runner.logits(Batch((Span(sequence, half, 1, samples=True),)))

@@ -18,7 +18,7 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from llm_runtime import contract
-from llm_runtime.metrics import Metrics
+from llm_runtime.metrics import Metrics, Sources
 from llm_runtime.request import EngineStats
 from llm_runtime.settings import Environment
 from promql import TARGET_LABELS, labels_in, series_in
@@ -149,8 +149,8 @@ def test_the_gpu_file_adds_to_a_service_that_is_there() -> None:
 def exposed() -> Iterator[str]:
     """Every series of the runtime's registry, and those that Prometheus itself adds."""
     metrics = Metrics()
-    metrics.engine = lambda: EngineStats(0, 0, 0.0, 0, True, gpu_memory_bytes=0)
-    metrics.database_away = lambda: False
+    stats = EngineStats(0, 0, 0.0, 0, True, gpu_memory_bytes=0)
+    metrics.watch(Sources(engine=lambda: stats, database_away=lambda: False))
     for family in metrics.registry.collect():
         if family.type == "counter":
             yield f"{family.name}_total"

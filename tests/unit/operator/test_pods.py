@@ -14,7 +14,7 @@ from devstack.ports import free_port
 from llm_operator.pods import Answer, HttpPods, read
 from llm_operator.state import Download
 from llm_runtime import contract
-from llm_runtime.metrics import Metrics
+from llm_runtime.metrics import Metrics, Sources
 
 POD = {"metadata": {"name": "p"}, "status": {"podIP": "127.0.0.1"}}
 CHAT = {"model": "bot", "messages": [{"role": "user", "content": "The capital of France?"}]}
@@ -72,8 +72,12 @@ def test_what_a_runtime_exposes_is_what_the_operator_reads():
     metrics.count_request("POST", "/v1/completions", 503, 0.1, api=True)
     metrics.first_token.observe(0.03)
     metrics.inter_token.observe(0.02, 5)
-    metrics.adapters = lambda: [("legal", "2", True), ("tone", "1", False)]
-    metrics.failed_adapters = lambda: [("tone", "1", "ModelCorrupt")]
+    metrics.watch(
+        Sources(
+            adapters=lambda: [("legal", "2", True), ("tone", "1", False)],
+            failed_adapters=lambda: [("tone", "1", "ModelCorrupt")],
+        )
+    )
 
     figures = read(metrics.render().decode())
 

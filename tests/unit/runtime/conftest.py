@@ -14,8 +14,10 @@ import uvicorn
 
 from fakes import ScriptedEngine
 from harness import EXPIRED, KEY, SUSPENDED, Harness, Rows, config, key_file, record
-from llm_runtime.api.services import Loaded, Services, State, in_thread
+from llm_runtime.api.server import make_server
+from llm_runtime.api.serving import Loaded, State
 from llm_runtime.app import create_app
+from llm_runtime.aside import in_thread
 from llm_runtime.auth import KeyRing
 from llm_runtime.connection import Connection
 from llm_runtime.contract import ServerConfig
@@ -74,10 +76,8 @@ def run(keys_path: Path) -> Callable[..., Any]:
         engine, rows = engine or ScriptedEngine(), Rows()
         loaded = Loaded(engine, engine.codec)
         loading = in_thread(load or (lambda: loaded))
-        services = Services(config(server, system_prompt), loading, KeyRing(keys_path), usage=rows)
-        if tracing:
-            services.trace(tracing)
-        app = create_app(services)
+        made = make_server(config(server, system_prompt), loading, KeyRing(keys_path), usage=rows, tracing=tracing)
+        app = create_app(made)
         # Faults of ours must become answers here too.
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         headers = {"X-API-Key": KEY} if headers is None else headers
@@ -85,8 +85,8 @@ def run(keys_path: Path) -> Callable[..., Any]:
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client,
         ):
-            await until(lambda: not wait or services.state is not State.LOADING)
-            yield Harness(services, engine, rows, "http://test", client)
+            await until(lambda: not wait or made.serving.state is not State.LOADING)
+            yield Harness(made, engine, rows, "http://test", client)
 
     return start
 
@@ -105,17 +105,17 @@ def live(keys_path: Path) -> Callable[..., Any]:
     def start(engine: ScriptedEngine | None = None, server: ServerConfig | None = None) -> Iterator[Harness]:
         engine, rows = engine or ScriptedEngine(), Rows()
         loaded = Loaded(engine, engine.codec)
-        services = Services(config(server), in_thread(lambda: loaded), KeyRing(keys_path), usage=rows)
+        made = make_server(config(server), in_thread(lambda: loaded), KeyRing(keys_path), usage=rows)
         running = uvicorn.Server(
-            uvicorn.Config(create_app(services), port=0, log_config=None, access_log=False, http=Connection)
+            uvicorn.Config(create_app(made), port=0, log_config=None, access_log=False, http=Connection)
         )
         thread = threading.Thread(target=running.run)
         thread.start()
-        eventually(lambda: running.started and services.state is State.READY)
+        eventually(lambda: running.started and made.serving.state is State.READY)
         host, port = running.servers[0].sockets[0].getsockname()[:2]
         url = f"http://{host}:{port}"
         try:
-            yield Harness(services, engine, rows, url, httpx.AsyncClient(base_url=url, headers={"X-API-Key": KEY}))
+            yield Harness(made, engine, rows, url, httpx.AsyncClient(base_url=url, headers={"X-API-Key": KEY}))
         finally:
             running.should_exit = True
             thread.join(timeout=20)

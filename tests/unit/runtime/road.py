@@ -10,7 +10,7 @@ from llm_runtime import errors
 from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.contract import CompletionCacheConfig, RuntimeConfig
 from llm_runtime.generation import Choice
-from llm_runtime.metrics import Metrics
+from llm_runtime.metrics import Metrics, Sources
 from llm_runtime.pipeline import Generation, Job, Pipeline
 from llm_runtime.request import Caller, Sampling
 
@@ -83,6 +83,7 @@ class Road:
         self.places = self.limiter.places
         self.rows, self.metrics = Rows(), Metrics()
         self.cache = cache or CompletionCache(CompletionCacheConfig())
+        self.metrics.watch(Sources(cache_entries=lambda: self.cache.entries))
         self.pipeline = self.serve(settings or config())
 
     def serve(self, settings: RuntimeConfig) -> Pipeline:

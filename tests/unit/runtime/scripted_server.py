@@ -6,8 +6,9 @@ from pathlib import Path
 
 from harness import config
 from llm_runtime import logs
-from llm_runtime.api.services import Loaded, Services
-from llm_runtime.app import Server, create_app
+from llm_runtime.api.server import make_server
+from llm_runtime.api.serving import Loaded
+from llm_runtime.app import HttpServer, create_app
 from llm_runtime.contract import ServerConfig
 from llm_runtime.engine.process import start_engine
 
@@ -25,10 +26,10 @@ def main() -> None:
         engine = await start_engine(chosen, Path(ANSWER), WORKER)
         return Loaded(engine, engine.codec, on_death=engine.on_death)
 
-    services = Services(chosen, load)
-    Server(create_app(services), "127.0.0.1", int(sys.argv[1])).run()
-    if services.failure:
-        logs.report_fatal(services.failure)
+    server = make_server(chosen, load)
+    HttpServer(create_app(server), "127.0.0.1", int(sys.argv[1])).run()
+    if server.serving.failure:
+        logs.report_fatal(server.serving.failure)
         sys.exit(1)
 
 

@@ -12,7 +12,8 @@ from starlette.requests import HTTPConnection
 
 from harness import EXPIRED, KEY, SUSPENDED, Harness, key_file, record
 from llm_runtime import errors
-from llm_runtime.api.services import Loaded, Services
+from llm_runtime.api.server import make_server
+from llm_runtime.api.serving import Loaded
 from llm_runtime.auth import (
     CHECK_SECONDS,
     MAX_CALLERS,
@@ -172,9 +173,9 @@ def test_without_authentication_everybody_is_anonymous() -> None:
     async def never() -> Loaded:
         raise AssertionError
 
-    services = Services(RuntimeConfig.model_validate({"model": {"name": "m", "path": "/m"}}), never, keys=None)
+    server = make_server(RuntimeConfig.model_validate({"model": {"name": "m", "path": "/m"}}), never, keys=None)
     connection = HTTPConnection({"type": "http", "headers": [], "client": ("10.0.0.7", 4711)})
-    assert services.authenticate(connection).id == "ip:10.0.0.7"
+    assert server.callers.identify(connection).id == "ip:10.0.0.7"
 
 
 @pytest.mark.parametrize(

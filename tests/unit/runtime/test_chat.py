@@ -47,7 +47,7 @@ async def test_chat_streams_the_events_of_v1_stream(api: Harness) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_session_remembers_both_sides(api: Harness, stream: bool) -> None:
-    api.services.sessions = Remembered()
+    api.put(sessions=Remembered())
     await chat(api, session_id="s", stream=stream)
     await chat(api, session_id="s", messages=[{"role": "user", "content": "more"}], stream=stream)
     await chat(api, session_id="other")
@@ -57,7 +57,8 @@ async def test_a_session_remembers_both_sides(api: Harness, stream: bool) -> Non
 
 async def test_a_turn_that_fails_is_not_remembered(run: Any) -> None:
     async with run(ScriptedEngine(ending=FinishReason.ERROR)) as api:
-        api.services.sessions = remembered = Remembered()
+        remembered = Remembered()
+        api.put(sessions=remembered)
         whole, streamed = await chat(api, session_id="s"), await chat(api, session_id="s", stream=True)
     assert (whole.status_code, events(streamed.text)[-1]["error"]) == (500, "internal_server_error")
     assert remembered.said == {}
@@ -102,7 +103,8 @@ async def test_thoughts_are_no_part_of_what_was_said_nor_remembered(run: Any, st
     script = ["<think>", "\nHm", ".</th", "ink>", "\n\nHello", "!"]
     async with run(ScriptedEngine(script, codec=FakeCodec(template))) as api:
         api.engine.codec.control_ids = {"<think>": 7, "</think>": 8, "<|end|>": 9}
-        api.services.sessions = remembered = Remembered()
+        remembered = Remembered()
+        api.put(sessions=remembered)
         answer = await chat(api, session_id="s", stream=stream)
         assert api.engine.requests[-1].shown_token_ids == (7, 8)
     if stream:

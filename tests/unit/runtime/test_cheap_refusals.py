@@ -33,10 +33,13 @@ class WatchedCodec(FakeCodec):
 
 
 def limited(api: Harness, **limits: int | None) -> None:
-    api.services.limiter = api.services.pipeline.limiter = Limiter(slot_timeout_seconds=0.05)
-    api.services.tiers._configured["standard"] = Tier.model_validate({"name": "standard", **limits})
-    api.services.tiers._tiers = api.services.tiers._with(api.services.tiers._above)
-    api.services.tiers._callers.clear()
+    limiter = Limiter(slot_timeout_seconds=0.05)
+    api.put(limiter=limiter)
+    api.server.serving.pipeline.limiter = limiter
+    tiers = api.server.callers.tiers
+    tiers._configured["standard"] = Tier.model_validate({"name": "standard", **limits})
+    tiers._tiers = tiers._with(tiers._above)
+    tiers._callers.clear()
 
 
 def conversation(count: int) -> list[Message]:
@@ -220,7 +223,7 @@ def test_unfinished_bodies_of_one_key_take_no_memory_without_bound(live: Any) ->
             for _ in range(shares.BODIES + 20):
                 held.append(socket.create_connection((url.host, url.port), timeout=20))
                 held[-1].sendall(head.encode() + b" " * 1000)
-            places = api.services.shares.bodies._places
+            places = api.server.shares.bodies._places
             eventually(lambda: places and next(iter(places.values())).waiting == 20)
             [slots] = places.values()
             assert slots.running == shares.BODIES

@@ -8,8 +8,9 @@ import pytest
 from fakes import ScriptedEngine
 from harness import KEY, Harness, Rows, chat_body, config
 from llm_runtime import errors
-from llm_runtime.api.services import Loaded, Services, State
-from llm_runtime.app import Server, create_app
+from llm_runtime.api.server import make_server
+from llm_runtime.api.serving import Loaded, State
+from llm_runtime.app import HttpServer, create_app
 from llm_runtime.contract import ServerConfig
 from llm_runtime.request import Caller
 
@@ -35,10 +36,10 @@ async def test_a_client_is_the_address_that_a_trusted_proxy_vouches_for(
     async def load() -> Loaded:
         return Loaded(engine, engine.codec)
 
-    services = Services(config(ServerConfig(trusted_proxies=proxies)), load, usage=rows)
-    services._serve(services.config, await load())
-    services.state = State.READY
-    server = Server(create_app(services), "127.0.0.1", 0)
+    made = make_server(config(ServerConfig(trusted_proxies=proxies)), load, usage=rows)
+    made.serving._serve(made.config, await load())
+    made.serving.state = State.READY
+    server = HttpServer(create_app(made), "127.0.0.1", 0)
     server.config.load()
     transport = httpx.ASGITransport(server.config.loaded_app, client=(peer, 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -61,7 +62,7 @@ class Limiter:
 
 
 async def test_every_answer_to_a_known_caller_says_where_its_limits_stand(api: Harness) -> None:
-    api.services.limiter = Limiter()
+    api.put(limiter=Limiter())
     answers = [
         await api.chat(),
         await api.chat(stream=True),

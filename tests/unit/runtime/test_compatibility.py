@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
 from harness import Harness, config
-from llm_runtime.api.services import Services
+from llm_runtime.api.server import make_server
 from llm_runtime.app import create_app
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.settings import Environment, renamed
@@ -104,4 +104,4 @@ async def test_every_body_field_that_works_is_in_the_document(api: Harness) -> N
 
 
 def test_the_application_can_be_made_without_a_model() -> None:
-    assert create_app(Services(config(), _never)).openapi()["paths"]
+    assert create_app(make_server(config(), _never)).openapi()["paths"]

@@ -468,11 +468,11 @@ async def _(site: Site) -> None:
     wrong = await site.api.client.post("/predict", json={}, headers={"X-API-Key": "wrong"})
     assert (wrong.status_code, wrong.json()["error"]) == (401, "unauthorized")
     assert (await site.post("/predict", 413, prompt="a" * (2 << 20)))["error"] == "payload_too_large"
-    site.api.services.begin_drain()
-    await site.api.services.drain(0)
+    site.api.server.serving.begin_drain()
+    await site.api.server.serving.drain(0)
     assert (await site.post("/predict", 503, prompt="a"))["error"] == "service_unavailable"
     async with site.run() as api:
-        api.services.pipeline.codec = None
+        api.server.serving.pipeline.codec = None
         broken = await api.client.post("/predict", json={"prompt": "a"})
     assert (broken.status_code, broken.json()["error"]) == (500, "internal_server_error")
 
@@ -590,7 +590,7 @@ async def _(site: Site) -> None:
     async with site.run(server=ServerConfig(lazy_load=True)) as api:
         for path in ("/health", "/readyz", "/metrics"):
             assert (await api.client.get(path)).status_code == 200
-        assert api.services.loaded is None
+        assert api.server.serving.loaded is None
 
 
 @of("001", "`model`, `output`, `cached`")
@@ -610,7 +610,7 @@ async def _(site: Site) -> None:
     for sampled in (False, True):
         kept = CompletionCacheConfig(sampled=sampled)
         async with site.run(server=ServerConfig(completion_cache=kept)) as api:
-            api.services.pipeline.cache = CompletionCache(kept)
+            api.server.serving.pipeline.cache = CompletionCache(kept)
             for temperature, cached in ((0, True), (0.7, sampled)):
                 body = {"prompt": "a", "temperature": temperature}
                 found = [(await api.client.post("/v1/generate", json=body)).json()["cached"] for _ in range(2)]
@@ -712,7 +712,7 @@ async def _(site: Site) -> None:
 @of("004", "lazy loading on the first request")
 async def _(site: Site) -> None:
     async with site.run(server=ServerConfig(lazy_load=True)) as api:
-        assert api.services.loaded is None
+        assert api.server.serving.loaded is None
         assert (await api.client.post("/v1/generate", json={"prompt": "a"})).json()["output"] == SAID
 
 
@@ -750,7 +750,7 @@ async def _(site: Site) -> None:
 @of("002", "`messages`, `session_id`, `max_tokens`, `temperature`, `stream`")
 async def _(site: Site) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}], "session_id": "s", "max_tokens": 8, "temperature": 0.5}
-    site.api.services.sessions = Remembered()
+    site.api.put(sessions=Remembered())
     for _ in range(2):
         await site.post("/v1/chat", **body)
     assert [len(chat) for chat in site.api.engine.codec.chats] == [1, 3]

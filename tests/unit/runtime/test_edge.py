@@ -11,8 +11,10 @@ import pytest
 from fakes import ScriptedEngine
 from harness import KEY, Harness, chat_body, config, events
 from llm_runtime.api.answers import OWN_PATHS
-from llm_runtime.api.services import Loaded, Services, in_thread
-from llm_runtime.app import Server, create_app
+from llm_runtime.api.server import make_server
+from llm_runtime.api.serving import Loaded
+from llm_runtime.app import HttpServer, create_app
+from llm_runtime.aside import in_thread
 from llm_runtime.contract import ServerConfig
 
 ORIGIN = "https://chat.example.com"
@@ -40,8 +42,8 @@ async def test_a_page_of_a_named_origin_may_send_any_header(run: Any, headers: s
 def test_idle_connections_are_kept_longer_than_proxies_keep_theirs() -> None:
     def keeps(server: ServerConfig) -> float:
         engine = ScriptedEngine()
-        services = Services(config(server), in_thread(lambda: Loaded(engine, engine.codec)), None)
-        return Server(create_app(services), "127.0.0.1", 0).config.timeout_keep_alive
+        made = make_server(config(server), in_thread(lambda: Loaded(engine, engine.codec)), None)
+        return HttpServer(create_app(made), "127.0.0.1", 0).config.timeout_keep_alive
 
     assert keeps(ServerConfig()) > 90, "Go's transport keeps connections for 90 s, load balancers for 60 or 75"
     assert keeps(ServerConfig(keep_alive_seconds=700)) == 700

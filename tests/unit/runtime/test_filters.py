@@ -9,7 +9,8 @@ import pytest
 
 from harness import config
 from llm_runtime import errors
-from llm_runtime.api.services import Services, in_thread
+from llm_runtime.api.server import make_server
+from llm_runtime.aside import in_thread
 from llm_runtime.contract import FilterPattern, FiltersConfig, ServerConfig
 from llm_runtime.filters import Filters, Mask
 from llm_runtime.filters.finder import Finder
@@ -187,7 +188,7 @@ def test_a_pattern_that_can_not_be_used_ends_the_start_before_the_model_is_loade
     filters = FiltersConfig(patterns=(FilterPattern(name="house-rule", regex="("),))
     settings = config(ServerConfig(filters=filters))
     with pytest.raises(errors.ConfigInvalid, match="house-rule"):
-        Services(settings, in_thread(lambda: pytest.fail("loaded")))
+        make_server(settings, in_thread(lambda: pytest.fail("loaded")))
 
 
 PATTERNS = (FilterPattern(name="secret", regex="project zeus"),)

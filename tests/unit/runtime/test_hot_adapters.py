@@ -15,8 +15,10 @@ from harness import KEY, config, key_file, record
 from llm_runtime import errors
 from llm_runtime.adapters import AdapterList, Adapters
 from llm_runtime.adapters.keeper import FIRST_PAUSE_SECONDS
-from llm_runtime.api.services import Loaded, Services, State, in_thread
+from llm_runtime.api.server import Server, make_server
+from llm_runtime.api.serving import Loaded, State
 from llm_runtime.app import create_app
+from llm_runtime.aside import in_thread
 from llm_runtime.auth import KeyRing
 from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.contract import PinnedAdapter, RegistryAccess
@@ -257,13 +259,13 @@ def serve(tmp_path: Path, file: Path) -> Serve:
     @asynccontextmanager
     async def start(
         engine: ScriptedEngine, fetch: Callable[..., Awaitable[Path]], wait: bool = True, **key: Any
-    ) -> AsyncIterator[tuple[Services, httpx.AsyncClient]]:
+    ) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
         keys = tmp_path / "keys.json"
         keys.write_text(key_file(record(KEY, **key)))
         settings = config()
         adapters = Adapters(AdapterList(file), fetch, 4)
         cache = CompletionCache(settings.server.completion_cache)
-        services = Services(
+        server = make_server(
             settings,
             in_thread(lambda: Loaded(engine, engine.codec)),
             KeyRing(keys),
@@ -271,14 +273,14 @@ def serve(tmp_path: Path, file: Path) -> Serve:
             cache=cache,
             parts=[adapters],
         )
-        app = create_app(services)
+        app = create_app(server)
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://test", headers={"X-API-Key": KEY}) as client,
         ):
-            await until(lambda: not wait or services.state is not State.LOADING)
-            yield services, client
+            await until(lambda: not wait or server.serving.state is not State.LOADING)
+            yield server, client
 
     return start
 
@@ -291,17 +293,17 @@ async def test_a_server_is_ready_when_its_adapters_are(file: Path, serve: Serve)
     write(file, ("legal", "3"))
     shelf = Shelf()
     shelf.gate.clear()
-    async with serve(ScriptedEngine(), shelf, wait=False) as (services, client):
+    async with serve(ScriptedEngine(), shelf, wait=False) as (server, client):
         await until(lambda: bool(shelf.asked))
         assert (await client.get("/readyz")).status_code == 503
         shelf.gate.set()
-        await until(lambda: services.state is State.READY)
+        await until(lambda: server.serving.state is State.READY)
         assert (await client.post("/v1/completions", json=asking("legal"))).status_code == 200
         listed = (await client.get("/v1/models")).json()["data"]
         status = (await client.get("/status")).json()["adapters"]
         metrics = (await client.get("/metrics")).text
     assert [(model["id"], model.get("version")) for model in listed] == [
-        ("support-bot", services.config.model.mlflow.version),
+        ("support-bot", server.config.model.mlflow.version),
         ("support-bot:legal", "3"),
     ]
     assert status == [{"name": "legal", "version": "3", "wanted_version": "3", "state": "loaded"}]
@@ -326,17 +328,17 @@ async def test_a_moved_version_answers_within_a_second_and_no_cached_answer_of_t
 ) -> None:
     write(file, ("legal", "1"))
     engine = ScriptedEngine()
-    async with serve(engine, Shelf()) as (services, client):
+    async with serve(engine, Shelf()) as (server, client):
         body = asking("legal")
         for _ in range(2):
             await client.post("/v1/completions", json=body)
         assert len(engine.requests) == 1
         write(file, ("legal", "2"))
-        await until(lambda: services.adapters.version("legal") == "2")
+        await until(lambda: server.adapters.version("legal") == "2")
         await client.post("/v1/completions", json=body)
         assert len(engine.requests) == 2
         write(file, ("legal", "1"))
-        await until(lambda: services.adapters.version("legal") == "1")
+        await until(lambda: server.adapters.version("legal") == "1")
         await client.post("/v1/completions", json=body)
     assert len(engine.requests) == 2
 
@@ -344,11 +346,11 @@ async def test_a_moved_version_answers_within_a_second_and_no_cached_answer_of_t
 async def test_an_idempotency_key_outlives_a_moved_adapter(file: Path, serve: Serve) -> None:
     write(file, ("legal", "1"))
     engine = ScriptedEngine()
-    async with serve(engine, Shelf()) as (services, client):
+    async with serve(engine, Shelf()) as (server, client):
         headers = {"Idempotency-Key": "one"}
         first = await client.post("/v1/completions", json=asking("legal"), headers=headers)
         write(file, ("legal", "2"))
-        await until(lambda: services.adapters.version("legal") == "2")
+        await until(lambda: server.adapters.version("legal") == "2")
         second = await client.post("/v1/completions", json=asking("legal"), headers=headers)
     assert (first.status_code, second.status_code, len(engine.requests)) == (200, 200, 1)
 
@@ -379,9 +381,9 @@ async def test_a_version_that_fails_is_told_everywhere_but_to_clients_and_the_on
     write(file, ("legal", "1"))
     shelf = Shelf()
     shelf.faults["legal-2"] = fault
-    async with serve(ScriptedEngine(), shelf) as (services, client):
+    async with serve(ScriptedEngine(), shelf) as (server, client):
         write(file, ("legal", "2"))
-        await until(lambda: services.adapters.report()[0]["state"] == "failed")
+        await until(lambda: server.adapters.report()[0]["state"] == "failed")
         answer = await client.post("/v1/completions", json=asking("legal"))
         [told] = (await client.get("/status")).json()["adapters"]
         metrics, listed = (await client.get("/metrics")).text, (await client.get("/v1/models")).text
@@ -396,7 +398,7 @@ async def test_a_version_that_fails_is_told_everywhere_but_to_clients_and_the_on
 async def test_the_default_adapter_answers_for_the_bare_name_and_base_is_the_model(file: Path, serve: Serve) -> None:
     write(file, ("legal", "3"), defaultAdapter="legal")
     engine = ScriptedEngine()
-    async with serve(engine, Shelf()) as (services, client):
+    async with serve(engine, Shelf()) as (server, client):
         for model, adapter in (("support-bot", "legal"), ("support-bot:base", ""), ("support-bot:legal", "legal")):
             answer = await client.post("/v1/completions", json={**asking(""), "model": model, "prompt": model})
             assert answer.status_code == 200
@@ -406,9 +408,9 @@ async def test_the_default_adapter_answers_for_the_bare_name_and_base_is_the_mod
         assert engine.requests[-1].adapter == "legal"
         listed = {model["id"]: model for model in (await client.get("/v1/models")).json()["data"]}
         one = (await client.get("/v1/models/support-bot")).json()
-        version = services.config.model.mlflow.version
+        version = server.config.model.mlflow.version
         write(file, ("legal", "3"))
-        await until(lambda: not services.default_adapter)
+        await until(lambda: not server.default_adapter)
         await client.post("/v1/completions", json={**asking(""), "model": "support-bot", "prompt": "c d"})
         assert engine.requests[-1].adapter == ""
     assert {name: model["version"] for name, model in listed.items()} == {

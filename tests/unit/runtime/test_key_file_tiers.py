@@ -12,7 +12,9 @@ from starlette.requests import HTTPConnection
 
 from fakes import ScriptedEngine
 from harness import KEY, SALT, config, record
-from llm_runtime.api.services import Loaded, Services, in_thread
+from llm_runtime.api.server import Server, make_server
+from llm_runtime.api.serving import Loaded
+from llm_runtime.aside import in_thread
 from llm_runtime.auth import CHECK_SECONDS, KeyRing
 from llm_runtime.contract import KeyFile, RuntimeConfig, Tier
 from llm_runtime.request import Caller
@@ -30,11 +32,11 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "keys.json"
 
 
-def services(file: Path, settings: RuntimeConfig) -> tuple[Services, Later]:
+def served(file: Path, settings: RuntimeConfig) -> tuple[Server, Later]:
     now = [0.0]
     engine = ScriptedEngine()
     ring = KeyRing(file, clock=lambda: now[0])
-    made = Services(settings, in_thread(lambda: Loaded(engine, engine.codec)), ring)
+    made = make_server(settings, in_thread(lambda: Loaded(engine, engine.codec)), ring)
 
     def later() -> None:
         now[0] += CHECK_SECONDS
@@ -43,8 +45,8 @@ def services(file: Path, settings: RuntimeConfig) -> tuple[Services, Later]:
     return made, later
 
 
-def asked(made: Services, *headers: tuple[bytes, bytes]) -> Caller:
-    return made.authenticate(HTTPConnection({"type": "http", "headers": list(headers), "client": ("10.0.0.9", 1)}))
+def asked(made: Server, *headers: tuple[bytes, bytes]) -> Caller:
+    return made.callers.identify(HTTPConnection({"type": "http", "headers": list(headers), "client": ("10.0.0.9", 1)}))
 
 
 HOLDER = (b"x-api-key", KEY.encode())
@@ -53,20 +55,20 @@ HOLDER = (b"x-api-key", KEY.encode())
 def test_the_key_files_tiers_win_over_the_configurations(file: Path) -> None:
     written(file, key={"tier": "gold"}, tiers=[{"name": "gold", "requestsPerMinute": 600}], defaultTier="gold")
     settings = config().model_copy(update={"tiers": (Tier(name="gold", requests_per_minute=1),)})
-    made, _ = services(file, settings)
+    made, _ = served(file, settings)
     assert asked(made, HOLDER).tier.requests_per_minute == 600
 
 
 def test_a_key_file_without_a_default_tier_leaves_the_configurations_in_force(file: Path) -> None:
     written(file, key={"tier": "gold"})
     settings = config().model_copy(update={"tiers": (Tier(name="gold", requests_per_minute=1),)})
-    made, _ = services(file, settings)
+    made, _ = served(file, settings)
     assert asked(made, HOLDER).tier.requests_per_minute == 1
 
 
 def test_a_changed_tier_holds_for_the_next_request_of_the_same_key(file: Path) -> None:
     written(file, tiers=[{"name": "free", "maxConcurrent": 1}], defaultTier="free")
-    made, later = services(file, config())
+    made, later = served(file, config())
     assert asked(made, HOLDER).tier.max_concurrent == 1
     written(file, tiers=[{"name": "free", "maxConcurrent": 20, "tokensPerMinute": 9}], defaultTier="free")
     later()
@@ -75,7 +77,7 @@ def test_a_changed_tier_holds_for_the_next_request_of_the_same_key(file: Path) -
 
 def test_callers_without_a_key_have_the_key_files_default_tier(file: Path) -> None:
     written(file, tiers=[{"name": "visitor", "requestsPerMinute": 3}], defaultTier="visitor")
-    made, _ = services(file, config().model_copy(update={"authentication": "Disabled"}))
+    made, _ = served(file, config().model_copy(update={"authentication": "Disabled"}))
     caller = asked(made)
     assert (caller.id, caller.tier.requests_per_minute) == ("ip:10.0.0.9", 3)
 
@@ -87,5 +89,5 @@ def test_a_newer_operators_tier_is_read_without_what_is_not_known_here(file: Pat
 
 def test_a_default_tier_that_the_file_lacks_is_the_standard_one(file: Path) -> None:
     written(file, tiers=[{"name": "free", "requestsPerMinute": 3}], defaultTier="gone")
-    made, _ = services(file, config())
+    made, _ = served(file, config())
     assert asked(made, HOLDER).tier.name == "standard"

@@ -16,7 +16,8 @@ from control_plane.hub import COMMIT, REPOSITORY, TOKEN, hub  # noqa: E402
 from harness import Rows, chat_body  # noqa: E402
 from llm_runtime import __main__ as runtime  # noqa: E402
 from llm_runtime.api.access import Management  # noqa: E402
-from llm_runtime.api.services import Loaded, Services, State  # noqa: E402
+from llm_runtime.api.server import Server, make_server  # noqa: E402
+from llm_runtime.api.serving import Loaded, State  # noqa: E402
 from llm_runtime.app import create_app  # noqa: E402
 from llm_runtime.auth import KeyChain, SingleKey  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
@@ -29,7 +30,7 @@ NAME = f"{REPOSITORY}@{COMMIT}"
 
 
 @asynccontextmanager
-async def serving(folder: Path, models: Path) -> AsyncIterator[tuple[Services, httpx.AsyncClient]]:
+async def serving(folder: Path, models: Path) -> AsyncIterator[tuple[Server, Rows, httpx.AsyncClient]]:
     """The model of `folder`, on an engine in this process."""
     config = RuntimeConfig(
         model=ModelConfig(name="first", path=str(folder)),
@@ -43,15 +44,16 @@ async def serving(folder: Path, models: Path) -> AsyncIterator[tuple[Services, h
         return runtime._loaded(engine, folder)
 
     management = Management(KeyChain(SingleKey(ADMIN["X-API-Key"], admin=True)), None, source.fetch, start)
-    services = Services(config, lambda: start(config, folder), usage=Rows(), management=management)
-    app = create_app(services)
+    rows = Rows()
+    server = make_server(config, lambda: start(config, folder), usage=rows, management=management)
+    app = create_app(server)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://test", headers=ADMIN) as client,
     ):
-        await until(lambda: services.state is State.READY)
-        yield services, client
+        await until(lambda: server.serving.state is State.READY)
+        yield server, rows, client
 
 
 async def says(client: httpx.AsyncClient, model: str) -> Any:
@@ -67,13 +69,13 @@ async def test_a_private_model_is_downloaded_beside_what_serves_and_takes_over(
     first, second = tiny_model.make(tmp_path / "first", 0), tiny_model.make(tmp_path / "second", 1)
     with hub(second, bytes_per_second=1 << 19) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
-        async with serving(first, tmp_path / "models") as (services, client):
+        async with serving(first, tmp_path / "models") as (server, rows, client):
             refused = await client.post("/load_model", json={"model_name": NAME})
             assert (refused.status_code, refused.json()["details"]["code"]) == (400, "RegistryDenied")
             assert "hf_token" in refused.json()["message"]
             asked = {"model_name": NAME, "hf_token": TOKEN}
             coming = asyncio.create_task(client.post("/load_model", json=asked))
-            await until(lambda: bool(services.arrival and services.arrival.report().get("bytes")))
+            await until(lambda: bool(server.serving.arrival and server.serving.arrival.report().get("bytes")))
             far = (await client.get("/status")).json()["loading"]
             assert 0 < far["bytes"] <= far["total_bytes"] == sum(file.stat().st_size for file in second.iterdir())
             assert await says(client, "first") != 404
@@ -82,8 +84,7 @@ async def test_a_private_model_is_downloaded_beside_what_serves_and_takes_over(
             answer = await says(client, REPOSITORY)
             assert answer["system_fingerprint"] == f"{REPOSITORY}-v{COMMIT}"
             assert await says(client, "first") == 404
-            assert isinstance(services.usage, Rows)
-            assert (services.usage[-1].model, services.usage[-1].model_version) == (REPOSITORY, COMMIT)
+            assert (rows[-1].model, rows[-1].model_version) == (REPOSITORY, COMMIT)
             assert (await client.get(f"/v1/models/{REPOSITORY}")).status_code == 200
     assert TOKEN not in caplog.text
     kept = [file.read_bytes() for file in (tmp_path / "models").rglob("*") if file.is_file()]

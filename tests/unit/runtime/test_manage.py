@@ -16,7 +16,8 @@ from fakes import ScriptedEngine
 from harness import Rows, chat_body, config
 from llm_runtime import errors
 from llm_runtime.api.access import Management
-from llm_runtime.api.services import Loaded, Services, State
+from llm_runtime.api.server import Server, make_server
+from llm_runtime.api.serving import Loaded, State
 from llm_runtime.app import create_app
 from llm_runtime.auth import KeyChain, SingleKey
 from llm_runtime.contract import FatalReport, RuntimeConfig, ServerConfig, Tier
@@ -69,8 +70,8 @@ class Models:
 
 
 @dataclass
-class Server:
-    services: Services
+class Managed:
+    parts: Server
     client: httpx.AsyncClient
     models: Models
     issuer: DatabaseKeys | None
@@ -79,13 +80,13 @@ class Server:
         return await self.client.post(path, json=body, headers=headers)
 
     async def says(self, headers: dict[str, str] = USER, **fields: Any) -> tuple[int, str]:
-        name = self.services.config.model.name
+        name = self.parts.config.model.name
         answer = await self.client.post("/v1/chat/completions", json=chat_body(model=name, **fields), headers=headers)
         body = answer.json()
         return answer.status_code, body["choices"][0]["message"]["content"] if answer.is_success else str(body["error"])
 
 
-Serve = Callable[..., AbstractAsyncContextManager[Server]]
+Serve = Callable[..., AbstractAsyncContextManager[Managed]]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -108,14 +109,14 @@ async def serve(
     on_gpu: bool = False,
     tiers: Sequence[Tier] = (),
     limiter: Any = None,
-) -> AsyncIterator[Server]:
+) -> AsyncIterator[Managed]:
     chosen = config(ServerConfig(lazy_load=lazy, request_timeout_seconds=seconds, drain_seconds=0.2))
     chosen = chosen.model_copy(update={"tiers": tuple(tiers)})
     models, database = Models(on_gpu=on_gpu), Database(url) if url else None
     issuer = DatabaseKeys(database) if database else None
     single = [SingleKey(USER["X-API-Key"]), *([SingleKey(ADMIN["X-API-Key"], admin=True)] if admin else [])]
     keys = KeyChain(*single, issuer) if issuer else KeyChain(*single)
-    services = Services(
+    server = make_server(
         chosen,
         lambda: models.start(chosen, Path(chosen.model.name)),
         None if disabled else keys,
@@ -125,14 +126,14 @@ async def serve(
         limiter=limiter,
         parts=[UpToDate(database), issuer] if database and issuer else [],
     )
-    app = create_app(services)
+    app = create_app(server)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://test") as client,
     ):
-        await until(lambda: lazy or services.state is not State.LOADING)
-        yield Server(services, client, models, issuer)
+        await until(lambda: lazy or server.serving.state is not State.LOADING)
+        yield Managed(server, client, models, issuer)
 
 
 PATHS = ["/generate_apikey", "/load_model", "/unload_model"]
@@ -296,7 +297,7 @@ async def test_the_token_goes_with_one_download_and_is_kept_nowhere(caplog: pyte
         assert (await server.post("/load_model", model_name="acme/bot", hf_token="hf_secret")).status_code == 200
         assert (await server.post("/load_model", model_name="acme/bot")).status_code == 200
         assert server.models.tokens == ["hf_secret", ""]
-        assert "hf_secret" not in repr(server.services.config) + caplog.text
+        assert "hf_secret" not in repr(server.parts.config) + caplog.text
         assert "hf_secret" not in (await server.client.get("/status")).text
 
 
@@ -347,7 +348,7 @@ async def test_a_model_that_does_not_load_is_a_refusal_and_the_old_one_serves_on
         assert (await server.client.get("/readyz")).status_code == 200
         await server.post("/unload_model")
         assert (await server.post("/load_model", model_name="other", model_version="7")).status_code == status
-        assert server.services.state is State.UNLOADED
+        assert server.parts.serving.state is State.UNLOADED
         server.models.fault = None
         assert (await server.post("/load_model", model_name="other", model_version="7")).status_code == 200
 
@@ -424,7 +425,7 @@ async def test_the_first_requests_wait_for_one_lazy_load() -> None:
         assert (ready.status_code, "first request" in ready.json()["reason"]) == (200, True)
         assert (await server.client.get("/health")).json()["model_loaded"] is False
         assert (await server.says({"X-API-Key": "wrong"}))[0] == 401
-        assert server.services.state is State.IDLE, "nobody without a key has it loaded"
+        assert server.parts.serving.state is State.IDLE, "nobody without a key has it loaded"
         waiting = [asyncio.create_task(server.says()) for _ in range(5)]
         await asyncio.sleep(0.02)
         assert (await server.client.get("/readyz")).status_code == 503
@@ -449,7 +450,7 @@ async def test_a_lazy_load_that_fails_answers_and_ends_the_server_with_its_reaso
     async with serve(lazy=True) as server:
         server.models.fault = errors.ModelCorrupt("short file")
         ended: list[bool] = []
-        server.services.on_failure = lambda: ended.append(True)
+        server.parts.serving.on_failure = lambda: ended.append(True)
         status, text = await server.says()
         assert (status, "ModelCorrupt" in text, ended) == (503, True, [True])
 
@@ -464,13 +465,13 @@ async def test_an_administrator_may_be_faster_than_the_first_request() -> None:
 async def test_a_key_can_see_its_limits_and_what_it_has_used(url: str) -> None:
     tier = Tier(name="standard", requests_per_minute=60, tokens_per_month=1000)
     async with serve(url, tiers=[tier], limiter=Limiter()) as server:
-        assert server.services.database
+        assert server.parts.database
         today = datetime.now(UTC).date()
         earlier = today.replace(day=1) if today.day > 1 else today
         rows = [(today, 100, "m"), (today, 10, "other"), (earlier - timedelta(days=1), 9999, "m")]
         rows += [(earlier, 5, "third")]
         same = {"key_id": "api-key", "adapter": "", "key_name": "API_KEY", "failed": 0, "cached": 0}
-        async with server.services.database.begin() as connection:
+        async with server.parts.database.begin() as connection:
             for day, tokens, model in rows:
                 counted = {"prompt_tokens": tokens, "completion_tokens": tokens, "requests": 2}
                 values = {**same, **counted, "day": day, "model": model, "last_at": datetime.now(UTC)}
@@ -525,13 +526,14 @@ async def test_a_pepper_that_is_not_that_of_the_keys_ends_the_server(tmp_path: P
     database = Database(url)
     issuer = DatabaseKeys(database, "another")
     ended: list[bool] = []
-    services = Services(config(), never, issuer, parts=[UpToDate(database), issuer])
-    services.on_failure = lambda: ended.append(True)
-    app = create_app(services)
+    server = make_server(config(), never, issuer, parts=[UpToDate(database), issuer])
+    server.serving.on_failure = lambda: ended.append(True)
+    app = create_app(server)
     async with app.router.lifespan_context(app):
         assert ended
-        assert services.failure
-        assert (services.failure.reason, "KEY_PEPPER" in services.failure.message) == ("ConfigInvalid", True)
+        failure = server.serving.failure
+        assert failure
+        assert (failure.reason, "KEY_PEPPER" in failure.message) == ("ConfigInvalid", True)
 
 
 async def never() -> Loaded:

@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from harness import KEY, config
-from llm_runtime.api.services import Services
+from llm_runtime.api.server import make_server
 from llm_runtime.app import create_app
 from llm_runtime.auth import KeyRing
 
@@ -31,7 +31,7 @@ async def _never() -> Any:
 
 
 def document(keys_path: Path) -> dict[str, Any]:
-    return create_app(Services(config(), _never, KeyRing(keys_path))).openapi()
+    return create_app(make_server(config(), _never, KeyRing(keys_path))).openapi()
 
 
 def test_every_operation_has_examples_errors_and_security(keys_path: Path) -> None:

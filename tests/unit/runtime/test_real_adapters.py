@@ -11,7 +11,7 @@ pytest.importorskip("peft")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 from llm_runtime.adapters import AdapterList, Adapters  # noqa: E402
-from llm_runtime.api.services import in_thread  # noqa: E402
+from llm_runtime.aside import in_thread  # noqa: E402
 from llm_runtime.contract import (  # noqa: E402
     EngineConfig,
     MlflowVersion,

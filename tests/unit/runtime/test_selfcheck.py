@@ -12,7 +12,7 @@ from fakes import ScriptedEngine
 from harness import Harness
 from llm_runtime.api import selfcheck
 from llm_runtime.api.selfcheck import SelfCheck
-from llm_runtime.api.services import Loaded
+from llm_runtime.api.serving import Loaded
 from llm_runtime.request import FinishReason, GenerationRequest, Sampling
 from unit.runtime.engine.fakes import ScriptedRunner
 from unit.runtime.engine.test_loop import engine as looping

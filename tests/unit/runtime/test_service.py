@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fakes import ScriptedEngine
 from harness import Harness, config
 from llm_runtime import errors
-from llm_runtime.api.services import Loaded
+from llm_runtime.api.serving import Loaded
 from llm_runtime.contract import FatalReport, MlflowVersion, ModelConfig, RuntimeConfig
 from llm_runtime.metrics import Rate
 from llm_runtime.models.origin import origin
@@ -70,11 +70,11 @@ async def test_ready_health_has_the_fields_people_look_for(api: Harness) -> None
 
 
 async def test_draining_is_not_ready_yet_serves_and_asks_clients_to_leave(api: Harness) -> None:
-    api.services.begin_drain()
+    api.server.serving.begin_drain()
     assert await statuses(api) == [200, 503, 200]
     response = await api.chat()
     assert (response.status_code, response.headers["connection"]) == (200, "close")
-    await api.services.drain(0)
+    await api.server.serving.drain(0)
     assert (await api.chat()).status_code == 503
 
 
@@ -95,10 +95,10 @@ async def test_a_model_that_does_not_load_ends_the_server_with_a_reason(
         raise fault
 
     async with run(load=load, wait=False) as api:
-        api.services.on_failure = lambda: ended.append(True)
+        api.server.serving.on_failure = lambda: ended.append(True)
         await until(lambda: ended)
         assert await statuses(api) == [503, 503, 503]
-        assert api.services.failure.reason == reason
+        assert api.server.serving.failure.reason == reason
 
 
 async def test_another_model_takes_over_while_serving(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,15 +113,15 @@ async def test_another_model_takes_over_while_serving(run: Any, monkeypatch: pyt
 
     async with run(old, load=lambda: Loaded(old, old.codec, swap=swap)) as api:
         with pytest.raises(errors.EngineFailed):
-            await api.services.swap(wanted, Path("corrupt"))
+            await api.server.serving.swap(wanted, Path("corrupt"))
         before = (await api.chat()).json()
         served = list[bool]()
-        monkeypatch.setattr(new.codec, "prepare", lambda: served.append(api.services.loaded.engine is new))
-        await api.services.swap(wanted, Path("next"))
+        monkeypatch.setattr(new.codec, "prepare", lambda: served.append(api.server.serving.loaded.engine is new))
+        await api.server.serving.swap(wanted, Path("next"))
         assert served == [True], "while a codec is prepared, requests must not meet the new model with the old codec"
         after = (await api.chat()).json()
         with pytest.raises(errors.ServiceUnavailable):  # This fake can't be replaced once more.
-            await api.services.swap(wanted, Path("next"))
+            await api.server.serving.swap(wanted, Path("next"))
     answers = [(answer["choices"][0]["message"]["content"], answer["system_fingerprint"]) for answer in (before, after)]
     assert answers == [("Hello there!", "support-bot-v3"), ("Good day", "support-bot-v4")]
 
@@ -191,10 +191,10 @@ async def test_a_model_by_uri_says_which_version_it_really_is(
     api: Harness, tmp_path: Path, uri: str, recorded: str, version: str, source: str
 ) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"source": recorded}))
-    services = api.services
-    model = services.config.model.model_copy(update={"mlflow": None, "uri": uri})
-    services.config = services.config.model_copy(update={"model": model})
-    services.loaded = replace(services.loaded, origin=origin(tmp_path))
+    serving = api.server.serving
+    model = serving.config.model.model_copy(update={"mlflow": None, "uri": uri})
+    serving.config = serving.config.model_copy(update={"model": model})
+    serving.loaded = replace(serving.loaded, origin=origin(tmp_path))
     said = (await api.client.get("/info")).json()
     assert (said["version"], said["source"]) == (version, source)
     assert "secret" not in str(said)
@@ -258,7 +258,7 @@ async def test_adapters_are_told_to_a_key_that_may_use_them(run: Any) -> None:
 
 async def test_a_model_on_its_way_is_told_by_its_name_alone(run: Any) -> None:
     async with run() as api:
-        with api.services.arriving("/mnt/secret/place") as arrival:
+        with api.server.serving.arriving("/mnt/secret/place") as arrival:
             assert "secret" not in (await api.client.get("/status")).text
             arrival.name = "place"
             assert (await api.client.get("/status")).json()["loading"]["model_name"] == "place"

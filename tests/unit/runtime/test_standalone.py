@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 
 from devstack.ports import free_port
 from harness import KEY, chat_body, key_file, record
-from llm_runtime.api.services import Services
+from llm_runtime.api.server import Server
 from llm_runtime.assembly import ModelSource, assemble
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.errors import ConfigInvalid
@@ -29,7 +29,7 @@ async def never(*_: Any) -> Any:
     raise AssertionError
 
 
-def services(file: Path | None = None, url: str = "none", access: str = "Required", **given: str) -> Services:
+def assembled(file: Path | None = None, url: str = "none", access: str = "Required", **given: str) -> Server:
     config = RuntimeConfig.model_validate({"model": {"name": "m", "path": "/m"}, "authentication": access})
     environment = Environment.model_validate({**given, "database_url": url})
     return assemble(Settings(config, environment), ModelSource(never, never, never), file)
@@ -38,26 +38,26 @@ def services(file: Path | None = None, url: str = "none", access: str = "Require
 def test_a_key_file_is_the_only_source_and_there_is_no_management(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     file.write_text(key_file(record(KEY)))
-    found = services(file, f"sqlite:///{tmp_path / 'no.db'}", api_key="k", admin_api_key="a")
-    assert found.keys
-    assert found.keys.find(KEY)
-    assert (found.keys.find("k"), found.keys.find("a")) == (None, None)
+    found = assembled(file, f"sqlite:///{tmp_path / 'no.db'}", api_key="k", admin_api_key="a")
+    assert found.callers.keys
+    assert found.callers.keys.find(KEY)
+    assert (found.callers.keys.find("k"), found.callers.keys.find("a")) == (None, None)
     assert found.management is None
 
 
 def test_a_key_file_of_a_deployment_without_authentication_asks_for_no_key_and_brings_its_tiers(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     file.write_text('{"salt": "s", "tiers": [{"name": "all", "requestsPerMinute": 7}], "defaultTier": "all"}')
-    found = services(file, access="Disabled")
-    caller = found.authenticate(HTTPConnection({"type": "http", "headers": [], "client": ("10.0.0.7", 4711)}))
+    found = assembled(file, access="Disabled")
+    caller = found.callers.identify(HTTPConnection({"type": "http", "headers": [], "client": ("10.0.0.7", 4711)}))
     assert (caller.id, caller.tier.requests_per_minute, found.management) == ("ip:10.0.0.7", 7, None)
 
 
 def test_without_a_file_the_environment_and_the_database_work_together(tmp_path: Path) -> None:
-    found = services(None, f"sqlite:///{tmp_path / 'k.db'}", api_key="k", admin_api_key="a")
-    assert found.keys
+    found = assembled(None, f"sqlite:///{tmp_path / 'k.db'}", api_key="k", admin_api_key="a")
+    assert found.callers.keys
     assert found.management
-    user, boss = found.keys.find("k"), found.keys.find("a")
+    user, boss = found.callers.keys.find("k"), found.callers.keys.find("a")
     assert user
     assert boss
     assert (user.admin, boss.admin) == (False, True)
@@ -65,15 +65,15 @@ def test_without_a_file_the_environment_and_the_database_work_together(tmp_path:
 
 
 def test_the_environment_is_enough() -> None:
-    found = services(api_key="k")
-    assert found.keys
-    assert (bool(found.keys.find("k")), found.keys.find("other"), found.database) == (True, None, None)
+    found = assembled(api_key="k")
+    assert found.callers.keys
+    assert (bool(found.callers.keys.find("k")), found.callers.keys.find("other"), found.database) == (True, None, None)
 
 
 def test_a_server_that_could_never_have_a_key_does_not_start() -> None:
     with pytest.raises(ConfigInvalid, match="API_KEY"):
-        services()
-    assert services(access="Disabled").keys is None
+        assembled()
+    assert assembled(access="Disabled").callers.keys is None
 
 
 @pytest.fixture

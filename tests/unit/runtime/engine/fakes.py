@@ -13,7 +13,7 @@ from llm_runtime.engine.budget import PrefillBudget
 from llm_runtime.engine.client import EngineClient
 from llm_runtime.engine.limits import RequestLimits
 from llm_runtime.engine.local import start_local
-from llm_runtime.engine.loop import Model
+from llm_runtime.engine.model import Model
 from llm_runtime.engine.scheduler import Batch, Scheduler
 from llm_runtime.engine.sequence import Matcher, Sampled, Sequence
 from llm_runtime.errors import ModelNotFound

@@ -1,4 +1,4 @@
-"""The engine's process around a scripted model: `python scripted_worker.py LOG_FORMAT LOG_LEVEL SOCKET`.
+"""The engine's process around a scripted model: `python scripted_worker.py LOG_FORMAT LOG_LEVEL STEP_TRACE SOCKET`.
 
 The folder to load says what to do: `missing` fails as a fetched model can, `broken` as only a bug would, `dies` ends
 the process while it loads; any other name is what the model answers, a character every STEP_SECONDS.
@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "tests")]
 
 from llm_runtime import worker  # noqa: E402
 from llm_runtime.contract import RuntimeConfig  # noqa: E402
-from llm_runtime.engine.loop import Model  # noqa: E402
+from llm_runtime.engine.model import Model  # noqa: E402
 from llm_runtime.engine.scheduler import Batch  # noqa: E402
 from llm_runtime.engine.sequence import Sampled, Sequence  # noqa: E402
 from llm_runtime.errors import ModelNotFound  # noqa: E402

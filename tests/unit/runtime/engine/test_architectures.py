@@ -17,13 +17,14 @@ from llm_runtime.engine.adapters import AdapterTable  # noqa: E402
 from llm_runtime.engine.client import EngineClient  # noqa: E402
 from llm_runtime.engine.limits import RequestLimits  # noqa: E402
 from llm_runtime.engine.local import start_local  # noqa: E402
-from llm_runtime.engine.loop import Model  # noqa: E402
 from llm_runtime.engine.lora import Adapter, AdapterSet, LoraWeights  # noqa: E402
+from llm_runtime.engine.model import Model  # noqa: E402
 from llm_runtime.engine.scheduler import Scheduler  # noqa: E402
 from llm_runtime.errors import ModelUnsupported  # noqa: E402
 from llm_runtime.models import build  # noqa: E402
 from llm_runtime.models.adapter import AdapterReader  # noqa: E402
-from llm_runtime.models.load import Loaded, load  # noqa: E402
+from llm_runtime.models.load import load  # noqa: E402
+from llm_runtime.models.loaded import Loaded  # noqa: E402
 from llm_runtime.models.runners import Chosen, choose_runner  # noqa: E402
 from llm_runtime.request import GenerationRequest, Sampling  # noqa: E402
 from unit.runtime.engine.architectures import ARCHITECTURES, BATCHED, WINDOW, Architecture, table  # noqa: E402

@@ -12,7 +12,8 @@ from llm_runtime.engine.sampler import Sampler  # noqa: E402
 from llm_runtime.engine.scheduler import Batch, Span  # noqa: E402
 from llm_runtime.engine.sequence import Sampled, Sequence  # noqa: E402
 from llm_runtime.engine.sequential import SequentialRunner  # noqa: E402
-from llm_runtime.models.load import Loaded, load, reference_logits  # noqa: E402
+from llm_runtime.models.load import load, reference_logits  # noqa: E402
+from llm_runtime.models.loaded import Loaded  # noqa: E402
 from llm_runtime.request import FinishReason, GenerationRequest, Sampling  # noqa: E402
 from unit.runtime import tiny_model  # noqa: E402
 

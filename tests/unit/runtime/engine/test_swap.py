@@ -14,7 +14,7 @@ from llm_runtime.engine import client as client_module
 from llm_runtime.engine.adapters import AdapterTable
 from llm_runtime.engine.client import EngineClient
 from llm_runtime.engine.local import start_local
-from llm_runtime.engine.loop import Model
+from llm_runtime.engine.model import Model
 from llm_runtime.errors import EngineFailed, ModelCorrupt, NotFound, ServiceUnavailable
 from llm_runtime.request import GenerationRequest, Sampling
 from unit.runtime.engine.fakes import ScriptedRunner, collect, engine, model, request, text_of

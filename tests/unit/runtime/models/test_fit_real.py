@@ -13,6 +13,7 @@ from llm_runtime.engine.blocks import BlockPool  # noqa: E402
 from llm_runtime.engine.memory import MIB  # noqa: E402
 from llm_runtime.errors import OutOfMemory  # noqa: E402
 from llm_runtime.models import build, fit, load, runners  # noqa: E402
+from llm_runtime.models.loaded import Loaded  # noqa: E402
 from unit.runtime.engine.architectures import ARCHITECTURES  # noqa: E402
 
 LENGTH = 96
@@ -50,7 +51,7 @@ def test_weights_and_cache_are_what_was_computed(
         assert least.cache == pytest.approx(cache_of(loaded, engine, monkeypatch), rel=0.05)
 
 
-def cache_of(loaded: load.Loaded, engine: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> int:
+def cache_of(loaded: Loaded, engine: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes of one sequence of LENGTH, as the runner asks for them."""
     blocks: list[int] = []
     room_for = runners.room_for

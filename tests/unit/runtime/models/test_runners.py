@@ -26,7 +26,8 @@ from llm_runtime.engine.sequential import SequentialRunner  # noqa: E402
 from llm_runtime.errors import ModelUnsupported, OutOfMemory  # noqa: E402
 from llm_runtime.models import agreement, build, runners  # noqa: E402
 from llm_runtime.models.fit import CACHE_FRACTION  # noqa: E402
-from llm_runtime.models.load import Loaded, load, reference_logits  # noqa: E402
+from llm_runtime.models.load import load, reference_logits  # noqa: E402
+from llm_runtime.models.loaded import Loaded  # noqa: E402
 from llm_runtime.models.runners import choose_runner, obstacle, windows_of  # noqa: E402
 from unit.runtime.engine.architectures import ARCHITECTURES, spread  # noqa: E402
 
