@@ -49,7 +49,8 @@ class MockStream:
         if TOKEN_SECONDS and self._left:
             await asyncio.sleep(TOKEN_SECONDS)
             return [self._left.pop(0)]
-        events, self._left = self._left, []
+        events = self._left
+        self._left = []
         return events
 
     async def aclose(self) -> None:

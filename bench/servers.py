@@ -98,7 +98,8 @@ class Server:
 class Ours(Server):
     """`llm-runtime serve`."""
 
-    key, title = "ours", "llm-runtime"
+    key = "ours"
+    title = "llm-runtime"
     ready_path = "/readyz"
 
     def command(self) -> Sequence[str | Path]:
@@ -140,7 +141,8 @@ class Ours(Server):
 class TransformersServe(Server):
     """`transformers serve` with its continuous batching."""
 
-    key, title = "transformers", "transformers serve"
+    key = "transformers"
+    title = "transformers serve"
 
     @property
     def name(self) -> str:
@@ -157,7 +159,8 @@ class TransformersServe(Server):
 class VllmCpu(Server):
     """`vllm serve`, its build for CPUs, from an environment of its own."""
 
-    key, title = "vllm", "vLLM (CPU)"
+    key = "vllm"
+    title = "vLLM (CPU)"
 
     def missing(self) -> str:
         if (VLLM / "bin" / "vllm").is_file():
@@ -179,7 +182,8 @@ class VllmCpu(Server):
 class TransformersServeShortSpin(TransformersServe):
     """Its threads spin as briefly as ours: 0.7 times as fast on a quiet machine, 8 times on a busy one."""
 
-    key, title = "transformers-short-spin", "transformers serve, short spin"
+    key = "transformers-short-spin"
+    title = "transformers serve, short spin"
 
     def environment(self) -> dict[str, str]:
         return {"GOMP_SPINCOUNT": SPIN_COUNT}
@@ -188,7 +192,8 @@ class TransformersServeShortSpin(TransformersServe):
 class VllmAllCores(VllmCpu):
     """A thread on every core and Intel's OpenMP, which vLLM recommends; by itself it leaves one core to the server."""
 
-    key, title = "vllm-all-cores", "vLLM (CPU), all cores"
+    key = "vllm-all-cores"
+    title = "vLLM (CPU), all cores"
 
     def environment(self) -> dict[str, str]:
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
@@ -199,7 +204,8 @@ class VllmAllCores(VllmCpu):
 class VllmIntelOpenmp(VllmCpu):
     """Its own binding with Intel's OpenMP."""
 
-    key, title = "vllm-iomp", "vLLM (CPU), Intel OpenMP"
+    key = "vllm-iomp"
+    title = "vLLM (CPU), Intel OpenMP"
 
     def environment(self) -> dict[str, str]:
         return {**super().environment(), "LD_PRELOAD": str(VLLM / "lib" / "libiomp5.so")}

@@ -46,7 +46,8 @@ class TimedRunner(ScriptedRunner):
 
     def __init__(self, seconds: float, held: float) -> None:
         super().__init__()
-        self._seconds, self._held = seconds, held
+        self._seconds = seconds
+        self._held = held
 
     def forward(self, batch: Batch) -> list[Sampled]:
         time.sleep(self._seconds * (1 - self._held))
@@ -118,9 +119,11 @@ async def _ready(port: int) -> None:
 
 async def _round(port: int, process: int, streams: int, tokens: int) -> Result:
     body = {"model": "bench", "messages": [{"role": "user", "content": "hello"}], "max_tokens": tokens, "stream": True}
-    cpu, began = _processor_seconds(process), time.perf_counter()
+    cpu = _processor_seconds(process)
+    began = time.perf_counter()
     answers = await asyncio.gather(*(_answer(port, "POST /v1/chat/completions", body) for _ in range(streams)))
-    seconds, cpu = time.perf_counter() - began, _processor_seconds(process) - cpu
+    seconds = time.perf_counter() - began
+    cpu = _processor_seconds(process) - cpu
     assert all(answer.count(b"~") == tokens for answer in (part.split(b"\r\n\r\n", 1)[1] for part in answers))
     total = streams * tokens
     return Result(total / seconds, cpu * 1e6 / total, sum(answer.count(b"data: ") for answer in answers) / total)

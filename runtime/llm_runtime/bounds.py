@@ -102,7 +102,8 @@ def check_length(length: int) -> None:
 
 def weigh(value: Any, left: int = MAX_CHARACTERS) -> int:
     """About how many characters `value` is written in. Stops where that is too much, as parts may hold each other."""
-    total, level = 0, [value]
+    total = 0
+    level = [value]
     while level:
         item = level.pop()
         match item:
@@ -147,7 +148,8 @@ def _joined(parts: list[Any]) -> str:
 
 def _concat(parts: Iterable[str]) -> str:
     """What a template, or a part of it, has written."""
-    texts, length = [], 0
+    texts = []
+    length = 0
     for text in parts:
         texts.append(text)
         length += len(text)
@@ -234,7 +236,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(finalize=_finalized, **options)
-        self.filters["_counted"], self.filters["_joined"] = _Counted, _joined
+        self.filters["_counted"] = _Counted
+        self.filters["_joined"] = _joined
         del self.globals["lipsum"]
 
     def bound_filters(self) -> None:

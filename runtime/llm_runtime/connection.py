@@ -39,7 +39,9 @@ TOO_LARGE = (
 class Connection(HttpToolsProtocol):
     """A client's connection."""
 
-    head_seconds, leftover_seconds, stalled_seconds = HEAD_SECONDS, LEFTOVER_SECONDS, STALLED_SECONDS
+    head_seconds = HEAD_SECONDS
+    leftover_seconds = LEFTOVER_SECONDS
+    stalled_seconds = STALLED_SECONDS
     most_connections = CONNECTIONS
 
     _head_bytes = 0
@@ -83,7 +85,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._head_timer:
             self._head_timer.cancel()
-        self._head_timer, self._head_bytes = None, 0
+        self._head_timer = None
+        self._head_bytes = 0
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0":
             _end_with_connection(self.cycle)
@@ -137,7 +140,8 @@ class Connection(HttpToolsProtocol):
 
 def _end_with_connection(cycle: RequestResponseCycle) -> None:
     """Let an answer without a length go out as it is; uvicorn would send it in chunks, and counts what it sends."""
-    send, unframed = cycle.send, False
+    send = cycle.send
+    unframed = False
 
     async def plainly(message: ASGISendEvent) -> None:
         nonlocal unframed

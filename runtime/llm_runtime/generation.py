@@ -81,10 +81,15 @@ class Generation:
         masks: Sequence[Mask] = (),
     ) -> None:
         """`turns` are told the whole answer; `masks`, one for each choice, see every text before anybody else does."""
-        self.job, self.choices, self.prompt_tokens = job, choices, prompt_tokens
+        self.job = job
+        self.choices = choices
+        self.prompt_tokens = prompt_tokens
         self.completion_tokens = self.cached_tokens = 0
-        self._books, self._admission, self._streams = books, admission, streams
-        self._turns, self._masks = turns, masks
+        self._books = books
+        self._admission = admission
+        self._streams = streams
+        self._turns = turns
+        self._masks = masks
         self._finish_reasons: list[FinishReason] = []
         self._first_token_seconds: float | None = None
         self._token_at: list[float | None] = [None] * choices
@@ -166,7 +171,9 @@ class Generation:
         self._finish_reasons.append(event.finish_reason)
 
     def _count_tokens(self, index: int, count: int, cached: int) -> None:
-        metrics, now, before = self._books.metrics, self._books.clock(), self._token_at[index]
+        metrics = self._books.metrics
+        now = self._books.clock()
+        before = self._token_at[index]
         if before is None and index % self.job.n == 0:  # A prompt counts once, however many choices it has.
             self.cached_tokens += cached
         self._token_at[index] = now
@@ -186,7 +193,8 @@ class Generation:
         return Answer(self.prompt_tokens, tuple(_kept(choice, logprobs=logprobs) for choice in self._said))
 
     def _row(self, outcome: Outcome) -> UsageRow:
-        job, config = self.job, self._books.config
+        job = self.job
+        config = self._books.config
         stored = config.database.store_prompts
         return UsageRow(
             at=datetime.now(UTC),

@@ -33,7 +33,10 @@ class Kept(Generic[V]):
         self, entries: int, size: int, ttl_seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """`entries` and `size`, in bytes as `put` counts them, are what all have together; each lasts `ttl_seconds`."""
-        self.entries, self.size, self._ttl, self._clock = entries, size, ttl_seconds, clock
+        self.entries = entries
+        self.size = size
+        self._ttl = ttl_seconds
+        self._clock = clock
         self._held: OrderedDict[str, _Entry[V]] = OrderedDict()
         """In the order in which their time is over."""
         self._shares: dict[str, _Share] = {}

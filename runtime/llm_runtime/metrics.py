@@ -85,7 +85,9 @@ class Tally(Collector):
     """A histogram for what happens with every token: for one thread, hence without a lock. Values in seconds."""
 
     def __init__(self, name: str, documentation: str, buckets: tuple[float, ...]) -> None:
-        self._name, self._documentation, self._buckets = name, documentation, buckets
+        self._name = name
+        self._documentation = documentation
+        self._buckets = buckets
         self._counts = [0] * (len(buckets) + 1)
         self._sum = 0.0
 

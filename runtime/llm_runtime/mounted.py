@@ -29,5 +29,6 @@ class MountedFile:
                 log.error("%s can't be read; its last good content stays in force: %s", self.path, error)
                 self._readable = False
             return None
-        self._signature, self._readable = signature, True
+        self._signature = signature
+        self._readable = True
         return content

@@ -100,14 +100,19 @@ class Pipeline:
 
         Raises `errors.ConfigInvalid` for a filter's pattern.
         """
-        self.config, self.engine, self.codec = config, engine, codec
-        self.limiter, self.cache = NoLimits() if limiter is None else limiter, cache
+        self.config = config
+        self.engine = engine
+        self.codec = codec
+        self.limiter = NoLimits() if limiter is None else limiter
+        self.cache = cache
         self.idempotency = idempotency or IdempotencyKeys()
         self._identity = identity
         self.version = version or model_version(config)
         own = (config.model.system_prompt, codec.chat_template, codec.tool_template)
-        self._filters, self._model = Filters(config.server.filters, own), model_digest(config, self.version)
-        self._books, self._metrics = Books(config, self.version, metrics, usage, clock), metrics
+        self._filters = Filters(config.server.filters, own)
+        self._model = model_digest(config, self.version)
+        self._books = Books(config, self.version, metrics, usage, clock)
+        self._metrics = metrics
         self._slow = False
         """A short prompt took long once: from then on none is prepared on the event loop."""
         metrics.cache_entries.set_function(lambda: cache.entries if cache else 0)
@@ -204,7 +209,8 @@ class Pipeline:
             turns.append(found)
             held.callback(found.drop)
         if cache is not None:
-            timeout, model = self.config.server.request_timeout_seconds, self.config.model.name
+            timeout = self.config.server.request_timeout_seconds
+            model = self.config.model.name
             key = job_digest(weights, job)
             found = await cache.find(key, tenant=job.caller.id, model=model, timeout_seconds=timeout)
             self._metrics.cache_lookups.labels("hit" if isinstance(found, Answer) else "miss").inc()

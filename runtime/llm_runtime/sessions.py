@@ -57,8 +57,10 @@ class Sessions:
     def __init__(
         self, config: SessionsConfig, database: Database | None = None, now: Callable[[], datetime] = _now
     ) -> None:
-        self._ttl, self._max_messages = timedelta(seconds=config.ttl_seconds), config.max_messages
-        self._database, self._now = database, now
+        self._ttl = timedelta(seconds=config.ttl_seconds)
+        self._max_messages = config.max_messages
+        self._database = database
+        self._now = now
         self._known: Kept[_Session] = Kept(
             config.max_sessions, ALL_BYTES, config.ttl_seconds, clock=lambda: now().timestamp()
         )
@@ -106,7 +108,8 @@ class Sessions:
                     return
                 if (written := await self._write(self._database, id_, session.tenant, adding)) is not None:
                     # Another turn may have come to the pending ones meanwhile.
-                    session.messages, session.pending = written, session.pending[len(adding) :]
+                    session.messages = written
+                    session.pending = session.pending[len(adding) :]
         except DatabaseAway:
             return
         log.warning("A session changed under %d tries to add to it; its turn waits for the next", MAX_TRIES)
@@ -157,7 +160,8 @@ def size_of(messages: Sequence[Message]) -> int:
 
 
 def _that_fit(messages: Sequence[Message], most: int) -> int:
-    left, count = SESSION_BYTES, 0
+    left = SESSION_BYTES
+    count = 0
     for message in messages[: -most - 1 : -1]:
         left -= size_of([message])
         if left < 0:

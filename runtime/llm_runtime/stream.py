@@ -100,7 +100,8 @@ class _Watch:
     """Makes it `deadline` when the client leaves. Only after a while, as most requests end without needing the task."""
 
     def __init__(self, receive: Receive, deadline: asyncio.Timeout) -> None:
-        self._receive, self._deadline = receive, deadline
+        self._receive = receive
+        self._deadline = deadline
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
         self.gone = False
@@ -145,8 +146,11 @@ class EventStream(Response):
         # X-Accel-Buffering: nginx would otherwise collect the events of a whole answer.
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._owner, self._events, self._fault = owner, events, fault
-        self._timeout_seconds, self._heartbeat_seconds = timeout_seconds, heartbeat_seconds
+        self._owner = owner
+        self._events = events
+        self._fault = fault
+        self._timeout_seconds = timeout_seconds
+        self._heartbeat_seconds = heartbeat_seconds
         self._silent = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

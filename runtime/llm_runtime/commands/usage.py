@@ -20,7 +20,8 @@ MOST_BARS = 20
 FRAME_LINES = 3
 KEY_WIDTH = 12
 """An id of a key, or a date, in one line also where there is little room."""
-NARROWEST, WIDEST = 40, 110
+NARROWEST = 40
+WIDEST = 110
 
 
 class By(StrEnum):

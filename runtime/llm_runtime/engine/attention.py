@@ -44,7 +44,8 @@ class Step:
     """What attention must know of a step: where each span's tokens lie, for every layer the same."""
 
     def __init__(self, spans: tuple[Span, ...], cache: KvCache, device: Any) -> None:
-        self.cache, self.device = cache, device
+        self.cache = cache
+        self.device = device
         self.starts = [span.start for span in spans]
         self.counts = [span.count for span in spans]
         self.ends = list(accumulate(self.counts))
@@ -168,14 +169,22 @@ def attend_native(
     tiles = step.native.tiles(heads // key.shape[0])
     sinks = None if rule.sinks is None else rule.sinks.detach().float().contiguous()
     arguments = step.native.arguments
-    arguments.query, arguments.key, arguments.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
+    arguments.query = query.data_ptr()
+    arguments.key = key.data_ptr()
+    arguments.value = value.data_ptr()
     arguments.query_head, arguments.query_row, _ = query.stride()
     arguments.key_head, arguments.key_row, _ = key.stride()
     arguments.value_head, arguments.value_row, _ = value.stride()
-    arguments.keys, arguments.values = step.cache.keys[layer].data_ptr(), step.cache.values[layer].data_ptr()
-    arguments.out, arguments.sinks = out.data_ptr(), None if sinks is None else sinks.data_ptr()
-    arguments.heads, arguments.kv_heads, arguments.head_size = heads, key.shape[0], size
-    arguments.scale, arguments.softcap, arguments.window = rule.scale, rule.softcap, rule.window
+    arguments.keys = step.cache.keys[layer].data_ptr()
+    arguments.values = step.cache.values[layer].data_ptr()
+    arguments.out = out.data_ptr()
+    arguments.sinks = None if sinks is None else sinks.data_ptr()
+    arguments.heads = heads
+    arguments.kv_heads = key.shape[0]
+    arguments.head_size = size
+    arguments.scale = rule.scale
+    arguments.softcap = rule.softcap
+    arguments.window = rule.window
     arguments.span_tiles = tiles.data_ptr()
     arguments.cosines = arguments.sines = None
     if rotation:
@@ -194,7 +203,8 @@ def attend_gathered(step: Step, layer: int, rule: Rule, query: Any, key: Any, va
         keys, values = step.cache.read(layer, step.table(0, step.singles))
         parts.append(_softmax(query[: step.singles].unsqueeze(2), keys, values, lengths.unsqueeze(1), rule).squeeze(2))
     for span in range(step.singles, len(step.counts)):
-        begin, end = step.ends[span] - step.counts[span], step.ends[span]
+        begin = step.ends[span] - step.counts[span]
+        end = step.ends[span]
         keys, values = step.cache.read(layer, step.table(span, span + 1))
         lengths = torch.arange(step.starts[span] + 1, step.starts[span] + step.counts[span] + 1, device=step.device)
         part = _softmax(query[begin:end].transpose(0, 1).unsqueeze(0), keys, values, lengths.unsqueeze(0), rule)
@@ -211,7 +221,8 @@ def _softmax(query: Any, keys: Any, values: Any, lengths: Any, rule: Rule) -> An
     if not rule.softcap and rule.sinks is None:
         return F.scaled_dot_product_attention(query, keys, values, seen, scale=rule.scale, enable_gqa=True)
     group = query.shape[1] // keys.shape[1]
-    keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+    keys = keys.repeat_interleave(group, dim=1)
+    values = values.repeat_interleave(group, dim=1)
     scores = torch.matmul(query, keys.transpose(-1, -2)).float() * rule.scale
     if rule.softcap:
         scores = rule.softcap * torch.tanh(scores / rule.softcap)

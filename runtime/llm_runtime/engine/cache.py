@@ -41,7 +41,8 @@ class KvCache:
     """
 
     def __init__(self, shape: CacheShape, blocks: int, device: Any) -> None:
-        self.shape, self.blocks = shape, blocks
+        self.shape = shape
+        self.blocks = blocks
         options = {"dtype": shape.dtype, "device": device}
         self.keys = [_zeros((blocks, at.kv_heads, at.head_size, BLOCK_TOKENS), **options) for at in shape.layers]
         self.values = [_zeros((blocks, at.kv_heads, BLOCK_TOKENS, at.value_size), **options) for at in shape.layers]
@@ -53,7 +54,8 @@ class KvCache:
 
     def read(self, layer: int, blocks: Any) -> tuple[Any, Any]:
         """Keys and values of block lists [rows, width], as two [rows, kv_heads, width * BLOCK_TOKENS, size]."""
-        (rows, width), at = blocks.shape, self.shape.layers[layer]
+        rows, width = blocks.shape
+        at = self.shape.layers[layer]
         keys = self.keys[layer][blocks].permute(0, 2, 1, 4, 3)
         values = self.values[layer][blocks].permute(0, 2, 1, 3, 4)
         tokens = width * BLOCK_TOKENS

@@ -69,7 +69,8 @@ def _read(folder: Path, version: int) -> MemoryGroup | None:
     try:
         text = (folder / limit).read_text().strip()
         allowed = _UNLIMITED_BYTES if text == "max" else int(text)
-        taken, stat = int((folder / used).read_text()), _fields(folder / "memory.stat")
+        taken = int((folder / used).read_text())
+        stat = _fields(folder / "memory.stat")
     except (OSError, ValueError):
         return None
     return MemoryGroup(

@@ -68,7 +68,8 @@ def _try(module: Any, forward: Any, size: int, dtype: Any) -> bool:
     """Take `forward` if it computes what the module does, to rounding, on a random [1, _ROWS, size]."""
     sample = torch.randn(1, _ROWS, size).to(dtype)
     try:
-        expected, actual = module(sample).float(), forward(sample).float()
+        expected = module(sample).float()
+        actual = forward(sample).float()
     except (RuntimeError, TypeError, AttributeError):
         return False
     tolerance = 2e-2 if dtype is torch.bfloat16 else 1e-5
@@ -90,7 +91,8 @@ def _norm(module: Any, epsilon: float, offset: float, hidden_states: Any) -> Any
 
 
 def _gated(module: Any, hidden_states: Any) -> Any:
-    gate, up = module.gate_proj(hidden_states), module.up_proj(hidden_states)
+    gate = module.gate_proj(hidden_states)
+    up = module.up_proj(hidden_states)
     native.call(
         "llm_gate_silu", KERNELS[gate.dtype], gate.data_ptr(), up.data_ptr(), gate.data_ptr(),
         gate.numel(), torch.get_num_threads(),
@@ -112,7 +114,8 @@ def _attention(
         projection(hidden_states).view(shape) for projection in (module.q_proj, module.k_proj, module.v_proj)
     )
     if hasattr(module, "q_norm"):
-        query, key = module.q_norm(query), module.k_norm(key)
+        query = module.q_norm(query)
+        key = module.k_norm(key)
     # Mistral's modules look it up in the configuration at each call.
     holder = module.config if type(module).__name__ == "MistralAttention" else module
     rule = Rule(module.scaling, getattr(holder, "sliding_window", None) or 0)

@@ -20,7 +20,8 @@ class Int8Linear(nn.Module):  # type: ignore[misc]  # mypy sees no torch
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
         self.bias = linear.bias
         weight, scale = quantize_weight(linear.weight.detach())
         self.register_buffer("weight", weight)
@@ -58,7 +59,8 @@ def quantize_int8(model: nn.Module, forward: Callable[[], object]) -> int:
     names = _called(model, forward)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     shared = _shared_weights(model)
-    saved, replaced = 0, Replaced()
+    saved = 0
+    replaced = Replaced()
     # Each is let go as soon as it is replaced: a list that held them all would keep the weights to the end.
     found = list(model.named_modules())[::-1]
     while found:

@@ -32,7 +32,9 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.bias = linear.bias
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), PACKED_FOR)
 
     def forward(self, inputs: Any) -> Any:
@@ -78,7 +80,8 @@ def pack_linears(model: Any) -> None:
 
 def _gain(weight: Any) -> float:
     """How many times faster the packed product is, as the geometric mean over ROWS; 0 where it does not run."""
-    (_, in_features), dtype = weight.shape, weight.dtype
+    _, in_features = weight.shape
+    dtype = weight.dtype
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
         gains = [_speedup(torch.randn(rows, in_features, dtype=dtype), weight, packed) for rows in ROWS]

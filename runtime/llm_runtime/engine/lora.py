@@ -90,7 +90,9 @@ class AdapterSet:
         self._linears = _find_linears(model)
         if any(isinstance(linear.module.forward, _AdaptedForward) for linear in self._linears.values()):
             raise ValueError("the model has another set of adapters")
-        self._reader, self._device, self._dtype = reader, model.device, model.dtype
+        self._reader = reader
+        self._device = model.device
+        self._dtype = model.dtype
         self._adapters: dict[str, Adapter] = {}
         self._tiled = tiled and self._dtype in KERNELS and self._device.type == "cpu" and native.library() is not None
         self._pointers = _Pointers({})
@@ -211,7 +213,8 @@ class _Run:
 
 
 def _runs(spans: Spans) -> list[_Run]:
-    runs, begin = [], 0
+    runs = []
+    begin = 0
     for name, group in groupby(spans, lambda span: span[0]):
         end = begin + sum(count for _, count in group)
         runs.append(_Run(name, begin, end))
@@ -235,7 +238,8 @@ class _Step:
         """Each block's product with A for all linears that read `x`; kept until another tensor is read."""
         if self._source is not x or self._input is not read:
             rows = x.reshape(-1, x.shape[-1])
-            self._input, self._source = read, x
+            self._input = read
+            self._source = x
             self._products = [block.first(read, rows) for block in self.blocks]
         return self._products
 
@@ -300,7 +304,8 @@ class _TiledBlock:
     """Short runs on a CPU, through the compiled kernel: each row is multiplied by its own adapter's weights only."""
 
     def __init__(self, runs: list[_Run], height: int, pointers: _Pointers, dtype: Any) -> None:
-        self._pointers, self._format = pointers, KERNELS[dtype]
+        self._pointers = pointers
+        self._format = KERNELS[dtype]
         order: list[int] = []
         tiles: list[int] = []
         most = native.limit("lora_rows")
@@ -335,7 +340,8 @@ class _TiledBlock:
 
 
 def _block(stack: "_Stack", runs: list[_Run], height: int, device: Any, dtype: Any) -> _Block:
-    begin, end = runs[0].begin, runs[-1].end
+    begin = runs[0].begin
+    end = runs[-1].end
     names = {run.name for run in runs}
     rows: Any = slice(begin, end)
     if sum(run.rows for run in runs) < end - begin:
@@ -509,7 +515,8 @@ def _find_linears(model: Any) -> dict[str, _Linear]:
         if sum(name == other for other, _, _ in calls) > 1 or x.numel() // x.shape[-1] != PROBE_TOKENS:
             continue
         if x is not previous:
-            previous, read = x, _Input([])
+            previous = x
+            read = _Input([])
         read.modules.append(name)
         linears[name] = _Linear(name, module, _shape(module), read)
     return linears

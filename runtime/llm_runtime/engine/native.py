@@ -30,7 +30,9 @@ LEVELS = {"x86-64-v4": {"avx512f", "avx512bw", "avx512vl"}, "x86-64-v3": {"avx2"
 COMPILE_SECONDS = 120
 KERNELS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Number formats that the kernels know, by their names there."""
-_POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_POINTER = ctypes.c_void_p
+_SIZE = ctypes.c_int64
+_FLOAT = ctypes.c_float
 ARGUMENTS = {
     "llm_attention": (_POINTER,),
     "llm_rms_norm": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _FLOAT, _FLOAT),
@@ -109,7 +111,8 @@ def call(name: str, number_format: str, *arguments: Any) -> None:
 @cache
 def _function(name: str, number_format: str) -> Any:
     function = getattr(library(), f"{name}_{number_format}")
-    function.argtypes, function.restype = ARGUMENTS[name], None
+    function.argtypes = ARGUMENTS[name]
+    function.restype = None
     return function
 
 

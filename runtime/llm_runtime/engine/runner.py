@@ -22,7 +22,10 @@ class TransformersRunner:
     """Runs batches through `model` (a causal language model of Transformers) and samples."""
 
     def __init__(self, model: Any, cache: KvCache, sampler: Sampler, adapters: AdapterSet) -> None:
-        self.model, self.cache, self.sampler, self.adapters = model, cache, sampler, adapters
+        self.model = model
+        self.cache = cache
+        self.sampler = sampler
+        self.adapters = adapters
         model.set_attn_implementation(ATTENTION)
         self._selects_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -79,7 +82,8 @@ def _tokens(span: Span) -> list[int]:
 
 
 def _sampling_rows(spans: tuple[Span, ...]) -> list[int]:
-    rows, end = [], 0
+    rows = []
+    end = 0
     for span in spans:
         end += span.count
         if span.samples:

@@ -89,7 +89,8 @@ def _penalise(scores: Any, rows: list[int], sequences: list[Sequence]) -> None:
     counts = [counts for row in rows if (counts := sequences[row].counts) is not None]
     samplings = [sequences[row].request.sampling for row in rows]
     ids = [count.token_ids for count in counts]
-    where, tokens = _spread(rows, ids, scores), _joined(ids, np.int64, scores)
+    where = _spread(rows, ids, scores)
+    tokens = _joined(ids, np.int64, scores)
     times = _joined([count.generated for count in counts], np.float32, scores)
     repetition = _spread([sampling.repetition_penalty for sampling in samplings], ids, scores)
     values = scores[where, tokens]
@@ -148,9 +149,11 @@ def _filtered(scores: Any, samplings: list[Sampling], counts: tuple[int, ...] = 
 
 def _filter_among(scores: Any, rows: list[int], samplings: list[Sampling], count: int) -> list[int]:
     """Filter those `rows` of `scores` whose filters leave fewer than the `count` likeliest tokens; give the others."""
-    chosen, part = [samplings[row] for row in rows], _rows(scores, rows)
+    chosen = [samplings[row] for row in rows]
+    part = _rows(scores, rows)
     if all(sampling.top_k == 0 and sampling.top_p >= 1.0 for sampling in chosen):
-        least, short = part.amax(-1, keepdim=True) + _log_min_p(chosen, part), []
+        least = part.amax(-1, keepdim=True) + _log_min_p(chosen, part)
+        short = []
     else:
         count = min(part.shape[-1], max(count, *(sampling.top_k for sampling in chosen)))
         values = _likeliest(part, count)

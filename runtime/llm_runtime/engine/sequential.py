@@ -49,8 +49,10 @@ class SequentialRunner:
         self, model: Any, sampler: Sampler, *, whole_prompts: bool = False, brings_cache: bool = False
     ) -> None:
         """`brings_cache`: the model fills a cache that it is given but makes none (RecurrentGemma)."""
-        self.model, self.sampler = model, sampler
-        self.whole_prompts, self.brings_cache = whole_prompts, brings_cache
+        self.model = model
+        self.sampler = sampler
+        self.whole_prompts = whole_prompts
+        self.brings_cache = brings_cache
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._selects_rows = "logits_to_keep" in parameters

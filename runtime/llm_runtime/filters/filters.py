@@ -17,7 +17,8 @@ class Filters:
 
     def __init__(self, config: FiltersConfig, own_texts: Sequence[str] = ()) -> None:
         """`own_texts` are the server's: its system prompt and chat templates, whose contents pass as they are."""
-        self._pii, self._output = config.pii, config.output
+        self._pii = config.pii
+        self._output = config.output
         # Compiled even where all is off: a wrong pattern must not wait for the day on which it is needed.
         needed = config.patterns or (config.pii, config.output) != ("Disabled", "Disabled")
         self._finder = Finder(config.patterns) if needed else None

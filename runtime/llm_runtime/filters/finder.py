@@ -33,7 +33,8 @@ class Finder:
 
     def find(self, text: bytes, start: int = 0) -> list[Found]:
         """All that is found from `start` on, in order, without overlaps."""
-        found, taken = list[Found](), bytearray(len(text))
+        found = list[Found]()
+        taken = bytearray(len(text))
         for kind, pattern in self._kinds:
             if kind.needs and not any(byte in text for byte in kind.needs):
                 continue

@@ -79,7 +79,9 @@ def _luhn(digits: bytes) -> bool:
 
 def _cards(text: bytes, start: int, end: int) -> list[Span]:
     """Card numbers may stand between other numbers: windows of whole groups that Luhn's sum accepts, longest first."""
-    groups, found, first = [match.span() for match in _GROUP.finditer(text, start, end)], list[Span](), 0
+    groups = [match.span() for match in _GROUP.finditer(text, start, end)]
+    found = list[Span]()
+    first = 0
     while first < len(groups):
         last = _card(text, groups, first)
         if last is not None:
@@ -102,7 +104,8 @@ def _card(text: bytes, groups: list[Span], first: int) -> int | None:
 
 def _iban(text: bytes, start: int, end: int) -> list[Span]:
     """ISO 7064's sum is 1. What follows a number may look like one more group of it."""
-    length, stop = IBAN_LENGTHS[text[start : start + 2].decode()], start
+    length = IBAN_LENGTHS[text[start : start + 2].decode()]
+    stop = start
     while length and stop < end:
         length -= text[stop] != SPACE
         stop += 1

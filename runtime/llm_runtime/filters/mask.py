@@ -45,7 +45,8 @@ class Mask:
         self._held += CONTROLS.sub("", text).encode()
         if not self._held:
             return ""
-        data, start = self._before + self._held, len(self._before)
+        data = self._before + self._held
+        start = len(self._before)
         end = len(data) if last else self._finder.begun(data, start)
         if end == start and len(self._held) <= MAX_HELD:
             return ""

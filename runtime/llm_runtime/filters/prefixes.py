@@ -44,7 +44,8 @@ def _beginnings(nodes: Sequence[Node]) -> str:
     nodes = [node for node in nodes if node[0] is not ops.AT]
     if not nodes:
         return ""
-    first, rest = nodes[0], _beginnings(nodes[1:])
+    first = nodes[0]
+    rest = _beginnings(nodes[1:])
     # What comes after the first begins only once the first is whole.
     begun = "" if _is_letter(first) else _beginning(first)
     return f"(?:{begun}|{_whole(first)}{rest})"

@@ -74,15 +74,19 @@ def _signed(sign: Sign, first: Any) -> Source:
     from mlflow.environment_variables import MLFLOW_S3_IGNORE_TLS
     from requests import Session
 
-    session, lock = Session(), threading.Lock()  # One for all pieces of the file: they share connections.
+    # One for all pieces of the file: they share connections.
+    session = Session()
+    lock = threading.Lock()
     session.verify = not MLFLOW_S3_IGNORE_TLS.get()
-    held, since = first, time.monotonic()
+    held = first
+    since = time.monotonic()
 
     def fresh() -> Any:
         nonlocal held, since
         with lock:
             if time.monotonic() - since > FRESH_SECONDS:
-                held, since = sign(), time.monotonic()
+                held = sign()
+                since = time.monotonic()
             return held
 
     def get(headers: Mapping[str, str]) -> Any:

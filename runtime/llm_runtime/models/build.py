@@ -52,7 +52,8 @@ def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
     probe = probe_tokens(loaded.codec.vocabulary_size, length)
     # A scheduler of its own: the counters of the one that serves are its requests'.
     trial = _scheduler(config.engine, chosen.pool, loaded.device)
-    tokens, seconds = warm_up(trial, chosen.runner, loaded.codec, probe, length), time.monotonic() - started
+    tokens = warm_up(trial, chosen.runner, loaded.codec, probe, length)
+    seconds = time.monotonic() - started
     log.info("the model is warm", extra={"tokens": tokens, "seconds": round(seconds, 1)})
     return Model(
         scheduler=_scheduler(config.engine, chosen.pool, loaded.device),

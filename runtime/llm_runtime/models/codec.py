@@ -40,12 +40,14 @@ class Codec:
         special_tokens: dict[str, str] | None = None,
         sampling_defaults: Mapping[str, float] | None = None,
     ) -> None:
-        self.vocabulary_size, self.eos_token_ids = vocabulary_size, eos_token_ids
+        self.vocabulary_size = vocabulary_size
+        self.eos_token_ids = eos_token_ids
         self.sampling_defaults: Mapping[str, float] = sampling_defaults or {}
         self._tokenizer = tokenizer
         self._special_tokens = special_tokens or {}
         self.templates = templates or ChatTemplates()
-        self.chat_template, self.tool_template = self.templates.default, self.templates.with_tools
+        self.chat_template = self.templates.default
+        self.tool_template = self.templates.with_tools
         for template in {self.chat_template, self.tool_template} - {""}:
             _check(template)
         self._spelling = Spelling(tokenizer)
@@ -124,7 +126,8 @@ def codec_from_folder(folder: Path, chat_template: str = "") -> Codec:
     """A codec from `tokenizer.json` and its neighbours alone. `chat_template` takes the place of the folder's own."""
     if (tokenizer := file_tokenizer(folder)) is None:
         raise no_tokenizer(folder)
-    settings, special = read_json(folder / "tokenizer_config.json"), special_texts(folder)
+    settings = read_json(folder / "tokenizer_config.json")
+    special = special_texts(folder)
     ids = {tokenizer.token_to_id(special["eos_token"])} if "eos_token" in special else set()
     ids |= eos_token_ids(read_json(folder / "generation_config.json")) or eos_token_ids(
         read_json(folder / "config.json")

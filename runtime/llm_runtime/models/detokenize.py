@@ -97,7 +97,8 @@ class SpelledText:
     """Of tokens that have bytes of their own."""
 
     def __init__(self, spelling: Spelling, shown: Collection[int], *, begins: bool) -> None:
-        self._spelling, self._shown = spelling, frozenset(shown)
+        self._spelling = spelling
+        self._shown = frozenset(shown)
         self._strips = spelling.steps.strips if begins and spelling.steps is not None else 0
         self._decoder = _decoder(byte_for_byte=spelling.steps is not None and not spelling.steps.byte_level)
 
@@ -124,7 +125,8 @@ class StreamedText:
     """Of tokens that only the tokenizer itself can write."""
 
     def __init__(self, spelling: Spelling, prompt: Sequence[int], shown: Collection[int]) -> None:
-        self._spelling, self._shown = spelling, frozenset(shown)
+        self._spelling = spelling
+        self._shown = frozenset(shown)
         self._tokenizer = spelling.tokenizer
         self._before = [token for token in prompt[-CONTEXT_TOKENS:] if token not in spelling.special]
         self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
@@ -147,11 +149,13 @@ class StreamedText:
         except Exception:  # DecodeStream gives up on some byte sequences ("invalid prefix"); a stream must not.
             return self.flush()
         if text:
-            self._before, self._pending = [*self._before, *self._pending][-CONTEXT_TOKENS:], []
+            self._before = [*self._before, *self._pending][-CONTEXT_TOKENS:]
+            self._pending = []
         return str(text)
 
     def flush(self) -> str:
-        pending, self._pending = self._pending, []
+        pending = self._pending
+        self._pending = []
         if not pending:
             return ""
         before = str(self._tokenizer.decode(self._before, skip_special_tokens=True)) if self._before else ""

@@ -96,7 +96,8 @@ def remedy(error: OSError) -> str:
         return "the volume is mounted read-only: the model cache must be writable"
     if isinstance(error, PermissionError) and isinstance(error.filename, str):
         folder = next((each for each in Path(error.filename).parents if each.is_dir()), Path("/"))
-        owner, groups = folder.stat(), sorted({os.getegid(), *os.getgroups()})
+        owner = folder.stat()
+        groups = sorted({os.getegid(), *os.getgroups()})
         return (
             f"{folder} belongs to user {owner.st_uid} and group {owner.st_gid} with mode {owner.st_mode & 0o7777:o}, "
             f"and this is user {os.geteuid()} with groups {', '.join(map(str, groups))}: "

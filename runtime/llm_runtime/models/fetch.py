@@ -52,8 +52,11 @@ class Fetcher:
         chance: Callable[[], float] = random.random,
         cache_bytes: int | None = None,
     ) -> None:
-        self.registry, self.models, self.progress = registry, models, progress or LogProgress()
-        self._patience, self._cache_bytes = Patience(sleep, chance), cache_bytes
+        self.registry = registry
+        self.models = models
+        self.progress = progress or LogProgress()
+        self._patience = Patience(sleep, chance)
+        self._cache_bytes = cache_bytes
 
     def fetch(self, version: MlflowVersion | Pinned) -> Path:
         """The verified folder of `version`; without any request to the registry when it is there already."""
@@ -95,7 +98,9 @@ class Fetcher:
     def _fill(self, version: MlflowVersion | Pinned, partial: Path) -> None:
         started = time.monotonic()
         if isinstance(version, Pinned):
-            name, location, source = f"model {version.location}", version.location, version.location
+            name = f"model {version.location}"
+            location = version.location
+            source = version.location
         else:
             name = f"model {version.name} version {version.version}"
             location = self._patience(f"resolving {name}", lambda: self._resolve(version))
@@ -216,7 +221,8 @@ def fetch(
 
 
 def _fetch_uri(reference: Reference, models: Path, progress: Progress | None, cache_bytes: int | None) -> Path:
-    files, pins = files_of(reference), Pins(models)
+    files = files_of(reference)
+    pins = Pins(models)
     try:
         version = find(reference, Patience())
     except RegistryUnreachable as error:

@@ -30,7 +30,8 @@ class DownloadFigures:
     """A `Progress` whose figures can be asked for as text."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._registry, self._rate = CollectorRegistry(), Rate(clock)
+        self._registry = CollectorRegistry()
+        self._rate = Rate(clock)
         self._done = Gauge(METRIC_DOWNLOADED_BYTES, "Bytes of the model that are here", registry=self._registry)
         self._size = Gauge(METRIC_DOWNLOAD_SIZE_BYTES, "Bytes of the whole model", registry=self._registry)
         self._speed = Gauge(METRIC_DOWNLOAD_RATE, "Over the last ten seconds", registry=self._registry)

@@ -62,7 +62,8 @@ def most_positions(settings: Mapping[str, Any]) -> int:
         rope = rope["full_attention"]
     if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type")) != "yarn":
         return named
-    factor, original = rope.get("factor"), rope.get("original_max_position_embeddings") or named
+    factor = rope.get("factor")
+    original = rope.get("original_max_position_embeddings") or named
     if not isinstance(original, int) or isinstance(factor, bool) or not isinstance(factor, int | float):
         return named
     return max(named, int(factor * original)) if math.isfinite(factor) else named
@@ -190,7 +191,8 @@ def ways_out(plan: Plan, free_bytes: int) -> list[str]:
         found.append(f"engine.maxBatchSize {size}")
     if not found:
         found = _smaller_and_shorter(plan, free_bytes)
-    need, limit = needed(plan), plan.engine.kv_cache_bytes
+    need = needed(plan)
+    limit = plan.engine.kv_cache_bytes
     more = [f"{_mib(need.total)} of free memory"] if need.total > free_bytes else []
     more += [f"{KV_CACHE_FIELD}: {need.cache}"] if limit is not None and need.cache > limit else []
     return [*found, " and ".join(more)]
@@ -227,7 +229,8 @@ def _smaller_and_shorter(plan: Plan, free_bytes: int) -> list[str]:
 
 def _longest(plan: Plan, free_bytes: int) -> int:
     """The longest maxModelLength, in whole blocks, that fits; 0 when none of use does."""
-    least, most = -(-LEAST_LENGTH // BLOCK_TOKENS), (plan.length - 1) // BLOCK_TOKENS
+    least = -(-LEAST_LENGTH // BLOCK_TOKENS)
+    most = (plan.length - 1) // BLOCK_TOKENS
 
     def fits(blocks: int) -> bool:
         other = plan.changed(max_model_length=blocks * BLOCK_TOKENS)
@@ -261,7 +264,8 @@ def _head_copy(plan: Plan) -> int:
     """A CPU keeps an output layer that is tied to the embedding a second time, in the order that multiplies fastest."""
     if plan.device != "cpu" or not plan.settings.get("tie_word_embeddings"):
         return 0
-    vocabulary, size = first_number(plan.settings, "vocab_size"), first_number(plan.settings, "hidden_size", "n_embd")
+    vocabulary = first_number(plan.settings, "vocab_size")
+    size = first_number(plan.settings, "hidden_size", "n_embd")
     return vocabulary * size * DTYPE_BYTES[plan.dtype]
 
 

@@ -49,7 +49,8 @@ class Letters:
 
     def __init__(self, tokenizer: Tokenizer, *templates: str) -> None:
         added = tokenizer.get_added_tokens_decoder()
-        self._tokenizer, self._templates = tokenizer, "\n".join(templates)
+        self._tokenizer = tokenizer
+        self._templates = "\n".join(templates)
         special = {token.content for token in added.values() if token.special and token.content}
         # What a template writes is control too, special or not: `</tool_response>` ends what a tool said.
         self._control = special | {
@@ -96,7 +97,8 @@ class Letters:
     def encode(self, text: str, originals: Mapping[str, str]) -> list[int]:
         """Tokens of what the template made of a marked conversation. Raises `InvalidRequest` if it can't."""
         tokenizer, names = self._second()
-        parts, at = [], 0
+        parts = []
+        at = 0
         for start, token in _found(text, self._any, self._control):
             if start >= at:
                 parts += [text[at:start], names[token]]
@@ -141,7 +143,8 @@ class _Marker:
     """Puts private characters where a text spells a control token."""
 
     def __init__(self, control: Collection[str], private: Mapping[str, str]) -> None:
-        self._control, self._private = control, private
+        self._control = control
+        self._private = private
 
     def __call__(self, value: Any, tokens: Tokens) -> Any:
         match value:

@@ -121,7 +121,8 @@ def cached_shapes(model: Any) -> list[tuple[int, int, int]]:
         cache = model(torch.tensor([[0, 1]], device=model.device), use_cache=True).get("past_key_values")
     shapes = []
     for layer in getattr(cache, "layers", None) or ():
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        keys = getattr(layer, "keys", None)
+        values = getattr(layer, "values", None)
         if keys is None or values is None or keys.dim() != 4 or keys.shape[:3] != values.shape[:3]:
             raise ModelUnsupported(f"{type(model).__name__} keeps something else than keys and values")
         shapes.append((keys.shape[1], keys.shape[3], values.shape[3]))

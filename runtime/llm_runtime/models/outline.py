@@ -68,7 +68,8 @@ def outline(model: ModelConfig) -> Outline:
         return of_folder(Path(unquote(urlparse(model.uri).path)))
     server = model.tracking_uri or os.environ.get(ENV_MLFLOW_TRACKING_URI, "")
     reference = Reference(model.uri, server, model.sub_path or "")
-    files, found = files_of(reference), find(reference, _once)
+    files = files_of(reference)
+    found = find(reference, _once)
     if isinstance(found, MlflowVersion):
         return _of_registry(MlflowRegistry(server), found)
     return of_files(files, found.location, found.sub_path)

@@ -13,7 +13,8 @@ from llm_runtime.models.locate import local_artifacts, locate
 from llm_runtime.models.template_files import saved_name
 from llm_runtime.models.verify import safetensors_keys, verify_weights
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
 
 
@@ -61,7 +62,8 @@ def package(folder: Path) -> Package:
 def _adapter(folder: Path) -> Package:
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        kind, base = config.get("peft_type"), config.get("base_model_name_or_path") or ""
+        kind = config.get("peft_type")
+        base = config.get("base_model_name_or_path") or ""
     except (ValueError, AttributeError) as error:
         raise ModelCorrupt(f"{folder / ADAPTER_CONFIG} is not a JSON object: {error}") from error
     if kind != "LORA":

@@ -37,8 +37,12 @@ class Part:
     """
 
     def __init__(self, folder: Path, name: str, size: int | None = None, connections: int = 1) -> None:
-        self.path, self._mark, self._final = folder / f".part-{name}", folder / f".mark-{name}", folder / name
-        self.name, self._listed, self.connections = name, size, connections
+        self.path = folder / f".part-{name}"
+        self._mark = folder / f".mark-{name}"
+        self._final = folder / name
+        self.name = name
+        self._listed = size
+        self.connections = connections
         mark = self._marked()
         self.size: int | None = mark.get("size") if size is None else size
         self.safe_bytes: int = mark.get("bytes", 0)
@@ -73,7 +77,8 @@ class Part:
         """
         assert self.size is not None
         with self._writing(self.safe_bytes, etag) as writing, ThreadPoolExecutor(self.connections) as pool:
-            descriptor, coming = writing.file.fileno(), deque[tuple[int, Future[None]]]()
+            descriptor = writing.file.fileno()
+            coming = deque[tuple[int, Future[None]]]()
             starts = iter(range(writing.position, self.size, PIECE_BYTES))
             try:
                 begin = next(starts)
@@ -104,7 +109,11 @@ class Part:
         """Begin anew."""
         self._mark.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
-        self.safe_bytes, self.etag, self.promise, self.sha256, self.size = 0, "", "", None, self._listed
+        self.safe_bytes = 0
+        self.etag = ""
+        self.promise = ""
+        self.sha256 = None
+        self.size = self._listed
 
     def mark(self, file: BinaryIO, position: int) -> None:
         """Force `file` to the disk and note that its first `position` bytes are safe."""
@@ -124,7 +133,8 @@ class Part:
 
     @contextmanager
     def _writing(self, start: int, etag: str) -> Iterator["_Writing"]:
-        self.safe_bytes, self.etag = start, etag
+        self.safe_bytes = start
+        self.etag = etag
         with self.path.open("r+b" if start else "w+b", buffering=0) as file, ThreadPoolExecutor(1) as disk:
             file.truncate(start)
             writing = _Writing(self, file, disk)
@@ -156,9 +166,12 @@ class _Writing:
     """A part's open file: what of it has come in order, hashed, and now and then forced to the disk meanwhile."""
 
     def __init__(self, part: Part, file: BinaryIO, disk: ThreadPoolExecutor) -> None:
-        self.file, self.digest, self.position = file, hashlib.sha256(), 0
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.position = 0
         self.promised = hash_of(part.promise) if part.promise else None
-        self._part, self._disk = part, disk
+        self._part = part
+        self._disk = disk
         self._marking: Future[None] | None = None
 
     def hashed(self, chunk: bytes) -> None:
@@ -203,7 +216,8 @@ def _put(descriptor: int, chunk: bytes, position: int) -> None:
     left = memoryview(chunk)
     while left:
         written = os.pwrite(descriptor, left, position)
-        left, position = left[written:], position + written
+        left = left[written:]
+        position = position + written
 
 
 def _read_back(descriptor: int, begin: int, end: int) -> Iterator[bytes]:

@@ -39,9 +39,12 @@ class LogProgress:
     """A line every five seconds and at the end: how much, how fast over the last ten seconds, how long still."""
 
     def __init__(self, what: str = "model download", clock: Callable[[], float] = time.monotonic) -> None:
-        self._what, self._clock, self._rate = what, clock, Rate(clock)
+        self._what = what
+        self._clock = clock
+        self._rate = Rate(clock)
         self._began: tuple[float, int] | None = None
-        self._logged_at, self._ended = clock(), False
+        self._logged_at = clock()
+        self._ended = False
 
     def __call__(self, done: int, total: int) -> None:
         now = self._clock()

@@ -26,7 +26,9 @@ from llm_runtime.models.registry import MlflowRegistry, fatal_of
 log = logging.getLogger(__name__)
 
 TAG = "llm-operator.dev"
-DIGEST_TAG, KIND_TAG, BASE_TAG = f"{TAG}/digest", f"{TAG}/kind", f"{TAG}/base-model"
+DIGEST_TAG = f"{TAG}/digest"
+KIND_TAG = f"{TAG}/kind"
+BASE_TAG = f"{TAG}/base-model"
 PARALLEL_FILES = 4
 ATTEMPTS = 4
 PAUSE_SECONDS = 1.0
@@ -75,7 +77,8 @@ def publish(package: Package, wish: Wish, tracking_uri: str, progress: Progress)
     registry = MlflowRegistry(tracking_uri)
     from mlflow import MlflowClient
 
-    client, digest = MlflowClient(tracking_uri, tracking_uri), package.digest()
+    client = MlflowClient(tracking_uri, tracking_uri)
+    digest = package.digest()
     with told(f"model {wish.name} at {tracking_uri}"):
         _ensure_model(client, wish.name)
         known = None if wish.again else _known(client, wish.name, digest)
@@ -124,7 +127,8 @@ def _upload(
     client: Any, registry: MlflowRegistry, package: Package, wish: Wish, digest: str, progress: Progress
 ) -> str:
     run = client.create_run(_experiment(client, wish.experiment), run_name=f"push {wish.name}")
-    run_id, source = run.info.run_id, f"runs:/{run.info.run_id}/{package.kind}"
+    run_id = run.info.run_id
+    source = f"runs:/{run.info.run_id}/{package.kind}"
     try:
         _check_destination(run.info.artifact_uri)
         _send(client, run_id, package, progress)
@@ -158,7 +162,9 @@ def _check_destination(location: str) -> None:
 
 
 def _send(client: Any, run_id: str, package: Package, progress: Progress) -> None:
-    total, done, lock = package.total_bytes, [0], threading.Lock()
+    total = package.total_bytes
+    done = [0]
+    lock = threading.Lock()
     progress(0, total)
 
     def send(name: str, file: Path) -> None:

@@ -73,7 +73,8 @@ class MlflowRegistry:
         """The number of the newest version of a registered model. Raises a Fatal."""
         from mlflow import MlflowClient
 
-        client, what = MlflowClient(self._tracking_uri, self._tracking_uri), f"the versions of model {name}"
+        client = MlflowClient(self._tracking_uri, self._tracking_uri)
+        what = f"the versions of model {name}"
         try:
             numbers = [int(found.version) for found in client.search_model_versions(f"name='{name}'")]
         except Exception as error:
@@ -178,7 +179,8 @@ def check_place(location: str, tracking_uri: str) -> None:
     Whoever can write a version's location chooses where the server's credentials would go, or which of this machine's
     own files would be read.
     """
-    server, place = urlsplit(tracking_uri), urlsplit(location)
+    server = urlsplit(tracking_uri)
+    place = urlsplit(location)
     if server.scheme not in ("http", "https"):
         return  # A store on this machine: its places are this machine's, too.
     if place.scheme in ("", "file"):
@@ -190,7 +192,8 @@ def check_place(location: str, tracking_uri: str) -> None:
         return
     scheme = server.scheme if place.scheme == "mlflow-artifacts" else place.scheme
     if not _ODD.search(place.netloc) and (scheme == "https" or server.scheme == "http"):
-        port, allowed = _port(place, scheme), os.environ.get(ENV_ARTIFACT_HOSTS, "").lower().split(",")
+        port = _port(place, scheme)
+        allowed = os.environ.get(ENV_ARTIFACT_HOSTS, "").lower().split(",")
         if (place.hostname, port) == (server.hostname, _port(server, server.scheme)):
             return
         if {str(place.hostname), f"{place.hostname}:{port}"} & set(allowed):
@@ -218,7 +221,8 @@ def fatal_of(error: Exception, what: str) -> Fatal:
         return error
     if any(isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT) for link in _chain(error)):
         return DiskFull(f"the disk became full while {what}; give the model cache more room")
-    status, text = _status(error), _short(error)
+    status = _status(error)
+    text = _short(error)
     if status in (401, 403):
         return RegistryDenied(f"MLflow refused {what} (HTTP {status}): {text}; {_hint(text)}")
     if status in (400, 404):

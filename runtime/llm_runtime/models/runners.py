@@ -208,7 +208,8 @@ def _refuse_looking_ahead(loaded: Loaded, probe: list[int]) -> None:
 def _measure(runner: SequentialRunner, loaded: Loaded, probe: list[int], length: int) -> tuple[int, bool]:
     """Bytes of one sequence of `length` tokens, and whether its cache takes a prompt in chunks."""
     request = GenerationRequest("probe", tuple(probe), Sampling(max_tokens=1, temperature=0.0))
-    sequence, half = Sequence(request, loaded.codec), len(probe) // 2
+    sequence = Sequence(request, loaded.codec)
+    half = len(probe) // 2
     runner.logits(Batch((Span(sequence, 0, half, samples=True),)))
     before = runner.state_bytes(sequence)
     runner.logits(Batch((Span(sequence, half, 1, samples=True),)))

@@ -61,7 +61,8 @@ class Reference:
 
 def files_of(reference: Reference) -> Files:
     """Who has the files of `reference`. Raises ConfigInvalid when `uri` is not understood; asks nobody."""
-    uri, scheme = reference.uri, urlparse(reference.uri).scheme
+    uri = reference.uri
+    scheme = urlparse(reference.uri).scheme
     if scheme == "hf":
         return Hub(reference.hub_token)
     if scheme in CLIENTS:
@@ -78,7 +79,9 @@ def find(reference: Reference, patience: Callable[[str, Callable[[], str]], str]
 
     Raises a Fatal.
     """
-    uri, server, sub_path = reference.uri, reference.tracking_uri, reference.sub_path
+    uri = reference.uri
+    server = reference.tracking_uri
+    sub_path = reference.sub_path
     scheme = urlparse(uri).scheme
     if scheme == "hf":
         repository = Hub.repository(uri)
@@ -93,7 +96,8 @@ def find(reference: Reference, patience: Callable[[str, Callable[[], str]], str]
     found = re.fullmatch(r"models:/+(?P<name>[^/@]+)(?:/(?P<version>\d+)|/(?P<stage>[^/@]+)|@(?P<alias>[^/@]+))", uri)
     if found is None:
         raise ConfigInvalid(f"model.uri {uri!r} is none of {FORMS}")
-    name, version = found["name"], found["version"]
+    name = found["name"]
+    version = found["version"]
     if version is None:
         version = patience(f"resolving {uri}", lambda: _resolved(server, name, found["stage"], found["alias"]))
         log.info("model resolved", extra={"uri": uri, "model": name, "version": version})

@@ -49,7 +49,8 @@ def download(source: Source, part: Part) -> None:
         response = source.get(_headers(part, in_pieces := False))
     try:
         response.raise_for_status()
-        start, etag = _start(response, part.safe_bytes), _edition(response)
+        start = _start(response, part.safe_bytes)
+        etag = _edition(response)
         _check_size(response, part)
         promise = source.promise or promise_of(response)
         part.promise = (part.promise or promise) if start else promise

@@ -66,7 +66,8 @@ def check_made(folder: Path, made: Tokenizer) -> None:
 
     Transformers makes an empty tokenizer of an empty folder, without a word.
     """
-    known, listed = made.get_vocab(), _listed(folder)
+    known = made.get_vocab()
+    listed = _listed(folder)
     other = [token for token, number in listed.items() if known.get(token) != number]
     if other:
         raise no_tokenizer(folder, f"{len(other)} of {len(listed)} tokens get other ids, {other[0]!r} for one")

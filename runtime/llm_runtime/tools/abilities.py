@@ -9,7 +9,11 @@ from llm_runtime.request import Message
 from llm_runtime.templates import BadTemplate, render
 from llm_runtime.tools.forms import SPECIAL, knows_tools, reading_of
 
-_ASKED, _SYSTEM, _SAID, _RESULT, _NAME = "marker-asked", "marker-system", "marker-said", "marker-result", "marker_tool"
+_ASKED = "marker-asked"
+_SYSTEM = "marker-system"
+_SAID = "marker-said"
+_RESULT = "marker-result"
+_NAME = "marker_tool"
 _USER: Message = {"role": "user", "content": _ASKED}
 _CALL = {"id": "abcDEF123", "type": "function", "function": {"name": _NAME, "arguments": {"a": 1}}}
 _TOOL: Mapping[str, Any] = {
@@ -40,7 +44,8 @@ class Abilities:
 @lru_cache(maxsize=8)
 def abilities(template: str, tool_template: str) -> Abilities:
     """By the template for conversations and the one for those with tools."""
-    reading, form = reading_of(template), reading_of(tool_template).form
+    reading = reading_of(template)
+    form = reading_of(tool_template).form
     lacks = (
         [] if template else ["it has no chat template: chat gets 400, /v1/completions works; set model.chatTemplate"]
     )

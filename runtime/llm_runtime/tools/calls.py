@@ -106,7 +106,8 @@ _CUT = re.compile(
 
 def read_cut(text: str, at: int, names: Collection[str]) -> list[Call]:
     """The calls of JSON that ends inside of one; the last with as much of its arguments as there is."""
-    calls, at = list[Call](), skip_space(text, at)
+    calls = list[Call]()
+    at = skip_space(text, at)
     if text[at : at + 1] == "[":
         at += 1
     while found := decode(text, at):

@@ -60,11 +60,13 @@ class Form(ABC):
             text = lark.rule("TEXT", f"/([^\\s{re.escape(self.first)}]{ANY_TEXT})?/")
             return f"{calls} | {text}"
         if lark.is_token(self.opening):
-            text, others = lark.rule("TEXT", f"/{SOME_TEXT}/"), lark.other_tokens(self.opening)
+            text = lark.rule("TEXT", f"/{SOME_TEXT}/")
+            others = lark.other_tokens(self.opening)
             part = lark.rule("part", f"{calls} | {others}" if others else calls)
             return f"{text}? ({part} {text}?)*"
         # llguidance ends a lazy text at the first opening word, so that none can be written outside of a call.
-        head, text = lark.rule("head[lazy]", f"TEXT {lark.text(self.opening)}"), lark.rule("TEXT", f"/{ANY_TEXT}/")
+        head = lark.rule("head[lazy]", f"TEXT {lark.text(self.opening)}")
+        text = lark.rule("TEXT", f"/{ANY_TEXT}/")
         return f"({head} {calls})* {text}"
 
     def may_end(self, text: str) -> bool:

@@ -61,7 +61,8 @@ _BY_WORDS = (
 )
 """For templates that tell of calls how they are written, but render none."""
 
-_NAME, _ARGUMENTS = "look_up_weather", {"city": "Kiel é", "days": 3}
+_NAME = "look_up_weather"
+_ARGUMENTS = {"city": "Kiel é", "days": 3}
 _SCHEMA: Offered = {_NAME: {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}}
 _TOOL = {
     "type": "function",

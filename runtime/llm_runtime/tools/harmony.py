@@ -8,10 +8,16 @@ from llm_runtime.tools.form import alternatives
 from llm_runtime.tools.lark import SOME_TEXT, Lark
 from llm_runtime.tools.named_forms import NamedForm
 
-START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
-END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
+START = "<|start|>"
+CHANNEL = "<|channel|>"
+CONSTRAIN = "<|constrain|>"
+MESSAGE = "<|message|>"
+END = "<|end|>"
+CALL = "<|call|>"
+RETURN = "<|return|>"
 WORDS = (START, CHANNEL, CONSTRAIN, MESSAGE, END, CALL, RETURN)
-_BEGIN, _ARGUMENTS = f"{CHANNEL}commentary to=functions.", f" {CONSTRAIN}json{MESSAGE}"
+_BEGIN = f"{CHANNEL}commentary to=functions."
+_ARGUMENTS = f" {CONSTRAIN}json{MESSAGE}"
 _ENDS = re.compile("|".join(map(re.escape, (END, CALL, RETURN, START))))
 _LONGEST_WORD = max(map(len, WORDS))
 
@@ -51,12 +57,17 @@ class Channels:
     def __init__(self, tools: Collection[str] = ()) -> None:
         """`tools`: whose calls the client reads."""
         self._tools = tools
-        self._held, self._head, self._thinking, self._calling, self._first = "", True, False, False, True
+        self._held = ""
+        self._head = True
+        self._thinking = False
+        self._calling = False
+        self._first = True
 
     def take(self, text: str, *, final: bool) -> tuple[str, str]:
         """(thoughts, the rest) that are certain now."""
         self._held += text
-        thoughts, rest = "", ""
+        thoughts = ""
+        rest = ""
         while self._held:
             if self._head:
                 opened = self._open(final)
@@ -71,7 +82,8 @@ class Channels:
                 rest += part
             if not done:
                 break
-            rest, self._calling = rest + (CALL if self._calling else ""), False
+            rest = rest + (CALL if self._calling else "")
+            self._calling = False
         return thoughts, rest
 
     def _open(self, final: bool) -> str | None:
@@ -85,7 +97,9 @@ class Channels:
             if final:
                 self._held = ""
             return None
-        self._held, self._head, self._first = after, False, False
+        self._held = after
+        self._head = False
+        self._first = False
         recipient = re.search(r"to=(?:functions\.)?([\w-]+)", head)
         channel = re.search(rf"{re.escape(CHANNEL)}\s*(\w+)", head)
         called = recipient is not None and recipient[0].startswith("to=functions.")
@@ -99,11 +113,14 @@ class Channels:
     def _part(self, final: bool) -> tuple[str, bool]:
         """The message's text as far as it is certain, and whether it has ended."""
         if end := _ENDS.search(self._held):
-            part, self._held, self._head = self._held[: end.start()], self._held[end.end() :], True
+            part = self._held[: end.start()]
+            self._held = self._held[end.end() :]
+            self._head = True
             return part, True
         keep = 0 if final else _may_end(self._held)
         cut = len(self._held) - keep
-        part, self._held = self._held[:cut], self._held[cut:]
+        part = self._held[:cut]
+        self._held = self._held[cut:]
         return part, False
 
 

@@ -17,16 +17,21 @@ class JsonForm(Tagged):
         listed: bool = False, keys: tuple[str, str] = ("name", "arguments"), space: str = "",
     ) -> None:  # fmt: skip
         """`space` stands on both sides of what is between the words; `keys` are those of the name and the arguments."""
-        self.name, self.openings, self.closing = name, openings, closing
+        self.name = name
+        self.openings = openings
+        self.closing = closing
         self.tags = tuple(tag for tag in (*openings, closing) if tag)
-        self._listed, self._keys, self._space = listed, keys, space
+        self._listed = listed
+        self._keys = keys
+        self._space = space
 
     def read(self, text: str, tools: Offered, final: bool) -> tuple[list[Call], int] | None:
         begin = self.after_opening(text)
         if begin is None:
             return ([], 0) if final else None
         values, end = self._values(text, begin)
-        calls, at = read_calls(values, tools), skip_space(text, end)
+        calls = read_calls(values, tools)
+        at = skip_space(text, end)
         rest = text[at:]
         if not self.closing and values:
             return calls, end if calls else 0
@@ -47,7 +52,8 @@ class JsonForm(Tagged):
         return any(opening in shown for opening in self.openings) and self.closing in shown
 
     def _values(self, text: str, begin: int) -> tuple[list[Any], int]:
-        values, at = list[Any](), begin
+        values = list[Any]()
+        at = begin
         while (self.closing or not values) and text[skip_space(text, at) :][:1] in ("{", "["):
             if (found := decode(text, at)) is None:
                 break
@@ -73,7 +79,9 @@ class JsonForm(Tagged):
 class Llama(Form):
     """`{"name": …, "parameters": {…}}` and nothing else, or several with `;` between them: Llama 3.1 to 4."""
 
-    name, first, bare = "llama", "{<", True
+    name = "llama"
+    first = "{<"
+    bare = True
     tags = ("<|python_tag|>", "<|python_start|>", "<|python_end|>")
     _around = re.compile(r"(?:[;\s]|<\|python_(?:tag|start|end)\|>)*")
 
@@ -120,7 +128,8 @@ class Mistral(Form):
 
     def __init__(self, *, named: bool = False) -> None:
         """`named`: the name stands before the arguments, outside of any JSON."""
-        self._named, self.name = named, "mistral-named" if named else "mistral"
+        self._named = named
+        self.name = "mistral-named" if named else "mistral"
 
     @property
     def opening(self) -> str:

@@ -22,7 +22,8 @@ class Lark:
 
     def text(self, text: str) -> str:
         """What writes exactly `text`, special tokens in it as such; "" for none."""
-        parts, at = [], 0
+        parts = []
+        at = 0
         for found in self._split.finditer(text):
             parts += [_quoted(text[at : found.start()]), f"<[{self._tokens[found[0]]}]>"]
             at = found.end()

@@ -24,13 +24,17 @@ class NamedForm(Tagged):
 
         before and after the arguments; `head` is a regular expression for what it may write up to these.
         """
-        self.name, self._section, self._begin_word, self._call = name, section, begin, call
+        self.name = name
+        self._section = section
+        self._begin_word = begin
+        self._call = call
         around = [word for word in section if word]
         self.openings = tuple(word for word in (section[0], begin, section[1]) if word)
         self.tags = tuple(dict.fromkeys(re.findall(r"<[^>]*>", "".join((*section, *call, begin, end)))))
         self._around = re.compile(rf"(?:\s|{'|'.join(map(re.escape, around)) or '(?!)'})*")
         self._head = re.compile(rf"{head}\s*(?=\{{)")
-        self._end_word, self._end = end, re.compile(rf"\s*(?:```)?\s*{re.escape(end)}")
+        self._end_word = end
+        self._end = re.compile(rf"\s*(?:```)?\s*{re.escape(end)}")
 
     def read(self, text: str, tools: Offered, final: bool) -> tuple[list[Call], int] | None:
         at = self._begin(text)
@@ -78,7 +82,9 @@ class NamedForm(Tagged):
 
 def deepseek(*, fenced: bool) -> NamedForm:
     """DeepSeek V3.1's; `fenced`: V3's and R1's, whose arguments stand in a fence of Markdown."""
-    begin, sep, end = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+    begin = "<｜tool▁call▁begin｜>"
+    sep = "<｜tool▁sep｜>"
+    end = "<｜tool▁call▁end｜>"
     section = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
     if fenced:
         call = (f"{begin}function{sep}", "\n```json\n", f"\n```{end}")
@@ -98,7 +104,9 @@ class Kimi(NamedForm):
 
 def kimi() -> Kimi:
     """As Kimi K2 writes calls."""
-    begin, middle, end = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
+    begin = "<|tool_call_begin|>"
+    middle = "<|tool_call_argument_begin|>"
+    end = "<|tool_call_end|>"
     head = r"<\|tool_call_begin\|>\s*(?:functions\.)?(?P<name>[\w-]+?)(?::\d+)?\s*<\|tool_call_argument_begin\|>"
     return Kimi(
         "kimi", section=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"), begin=begin,

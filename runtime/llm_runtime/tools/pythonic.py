@@ -18,10 +18,12 @@ _JSON_NAMES = {"true": True, "false": False, "null": None}
 class Pythonic(Form):
     """A list of calls, or one call on each line, between words or, without any, as all of an answer."""
 
-    name, first = "pythonic", "[<"
+    name = "pythonic"
+    first = "[<"
 
     def __init__(self, opening: str = "", closing: str = "") -> None:
-        self._opening, self._closing = opening, closing
+        self._opening = opening
+        self._closing = closing
         self.tags = tuple(tag for tag in (opening, closing) if tag)
         self.bare = not opening
         self.first = opening[:1] or "["
@@ -81,7 +83,8 @@ class Pythonic(Form):
 
 def _call_rule(lark: Lark, tool: Tool) -> str:
     """Values are written as JSON, which is Python but for three names, and those are read."""
-    properties, required = tool.parameters.get("properties"), tool.parameters.get("required", ())
+    properties = tool.parameters.get("properties")
+    required = tool.parameters.get("required", ())
     definitions = shared(tool.parameters)
     fields = [
         (key, schema if isinstance(schema, dict) else {})
@@ -103,13 +106,16 @@ def _may_be_calls(text: str, tools: Offered) -> bool:
 
 def _list_end(text: str, at: int) -> int | None:
     """Behind the bracket that closes the list at `at`; None while it is open."""
-    depth, quote, skip = 0, "", False
+    depth = 0
+    quote = ""
+    skip = False
     for place in range(at, len(text)):
         letter = text[place]
         if skip:
             skip = False
         elif quote:
-            skip, quote = letter == "\\", "" if letter == quote else quote
+            skip = letter == "\\"
+            quote = "" if letter == quote else quote
         elif letter in "\"'":
             quote = letter
         elif letter in "[({":

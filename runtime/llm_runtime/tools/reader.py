@@ -34,7 +34,8 @@ class AnswerReader:
     """Reads one answer: first its thoughts are taken out, so that a call in them is none, then its calls."""
 
     def __init__(self, splitter: Splitter | None, calls: "Reader | None") -> None:
-        self._splitter, self._calls = splitter, calls
+        self._splitter = splitter
+        self._calls = calls
 
     def take(self, text: str, *, final: bool = False) -> Part:
         """What is certain now; `final`: the answer has ended."""
@@ -59,15 +60,20 @@ class Reader:
         forced: bool = False,
     ) -> None:
         """Of more calls than `most` the first are told. `forced`: the answer is calls and nothing else."""
-        self._form, self._room, self._forced = form, most, forced
+        self._form = form
+        self._room = most
+        self._forced = forced
         self._tools: Offered = tools if isinstance(tools, Mapping) else {name: {} for name in tools}
         self._candidates = re.compile(rf"(?<!\s)\s*(?=[{re.escape(form.first)}]|\Z)")
-        self._held, self._fresh, self._called = "", True, False
+        self._held = ""
+        self._fresh = True
+        self._called = False
 
     def take(self, text: str, *, final: bool = False) -> tuple[str, list[Call]]:
         """The text and the calls that are certain now; `final`: the answer has ended."""
         self._held += text
-        shown, calls = "", list[Call]()
+        shown = ""
+        calls = list[Call]()
         while self._held:
             plain = self._plain()
             if plain == 0:
@@ -79,11 +85,13 @@ class Reader:
                     break
                 if found[1]:
                     calls += self._admitted(found[0])
-                    self._held, self._called = rest[found[1] :], True
+                    self._held = rest[found[1] :]
+                    self._called = True
                     continue
                 if final and self._is_cut(rest):
                     calls += self._admitted(self._form.cut(rest, self._tools))
-                    self._called, self._held = True, ""
+                    self._called = True
+                    self._held = ""
                     break
             shown += self._show(plain or 1)
         # What stands between calls is no answer.
@@ -107,7 +115,8 @@ class Reader:
         return len(self._held)
 
     def _show(self, count: int) -> str:
-        shown, self._held = self._held[:count], self._held[count:]
+        shown = self._held[:count]
+        self._held = self._held[count:]
         self._fresh = self._fresh and not shown.strip()
         return shown
 

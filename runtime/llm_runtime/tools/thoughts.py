@@ -30,8 +30,11 @@ class Thoughts:
 
     def __init__(self, tags: Tags, *, inside: bool) -> None:
         """`inside`: the prompt has opened them already."""
-        self._tags, self._inside = tags, inside
-        self._held, self._fresh, self._trim = "", True, False
+        self._tags = tags
+        self._inside = inside
+        self._held = ""
+        self._fresh = True
+        self._trim = False
         self._rest = ""
 
     def take(self, text: str, *, final: bool) -> tuple[str, str]:
@@ -46,12 +49,14 @@ class Thoughts:
             self._rest = self._rest.replace(word, "")
         keep = 0 if final else max(_held_back(self._rest, word) for word in self._tags.around_answer)
         cut = len(self._rest) - keep
-        shown, self._rest = self._rest[:cut], self._rest[cut:]
+        shown = self._rest[:cut]
+        self._rest = self._rest[cut:]
         return shown
 
     def _split(self, text: str, final: bool) -> tuple[str, str]:
         self._held += text
-        thoughts, rest = "", ""
+        thoughts = ""
+        rest = ""
         while self._held:
             if self._inside:
                 part, done = self._until(self._tags.closing, final)
@@ -59,20 +64,26 @@ class Thoughts:
                 self._fresh = self._fresh and not part.strip("\n")
                 if not done:
                     break
-                self._inside, self._fresh, self._trim = False, True, True
+                self._inside = False
+                self._fresh = True
+                self._trim = True
             elif self._fresh:
                 bare = self._held.lstrip()
                 if bare.startswith(self._tags.opening):
-                    self._held, self._inside = bare[len(self._tags.opening) :], True
+                    self._held = bare[len(self._tags.opening) :]
+                    self._inside = True
                 elif not final and self._tags.opening.startswith(bare):
                     break
                 else:
                     # The lines between thoughts and answer belong to neither.
-                    self._held, self._fresh = bare if self._trim else self._held, not bare
+                    self._held = bare if self._trim else self._held
+                    self._fresh = not bare
                     if not bare:
-                        rest, self._held = rest + self._held, ""
+                        rest = rest + self._held
+                        self._held = ""
             else:
-                rest, self._held = rest + self._held, ""
+                rest = rest + self._held
+                self._held = ""
         return thoughts, rest
 
     def _until(self, word: str, final: bool) -> tuple[str, bool]:

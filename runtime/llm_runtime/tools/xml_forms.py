@@ -24,9 +24,13 @@ class XmlForm(Tagged):
         `section` around all calls. Where white space stands in these, a model may write other white space; `loose`: it
         may leave out the first word of the head and the last of the end.
         """
-        self.name, self._argument, self._end = name, argument, end
+        self.name = name
+        self._argument = argument
+        self._end = end
         self.openings = (*openings, *(word for word in section[1:] if word))
-        self._heads, self._section, self._between = head, section, between
+        self._heads = head
+        self._section = section
+        self._between = between
         tags = re.findall(r"</?[\w:]+>", "".join((*section, *head, *argument, end)))
         self.tags = tuple(dict.fromkeys(tags))
         self._around = re.compile(rf"(?:\s|{'|'.join(re.escape(word) for word in section if word) or '(?!)'})*")
@@ -116,7 +120,8 @@ class XmlForm(Tagged):
 
     def _call(self, lark: Lark, number: int, tool: Tool, head: str) -> str:
         parts = [lark.text(f"{head}{tool.name}{self._heads[1]}")]
-        properties, required = tool.parameters.get("properties"), tool.parameters.get("required", ())
+        properties = tool.parameters.get("properties")
+        required = tool.parameters.get("required", ())
         for place, (key, schema) in enumerate((properties if isinstance(properties, dict) else {}).items()):
             before, middle, after = self._argument
             value = self._value_rule(lark, f"value_{number}_{place}", schema, tool.parameters, after)
@@ -142,9 +147,11 @@ class XmlForm(Tagged):
 def _letters(schema: Mapping[str, Any]) -> str:
     """A regular expression for a text that stands as it is."""
     if isinstance(pattern := schema.get("pattern"), str):
-        begin, end = "" if pattern.startswith("^") else ANY_TEXT, "" if pattern.endswith("$") else ANY_TEXT
+        begin = "" if pattern.startswith("^") else ANY_TEXT
+        end = "" if pattern.endswith("$") else ANY_TEXT
         return f"{begin}({pattern.removeprefix('^').removesuffix('$')}){end}".replace("/", "\\/")
-    least, most = schema.get("minLength"), schema.get("maxLength")
+    least = schema.get("minLength")
+    most = schema.get("maxLength")
     if isinstance(least, int) or isinstance(most, int):
         return f"(.|\\n){{{least or 0},{'' if most is None else most}}}"
     return ANY_TEXT

@@ -17,7 +17,8 @@ router = APIRouter(route_class=KeyedRoute, dependencies=SECURITY, tags=["OpenAI"
 @router.get("/v1/models", summary="List models")
 async def list_models(request: Request) -> dict[str, Any]:
     """What the caller may use: the model, and of its adapters those that the key is for."""
-    services, caller = services_of(request), request.state.caller
+    services = services_of(request)
+    caller = request.state.caller
     if services.state is State.UNLOADED:
         return {"object": "list", "data": []}
     named = [_model(services, name) for name in _adapters(services) if may_use(caller, name)]
@@ -48,7 +49,8 @@ def _bare(services: Services) -> dict[str, Any]:
 
 
 def _model(services: Services, adapter: str = "") -> dict[str, Any]:
-    base, created = services.config.model.name, int(time.time() - services.uptime_seconds)
+    base = services.config.model.name
+    created = int(time.time() - services.uptime_seconds)
     described = {"id": base, "object": "model", "created": created, "owned_by": "llm-operator"}
     version = services.version
     if adapter:
