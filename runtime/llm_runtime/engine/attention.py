@@ -73,7 +73,7 @@ class Step:
 
     @cached_property
     def singles(self) -> int:
-        """How many spans at the beginning have a single token: the scheduler puts those in decode first."""
+        """How many spans at the beginning have a single token: the scheduler puts these first."""
         return next((index for index, count in enumerate(self.counts) if count > 1), len(self.counts))
 
     def table(self, first: int, last: int) -> Any:
