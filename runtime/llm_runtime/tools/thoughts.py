@@ -1,4 +1,4 @@
-"""What a model thinks before it answers: taken out of the answer first, so that nothing in it is a call."""
+"""Separates a model's thoughts (its reasoning) from its answer. They are removed before calls are parsed."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ class Tags:
     opening: str
     closing: str
     around_answer: tuple[str, ...] = ()
-    """Words that stand before and after the rest, for nobody to see."""
+    """Words around the rest of the answer, which are removed."""
 
 
 TAGS = (
@@ -19,17 +19,17 @@ TAGS = (
     Tags("<|START_THINKING|>", "<|END_THINKING|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
     Tags("<seed:think>", "</seed:think>"),
 )
-"""Qwen, DeepSeek, GLM and many others; Magistral; Command A; Seed-OSS."""
+"""Tags of, in this order: Qwen, DeepSeek, GLM and many others; Magistral; Command A; Seed-OSS."""
 
 
 class Thoughts:
-    """Splits one answer, which may come in parts, into thoughts and the rest.
+    """Splits one streamed answer into thoughts and the rest.
 
-    Thoughts stand at the answer's beginning, or behind others: a word that is quoted later begins none.
+    Thoughts are at the beginning of the answer, or follow other thoughts. A tag later in the text does not begin any.
     """
 
     def __init__(self, tags: Tags, *, inside: bool) -> None:
-        """`inside`: the prompt has opened them already."""
+        """`inside`: the prompt already contains the opening tag."""
         self._tags = tags
         self._inside = inside
         self._held = ""
@@ -75,7 +75,7 @@ class Thoughts:
                 elif not final and self._tags.opening.startswith(bare):
                     break
                 else:
-                    # The lines between thoughts and answer belong to neither.
+                    # Empty lines between thoughts and answer belong to neither.
                     self._held = bare if self._trim else self._held
                     self._fresh = not bare
                     if not bare:
@@ -87,13 +87,13 @@ class Thoughts:
         return thoughts, rest
 
     def _until(self, word: str, final: bool) -> tuple[str, bool]:
-        """What stands before `word`, as far as it is certain, and whether `word` came."""
-        before, found, after = self._held.partition(word)
-        if found:
+        """The certain part of the text before `word`, and whether `word` was found."""
+        before, separator, after = self._held.partition(word)
+        if separator:
             self._held = after
             return before.rstrip("\n"), True
         keep = 0 if final else _held_back(before, word)
-        # The lines before the closing word are not known to stand before it yet.
+        # Line feeds are held back, too: they are dropped if the closing word follows.
         end = len(before) - keep
         end = end if final else len(before[:end].rstrip("\n"))
         self._held = before[end:]
