@@ -45,7 +45,9 @@ def make(model: Path, folder: Path, seed: int) -> None:
 
 def shapes(config: dict[str, int]) -> dict[str, tuple[int, int]]:
     """Rows and columns of every linear layer that gets an adapter, by the name of its module."""
-    hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    hidden = config["hidden_size"]
+    inner = config["intermediate_size"]
+    heads = config["num_attention_heads"]
     head = config.get("head_dim") or hidden // heads
     keys = head * config["num_key_value_heads"]
     sizes = {

@@ -23,7 +23,8 @@ class Arena:
     def __init__(self, servers: Sequence[Server], say: Say, warm_up_clients: int = 8) -> None:
         self._servers = {server.key: server for server in servers}
         self._running: dict[str, Process] = {}
-        self._say, self._warm_up_clients = say, warm_up_clients
+        self._say = say
+        self._warm_up_clients = warm_up_clients
         self.commands: dict[str, str] = {}
         self.absent: dict[str, str] = {}
         """Servers that did not start or failed, each with the reason."""

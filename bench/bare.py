@@ -44,7 +44,8 @@ def _read(url: str, headers: dict[str, str], file: Path | None) -> int:
     lines = {"Host": place.netloc, "Connection": "close", **headers}
     target = f"{place.path}?{place.query}" if place.query else place.path
     request = f"GET {target} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items()) + "\r\n"
-    count, buffer = 0, bytearray(BUFFER_BYTES)
+    count = 0
+    buffer = bytearray(BUFFER_BYTES)
     with ExitStack() as stack:
         takers = _takers(stack, file)
         connection = stack.enter_context(socket.create_connection((str(place.hostname), place.port or 80)))

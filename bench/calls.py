@@ -54,7 +54,10 @@ class Client(asyncio.Protocol):
     """One connection: the next request when the last is answered."""
 
     def __init__(self, request: bytes, until: float, latencies: list[float], ended: asyncio.Future[None]) -> None:
-        self._request, self._until, self._latencies, self._ended = request, until, latencies, ended
+        self._request = request
+        self._until = until
+        self._latencies = latencies
+        self._ended = ended
         self._buffer = b""
         self._missing: int | None = None
         """Bytes of the answer still to come; None while its head is not whole."""
@@ -87,7 +90,8 @@ class Client(asyncio.Protocol):
         if self._began > self._until:
             self._end(None)
             return
-        self._buffer, self._missing = b"", None
+        self._buffer = b""
+        self._missing = None
         self._transport.write(self._request)
 
     def _end(self, fault: Exception | None) -> None:
@@ -110,7 +114,8 @@ def _length(head: bytes) -> int:
 
 def request_bytes(url: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> bytes:
     """A POST as it goes over the wire."""
-    address, content = urlsplit(url), json.dumps(body).encode()
+    address = urlsplit(url)
+    content = json.dumps(body).encode()
     lines = [f"POST {address.path} HTTP/1.1", f"Host: {address.netloc}", "Content-Type: application/json"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     lines += [f"Content-Length: {len(content)}", "", ""]
@@ -119,8 +124,10 @@ def request_bytes(url: str, body: Mapping[str, Any], headers: Mapping[str, str])
 
 async def measure(url: str, body: Mapping[str, Any], headers: Mapping[str, str], clients: int, seconds: float) -> Calls:
     """All clients, until the time is over."""
-    loop, address = asyncio.get_running_loop(), urlsplit(url)
-    request, latencies = request_bytes(url, body, headers), list[float]()
+    loop = asyncio.get_running_loop()
+    address = urlsplit(url)
+    request = request_bytes(url, body, headers)
+    latencies = list[float]()
     began = time.perf_counter()
     ends = []
     for _ in range(clients):

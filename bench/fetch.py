@@ -103,7 +103,8 @@ def main() -> None:
     parser.add_argument("--who", nargs="+", default=list(WHO), choices=WHO)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--limit", type=float, default=120, help="seconds of one download")
-    options, began = parser.parse_args(), time.monotonic()
+    options = parser.parse_args()
+    began = time.monotonic()
     if PEER not in options.who:
         parser.error(f"--who needs {PEER}: the others are compared to it")
     print(json.dumps(machine()), flush=True)
@@ -133,7 +134,8 @@ def table(found: Mapping[str, Way], mib: int) -> list[str]:
         for who, runs in sorted(way.runs.items(), key=lambda item: WHO.index(item[0])):
             seconds = way.seconds(who)
             every = ", ".join(f"{second:.2f}" for second in seconds)
-            cpu, peak = statistics.median(run.cpu_seconds for run in runs), max(run.peak_mib for run in runs)
+            cpu = statistics.median(run.cpu_seconds for run in runs)
+            peak = max(run.peak_mib for run in runs)
             ratios = [peer / own for peer, own in zip(way.seconds(PEER), seconds, strict=True)]
             ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
             rate = mib * 1.048576 / statistics.median(seconds)
@@ -158,7 +160,8 @@ def ways(place: Path, model: Path, versitygw: Path | None, wanted: list[str]) ->
             store = stack.enter_context(s3_store(place / "store", versitygw))
             if {"proxied s3", "signed s3"} & set(wanted):
                 before = stack.enter_context(mlflow_server(place / "s3", f"s3://{BUCKET}/mlflow", store))
-                uri, server_uri = location(before.uri, model), {"MLFLOW_TRACKING_URI": before.uri}
+                uri = location(before.uri, model)
+                server_uri = {"MLFLOW_TRACKING_URI": before.uri}
                 found |= {"proxied s3": Way(uri, {**server_uri, **PROXIED}), "signed s3": Way(uri, server_uri)}
             for file in model.iterdir():
                 client(store).upload_file(str(file), BUCKET, f"plain/{file.name}")
@@ -188,7 +191,8 @@ def run(who: str, way: Way, place: str, limit_seconds: float) -> Run:
 def write_model(folder: Path, files: int, total_bytes: int) -> None:
     """A sharded model of random bytes, one tensor in each file."""
     folder.mkdir()
-    size, places = total_bytes // files, {}
+    size = total_bytes // files
+    places = {}
     for number in range(1, files + 1):
         name = f"model-{number:05}-of-{files:05}.safetensors"
         header = json.dumps({f"w{number}": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()

@@ -30,7 +30,8 @@ from devstack.ports import free_port
 from llm_runtime.contract import KeyFile, KeyRecord, format_key, hash_key
 
 LITELLM = Path(os.environ.get("LLM_OPERATOR_LITELLM") or CACHE / "bench" / "litellm")
-KEY, SALT = format_key("bench", "x" * 43), "salt"
+KEY = format_key("bench", "x" * 43)
+SALT = "salt"
 CLIENTS = (1, 50)
 PATH = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hello there, how are you today?"}]
@@ -154,7 +155,8 @@ def measure(ways: Sequence[Way], rounds: int, seconds: float) -> tuple[Rows, dic
     """Every way at each number of clients, in turns; ways that do not start, with the reason."""
     scratch = Path(tempfile.mkdtemp(prefix="llm-gateway-"))
     running: dict[str, tuple[Way, Process, str]] = {}
-    rows, absent = Rows(), dict[str, str]()
+    rows = Rows()
+    absent = dict[str, str]()
     try:
         for way in ways:
             try:
@@ -177,7 +179,8 @@ def measure(ways: Sequence[Way], rounds: int, seconds: float) -> tuple[Rows, dic
 
 def start(way: Way, scratch: Path) -> tuple[Process, str]:
     """A server that is ready and stands still, and its address."""
-    folder, port = scratch / way.key, free_port()
+    folder = scratch / way.key
+    port = free_port()
     folder.mkdir()
     environment = {**os.environ, **way.environment, "PYTHONPATH": str(ROOT)}
     process = Process(way.command(folder, port), environment, folder, folder / "log")
@@ -217,7 +220,8 @@ def verdicts(rows: Rows) -> list[dict[str, Any]]:
     pairs = zip(rows.get("guarded@50", ()), rows.get("litellm@50", ()), strict=False)
     if ratios := [a[name] / b[name] for a, b in pairs]:
         times = rounded(median(ratios), 3) or 0.0
-        title, at_least = "guarded@50 over litellm@50: requests/s", f"at least {TIMES_LITELLM:g} times"
+        title = "guarded@50 over litellm@50: requests/s"
+        at_least = f"at least {TIMES_LITELLM:g} times"
         found.append({"title": title, "bound": at_least, "value": times, "met": times >= TIMES_LITELLM})
     return found
 

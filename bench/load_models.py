@@ -60,7 +60,8 @@ def main() -> int:
 def _row(runs: list[dict[str, Any]]) -> str:
     every = ", ".join(f"{run['seconds']:.2f}" for run in runs)
     median = statistics.median(run["seconds"] for run in runs)
-    cpu, peak = min(run["cpu_seconds"] for run in runs), max(run["peak_bytes"] for run in runs)
+    cpu = min(run["cpu_seconds"] for run in runs)
+    peak = max(run["peak_bytes"] for run in runs)
     return f"{median:.2f} | {every} | {cpu:.2f} | {peak >> 20}"
 
 
@@ -88,7 +89,8 @@ def one(loader: str, model: Path) -> dict[str, Any]:
     with torch.inference_mode():
         load(made("tiny"))(torch.tensor([[1, 2, 3]]))
     with PeakMemory() as peak:
-        started, cpu = time.perf_counter(), time.process_time()
+        started = time.perf_counter()
+        cpu = time.process_time()
         loaded = load(model)
         with torch.inference_mode():
             loaded(torch.tensor([[1, 2, 3]]))

@@ -117,7 +117,8 @@ def print_table(seconds: dict[str, list[float]]) -> None:
     """Each mix, and its speed as a share of the first one's."""
     base = next(iter(seconds.values()))
     for name, times in seconds.items():
-        least, median = min(times), statistics.median(times)
+        least = min(times)
+        median = statistics.median(times)
         print(
             f"{name:15} min {least * 1e3:6.1f} ms  median {median * 1e3:6.1f} ms   "
             f"base/this: min {min(base) / least:.2f}  median {statistics.median(base) / median:.2f}"

@@ -33,13 +33,16 @@ from bench.stats import median, percentile, rounded
 from devstack.ports import free_port
 from llm_runtime.contract import FileTier, KeyFile, KeyRecord, format_key, hash_key
 
-QUIET, LOUD, SALT = format_key("quiet", "x" * 43), format_key("loud", "y" * 43), "salt"
+QUIET = format_key("quiet", "x" * 43)
+LOUD = format_key("loud", "y" * 43)
+SALT = "salt"
 PATH = "/v1/chat/completions"
 CONNECTIONS = 50
 MESSAGES = 31_000
 """Of one letter each: a body a little below the 1 MiB that a server takes by default."""
 PROBE_SECONDS = 0.02
-MAX_TIMES, MAX_LIVE_MS = 1.3, 50.0
+MAX_TIMES = 1.3
+MAX_LIVE_MS = 50.0
 METRICS = {"p50_ms": "one token, p50, ms", "p99_ms": "p99, ms", "live_p99_ms": "/livez p99, ms"}
 METHOD = """\
 The quiet key asks over one kept connection for one token, again and again. /livez is asked 50 times a second over
@@ -74,7 +77,9 @@ def main() -> None:
 
 def measure(model: str, rounds: int, seconds: float, runtime: str = "") -> Rows:
     """One server, alone and beside the loud key in turns."""
-    scratch, port, rows = Path(tempfile.mkdtemp(prefix="llm-neighbour-")), free_port(), Rows()
+    scratch = Path(tempfile.mkdtemp(prefix="llm-neighbour-"))
+    port = free_port()
+    rows = Rows()
     environment = {**os.environ, "DATABASE_URL": "none", "PYTHONPATH": runtime or str(ROOT / "runtime")}
     process = Process(command(scratch, models.folder(model), port), environment, scratch, scratch / "log")
     try:
@@ -95,7 +100,8 @@ def measure(model: str, rounds: int, seconds: float, runtime: str = "") -> Rows:
 
 def command(folder: Path, model: Path, port: int) -> Sequence[str]:
     """The server, with a key for each of the two."""
-    config, keys = folder / "config.yaml", folder / "keys.json"
+    config = folder / "config.yaml"
+    keys = folder / "keys.json"
     config.write_text(yaml.safe_dump({"model": {"name": "bench", "path": str(model)}}))
     records = [
         KeyRecord(id=key.split("_")[1], digest=hash_key(key, SALT), name=f"bench/{key.split('_')[1]}", tier=tier)
@@ -111,7 +117,8 @@ def command(folder: Path, model: Path, port: int) -> Sequence[str]:
 
 def quiet(port: int, seconds: float) -> dict[str, float]:
     """Latencies of one-token answers and of /livez, in milliseconds."""
-    until, live = time.perf_counter() + seconds, list[float]()
+    until = time.perf_counter() + seconds
+    live = list[float]()
 
     def probe() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -121,7 +128,8 @@ def quiet(port: int, seconds: float) -> dict[str, float]:
 
     prober = threading.Thread(target=probe)
     prober.start()
-    connection, answers = http.client.HTTPConnection("127.0.0.1", port, timeout=60), list[float]()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    answers = list[float]()
     body = json.dumps({"model": "bench", "max_tokens": 1, "messages": [{"role": "user", "content": "Hello there"}]})
     while time.perf_counter() < until:
         answers.append(_timed(connection, "POST", PATH, body, QUIET))
@@ -166,7 +174,9 @@ async def shout(url: str) -> float:
         f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\nX-API-Key: {LOUD}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    request, answers, began = (head + body).encode(), 0, time.perf_counter()
+    request = (head + body).encode()
+    answers = 0
+    began = time.perf_counter()
 
     async def client() -> None:
         nonlocal answers

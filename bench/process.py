@@ -109,7 +109,8 @@ def parents() -> dict[int, int]:
 
 def _peak_bytes(pid: int) -> int:
     try:
-        status, rollup = Path(f"/proc/{pid}/status").read_text(), Path(f"/proc/{pid}/smaps_rollup").read_text()
+        status = Path(f"/proc/{pid}/status").read_text()
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0
     return _field(rollup, "Pss") + _field(status, "VmHWM") - _field(status, "VmRSS")

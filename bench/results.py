@@ -101,7 +101,9 @@ class Target:
         return self.at_most is not None and value <= self.at_most
 
 
-SPEED, TTFT, ITL = "tokens_per_second", "ttft_p50_ms", "itl_p99_ms"
+SPEED = "tokens_per_second"
+TTFT = "ttft_p50_ms"
+ITL = "itl_p99_ms"
 
 TARGETS = (
     Target("tokens/s, 32 clients, over transformers", "peers", SPEED, "ours@32", "transformers@32", at_least=3.0),

@@ -20,7 +20,9 @@ cores with these."""
 
 SINGLE_REQUESTS = 6
 BATCH = 32
-PREFIX_TOKENS, PREFIX_GROUPS, PREFIX_FOLLOWERS = 1000, 3, 4
+PREFIX_TOKENS = 1000
+PREFIX_GROUPS = 3
+PREFIX_FOLLOWERS = 4
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def peers(options: Options, run: Run) -> None:
     """All servers over HTTP at each number of clients. A peer that fails is out from then on; ours must not fail."""
     servers = [KINDS[key](options.folder, options.dtype) for key in options.servers]
     with Arena(servers, options.say) as arena:
-        run.absent, run.commands = arena.absent, arena.commands
+        run.absent = arena.absent
+        run.commands = arena.commands
         for turn in range(options.rounds):
             for clients in options.clients:
                 asks = options.asks(clients, turn)
@@ -82,7 +85,8 @@ def single(options: Options, run: Run) -> None:
 
 def inprocess(options: Options, run: Run) -> None:
     """The engine stepped by hand, the same over HTTP, and one static batch of `generate`."""
-    plain, engine = Generate(options.folder, options.dtype), Engine(options.folder, options.dtype)
+    plain = Generate(options.folder, options.dtype)
+    engine = Engine(options.folder, options.dtype)
     with Arena([Ours(options.folder, options.dtype)], options.say) as arena:
         _must_run(arena, run)
         engine.tokens_per_second(options.asks(BATCH, options.rounds), BATCH)

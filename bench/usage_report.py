@@ -22,7 +22,9 @@ from llm_runtime.db.database import Database
 from llm_runtime.usage import report
 
 ROOT = Path(__file__).resolve().parent.parent
-KEYS, DAYS, MODELS = 200, 90, 2
+KEYS = 200
+DAYS = 90
+MODELS = 2
 FIRST = datetime(2026, 9, 1, tzinfo=UTC)
 MONTH = report.month(2026, 10)
 REPEATS = 21

@@ -15,7 +15,8 @@ import yaml
 from devstack.reference import table
 
 Json = dict[str, Any]
-BEGIN, END = "<!-- values: made by hack/generate from values.yaml -->\n", "<!-- end of values -->\n"
+BEGIN = "<!-- values: made by hack/generate from values.yaml -->\n"
+END = "<!-- end of values -->\n"
 
 
 def main() -> None:
@@ -28,7 +29,8 @@ def page(chart: Path) -> str:
     text = (chart / "README.md").read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{chart / 'README.md'} has lost the two lines between which the values belong")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    before = text.split(BEGIN)[0]
+    after = text.split(END)[1]
     return f"{before}{BEGIN}\n{values(chart)}\n\n{END}{after}"
 
 

@@ -87,7 +87,9 @@ class Launcher:
     """Starts one program after another and writes down its pid before anything else can go wrong."""
 
     def __init__(self, folder: Path, programs: Path, detach: bool) -> None:
-        self.folder, self.programs, self.detach = folder, programs, detach
+        self.folder = folder
+        self.programs = programs
+        self.detach = detach
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         (folder / "logs").mkdir(exist_ok=True)
         (folder / "pids").mkdir(exist_ok=True)

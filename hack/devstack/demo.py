@@ -28,7 +28,9 @@ from devstack.stack import ROOT, Stack
 from devstack.terminal import CommandFailed, Shell, chapter, console, say, step, typed, until
 from devstack.waits import waiting
 
-MODEL, ALIAS, QUESTION = "support-bot", "champion", smollm.QUESTION
+MODEL = "support-bot"
+ALIAS = "champion"
+QUESTION = smollm.QUESTION
 
 
 def main() -> None:
@@ -128,7 +130,8 @@ def message(deployment: dict[str, Any]) -> str:
 
 def pod_state(pod: dict[str, Any]) -> str:
     """One pod in a few words: what its containers wait for, else why it is not ready, else that it is."""
-    name, status = pod["metadata"]["name"], pod.get("status", {})
+    name = pod["metadata"]["name"]
+    status = pod.get("status", {})
     if "deletionTimestamp" in pod["metadata"]:
         return f"{name} ends"
     first = status.get("initContainerStatuses", [])

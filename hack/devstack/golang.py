@@ -52,7 +52,8 @@ def follow(
     `progress` is a line with {compiled} and {fetched}: packages that `go build -v` has named as done, and modules that
     were downloaded. CGO_ENABLED is 0: no C compiler is asked for.
     """
-    compiled, fetched = 0, 0
+    compiled = 0
+    fetched = 0
     tail: deque[str] = deque(maxlen=10 * LINES)
     process = subprocess.Popen(
         command, cwd=cwd, env={**environment, "CGO_ENABLED": "0"}, stderr=subprocess.PIPE, text=True, errors="replace"

@@ -39,7 +39,8 @@ class RequestLoop:
         max_tokens: int = 24,
         pause_seconds: float = 0.0,
     ) -> None:
-        self.url, self.headers = f"{url}/v1/chat/completions", {"Authorization": f"Bearer {key}"} if key else {}
+        self.url = f"{url}/v1/chat/completions"
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.body = {
             "model": model,
             "messages": [{"role": "user", "content": question}],
@@ -48,8 +49,10 @@ class RequestLoop:
             "top_k": 1,
             "max_tokens": max_tokens,
         }
-        self.pause_seconds, self.tally = pause_seconds, Tally()
-        self._stop, self._lock = threading.Event(), threading.Lock()
+        self.pause_seconds = pause_seconds
+        self.tally = Tally()
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
 
     def start(self) -> "RequestLoop":
@@ -93,7 +96,8 @@ class RequestLoop:
             return str(response.json()["choices"][0]["message"]["content"])
 
     def _stream(self) -> str:
-        text, finished = "", False
+        text = ""
+        finished = False
         with (
             httpx.Client(timeout=60, trust_env=False) as client,
             client.stream("POST", self.url, headers=self.headers, json={**self.body, "stream": True}) as response,

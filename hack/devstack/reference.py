@@ -193,7 +193,9 @@ def metrics() -> Iterator[str]:
     runtime = Metrics()
     runtime.engine = lambda: EngineStats(0, 0, 0.0, 0, True, gpu_memory_bytes=0)
     # Of parts that not every server has.
-    runtime.database_away, runtime.adapters, runtime.failed_adapters = (lambda: False), list, list
+    runtime.database_away = lambda: False
+    runtime.adapters = list
+    runtime.failed_adapters = list
     fetching = text_string_to_metric_families(DownloadFigures().text().decode())
     own = [
         family

@@ -35,7 +35,10 @@ class Stack:
     def __init__(
         self, folder: Path, *, provider: Provider = "auto", context: str | None = None, image: str | None = None
     ) -> None:
-        self.folder, self.provider, self.context, self.image = folder, provider, context, image
+        self.folder = folder
+        self.provider = provider
+        self.context = context
+        self.image = image
         self._undo: list[tuple[str, Callable[[], None]]] = []
 
     def __enter__(self) -> Self:

@@ -39,7 +39,8 @@ def step(title: str, state: Callable[[], str] | None = None) -> Iterator[Callabl
 
     On a terminal a spinner shows that beside the seconds so far; in a log it is a line now and then.
     """
-    started, doing = time.monotonic(), ""
+    started = time.monotonic()
+    doing = ""
 
     def now(text: str) -> None:
         nonlocal doing

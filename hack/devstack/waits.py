@@ -27,7 +27,8 @@ def waiting(
 
     Without `every_seconds` the lines come more rarely as time goes on.
     """
-    started, ended = time.monotonic(), threading.Event()
+    started = time.monotonic()
+    ended = threading.Event()
 
     def pause() -> float:
         if every_seconds is not None:

@@ -41,7 +41,8 @@ def plain(engine: Engine, progress: Callable[[str], None]) -> str:
     need_mmdebstrap(progress)
     progress(f"{OFFICIAL} can't be pulled: making a base image of Debian's packages")
     with tempfile.TemporaryDirectory(prefix="llm-operator-base-") as folder:
-        archive, link = Path(folder) / "base.tar", 'ln -s python3 "$1/usr/bin/python"'
+        archive = Path(folder) / "base.tar"
+        link = 'ln -s python3 "$1/usr/bin/python"'
         run(
             *("mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}"),
             *("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*"),
@@ -70,7 +71,8 @@ def for_building(engine: Engine, base: str) -> str:
     Nothing of it is in a finished image: that one starts from `base`.
     """
     with tempfile.TemporaryDirectory(prefix="llm-operator-build-") as folder:
-        lines, context = [f"FROM {base}"], Path(folder)
+        lines = [f"FROM {base}"]
+        context = Path(folder)
         for number, (source, target) in enumerate(((CERTIFICATES, str(CERTIFICATES)), *SETTINGS)):
             if source.is_file():
                 shutil.copyfile(source, context / str(number))

@@ -51,7 +51,9 @@ class KindCluster:
     runtime_image = "llm-runtime:kind"
 
     def __init__(self, folder: Path, state: State) -> None:
-        self.folder, self.state, self.name = folder, state, state.name
+        self.folder = folder
+        self.state = state
+        self.name = state.name
         self.kubeconfig = folder / "kubeconfig"
         self.engine = Engine(state.own_engine, state.docker_environment)
 

@@ -29,7 +29,8 @@ FOLDER = ROOT / ".e2e-compose"
 # Of this checkout: another's containers are not this one's to remove.
 PROJECT = f"llm-runtime-e2e-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
 FILE = ROOT / "manifests" / "compose.yaml"
-ENGINE, COMPOSE = (25, 0), (2, 24)
+ENGINE = (25, 0)
+COMPOSE = (2, 24)
 PORTS = ("RUNTIME_PORT", "MLFLOW_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 SUITE = "tests/compose"
 PYTEST = f"pytest {SUITE} -q"
@@ -142,7 +143,8 @@ def prometheus(version: str, progress: Callable[[str], None]) -> Path:
             progress(f"building Prometheus {version} from its Go module")
             building = waiting(lambda: f"  still building Prometheus {version}", progress)
             with building, workplace(folder.parent) as partial:
-                source, programs = partial / "source", partial / "programs"
+                source = partial / "source"
+                programs = partial / "programs"
                 source.mkdir()
                 commands = [f"{module.partition('@')[0]}/cmd/{each}" for each in ("prometheus", "promtool")]
                 go("mod", "init", "example.invalid/prometheus", cwd=source)

@@ -10,7 +10,8 @@ from kindstack import base
 from kindstack.engine import Engine
 from kindstack.shell import ROOT
 
-OPERATOR, RUNTIME = "llm-operator:kind", "llm-runtime:kind"
+OPERATOR = "llm-operator:kind"
+RUNTIME = "llm-runtime:kind"
 # What `docker build` of the runtime gets, as a shell writes it: E2E_KIND_BUILD_ARGS="--build-arg TORCH_INDEX=…".
 OPTIONS = "E2E_KIND_BUILD_ARGS"
 # The nodes have no GPU, and the image for them is four times as large to build and to load.

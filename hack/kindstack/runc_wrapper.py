@@ -15,7 +15,8 @@ MISSING = "CAP_SYS_RESOURCE"
 
 def main() -> None:
     """Rewrite what the arguments point to, then run the real runtime in this process's place."""
-    runc, arguments = sys.argv[1], sys.argv[2:]
+    runc = sys.argv[1]
+    arguments = sys.argv[2:]
     if "create" in arguments or "run" in arguments:
         file = Path(option(arguments, "--bundle", "-b") or ".") / "config.json"
         config = json.loads(file.read_text())

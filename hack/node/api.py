@@ -103,7 +103,10 @@ class Mirror:
     """A local copy of a list of objects. `changed` hears of every object that came, changed or (None) went."""
 
     def __init__(self, api: Api, path: str, changed: Callable[[str, Json | None], None], **params: str) -> None:
-        self.api, self.path, self.changed, self.params = api, path, changed, params
+        self.api = api
+        self.path = path
+        self.changed = changed
+        self.params = params
         self.objects: dict[str, Json] = {}
 
     async def run(self) -> None:

@@ -37,7 +37,10 @@ class Container:
     """`run` follows the restart policy until the container is done or `stop` is called."""
 
     def __init__(self, spec: Json, host: Host, folder: Path, pod_spec: Json, backoff: Backoff) -> None:
-        self.spec, self.host, self.folder, self.backoff = spec, host, folder, backoff
+        self.spec = spec
+        self.host = host
+        self.folder = folder
+        self.backoff = backoff
         self.grace_seconds = float(pod_spec.get("terminationGracePeriodSeconds", 30))
         self.record = status.Record(spec["name"], spec["image"])
         self.process: Process | None = None

@@ -32,7 +32,9 @@ def field(pod: Json, path: str) -> str:
 
 
 def plain(pod: Json, path: str) -> object:
-    metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status") or {}
+    metadata = pod["metadata"]
+    spec = pod["spec"]
+    status = pod.get("status") or {}
     known: dict[str, object] = {
         "metadata.name": metadata["name"],
         "metadata.namespace": metadata["namespace"],

@@ -27,7 +27,8 @@ class Node:
     """Registers itself and runs what the scheduler binds to it."""
 
     def __init__(self, api: Api, settings: Settings) -> None:
-        self.api, self.settings = api, settings
+        self.api = api
+        self.settings = settings
         self.path = f"/api/v1/nodes/{settings.name}"
         self.pods: dict[str, Pod] = {}
         self.mirror = Mirror(api, "/api/v1/pods", self.changed, fieldSelector=f"spec.nodeName={settings.name}")
@@ -215,7 +216,8 @@ def ready(settings: Settings, kubelet_port: int) -> Json:
 
 
 def event_object(manifest: Json, kind: str, reason: str, message: str, host: str) -> Json:
-    metadata, now = manifest["metadata"], stamp(datetime.now(UTC))
+    metadata = manifest["metadata"]
+    now = stamp(datetime.now(UTC))
     unique = hashlib.sha256(f"{metadata['uid']}{reason}{message}{datetime.now(UTC)}".encode()).hexdigest()[:16]
     involved = {"kind": manifest.get("kind", "Pod"), "apiVersion": "v1", "uid": metadata["uid"]}
     return {

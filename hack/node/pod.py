@@ -34,7 +34,10 @@ class Pod:
     """A pod that is bound to this node. `update` brings its newest object, `terminate` ends it."""
 
     def __init__(self, manifest: Json, api: Api, settings: Settings, pod_ip: str, report: Report) -> None:
-        self.api, self.settings, self.pod_ip, self.report = api, settings, pod_ip, report
+        self.api = api
+        self.settings = settings
+        self.pod_ip = pod_ip
+        self.report = report
         self.manifest = manifest
         self.uid: str = manifest["metadata"]["uid"]
         self.name = f"{manifest['metadata']['namespace']}/{manifest['metadata']['name']}"
@@ -50,7 +53,9 @@ class Pod:
         self.stopping = False
         self.deadline = float("inf")
         self.started_at = status.stamp(datetime.now(UTC))
-        self.dirty, self.nudged, self.shortened = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.dirty = asyncio.Event()
+        self.nudged = asyncio.Event()
+        self.shortened = asyncio.Event()
         self.mounted = asyncio.Event()
         self.update(manifest)
         self.life = asyncio.create_task(self.live())
@@ -218,8 +223,10 @@ class Pod:
     def status(self) -> Json:
         if self.refused:
             return {"phase": "Failed", "reason": "ProcessNodeUnsupported", "message": self.refused}
-        inits, mains = [each.record for each in self.inits], [each.record for each in self.mains]
-        spec, now = self.manifest["spec"], datetime.now(UTC)
+        inits = [each.record for each in self.inits]
+        mains = [each.record for each in self.mains]
+        spec = self.manifest["spec"]
+        now = datetime.now(UTC)
         phase = status.phase(inits, mains, "Never" if self.stopping else spec.get("restartPolicy", "Always"))
         result: Json = {
             "phase": phase,

@@ -31,7 +31,9 @@ class Process:
     """A running attempt. Ends with the node, even when the node is killed (Linux)."""
 
     def __init__(self, handle: asyncio.subprocess.Process, launch: Launch, log: Path) -> None:
-        self.handle, self.launch, self.log = handle, launch, log
+        self.handle = handle
+        self.launch = launch
+        self.log = log
 
     @classmethod
     async def start(cls, launch: Launch, log: Path) -> Process:

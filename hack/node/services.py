@@ -37,7 +37,8 @@ class Services:
     """All Services with a selector, each on its ClusterIP."""
 
     def __init__(self, api: Api, node: Node) -> None:
-        self.api, self.node = api, node
+        self.api = api
+        self.node = node
         self.mirror = Mirror(api, "/api/v1/services", self.changed)
         self.listeners: dict[tuple[str, int], Listener] = {}
         self.own: dict[str, str] = {}

@@ -14,12 +14,14 @@ class Tokens:
     """Asks the TokenRequest API, and again when 80 % of a token's life are over."""
 
     def __init__(self, api: Api, pod: Json) -> None:
-        self.api, self.pod = api, pod
+        self.api = api
+        self.pod = pod
         self._cached: dict[str, tuple[float, str]] = {}
 
     async def get(self, source: Json) -> str:
         """The token for one projected source. Raises ConfigError."""
-        audience, seconds = source.get("audience", ""), int(source.get("expirationSeconds", 3600))
+        audience = source.get("audience", "")
+        seconds = int(source.get("expirationSeconds", 3600))
         renew_at, token = self._cached.get(audience, (0.0, ""))
         if time.monotonic() >= renew_at:
             token = await self._request(audience, seconds)

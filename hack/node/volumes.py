@@ -90,7 +90,8 @@ def select(data: dict[str, bytes], source: Json, mode: int, what: str) -> Payloa
 
 
 def host_path(source: Json) -> Path:
-    path, kind = Path(source["path"]), source.get("type", "")
+    path = Path(source["path"])
+    kind = source.get("type", "")
     if kind == "DirectoryOrCreate":
         path.mkdir(parents=True, exist_ok=True)
     elif kind == "FileOrCreate":

@@ -1,4 +1,4 @@
-"""Work that takes time, beside the event loop that all clients share."""
+"""Runs work beside the event loop that all clients share, so that it does not block it."""
 
 import asyncio
 import threading
@@ -12,14 +12,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="aside")
-"""Few: places bound what one caller has in here, and of what holds Python's lock more would gain nothing."""
+"""Few threads: this work holds Python's lock, so more would gain nothing. Slots already bound each caller's share."""
 
 
 async def aside(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The result of `work`, whose time depends on what a client sent; done in a thread of a few.
-
-    It goes on to its end even if nobody waits for it any more.
-    """
+    """Run `work` in a thread and return its result. A cancelled caller does not stop it."""
     call = partial(copy_context().run, work, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(_threads, call)
 

@@ -1,7 +1,7 @@
-"""A sandbox for templates that bounds what they take: steps, processor time, and the length of what they make.
+"""A sandbox that bounds what a template takes: steps, processor time, and the length of texts and lists.
 
-A step is a turn of a loop, a call, a filter or an operator. What could grow in a single one is measured before it is
-made. Jinja's own sandbox bounds one `range`, and neither the product of several nor any text.
+A step is a loop iteration, a call, a filter or an operator. A result that could be huge after a single step is measured
+before it is built. Jinja's own sandbox bounds only a single `range`, not nested ones, and no texts.
 """
 
 import re
@@ -19,32 +19,32 @@ from jinja2.visitor import NodeTransformer
 
 MAX_STEPS = 2_000_000
 MAX_SECONDS = 2.0
-"""Of this thread's processor time: a busy machine is no fault of a template's."""
+"""Processor time of this thread, not wall time: a busy machine is not the template's fault."""
 MAX_CHARACTERS = 16_000_000
-"""Of one text or list. No request is so long."""
+"""Length of one text or list. No request is that long."""
 MAX_MADE = 128_000_000
-"""Characters of all texts that one rendering makes."""
+"""Characters of all texts that one rendering creates."""
 MAX_BITS = 256
 MAX_WIDTH = 1000
 MAX_INDENT = 32
 CLOCK_STEPS = 256
-"""So rarely the clock is looked at."""
+"""Number of steps between looks at the clock."""
 
 WIDTHS = {"center": MAX_WIDTH, "wordwrap": MAX_WIDTH, "indent": MAX_INDENT, "tojson": MAX_INDENT}
-"""Filters by the largest number that they take."""
+"""The largest number that each of these filters accepts as an argument."""
 PARTS = {"batch": 100_000, "slice": 100_000}
 WRITE = frozenset(
     {"string", "tojson", "join", "format", "pprint", "replace", "urlize", "xmlattr", "indent", "wordwrap"}
 )
-"""Filters that write what they are given, however deep it is."""
+"""Filters that write their arguments as text, however deeply nested these are."""
 
 
 class TooMuch(Exception):
-    """The template takes more than a prompt can be worth."""
+    """The template exceeds a bound."""
 
 
 class _Meter:
-    """What one rendering has taken."""
+    """Counts what one rendering has taken."""
 
     __slots__ = ("made", "steps", "until")
 
@@ -60,7 +60,7 @@ class _Meter:
             raise TooMuch(f"it took more than {MAX_STEPS} steps or {MAX_SECONDS:g} s")
 
     def sized(self, value: Any) -> Any:
-        """`value`, if it is not too large."""
+        """Return `value`, or raise `TooMuch` if it is too large."""
         match value:
             case str() | bytes():
                 check_length(len(value))
@@ -80,13 +80,13 @@ _IDLE.until = float("inf")
 
 
 def _now() -> _Meter:
-    # A template's constants are computed when it is compiled: that is short, and nobody's rendering.
+    # Jinja computes constants when it compiles a template, outside of a rendering.
     return _meter.get(_IDLE)
 
 
 @contextmanager
 def metered() -> Iterator[None]:
-    """One rendering."""
+    """Count and bound the rendering in the block."""
     token = _meter.set(_Meter())
     try:
         yield
@@ -101,8 +101,9 @@ def check_length(length: int) -> None:
 
 
 def weigh(value: Any, left: int = MAX_CHARACTERS) -> int:
-    """About how many characters `value` is written in. Stops where that is too much, as parts may hold each other."""
-    total, level = 0, [value]
+    """Approximate characters of `value` as text. Raises `TooMuch` above `left`, so it ends for cyclic values, too."""
+    total = 0
+    level = [value]
     while level:
         item = level.pop()
         match item:
@@ -123,7 +124,7 @@ def weigh(value: Any, left: int = MAX_CHARACTERS) -> int:
 
 
 class _Counted:
-    """What a loop goes through, each turn a step."""
+    """An iterable of a loop. Each iteration counts as a step."""
 
     __slots__ = ("_values",)
 
@@ -146,8 +147,9 @@ def _joined(parts: list[Any]) -> str:
 
 
 def _concat(parts: Iterable[str]) -> str:
-    """What a template, or a part of it, has written."""
-    texts, length = [], 0
+    """Join the output of a template or a part of it, bounded."""
+    texts = []
+    length = 0
     for text in parts:
         texts.append(text)
         length += len(text)
@@ -185,9 +187,9 @@ def _filter(name: str, apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_growth(name: str, given: list[Any], weighed: int) -> None:
-    """Filters that write something between what is there."""
-    texts = [len(each) for each in given[1:] if isinstance(each, str)]
-    added = max([*texts[-1:], *(each for each in given[1:] if isinstance(each, int)), 1])
+    """Bound the result of filters that insert text many times."""
+    texts = [len(argument) for argument in given[1:] if isinstance(argument, str)]
+    added = max([*texts[-1:], *(argument for argument in given[1:] if isinstance(argument, int)), 1])
     if name == "replace" and len(given) > 2:
         times = str(given[0]).count(str(given[1]))
     elif name == "join":
@@ -199,14 +201,14 @@ def _check_growth(name: str, given: list[Any], weighed: int) -> None:
 
 def _check_format(layout: str, values: Iterable[Any]) -> None:
     widths = [int(number) for number in re.findall(r"[0-9]+", layout)]
-    if "*" in layout or re.search(r":[^}]*\{", layout):  # The width is among the values.
+    if "*" in layout or re.search(r":[^}]*\{", layout):  # The width is one of the values.
         widths += [value for value in values if isinstance(value, int)]
     if any(width > MAX_WIDTH for width in widths):
         raise TooMuch(f"a width in a format is over {MAX_WIDTH}")
 
 
 def _check_method(text: str | bytes, name: str, args: list[Any]) -> None:
-    """Methods of texts that make longer ones."""
+    """Bound the result of string methods that return longer texts."""
     length = len(text)
     match name, args:
         case (("center" | "ljust" | "rjust" | "zfill"), [int() as width, *_]):
@@ -222,23 +224,24 @@ def _check_method(text: str | bytes, name: str, args: list[Any]) -> None:
         case (("format" | "format_map"), values):
             weigh(values)
             _check_format(
-                str(text), [*values, *(v for each in values if isinstance(each, dict) for v in each.values())]
+                str(text), [*values, *(v for value in values if isinstance(value, dict) for v in value.values())]
             )
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """Jinja's strictest sandbox, bounded. Render inside `metered`; `TooMuch` says which bound was reached."""
+    """Jinja's strictest sandbox, with bounds. Render inside `metered`. `TooMuch` says which bound was exceeded."""
 
     intercepted_binops = frozenset({"+", "-", "*", "%", "**", "//", "/"})
     concat = staticmethod(_concat)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(finalize=_finalized, **options)
-        self.filters["_counted"], self.filters["_joined"] = _Counted, _joined
+        self.filters["_counted"] = _Counted
+        self.filters["_joined"] = _joined
         del self.globals["lipsum"]
 
     def bound_filters(self) -> None:
-        """Call it once all filters are there."""
+        """Put all filters behind bounds. Call it after the last filter was added."""
         for name, apply in self.filters.items():
             if name not in ("_counted", "_joined"):
                 self.filters[name] = _filter(name, apply)
@@ -252,7 +255,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                 raise TooMuch(f"{__obj.__name__} takes numbers up to {MAX_CHARACTERS} here")
         if isinstance(text, str | bytes):
             if __obj.__name__ == "join":
-                args = tuple(list(each) for each in args)
+                args = tuple(list(parts) for parts in args)
             _check_method(text, __obj.__name__, [*args, *named.values()])
         return meter.sized(super().call(__context, __obj, *args, **named))
 
@@ -276,7 +279,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Bounded(NodeTransformer):
-    """Puts loops and `~`, which Jinja compiles to plain Python, behind filters of ours."""
+    """Rewrites loops and `~` to use filters of this module, because Jinja compiles them to plain Python."""
 
     def __init__(self, environment: BoundedEnvironment) -> None:
         self._environment = environment

@@ -1,13 +1,13 @@
-"""One connection, bounded in every direction: uvicorn's protocol trusts its clients with its memory and its patience.
+"""Bounds on client connections that uvicorn lacks, against clients that would exhaust memory or connections.
 
-- A head (request line and headers) has a size and a time; what is larger gets 431, what is slower is closed.
-- A body that nobody wants any more, because the request is answered, has a moment to end. Closed at once, its client
-  would often see a reset instead of the answer.
-- A client that takes nothing of its answer is cut off.
-- There are so many connections. One more, and the address with the most of them loses its own oldest that waits for
-  something to come from there: a request, or the rest of one.
+- A head (request line and headers) is bounded in size and time. A larger one gets status 431, a slower one is closed.
+- If a request is answered before its body has ended, the body gets a short grace period. If the connection were closed
+  at once, the client would often see a reset instead of the answer.
+- A client that does not read its answer is disconnected.
+- The number of connections is bounded. Beyond it, the address with the most connections loses its oldest one that is
+  waiting for the client to send a request, or the rest of one.
 
-And HTTP/1.0 knows no chunks: an answer without a length ends with its connection.
+HTTP/1.0 has no chunked encoding, so an answer without a length ends with its connection.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ HEAD_SECONDS = 15.0
 LEFTOVER_BYTES = 1 << 20
 LEFTOVER_SECONDS = 1.0
 STALLED_SECONDS = 60.0
-"""Nothing of what waits to be sent was taken for so long."""
+"""Time after which a client that reads nothing of its answer is disconnected."""
 
 CONNECTIONS = 2048
-"""Of all clients together."""
+"""Most connections of all clients together."""
 
 _numbers = count()
-"""In the order in which connections were accepted: many are within one tick of the loop's clock."""
+"""Numbers connections in the order of acceptance. The loop's clock is too coarse: many have the same time."""
 
 TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n"
@@ -37,13 +37,15 @@ TOO_LARGE = (
 
 
 class Connection(HttpToolsProtocol):
-    """A client's connection."""
+    """A client's connection, with the bounds above."""
 
-    head_seconds, leftover_seconds, stalled_seconds = HEAD_SECONDS, LEFTOVER_SECONDS, STALLED_SECONDS
+    head_seconds = HEAD_SECONDS
+    leftover_seconds = LEFTOVER_SECONDS
+    stalled_seconds = STALLED_SECONDS
     most_connections = CONNECTIONS
 
     _head_bytes = 0
-    """Of the head that is coming in; without those that came together with its end."""
+    """Bytes of the incoming head so far, without the data that contains its end."""
     _leftover_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
     _leftover_timer: asyncio.TimerHandle | None = None
@@ -83,7 +85,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._head_timer:
             self._head_timer.cancel()
-        self._head_timer, self._head_bytes = None, 0
+        self._head_timer = None
+        self._head_bytes = 0
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0":
             _end_with_connection(self.cycle)
@@ -113,21 +116,23 @@ class Connection(HttpToolsProtocol):
 
     @property
     def host(self) -> str:
-        """Who is at the other end of it, be it a proxy."""
+        """Address of the peer, which may be a proxy."""
         return self.client[0] if self.client else ""
 
     @property
     def awaits_client(self) -> bool:
-        """Whether what comes next must come from there; not while an answer is on its way."""
+        """Whether the client must send next: no answer is being computed or sent."""
         return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
     def _make_room(self) -> None:
-        others = [each for each in self.connections if isinstance(each, Connection) and not each.transport.is_closing()]
-        [(crowd, _)] = Counter(each.host for each in others).most_common(1)
-        waiting = [each for each in others if each.host == crowd and each.awaits_client and each is not self]
+        active = [
+            other for other in self.connections if isinstance(other, Connection) and not other.transport.is_closing()
+        ]
+        [(largest, _)] = Counter(other.host for other in active).most_common(1)
+        waiting = [other for other in active if other.host == largest and other.awaits_client and other is not self]
         if waiting:
-            min(waiting, key=lambda each: each._number).transport.close()
-        elif self.host == crowd:
+            min(waiting, key=lambda other: other._number).transport.close()
+        elif self.host == largest:
             self.transport.close()
 
     def _await_head(self) -> None:
@@ -136,8 +141,9 @@ class Connection(HttpToolsProtocol):
 
 
 def _end_with_connection(cycle: RequestResponseCycle) -> None:
-    """Let an answer without a length go out as it is; uvicorn would send it in chunks, and counts what it sends."""
-    send, unframed = cycle.send, False
+    """Send an answer without a length unframed. uvicorn would use chunks, and would check the length of the body."""
+    send = cycle.send
+    unframed = False
 
     async def plainly(message: ASGISendEvent) -> None:
         nonlocal unframed

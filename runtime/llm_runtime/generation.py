@@ -1,4 +1,4 @@
-"""An admitted job: its events on their way out, and the account of it at its end, whichever way it ends."""
+"""An admitted job: delivers its events, and accounts for it when it ends, however it ends."""
 
 import asyncio
 import hashlib
@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 
 class Admission(Protocol):
-    """What the limits have set aside for one job."""
+    """What the limits have reserved for one job."""
 
     async def reserve(self, tokens: int) -> None:
-        """So much instead, now that it is known; or raise `errors.Refusal`."""
+        """Change the reservation to `tokens`, now that the number is known, or raise `errors.Refusal`."""
         ...
 
     def settle(self, tokens: int) -> None:
-        """It has ended, having used `tokens`: the rest and its concurrent place are free again."""
+        """End the job: charge the `tokens` that it used, and release the rest and its concurrency slot."""
         ...
 
 
@@ -44,29 +44,29 @@ class Choice:
 
     text: str = ""
     events: list[TokenEvent] = field(default_factory=list)
-    """All events that carry a token; of a kept answer only where log probabilities were asked for."""
+    """All events that carry a token. A cached answer has them only if log probabilities were requested."""
     finish_reason: FinishReason = FinishReason.STOP
     tokens: int = 0
-    """How many it took to make."""
+    """How many tokens were generated for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """Where generations are accounted for, and what of the configuration the account needs."""
+    """Where generations are accounted for: metrics and usage, with the configuration that their rows need."""
 
     config: RuntimeConfig
     version: str
-    """Of the model; "" for none."""
+    """Version of the model; "" if it has none."""
     metrics: Metrics
     usage: UsageLog
     clock: Callable[[], float]
 
 
 class Generation:
-    """An admitted job. Enter it before reading its events: leaving it frees the engine and accounts for the job."""
+    """An admitted job. Use it as a context manager: its exit releases the engine and accounts for the job."""
 
     cached = False
-    """Whether it is an earlier answer, given again."""
+    """Whether it replays an earlier answer."""
 
     def __init__(
         self,
@@ -80,11 +80,16 @@ class Generation:
         turns: Sequence[Turn] = (),
         masks: Sequence[Mask] = (),
     ) -> None:
-        """`turns` are told the whole answer; `masks`, one for each choice, see every text before anybody else does."""
-        self.job, self.choices, self.prompt_tokens = job, choices, prompt_tokens
+        """`turns` get the complete answer. `masks`, one for each choice, filter every text before it is delivered."""
+        self.job = job
+        self.choices = choices
+        self.prompt_tokens = prompt_tokens
         self.completion_tokens = self.cached_tokens = 0
-        self._books, self._admission, self._streams = books, admission, streams
-        self._turns, self._masks = turns, masks
+        self._books = books
+        self._admission = admission
+        self._streams = streams
+        self._turns = turns
+        self._masks = masks
         self._finish_reasons: list[FinishReason] = []
         self._first_token_seconds: float | None = None
         self._token_at: list[float | None] = [None] * choices
@@ -104,9 +109,9 @@ class Generation:
             self._account(_outcome(fault))
 
     def __del__(self) -> None:
-        # A shutdown may cancel whoever was about to enter it: its place, and those who wait for it, must not stay.
+        # A shutdown may cancel the caller before it enters. The slot must be released, and waiting requests must know.
         if self._open:
-            with suppress(RuntimeError):  # Without a running loop the engine has ended as well.
+            with suppress(RuntimeError):  # Without a running loop, the engine has ended, too.
                 asyncio.get_running_loop().create_task(close(self._streams))
             self._account(Outcome.CANCELLED)
 
@@ -122,14 +127,15 @@ class Generation:
         return self.prompt_tokens + self.completion_tokens
 
     async def bursts(self) -> AsyncGenerator[tuple[int, list[TokenEvent]]]:
-        """(index of the choice, its events that have come since), until every choice has ended.
+        """Yield (index of the choice, its new events) until every choice has ended.
 
-        Raises `errors.Refusal` if one can't.
+        Raises `errors.Refusal` if one fails.
         """
         tokens = self._books.metrics.tokens.labels(self._books.config.model.name)
         async with aclosing(merge(self._streams)) as merged:
             async for index, events in merged:
-                if count := len(events) - (events[-1].token_id is None):  # Only the last one may be final.
+                count = len(events) - (events[-1].token_id is None)  # Only the last event may have no token.
+                if count:
                     self._count_tokens(index, count, events[0].cached_tokens)
                     tokens.inc(count)
                 self._end(events[-1])
@@ -143,7 +149,7 @@ class Generation:
             turn.keep(self._answer())
 
     async def collect(self) -> list[Choice]:
-        """All choices, whole."""
+        """Wait for all choices."""
         choices = [Choice() for _ in range(self.choices)]
         async with aclosing(self.bursts()) as bursts:
             async for index, events in bursts:
@@ -151,7 +157,7 @@ class Generation:
         return choices
 
     async def whole(self, receive: Receive) -> list[Choice]:
-        """All choices, unless the client leaves (`ClientGone`) or time runs out (`errors.RequestTimeout`) first."""
+        """Wait for all choices. Raises `ClientGone` if the client disconnects, `errors.RequestTimeout` on timeout."""
         return await while_connected(receive, self.collect(), self._books.config.server.request_timeout_seconds)
 
     def _end(self, event: TokenEvent) -> None:
@@ -166,8 +172,10 @@ class Generation:
         self._finish_reasons.append(event.finish_reason)
 
     def _count_tokens(self, index: int, count: int, cached: int) -> None:
-        metrics, now, before = self._books.metrics, self._books.clock(), self._token_at[index]
-        if before is None and index % self.job.n == 0:  # A prompt counts once, however many choices it has.
+        metrics = self._books.metrics
+        now = self._books.clock()
+        before = self._token_at[index]
+        if before is None and index % self.job.n == 0:  # Count a prompt once, however many choices it has.
             self.cached_tokens += cached
         self._token_at[index] = now
         self.completion_tokens += count
@@ -186,7 +194,8 @@ class Generation:
         return Answer(self.prompt_tokens, tuple(_kept(choice, logprobs=logprobs) for choice in self._said))
 
     def _row(self, outcome: Outcome) -> UsageRow:
-        job, config = self.job, self._books.config
+        job = self.job
+        config = self._books.config
         stored = config.database.store_prompts
         return UsageRow(
             at=datetime.now(UTC),
@@ -214,7 +223,7 @@ class Generation:
 
 
 class Replay(Generation):
-    """An earlier answer, given again: whole or as a stream, for one request of the limits and no tokens."""
+    """Replays an earlier answer, complete or as a stream. It counts as a request of the limits, but costs no tokens."""
 
     cached = True
 
@@ -241,21 +250,21 @@ class Replay(Generation):
         return choices
 
     async def whole(self, receive: Receive) -> list[Choice]:
-        return await self.collect()  # Takes no time in which a client could leave.
+        return await self.collect()  # Immediate, so there is no need to watch for a disconnect.
 
 
 def model_version(config: RuntimeConfig) -> str:
-    """The registry's version that the configuration names, or ""."""
+    """The registered version that the configuration names, or ""."""
     return config.model.mlflow.version if config.model.mlflow else ""
 
 
 def text_of(events: Sequence[TokenEvent]) -> str:
-    """What several events show together."""
+    """The joined text of several events."""
     return events[0].text if len(events) == 1 else "".join([event.text for event in events])
 
 
 async def close(streams: Sequence[TokenStream]) -> None:
-    """Give up those that have not ended."""
+    """Cancel the streams that have not ended."""
     for stream in streams:
         if give_up := getattr(stream, "aclose", None):
             await give_up()
@@ -269,7 +278,7 @@ def _add(choice: Choice, events: list[TokenEvent], tokens: int) -> None:
 
 
 def _kept(choice: Choice, *, logprobs: bool) -> AnswerChoice:
-    # Without log probabilities nobody asks for single tokens any more.
+    # Single tokens are needed only for log probabilities.
     events = choice.events if logprobs else []
     rest = choice.text.removeprefix(text_of(events))
     end = TokenEvent(None, rest, finish_reason=choice.finish_reason)
@@ -284,7 +293,7 @@ def _outcome(fault: BaseException | None) -> Outcome:
             return Outcome.CANCELLED
         case errors.RequestTimeout():
             return Outcome.TIMEOUT
-        # A bare CancelledError is uvicorn's, when the drain time is over.
+        # A bare CancelledError comes from uvicorn, at the end of the grace period of a shutdown.
         case errors.ServiceUnavailable() | CancelledError():
             return Outcome.INTERRUPTED
         case _:
@@ -292,7 +301,7 @@ def _outcome(fault: BaseException | None) -> Outcome:
 
 
 def _one_text(parts: Sequence[Prompt]) -> str:
-    """A single text as it is, anything else as JSON."""
+    """A single text unchanged, anything else as JSON."""
     [only] = parts if len(parts) == 1 else [None]
     return only if isinstance(only, str) else compact_json(only if only is not None else parts)
 

@@ -1,4 +1,4 @@
-"""What a dialect asks of the pipeline."""
+"""A job: what a dialect of the API asks the pipeline for."""
 
 import json
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from typing import Any
 from llm_runtime.request import Caller, Message, Sampling
 
 MAX_CHOICES = 128
-"""Prompts times `n`: what OpenAI allows for `n` alone."""
+"""Most choices of a request, prompts times `n`. OpenAI allows this many for `n` alone."""
 NOT_ASKED = 0
-"""As `Sampling.max_tokens` of a job: the client named no number."""
+"""Value of `Sampling.max_tokens` in a job whose client gave no number."""
 
 MARKUP_CHARACTERS = 32
-"""What a chat template writes around a message, about: ChatML 28, Llama 3 52, Mistral 15."""
+"""Approximate characters that a chat template writes around a message: ChatML 28, Llama 3 52, Mistral 15."""
 
 Messages = tuple[Message, ...]
 Prompt = str | tuple[int, ...] | Messages
@@ -22,9 +22,9 @@ Prompt = str | tuple[int, ...] | Messages
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a dialect asks for. `prompts` times `n` choices are generated, those of one prompt next to each other.
+    """A request in terms of the pipeline. It generates `prompts` times `n` choices, those of a prompt in a row.
 
-    A new field is part of what decides an answer, and so of the cache's key, unless `cache.key` is told otherwise.
+    A new field becomes part of the cache key, unless `cache.key` excludes it.
     """
 
     id: str
@@ -34,40 +34,40 @@ class Job:
     prompts: tuple[Prompt, ...]
     sampling: Sampling
     default_max_tokens: int | None = None
-    """Where the client named no `max_tokens`; None means all that the model's length leaves room for."""
+    """Used if the client gave no `max_tokens`. None means all that the model's length leaves."""
     n: int = 1
     stream: bool = False
     user: str | None = None
     adapter: str = ""
     """Name of the LoRA adapter; "" is the base model."""
     prompt_field: str = "prompt"
-    """What the dialect calls the prompt, for error messages."""
+    """The dialect's name of the prompt field, for error messages."""
     constraint_field: str = "response_format"
-    """What it calls the constraint."""
+    """The dialect's name of the constraint field."""
     tools: tuple[dict[str, Any], ...] = ()
-    """What the chat template tells the model of, as OpenAI's API describes functions."""
+    """Tools for the chat template, in the form of functions in OpenAI's API."""
     template_options: Mapping[str, Any] = field(default_factory=dict)
     """Further variables for the chat template."""
     shown_token_ids: tuple[int, ...] = ()
-    """Special tokens that belong to an answer's text, as the dialect reads them."""
+    """Special tokens that stay in the answer's text, because the dialect parses them (tool calls, thoughts)."""
     idempotency_key: str | None = None
-    """The client's name for this request: sent again under it, the same request gets the same answer."""
+    """The client's key for this request: repeated with the same key, it gets the same answer."""
     forgettable: int = 0
-    """So many of a conversation's oldest messages, after a leading system message, may go where it is too long."""
+    """How many of the oldest messages, after a leading system message, may be dropped if the prompt is too long."""
 
     @property
     def deterministic(self) -> bool:
-        """Whether there is only one answer to it: greedy or seeded."""
+        """Whether the answer is always the same: greedy or seeded."""
         return self.sampling.temperature == 0 or self.sampling.seed is not None
 
 
 def is_conversation(prompt: Prompt) -> bool:
-    """Whether it is for the chat template."""
+    """Whether the prompt is a conversation, for the chat template."""
     return not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], dict)
 
 
 def characters(prompt: Prompt) -> int:
-    """Length of its texts, with the markup of messages."""
+    """Characters of the prompt's texts, with about the markup that a chat template adds; 0 for token ids."""
     if isinstance(prompt, str):
         return len(prompt)
     return sum(MARKUP_CHARACTERS + _characters(message) for message in prompt if isinstance(message, dict))
@@ -79,12 +79,12 @@ def _characters(message: Message) -> int:
 
 
 def written(structure: object) -> int:
-    """Characters of what chat templates write as JSON."""
+    """Characters of a structure as JSON, the form in which chat templates write it."""
     return len(json.dumps(structure, ensure_ascii=False)) if structure else 0
 
 
 def forget(job: Job, count: int) -> Job:
-    """`job` without the `count` oldest messages that may go; pairs, so that a question goes with its answer."""
+    """Drop the `count` oldest messages that may go, rounded up to pairs: a question goes together with its answer."""
     count = min(count + count % 2, job.forgettable)
     [prompt] = job.prompts
     messages = [message for message in prompt if isinstance(message, dict)]

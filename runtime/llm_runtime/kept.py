@@ -1,4 +1,4 @@
-"""What is kept of many tenants in bounded memory: whoever holds the most of it loses its own oldest."""
+"""A bounded in-memory cache that is fair between tenants: when full, it evicts the largest tenant's oldest entry."""
 
 import time
 from collections import OrderedDict
@@ -19,23 +19,26 @@ class _Entry(Generic[V]):
 
 @dataclass(slots=True)
 class _Share:
-    """What one tenant has here."""
+    """One tenant's entries."""
 
     keys: OrderedDict[str, None]
-    """From the one used least recently on."""
+    """Least recently used first."""
     size: int = 0
 
 
 class Kept(Generic[V]):
-    """Values by key, each a tenant's. Full, it takes from the tenant with the largest share, maybe the newcomer."""
+    """Values by key, each owned by a tenant. When full, evicts from the largest tenant, which may be the newcomer."""
 
     def __init__(
         self, entries: int, size: int, ttl_seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`entries` and `size`, in bytes as `put` counts them, are what all have together; each lasts `ttl_seconds`."""
-        self.entries, self.size, self._ttl, self._clock = entries, size, ttl_seconds, clock
+        """Holds at most `entries` entries and `size` bytes (as passed to `put`), each for `ttl_seconds`."""
+        self.entries = entries
+        self.size = size
+        self._ttl = ttl_seconds
+        self._clock = clock
         self._held: OrderedDict[str, _Entry[V]] = OrderedDict()
-        """In the order in which their time is over."""
+        """In the order of expiry."""
         self._shares: dict[str, _Share] = {}
         self._total = 0
 
@@ -44,12 +47,12 @@ class Kept(Generic[V]):
         return len(self._held)
 
     def items(self) -> Iterator[tuple[str, V]]:
-        """All of them."""
+        """All entries that have not expired."""
         self._expire()
         return iter([(key, entry.value) for key, entry in self._held.items()])
 
     def get(self, key: str) -> V | None:
-        """The value, if its time is not over; it counts as used."""
+        """The value, if it has not expired. Marks it as used."""
         entry = self._held.get(key)
         if entry is None or entry.until <= self._clock():
             return None
@@ -57,7 +60,7 @@ class Kept(Generic[V]):
         return entry.value
 
     def put(self, key: str, tenant: str, value: V, size: int) -> None:
-        """Keep it, anew if it is there."""
+        """Store the value, replacing an older one and restarting its time to live."""
         self._expire()
         self._drop(key)
         self._held[key] = _Entry(tenant, value, size, self._clock() + self._ttl)

@@ -1,6 +1,6 @@
-"""Logs on standard output, and in a file that is put aside when it is full: JSON or for a terminal.
+"""Logging to standard output and to a rotated file, as JSON or for a terminal.
 
-Each line has the id of the request it belongs to.
+Each line has the id of its request.
 """
 
 import json
@@ -22,14 +22,14 @@ QUIET = ("httpx", "httpcore", "urllib3", "filelock", "asyncio", "aiosqlite", "al
 """Libraries whose INFO is noise here."""
 
 _RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"color_message", "taskName", "asctime", "message"}
-"""What every record has; the rest is what somebody wanted to say."""
+"""Attributes that every record has. The others are extras, which are logged."""
 
 
 _hidden: dict[str, str] = {}
 
 
 def hide(private: Mapping[str, str]) -> None:
-    """From now on write `$NAME` for these values, in every line and report: they came by variables of these names."""
+    """Redact secrets in every line and report: write `$NAME` for each value. `private`: variables' names by value."""
     _hidden.clear()
     _hidden.update(private)
 
@@ -42,14 +42,14 @@ def _shown(text: str) -> str:
 
 
 def format_of(server: ServerConfig) -> Literal["json", "console"]:
-    """How to log on standard output: lines of JSON are for machines, and on a terminal somebody reads."""
-    said = "log_format" in server.model_fields_set
-    return "console" if not said and sys.stdout.isatty() else server.log_format
+    """The format for standard output: as configured; else `console` on a terminal and JSON elsewhere."""
+    configured = "log_format" in server.model_fields_set
+    return "console" if not configured and sys.stdout.isatty() else server.log_format
 
 
 def configure(format_: Literal["json", "console"], level: str, stream: TextIO | None = None) -> None:
-    """Send every logger, uvicorn's too, to one handler. One stream only: two would not keep their order."""
-    # Nobody shows where in the code a line was written, which costs as much as writing it.
+    """Send all loggers, including uvicorn's, to one handler. It has one stream, as two would not keep the order."""
+    # No format shows the place in the code, and finding it costs as much as writing the line.
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     _install(logging.StreamHandler(stream or sys.stdout), format_, level)
@@ -61,7 +61,7 @@ def configure(format_: Literal["json", "console"], level: str, stream: TextIO | 
 
 
 def add_file(server: ServerConfig) -> None:
-    """Log to `server.log_file` as well, after `configure`. Raises OSError where it can't be written."""
+    """Also log to `server.log_file`. Call it after `configure`. Raises OSError if the file can't be written."""
     if server.log_file:
         handler = _Rotating(server.log_file, "a", server.log_file_bytes, server.log_file_backups, encoding="utf-8")
         handler.setFormatter(_formatter(server.log_format))
@@ -69,7 +69,7 @@ def add_file(server: ServerConfig) -> None:
 
 
 def report_fatal(report: FatalReport, stream: TextIO | None = None) -> None:
-    """Print why the process gives up, as its last line: the kubelet carries it into the pod's status."""
+    """Print the fatal error as the process's last line, which the kubelet copies to the pod's status."""
     now = datetime.now(UTC).isoformat()
     line = {"timestamp": now, "level": "CRITICAL", "reason": report.reason, "message": _shown(report.message)}
     print(json.dumps(line), file=stream or sys.stdout, flush=True)
@@ -99,7 +99,7 @@ class JsonFormatter(logging.Formatter):
             line["exception"] = self.formatException(record.exc_info)
         try:
             return _shown(orjson.dumps(line, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS).decode())
-        except TypeError:  # Half a surrogate pair, or a number of more than 64 bits.
+        except TypeError:  # orjson refuses half of a surrogate pair, and numbers of more than 64 bits.
             return _shown(json.dumps(line, default=str))
 
 
@@ -118,7 +118,7 @@ class ConsoleFormatter(logging.Formatter):
 
 
 def _extras(record: logging.LogRecord) -> dict[str, Any]:
-    """What the line's author put beside its message, and the current request's id."""
+    """The record's extras, and the current request's id."""
     extras = {key: value for key, value in vars(record).items() if key not in _RESERVED}
     if current := request_id.get():
         extras.setdefault("request_id", current)
@@ -126,7 +126,7 @@ def _extras(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class _Rotating(RotatingFileHandler):
-    """Python's keeps on writing to a full file of which no backup is wanted."""
+    """Truncates a full file if no backups are wanted. Python's own handler would let it grow."""
 
     def doRollover(self) -> None:
         if self.backupCount:

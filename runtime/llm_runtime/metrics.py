@@ -1,4 +1,4 @@
-"""Prometheus metrics, in a registry of their own. Labels come from small fixed sets: routes, not paths; no keys."""
+"""Prometheus metrics, in their own registry. Label values come from small fixed sets: routes, not paths; no keys."""
 
 import time
 from bisect import bisect_left
@@ -58,7 +58,7 @@ class EngineFigures(Protocol):
 
 
 class Rate:
-    """Tokens per second over the last full ten seconds, by whole seconds."""
+    """Tokens per second, over the last ten complete seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -74,7 +74,7 @@ class Rate:
     def value(self) -> float:
         now = int(self._clock())
         self._forget(now)
-        # The second that has just begun would make the figure dip on every scrape.
+        # Without the current second: it is incomplete, and would lower the figure at every scrape.
         return sum(count for second, count in self._seconds if second != now) / RATE_WINDOW_SECONDS
 
     def _forget(self, now: int) -> None:
@@ -83,7 +83,7 @@ class Rate:
 
 
 class Tally(Collector):
-    """A histogram for what happens with every token: for one thread, hence without a lock. Values in seconds."""
+    """A histogram in seconds for events of every token. It is used by one thread, and so has no lock."""
 
     def __init__(self, name: str, documentation: str, buckets: tuple[float, ...]) -> None:
         self._name = name
@@ -93,7 +93,7 @@ class Tally(Collector):
         self._sum = 0.0
 
     def observe(self, value: float, count: int = 1) -> None:
-        """Count `value` as often as it happened."""
+        """Count `value` `count` times."""
         self._counts[bisect_left(self._buckets, value)] += count
         self._sum += value * count
 
@@ -159,10 +159,10 @@ class Metrics:
         )  # fmt: skip
         self.rate = Rate(clock)
         self._requests: dict[tuple[str, str, int, bool], tuple[list[Counter], list[Histogram]]] = {}
-        """What a request counts in; looking labels up costs more than counting."""
+        """Metrics of a request by its labels, cached because looking up labels costs more than counting."""
 
     def watch(self, sources: Sources) -> None:
-        """Ask `sources` at each scrape from now on. Once."""
+        """Ask `sources` at each scrape from now on. Call it once."""
         self.cache_entries.set_function(sources.cache_entries)
         self.registry.register(_Live(self.rate, sources))
 
@@ -187,7 +187,7 @@ class Metrics:
 
 
 class _Live(Collector):
-    """What is read at the moment of the scrape."""
+    """Metrics that are read at each scrape."""
 
     def __init__(self, rate: Rate, sources: Sources) -> None:
         self._rate = rate

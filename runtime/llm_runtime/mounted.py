@@ -1,4 +1,4 @@
-"""A file that the kubelet changes below a running process: a key or file of a mounted Secret or ConfigMap."""
+"""Follows a file of a mounted Secret or ConfigMap, which the kubelet may change while the process runs."""
 
 import logging
 from pathlib import Path
@@ -7,27 +7,28 @@ log = logging.getLogger(__name__)
 
 
 class MountedFile:
-    """Gives each version of the file once. While it can't be read nothing is new, and the next look tries again."""
+    """Returns each version of the file once. An unreadable file has no new version; the next call tries again."""
 
     def __init__(self, path: Path, *, optional: bool = False) -> None:
-        """`optional`: a file that is not there is no fault, and is not logged."""
+        """With `optional`, a missing file is not logged as an error."""
         self.path = path
         self._optional = optional
         self._signature: tuple[int, ...] | None = None
         self._readable = True
 
     def news(self) -> bytes | None:
-        """The content, where it may be another than the last that was given. One stat where it is not."""
+        """The content, if the file may have changed since the last call. Costs one stat if it has not."""
         try:
-            found = self.path.stat()
-            # What changes when the kubelet swaps its `..data` link or somebody writes in place.
-            signature = found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
-            # Before the signature is kept: a read that fails (no more file handles, say) must not hide this version.
+            stat = self.path.stat()
+            # Changes when the kubelet swaps its `..data` link, and when the file is written in place.
+            signature = stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
+            # Read before the signature is stored: after a failed read, the next call must try this version again.
             content = None if signature == self._signature else self.path.read_bytes()
         except OSError as error:
             if self._readable and not (self._optional and isinstance(error, FileNotFoundError)):
                 log.error("%s can't be read; its last good content stays in force: %s", self.path, error)
                 self._readable = False
             return None
-        self._signature, self._readable = signature, True
+        self._signature = signature
+        self._readable = True
         return content

@@ -1,7 +1,7 @@
-"""The road of a request, in order: validate → place → filter → cache → encode → limits → engine → stream → usage.
+"""The request pipeline, in order: validate → admit → filter → cache → encode → limits → engine → stream → usage.
 
-Authentication and the count of the request lie before it. A dialect hands in a `Job` and gets a `Generation` back. What
-takes time by the prompt's length comes after the caller has a place, and for long prompts runs in a thread.
+Authentication and the count of the request come before it. A dialect passes a `Job` and gets a `Generation` back. Work
+that grows with the prompt's length is done only after admission, and for long prompts in a thread.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from llm_runtime.metrics import Metrics
 from llm_runtime.request import Caller, Engine, GenerationRequest, TextCodec, TokenStream
 from llm_runtime.usage import UsageLog
 
-# All that a dialect needs.
+# Everything that a dialect needs.
 __all__ = [
     "IDEMPOTENCY_KEY",
     "MAX_CHOICES",
@@ -45,24 +45,28 @@ __all__ = [
 T = TypeVar("T")
 
 LONG_CHARACTERS = 4000
-"""To encode so many takes some 3 ms, for which all others would wait; longer prompts are prepared in a thread."""
+"""Length from which prompts are prepared in a thread. Encoding this many takes about 3 ms."""
 SLOW_SECONDS = 0.1
+"""Preparation time of a short prompt after which the next ones run in a thread: its chat template is slow."""
 
 
 class Limiter(Protocol):
-    """What stands between a caller and too much."""
+    """Enforces a caller's limits."""
 
     async def admit(self, caller: Caller, tokens: int, *, requests: int = 1, counted: int = 0) -> Admission:
-        """Set aside all of it but the requests that are `counted`, or raise `errors.Refusal`; waits for a place."""
+        """Wait for a concurrency slot and reserve requests and tokens, or raise `errors.Refusal`.
+
+        `counted` of the requests have already been counted.
+        """
         ...
 
     def most_tokens(self, caller: Caller) -> int | None:
-        """The most that one request may ask for; None: no limit."""
+        """Most tokens that one request may ask for; None without a limit."""
         ...
 
 
 class NoLimits:
-    """Everybody may do everything."""
+    """A limiter that admits everything."""
 
     async def admit(self, caller: Caller, tokens: int, *, requests: int = 1, counted: int = 0) -> Admission:
         return self
@@ -71,14 +75,14 @@ class NoLimits:
         return None
 
     async def reserve(self, tokens: int) -> None:
-        """There is enough."""
+        """Always succeeds."""
 
     def settle(self, tokens: int) -> None:
-        """Nothing was set aside."""
+        """Does nothing, as nothing was reserved."""
 
 
 class Pipeline:
-    """One loaded model and what every request to it passes through."""
+    """Runs every request to one loaded model."""
 
     def __init__(
         self,
@@ -95,10 +99,11 @@ class Pipeline:
         version: str = "",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Cache and keys outlive a swap of the model; `identity` tells versions of one adapter apart for them, and
-        `version` says what a `uri` stands for; "": the configuration's.
+        """`cache` and `idempotency` outlive a swap of the model.
 
-        Raises `errors.ConfigInvalid` for a filter's pattern.
+        `identity` returns the version of an adapter, which becomes part of their keys. `version` is the version that
+        the model's `uri` resolved to; "" means the configuration's. Raises `errors.ConfigInvalid` for an invalid
+        pattern of a filter.
         """
         self.config = config
         self.engine = engine
@@ -114,15 +119,15 @@ class Pipeline:
         self._books = Books(config, self.version, metrics, usage, clock)
         self._metrics = metrics
         self._slow = False
-        """A short prompt took long once: from then on none is prepared on the event loop."""
+        """Set once a short prompt took long. From then on all prompts are prepared in a thread."""
 
     async def start(self, job: Job, *, large: bool = False) -> Generation:
-        """Admit a job. Whatever it can be refused for is raised here, before a byte is answered.
+        """Admit a job and start it. Every refusal is raised here, before the first byte of an answer.
 
-        `large`: even to count its characters takes time.
+        `large` means that even counting its characters takes time, so that is done in a thread, too.
         """
         job, length = await aside(self._validate, job) if large else self._validate(job)
-        async with AsyncExitStack() as held:  # A refusal or a cancellation, wherever it comes, gives all of it back.
+        async with AsyncExitStack() as held:  # Releases everything after a refusal or a cancellation, wherever it is.
             admission = await self._admit(job, length)
             held.callback(admission.settle, 0)
             job = await self._prepared(length, self._filters.prompts, job)
@@ -137,7 +142,7 @@ class Pipeline:
             await admission.reserve(_most_tokens(prompts, requests))
             streams = await self._run(requests)
             held.pop_all()
-            if self._weights(job) != weights:  # The adapter was replaced while this request waited for its turn.
+            if self._weights(job) != weights:  # The adapter was replaced while this request waited.
                 turns = _without_cache(job, turns)
         prompt_tokens = sum(map(len, prompts))
         self._metrics.prompt_tokens.labels(self.config.model.name).inc(prompt_tokens)
@@ -153,7 +158,7 @@ class Pipeline:
         )
 
     async def _prepared(self, length: int, work: Callable[[Job], T], job: Job) -> T:
-        """`work` on a prompt of this length: here, or aside where it takes time, be it by the model's chat template."""
+        """Do `work` here, or in a thread if it takes long: because of the length, or of a slow chat template."""
         if self._slow or length > LONG_CHARACTERS:
             return await aside(work, job)
         began = time.perf_counter()
@@ -163,79 +168,87 @@ class Pipeline:
             self._slow = time.perf_counter() - began > SLOW_SECONDS
 
     def _validate(self, job: Job) -> tuple[Job, int]:
-        """The job, shortened where it may be, and its length in characters or tokens. Counts, and looks at nothing."""
+        """The job, without the oldest messages if it is too long and they may go, and its length in characters.
+
+        Prompts of token ids count their tokens.
+        """
         if len(job.prompts) * job.n > MAX_CHOICES:
             message = f"A request may have at most {MAX_CHOICES} choices; it asks for {len(job.prompts)} x {job.n}."
             raise errors.InvalidRequest(message, param="n")
         limit = self.config.server.max_prompt_characters
         beside = written(job.tools) + written(job.template_options) if job.tools or job.template_options else 0
-        while (length := sum(map(characters, job.prompts)) + beside) > limit:
+        length = sum(map(characters, job.prompts)) + beside
+        while length > limit:
             if not job.forgettable:
-                # Clients know a prompt that is too long by OpenAI's words, here and below, and send a shorter one.
+                # These are OpenAI's words, here and below: clients recognise them, and send a shorter prompt.
                 message = (
                     f"The prompt is a string too long. Expected a string with maximum length {limit}, but got a string "
                     f"with length {length} instead: shorten the conversation."
                 )
                 raise errors.InvalidRequest(message, param=job.prompt_field, code="string_above_max_length")
             job = forget(job, 2)
+            length = sum(map(characters, job.prompts)) + beside
         tokens = [len(prompt) for prompt in job.prompts if not isinstance(prompt, str) and not is_conversation(prompt)]
         if tokens and max(tokens) >= self.engine.max_model_length:
             raise self._too_long(job, max(tokens))
         return job, length + sum(tokens)
 
     async def _admit(self, job: Job, length: int) -> Admission:
-        """A place, the requests beyond the one that was counted, and of a long prompt what it takes at least."""
+        """Reserve a slot, the requests beyond the counted one, and the least number of tokens of a long prompt.
+
+        A caller without that many tokens left is refused before its prompt is encoded.
+        """
         least = 0
         if length > LONG_CHARACTERS:
             least = len(job.prompts) * (1 + job.n * max(1, job.sampling.max_tokens))
         return await self.limiter.admit(job.caller, least, requests=len(job.prompts), counted=1)
 
     def _weights(self, job: Job) -> str:
-        """What answers, down to the adapter's version."""
+        """Identifies the weights that answer: the model's version and the adapter's."""
         return self._model + self._identity(job.adapter)
 
     async def _recall(self, job: Job, weights: str, held: AsyncExitStack) -> tuple[Answer | None, list[Turn]]:
-        """An answer that was given before; or the turns to make one, for those who wait for it or will ask again."""
+        """An earlier answer, or the turns in which this job makes one for those who wait for it or ask again."""
         turns: list[Turn] = []
         sampled = self.config.server.completion_cache.sampled
         cache = self.cache if job.deterministic or sampled else None
         if job.idempotency_key is None and cache is None:
             return None, turns
         if job.idempotency_key is not None:
-            found = self.idempotency.claim(job.caller.id, job.idempotency_key, job_digest(self._model, job))
-            if isinstance(found, Answer):
-                return found, turns
-            turns.append(found)
-            held.callback(found.drop)
+            claimed = self.idempotency.claim(job.caller.id, job.idempotency_key, job_digest(self._model, job))
+            if isinstance(claimed, Answer):
+                return claimed, turns
+            turns.append(claimed)
+            held.callback(claimed.drop)
         if cache is not None:
             timeout = self.config.server.request_timeout_seconds
             model = self.config.model.name
             key = job_digest(weights, job)
-            found = await cache.find(key, tenant=job.caller.id, model=model, timeout_seconds=timeout)
-            self._metrics.cache_lookups.labels("hit" if isinstance(found, Answer) else "miss").inc()
-            if isinstance(found, Answer):
-                return found, turns
-            turns.append(found)
-            held.callback(found.drop)
+            cached = await cache.find(key, tenant=job.caller.id, model=model, timeout_seconds=timeout)
+            self._metrics.cache_lookups.labels("hit" if isinstance(cached, Answer) else "miss").inc()
+            if isinstance(cached, Answer):
+                return cached, turns
+            turns.append(cached)
+            held.callback(cached.drop)
         return None, turns
 
     async def _check_constraint(self, job: Job) -> None:
         if job.sampling.constraint is None:
             return
         try:
-            # A large schema takes 0.1 s to compile, which other streams must not feel.
+            # In a thread: a large schema takes 0.1 s to compile, and other streams must not wait for it.
             await asyncio.to_thread(self.codec.check_constraint, job.sampling.constraint)
         except errors.InvalidRequest as refusal:
             field = job.constraint_field
             raise errors.InvalidRequest(f"{field}: {refusal.message}", param=field, code=refusal.code) from refusal
 
     def _encode(self, job: Job) -> tuple[Job, list[list[int]]]:
-        """The prompts' tokens; of a conversation that is too long its oldest messages go first, if they may."""
+        """The prompts' tokens. A conversation that is too long loses its oldest messages, if they may go."""
         prompts = [self._tokens(prompt, job) for prompt in job.prompts]
         most = self.engine.max_model_length
         wanted = job.sampling.max_tokens or min(job.default_max_tokens or most, most // 4)
         while job.forgettable and len(prompts[0]) + wanted > most:
-            # By halves: each try encodes everything again.
+            # Half of them at a time, because each attempt encodes everything again.
             job = forget(job, max(2, job.forgettable // 2))
             prompts = [self._tokens(prompt, job) for prompt in job.prompts]
         if self._filters.reads_prompts:
@@ -260,7 +273,7 @@ class Pipeline:
         ]
 
     def _affordable(self, job: Job, prompts: Sequence[list[int]]) -> int | None:
-        """Tokens that the caller's limits leave for each choice, where the client has not said how many it wants."""
+        """Tokens that the caller's limits leave for each choice; None without a limit or if the client set a number."""
         most = None if job.sampling.max_tokens else self.limiter.most_tokens(job.caller)
         return None if most is None else max(1, (most - sum(map(len, prompts))) // (len(prompts) * job.n))
 
@@ -296,7 +309,7 @@ class Pipeline:
         return errors.InvalidRequest(message, param=job.prompt_field, code="context_length_exceeded")
 
     async def _run(self, requests: Sequence[GenerationRequest]) -> list[TokenStream]:
-        """All or none."""
+        """Start all requests or none."""
         streams: list[TokenStream] = []
         try:
             for request in requests:
@@ -308,7 +321,7 @@ class Pipeline:
 
 
 def _most_tokens(prompts: Sequence[list[int]], requests: Sequence[GenerationRequest]) -> int:
-    """What is billed at most: each prompt once, and all that its choices may say."""
+    """Most tokens that can be billed: each prompt once, and `max_tokens` of every choice."""
     return sum(map(len, prompts)) + sum(request.sampling.max_tokens for request in requests)
 
 
@@ -319,7 +332,10 @@ def _replay(books: Books, job: Job, admission: Admission, answer: Answer, turns:
 
 
 def _without_cache(job: Job, turns: Sequence[Turn]) -> list[Turn]:
-    """An answer of other weights than its key says is kept for whoever repeats this very request, and for no other."""
+    """Drop the cache's turn, because the answer comes from other weights than its key says.
+
+    The idempotency key's turn stays: repeating this very request may return this answer.
+    """
     own = 0 if job.idempotency_key is None else 1
     for turn in turns[own:]:
         turn.drop()
@@ -327,5 +343,5 @@ def _without_cache(job: Job, turns: Sequence[Turn]) -> list[Turn]:
 
 
 def _seed(seed: int | None, choice: int) -> int | None:
-    """The choices of one seeded prompt differ from each other and stay the same from request to request."""
+    """The seed of one choice: choices of a prompt differ from each other, but are the same in each request."""
     return None if seed is None else (seed + choice) % (1 << 63)

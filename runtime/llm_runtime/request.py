@@ -1,7 +1,7 @@
-"""The nouns of a generation: what the API layer hands to the engine and what comes back.
+"""The types between API and engine: requests, events, and the protocols that both sides implement.
 
-Every dialect of the API translates into a `GenerationRequest`; the engine answers with `TokenEvent`s. Both sides know
-nothing else of each other.
+Every dialect of the API translates into a `GenerationRequest`, and the engine answers with `TokenEvent`s. The two sides
+share nothing else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,24 +13,24 @@ from typing import Any, Literal, Protocol
 from llm_runtime.contract import STANDARD_TIER, Tier
 
 Message = dict[str, Any]
-"""Of a conversation, as chat templates take it: `role`, `content` (always a text), maybe `tool_calls` and more."""
+"""A message for chat templates: `role`, `content` (always a string), and optionally `tool_calls` and more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, as everything behind authentication sees them."""
+    """An authenticated caller."""
 
     id: str
-    """The key's public part, or `ip:<address>` of a client without one."""
+    """The key's public part, or `ip:<address>` for a client without a key."""
     name: str
-    """For logs and usage."""
+    """Name for logs and usage."""
     tier: Tier = STANDARD_TIER
-    """Its limits; a key's own are laid over those of its tier."""
+    """The caller's limits: those of the tier, overridden by the key's own."""
     owner: str = ""
     adapters: tuple[str, ...] = ()
-    """Adapters that it may use beside the model itself; none named: all."""
+    """Adapters that the caller may use beside the base model. Empty means all."""
     admin: bool = False
-    """May manage models and keys."""
+    """Whether the caller may manage models and keys."""
 
 
 class FinishReason(StrEnum):
@@ -43,32 +43,32 @@ class FinishReason(StrEnum):
 
 
 STRICT_AS = "x-strict-as"
-"""In a grammar's schema that is strict: what the client calls it."""
+"""Key in a grammar's strict schemas. Its value is the client's name of the schema, for error messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What the whole answer must match. `text` is the JSON schema or the regular expression; "" for any JSON object.
+    """What the complete answer must match. `text` is a JSON schema or a regular expression; "" for any JSON object.
 
-    A grammar is JSON: `rules` in llguidance's Lark, `schemas` that they speak of as `schema_0`, `schema_1`, …
+    The text of a grammar is JSON: `rules` in llguidance's Lark, and `schemas` that they reference as `schema_0`, …
     """
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
     text: str = ""
     strict: bool = False
-    """The JSON schema is enforced to its last word, or refused. Otherwise it is enforced as far as it can be.
+    """Whether the JSON schema is enforced completely or refused. Otherwise it is enforced as far as possible.
 
-    Those of a grammar say by `STRICT_AS` whether they are.
+    Schemas in a grammar are strict if they contain `STRICT_AS`.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to choose tokens. `temperature` 0 is greedy; the defaults of all filters and penalties switch them off.
+    """How to choose tokens. `temperature` 0 is greedy. By default, all filters and penalties are off.
 
-    `repetition_penalty` divides or multiplies the logits of every token seen in prompt or answer (Keskar et al. 2019,
-    as in Transformers); `presence_penalty` and `frequency_penalty` are subtracted once, or once for each occurrence,
-    for tokens of the answer (as in OpenAI's API); `logit_bias` is added to the logits of (token id, bias) pairs.
+    `repetition_penalty` scales down the logit of every token in prompt or answer (Keskar et al. 2019, as in
+    Transformers). For tokens of the answer, `presence_penalty` is subtracted once and `frequency_penalty` once for each
+    occurrence (as in OpenAI's API). `logit_bias` has (token id, bias) pairs, which are added to the logits.
     """
 
     max_tokens: int
@@ -86,7 +86,7 @@ class Sampling:
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     logprobs: int | None = None
-    """None: no log probabilities; k: the chosen token's and those of the k most likely ones."""
+    """Log probabilities of the chosen token and the k most likely ones; None for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +99,13 @@ class GenerationRequest:
     adapter: str = ""
     """Name of a loaded LoRA adapter; "" is the base model."""
     priority: int = 0
-    """Of two that wait, the one with the higher number gets the place."""
+    """Waiting requests with a higher number are admitted first."""
     continues: bool = False
-    """The answer's text goes on from the prompt's, and does not begin one."""
+    """Whether the answer continues the prompt's text, instead of beginning a new one."""
     shown_token_ids: tuple[int, ...] = ()
-    """Special tokens that show in the text: markup that somebody reads before anybody else sees it."""
+    """Special tokens that stay in the text, because the dialect parses them."""
     tenant: str = ""
-    """Whom it is for: tenants of one priority take turns in the queue."""
+    """The caller's id. In the queue, tenants of the same priority take turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +119,11 @@ class TopLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One generated token. The last event of a request, and only that one, has a `finish_reason`.
+    """One generated token. Only the last event of a request has a `finish_reason`.
 
-    `text` is what may be shown now: it may be empty (bytes of a character still missing, a possible stop string held
-    back) and the final event carries what was held back. Text from a stop string on is never delivered. A request that
-    ends without a token (cancelled, error) ends in an event with `token_id` None.
+    `text` may be empty while a character is incomplete, or while text is held back that may become a stop string. The
+    final event has the rest. Text from a stop string on is never delivered. If a request is cancelled or fails, its
+    last event has `token_id` None.
     """
 
     token_id: int | None
@@ -133,132 +133,132 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     error: str | None = None
     cached_tokens: int = 0
-    """In the first event: how many tokens of the prompt were found in the prefix cache."""
+    """In the first event: tokens of the prompt that were in the prefix cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot for metrics and `/status`; cheap enough for every scrape."""
+    """A snapshot for metrics and `/status`. Cheap enough for every scrape."""
 
     running: int
     waiting: int
     kv_cache_usage_ratio: float
     steps: int
     alive: bool
-    """False when the step loop has ended or stands still: liveness must fail."""
+    """False if the step loop has ended or hangs. Then the liveness probe must fail."""
     batch_size: int = 0
     """Sequences in the last step."""
     prompt_tokens: int = 0
     """Prompt tokens of all admitted requests so far."""
     cached_prompt_tokens: int = 0
-    """How many of them came out of the prefix cache."""
+    """How many of them were in the prefix cache."""
     gpu_memory_bytes: int | None = None
     """GPU memory that the engine holds; None on a CPU."""
     kind: Literal["batched", "sequential"] = "batched"
-    """Sequential: the slow path, one sequence after another within a step."""
+    """The runner. A sequential one computes the sequences of a step one after another."""
     quiet_seconds: float = 0.0
-    """For how long nothing has come of the requests that are open: no token, no part of a prompt. 0 without any."""
+    """Time since any open request made progress (a token, or a chunk of a prompt); 0 without open requests."""
     load_seconds: float = 0.0
-    """From the first file to the end of the first generation."""
+    """Time from opening the first file to the end of the first generation."""
     load_peak_bytes: int = 0
-    """Memory that loading took at once, mapped files not counted."""
+    """Peak memory that loading added, without mapped files."""
 
 
 class TokenStream(Protocol):
-    """The events of one request, until the final one: singly by iteration, or as they lie by `take`."""
+    """The events of one request up to the final one: one by one by iteration, or all available ones by `take`."""
 
     def __aiter__(self) -> "TokenStream": ...
 
     async def __anext__(self) -> TokenEvent: ...
 
     async def take(self) -> list[TokenEvent]:
-        """All events that have come since, at least one; empty after the final one.
+        """Wait for at least one event and return all available ones; empty after the final one.
 
-        Whoever is slower than the engine so handles several at once, and catches up.
+        So a reader that is slower than the engine handles several at once, and catches up.
         """
         ...
 
     async def aclose(self) -> None:
-        """Give the request up if it has not ended."""
+        """Cancel the request if it has not ended."""
         ...
 
 
 class Engine(Protocol):
-    """What the pipeline needs of an engine. All methods are called from the event loop's thread."""
+    """The engine as the pipeline sees it. All methods are called on the event loop's thread."""
 
     @property
     def max_model_length(self) -> int:
-        """Tokens that prompt and answer may have together: the configured length, or the model's if that is less."""
+        """Most tokens of prompt and answer together: the configured length, or the model's if that is less."""
         ...
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """Names of the adapters that a request may ask for."""
+        """Names of the adapters that a request may use."""
         ...
 
     def generate(self, request: GenerationRequest) -> TokenStream:
-        """Admit now (raises `errors.QueueFull`, `InvalidRequest` or `NotFound`), then yield events until the final one.
+        """Admit the request at once, and return its events. Raises `errors.QueueFull`, `InvalidRequest` or `NotFound`.
 
-        Closing the iterator early (`aclose`, also before its first event) cancels the request: its place in the batch
-        is free at the next step.
+        Closing the stream early (`aclose`, also before its first event) cancels the request: its slot in the batch is
+        free in the next step.
         """
         ...
 
     def stats(self) -> EngineStats: ...
 
     async def drain(self, timeout_seconds: float) -> None:
-        """Admit nothing more, let running requests finish, cancel what is left after the time-out."""
+        """Refuse new requests, let running ones finish, and cancel those that are left after the timeout."""
         ...
 
     def close(self) -> None: ...
 
     async def load_adapter(self, name: str, folder: Path) -> None:
-        """Load or replace a LoRA adapter while serving; requests that run with the old one keep it.
+        """Load or replace a LoRA adapter while serving. Requests that run with the old one keep it.
 
-        Raises `errors.Fatal`, and nothing has changed.
+        Changes nothing if it raises `errors.Fatal`.
         """
         ...
 
     async def drop_adapter(self, name: str) -> None:
-        """Refuse the adapter from now on, and return when its last request has ended and its memory is free."""
+        """Refuse new requests for the adapter, and return when its last request has ended and its memory is free."""
         ...
 
 
 class Detokenizer(Protocol):
-    """Turns the tokens of one sequence into text as they come."""
+    """Converts the tokens of one sequence to text as they are generated."""
 
     def bytes_of(self, token_id: int) -> bytes:
-        """What `token_id` would add here; nothing for a special token that is hidden."""
+        """Bytes that `token_id` would add here; none for a hidden special token."""
         ...
 
     def push(self, token_id: int) -> str:
-        """The text that `token_id` completes; empty while bytes of a character are missing."""
+        """The text that `token_id` completes; empty while a character is incomplete."""
         ...
 
     def flush(self) -> str:
-        """What is left at the end, incomplete characters included."""
+        """The rest of the text at the end, with incomplete characters replaced."""
         ...
 
 
 class TextCodec(Protocol):
-    """Between text and tokens, as the served model's tokenizer does it. Needs no torch."""
+    """Converts between text and tokens with the served model's tokenizer. Needs no torch."""
 
     vocabulary_size: int
     eos_token_ids: frozenset[int]
     chat_template: str
-    """Its text; "" for a model that has none."""
+    """Text of the chat template; "" if the model has none."""
     control_ids: Mapping[str, int]
-    """Tokens that stand for no letters, special ones and other markup, by their text: no grammar spells them."""
+    """Ids of control tokens (special ones and other markup) by their text. A grammar can't spell them in letters."""
     tool_template: str
-    """The text of the one for conversations with tools: mostly the same."""
+    """Text of the template for conversations with tools; usually the same."""
 
     @property
     def sampling_defaults(self) -> Mapping[str, float]:
-        """Fields of `Sampling` as the model's makers recommend them, for requests that leave them out."""
+        """Fields of `Sampling` that the model's authors recommend, for requests that leave them out."""
         ...
 
     def prepare(self) -> None:
-        """Make what the first requests would wait for. Takes tenths of a second; safe in a thread."""
+        """Build what the first requests would otherwise wait for. Takes tenths of a second; safe in a thread."""
         ...
 
     def encode(self, text: str) -> list[int]: ...
@@ -269,10 +269,10 @@ class TextCodec(Protocol):
         tools: Sequence[dict[str, Any]] = (),
         options: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Apply the chat template with a generation prompt; `tools` are functions as OpenAI's API describes them.
+        """Apply the chat template with a generation prompt. `tools` have the form of functions in OpenAI's API.
 
-        `options` are further variables of the template, such as `enable_thinking`. Raises `errors.InvalidRequest`
-        without a template.
+        `options` are further variables of the template, such as `enable_thinking`. Raises `errors.InvalidRequest` if
+        there is no template or it refuses.
         """
         ...
 
@@ -283,5 +283,5 @@ class TextCodec(Protocol):
     def decode(self, token_ids: list[int]) -> str: ...
 
     def detokenizer(self, prompt: Sequence[int] = (), shown: Sequence[int] = ()) -> "Detokenizer":
-        """Of a text that goes on from `prompt`'s, or begins; special tokens show only if `shown`."""
+        """A detokenizer for a new text, or one that continues `prompt`. Special tokens not in `shown` are hidden."""
         ...

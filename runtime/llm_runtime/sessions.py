@@ -1,7 +1,8 @@
-"""Conversations of `/v1/chat`: what was said under a `session_id`, for some time after its last message.
+"""Conversations of `/v1/chat`, by `session_id`, kept for some time after their last message.
 
-The database holds them for all replicas and later starts; every change there is made on the version that it was read
-in, so of two turns at once neither is lost. While it is away, memory carries on and brings it up to date afterwards.
+The database stores them for all replicas and restarts. Updates use optimistic locking: each checks the version that was
+read, so concurrent turns don't overwrite each other. While the database is down, memory holds new messages and writes
+them afterwards.
 """
 
 import asyncio
@@ -28,11 +29,11 @@ Message = dict[str, Any]
 
 MAX_TRIES = 20
 SESSION_BYTES = 1 << 20
-"""Of one conversation, at most; the oldest messages go."""
+"""Largest size of a conversation. Above it, the oldest messages are dropped."""
 ALL_BYTES = 256 << 20
-"""Of all conversations in memory; the tenant with the most of them loses its oldest."""
+"""Largest size of all conversations in memory. Above it, the tenant with the largest share loses its oldest."""
 MESSAGE_BYTES = 200
-"""What a message takes beside its text."""
+"""Memory of a message, without its text."""
 
 
 @dataclass(slots=True)
@@ -41,9 +42,9 @@ class _Session:
 
     tenant: str
     messages: list[Message] = field(default_factory=list)
-    """As the database had them last."""
+    """The messages that the database last had."""
     pending: list[Message] = field(default_factory=list)
-    """Said since, and not in the database yet."""
+    """Newer messages, which are not in the database yet."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -52,13 +53,15 @@ def _now() -> datetime:
 
 
 class Sessions:
-    """All conversations. Leave it to have everything in the database; `db.retention` deletes what has expired."""
+    """All conversations. Its exit writes what is pending. `db.retention` deletes expired ones from the database."""
 
     def __init__(
         self, config: SessionsConfig, database: Database | None = None, now: Callable[[], datetime] = _now
     ) -> None:
-        self._ttl, self._max_messages = timedelta(seconds=config.ttl_seconds), config.max_messages
-        self._database, self._now = database, now
+        self._ttl = timedelta(seconds=config.ttl_seconds)
+        self._max_messages = config.max_messages
+        self._database = database
+        self._now = now
         self._known: Kept[_Session] = Kept(
             config.max_sessions, ALL_BYTES, config.ttl_seconds, clock=lambda: now().timestamp()
         )
@@ -72,7 +75,7 @@ class Sessions:
                 await self._bring(id_, session)
 
     async def history(self, tenant: str, session_id: str) -> list[Message]:
-        """What has been said so far, oldest first; nothing for a conversation that is new, expired, or another's."""
+        """The messages so far, oldest first; empty for a new or expired conversation, or one of another tenant."""
         id_ = _id(tenant, session_id)
         session = self._known.get(id_) or _Session(tenant)
         async with session.lock:
@@ -87,13 +90,13 @@ class Sessions:
         id_ = _id(tenant, session_id)
         session = self._known.get(id_) or _Session(tenant)
         session.pending += messages
-        # Also for its time: it counts from the last message.
+        # Put again even if it is there, because the time to live counts from the last message.
         self._known.put(id_, tenant, session, size_of([*session.messages, *session.pending]))
         async with session.lock:
             await self._bring(id_, session)
 
     async def _bring(self, id_: str, session: _Session) -> None:
-        """Put into the database what is not there yet; leave it pending while the database is away."""
+        """Write pending messages to the database. They stay pending while it is down."""
         session.pending = trimmed(session.pending, self._max_messages)
         if self._database is None:
             session.messages = trimmed([*session.messages, *session.pending], self._max_messages)
@@ -104,18 +107,22 @@ class Sessions:
                 adding = list(session.pending)
                 if not adding:
                     return
-                if (written := await self._write(self._database, id_, session.tenant, adding)) is not None:
-                    # Another turn may have come to the pending ones meanwhile.
-                    session.messages, session.pending = written, session.pending[len(adding) :]
+                written = await self._write(self._database, id_, session.tenant, adding)
+                if written is not None:
+                    # Another turn may have added pending messages meanwhile.
+                    session.messages = written
+                    session.pending = session.pending[len(adding) :]
         except DatabaseAway:
             return
-        log.warning("A session changed under %d tries to add to it; its turn waits for the next", MAX_TRIES)
+        log.warning(
+            "Session update failed %d times because of concurrent updates; it waits for the next turn", MAX_TRIES
+        )
 
     async def _write(
         self, database: Database, id_: str, tenant: str, adding: Sequence[Message]
     ) -> list[Message] | None:
-        """One try: everything that the session then holds, or None where another replica was faster."""
-        # Two transactions: SQLite lets none write that has read what has changed since.
+        """Try once to write. Returns the session's messages, or None if another replica wrote in between."""
+        # Two transactions, because SQLite refuses to write in one whose read snapshot is outdated.
         async with database.read() as connection:
             version, before, expired = await _row(connection, id_, self._now())
         messages = trimmed([*([] if expired else before), *adding], self._max_messages)
@@ -140,24 +147,25 @@ class Sessions:
 
 
 def trimmed(messages: Sequence[Message], most: int) -> list[Message]:
-    """The newest `most` messages in `SESSION_BYTES`, from a user's on; a system message at the front stays."""
+    """The newest messages, at most `most` and `SESSION_BYTES`, from a user's on. A leading system message stays."""
     most = _that_fit(messages, most)
     if len(messages) <= most:
         return list(messages)
     front = list(messages[:1]) if messages[0].get("role") == "system" else []
     tail = list(messages[len(messages) - (most - len(front)) :])
-    # An answer without its question helps nobody.
+    # An answer without its question is of no use.
     first = next((index for index, message in enumerate(tail) if message.get("role") == "user"), 0)
     return [*front, *tail[first:]]
 
 
 def size_of(messages: Sequence[Message]) -> int:
-    """About how many bytes they take."""
+    """Approximate memory of the messages, in bytes."""
     return sum(MESSAGE_BYTES + getsizeof(message["content"]) for message in messages)
 
 
 def _that_fit(messages: Sequence[Message], most: int) -> int:
-    left, count = SESSION_BYTES, 0
+    left = SESSION_BYTES
+    count = 0
     for message in messages[: -most - 1 : -1]:
         left -= size_of([message])
         if left < 0:
@@ -167,12 +175,12 @@ def _that_fit(messages: Sequence[Message], most: int) -> int:
 
 
 async def _row(connection: AsyncConnection, id_: str, now: datetime) -> tuple[int, list[Message], bool]:
-    """(version, messages, whether its time is over); version 0 where there is none."""
+    """(version, messages, whether it has expired); version 0 if there is no such session."""
     wanted = select(table.c.version, table.c.messages, table.c.expires_at).where(table.c.id == id_)
     row = (await connection.execute(wanted)).one_or_none()
     return (row.version, list(row.messages), row.expires_at <= now) if row else (0, [], False)
 
 
 def _id(tenant: str, session_id: str) -> str:
-    """One tenant's `session_id` is never another's."""
+    """The key of a tenant's session: the same `session_id` of another tenant is another session."""
     return hashlib.sha256(repr((tenant, session_id)).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Events on their way out: several generations merged into one, server-sent events, and clients that go away."""
+"""Streaming to clients: merges several generations, sends server-sent events, and notices disconnected clients."""
 
 import asyncio
 import json
@@ -19,16 +19,16 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 15.0
 """Proxies commonly cut a connection after 30 or 60 s without a byte."""
 WATCH_AFTER_SECONDS = 0.02
-"""A request is so old before anybody looks whether its client is still there."""
+"""Age of a request from which its client is watched for a disconnect."""
 HEARTBEAT = b": still working\n\n"
 DONE = b"data: [DONE]\n\n"
 
-# `json.dumps` with options makes an encoder for each call.
+# One encoder for all calls: `json.dumps` with options builds one for each.
 compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class ClientGone(Exception):
-    """The client closed its connection before the answer was whole."""
+    """The client closed its connection before the answer was complete."""
 
 
 def sse(data: Mapping[str, object]) -> bytes:
@@ -40,13 +40,13 @@ class Source(Protocol[T]):
     """Where events come from."""
 
     async def take(self) -> list[T]:
-        """All that have come since, at least one; empty at the end."""
+        """Wait for at least one event and return all available ones; empty at the end."""
         ...
 
 
 async def merge(sources: Sequence[Source[T]]) -> AsyncGenerator[tuple[int, list[T]]]:
-    """Events of all sources as they come, each with its source's index. Close it to stop listening."""
-    if len(sources) == 1:  # By far the commonest: no task, no queue.
+    """Yield events of all sources as they come, each with its source's index. Close it to stop."""
+    if len(sources) == 1:  # By far the most common case needs no task and no queue.
         while events := await sources[0].take():
             yield 0, events
         return
@@ -82,7 +82,7 @@ async def _stop(*tasks: asyncio.Task[Any]) -> None:
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
-    """Do `work` unless the client leaves (`ClientGone`) or time runs out (`errors.RequestTimeout`) first."""
+    """Await `work`. Raises `ClientGone` if the client disconnects first, `errors.RequestTimeout` after the timeout."""
     watch = None
     try:
         async with asyncio.timeout(timeout_seconds) as deadline, _Watch(receive, deadline) as watch:
@@ -97,10 +97,14 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T], timeou
 
 
 class _Watch:
-    """Makes it `deadline` when the client leaves. Only after a while, as most requests end without needing the task."""
+    """Expires `deadline` when the client disconnects.
+
+    It starts its task only after a while, because most requests end before.
+    """
 
     def __init__(self, receive: Receive, deadline: asyncio.Timeout) -> None:
-        self._receive, self._deadline = receive, deadline
+        self._receive = receive
+        self._deadline = deadline
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
         self.gone = False
@@ -125,10 +129,11 @@ class _Watch:
 
 
 class EventStream(Response):
-    """Server-sent events, sent as they are made.
+    """A response that sends server-sent events as they are generated.
 
-    `owner` is entered around the whole stream: its exit sees `ClientGone`, `errors.RequestTimeout` or a fault, and
-    frees what the stream held. A fault after the first byte can't change the status any more; it becomes an event.
+    `owner` is entered around the whole stream. Its exit sees `ClientGone`, `errors.RequestTimeout` or another error,
+    and releases what the stream held. After the first byte, an error can't change the status any more, so it is sent as
+    an event.
     """
 
     media_type = "text/event-stream"
@@ -142,11 +147,14 @@ class EventStream(Response):
         timeout_seconds: float,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
-        # X-Accel-Buffering: nginx would otherwise collect the events of a whole answer.
+        # Without X-Accel-Buffering, nginx would buffer the events of the whole answer.
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._owner, self._events, self._fault = owner, events, fault
-        self._timeout_seconds, self._heartbeat_seconds = timeout_seconds, heartbeat_seconds
+        self._owner = owner
+        self._events = events
+        self._fault = fault
+        self._timeout_seconds = timeout_seconds
+        self._heartbeat_seconds = heartbeat_seconds
         self._silent = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,7 +163,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _run(self, receive: Receive, send: Send) -> bytes:
-        """Send everything but the last bytes, which are returned: the end, or what went wrong."""
+        """Send everything but the last bytes. Returns those: the end marker, or an error."""
         try:
             async with self._owner:
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

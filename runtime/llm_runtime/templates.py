@@ -1,4 +1,4 @@
-"""Chat templates: the Jinja world that Transformers gives them, and a conversation rendered in it."""
+"""Chat templates: a Jinja environment like that of Transformers, and rendering a conversation in it."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,18 +19,18 @@ from llm_runtime.bounds import BoundedEnvironment, metered
 from llm_runtime.request import Message
 
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
-"""Names under which clients send an earlier answer's thoughts; templates read the first or, gpt-oss', the second."""
+"""Names under which clients send an earlier answer's reasoning. Templates read the first; gpt-oss' reads the second."""
 
 Tools = Sequence[Mapping[str, Any]]
 
 
 class BadTemplate(Exception):
-    """A template that is no Jinja, or that can't render what it was given; the text says why."""
+    """A template that is not valid Jinja, or can't render a conversation. The message says why."""
 
 
 @lru_cache(maxsize=16)
 def compiled(template: str) -> Callable[..., str]:
-    """Renders with the names that a template is given. Raises `BadTemplate` for a text that is no Jinja."""
+    """A function that renders the template with the given variables. Raises `BadTemplate` for invalid Jinja."""
     try:
         return _environment().from_string(template).render
     except TemplateError as error:
@@ -41,7 +41,7 @@ def compiled(template: str) -> Callable[..., str]:
 
 @lru_cache(maxsize=16)
 def variables(template: str) -> frozenset[str]:
-    """Names that a template takes from outside; none of one that is no Jinja."""
+    """Names of the variables that a template reads; empty for invalid Jinja."""
     with suppress(TemplateError, RecursionError):
         return frozenset(meta.find_undeclared_variables(_environment().parse(template)))
     return frozenset()
@@ -56,10 +56,10 @@ def render(
     *,
     add_generation_prompt: bool = True,
 ) -> str:
-    """A conversation as `template` writes it, as Transformers' apply_chat_template would. Raises `BadTemplate`.
+    """Render a conversation as Transformers' apply_chat_template does. Raises `BadTemplate`.
 
-    `options` are further variables, such as `enable_thinking`; none of them takes the place of another. One that takes
-    more time or memory than a prompt can be worth is ended: see `bounds`.
+    `options` are further variables, such as `enable_thinking`; they can't override the standard ones. A template that
+    takes too much time or memory is stopped: see `bounds`.
     """
     with metered():
         return _render(compiled(template), messages, tools, special_tokens, options, add_generation_prompt)
@@ -74,7 +74,7 @@ def _render(
     add_generation_prompt: bool,
 ) -> str:
     given = {
-        # Always there, as Transformers has it: templates ask `is not none`, and also `is defined`.
+        # Always defined, as in Transformers: some templates test `is not none`, others `is defined`.
         "documents": None,
         **(options or {}),
         "tools": list(tools) or None,
@@ -84,10 +84,10 @@ def _render(
     conversation = [_with_reasoning(message) for message in messages]
     try:
         text = write({**given, "messages": conversation})
-    except Exception as error:  # Whatever code in a template raises is the template's, or of what it was given.
-        for told_otherwise in _otherwise(conversation, error):
+    except Exception as error:  # Code in a template may raise anything.
+        for alternative in _alternatives(conversation, error):
             with suppress(Exception):
-                return write({**given, "messages": told_otherwise})
+                return write({**given, "messages": alternative})
         raise BadTemplate(str(error) or type(error).__name__) from error
     if _shows_python(text, conversation):
         with suppress(Exception):
@@ -96,14 +96,14 @@ def _render(
 
 
 class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}` marks, for training, what an assistant said; rendered it is its body."""
+    """`{% generation %}…{% endgeneration %}`, which marks the assistant's text for training. Renders as its body."""
 
     tags = {"generation"}  # noqa: RUF012 (an attribute of instances, to Jinja)
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        # A call block, as in Transformers: what is set inside stays inside.
+        # A call block, as in Transformers, so that variables set inside stay inside.
         return nodes.CallBlock(self.call_method("_as_it_is"), [], [], body).set_lineno(line)
 
     def _as_it_is(self, caller: Macro) -> str:
@@ -111,7 +111,7 @@ class _Generation(Extension):
 
 
 class _Dict:
-    """`dict` as templates may use it: made, and made from keys."""
+    """The parts of `dict` that templates may use: the constructor and `fromkeys`."""
 
     def __call__(self, *pairs: Any, **named: Any) -> dict[Any, Any]:
         return dict(*pairs, **named)
@@ -121,7 +121,7 @@ class _Dict:
 
 
 class _Namespace(Namespace):
-    """Jinja's, without names that begin with an underscore: they would reach into Python."""
+    """Jinja's namespace without names that begin with an underscore, which would reach Python's internals."""
 
     def __init__(*args: Any, **named: Any) -> None:
         self, *pairs = args
@@ -142,7 +142,7 @@ def _check_name(name: Any) -> None:
 
 @lru_cache(maxsize=1)
 def _environment() -> BoundedEnvironment:
-    """What Transformers gives to chat templates (its chat_template_utils), sandboxed as there, and bounded."""
+    """Jinja as Transformers sets it up for chat templates (in its chat_template_utils), sandboxed and bounded."""
     environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.bound_filters()
@@ -171,28 +171,28 @@ def _to_json(
 
 
 def _with_reasoning(message: Message) -> Message:
-    """Thoughts under both names that templates read, whichever the client used."""
+    """Set the reasoning under both names that templates read, whichever the client used."""
     thoughts = next((message[name] for name in REASONING_FIELDS if message.get(name) is not None), None)
     return message if thoughts is None else {"thinking": thoughts, **message, "reasoning_content": thoughts}
 
 
 def _shows_python(text: str, messages: Sequence[Message]) -> bool:
-    """Whether a template has written a call's arguments as Python writes a dictionary."""
+    """Whether a template wrote a call's arguments as a Python dictionary instead of JSON."""
     calls = (call["function"]["arguments"] for message in messages for call in message.get("tool_calls") or ())
     shown = [str(arguments) for arguments in calls if arguments and isinstance(arguments, dict)]
-    # Somebody may have said it, too.
-    said = [str(message.get(part)) for message in messages for part in ("content", *REASONING_FIELDS)]
-    return any(call in text and not any(call in part for part in said) for call in shown)
+    # It does not count if the conversation itself contains that text.
+    texts = [str(message.get(part)) for message in messages for part in ("content", *REASONING_FIELDS)]
+    return any(call in text and not any(call in part for part in texts) for call in shown)
 
 
-def _otherwise(messages: Sequence[Message], error: Exception) -> Iterator[list[Message]]:
-    """Conversations that a template may take which has failed at the arguments of a call."""
+def _alternatives(messages: Sequence[Message], error: Exception) -> Iterator[list[Message]]:
+    """Other forms of the conversation, for a template that may have failed at the arguments of a call."""
     arguments = [call["function"]["arguments"] for message in messages for call in message.get("tool_calls") or ()]
     if arguments and isinstance(error, TypeError):
-        # As the text that OpenAI's API has: DeepSeek's wants it, though Transformers hands over objects.
+        # As JSON text, as in OpenAI's API: DeepSeek's template needs it, though Transformers passes objects.
         yield _with_arguments(messages, _to_json)
-    if any(isinstance(each, str) for each in arguments):
-        # Those of a call that was cut are text: GLM's, Qwen3-Coder's and others go through an object's members.
+    if any(isinstance(value, str) for value in arguments):
+        # Truncated arguments are text, but the templates of GLM, Qwen3-Coder and others iterate over an object.
         yield _with_arguments(messages, _as_far_as_read)
 
 
@@ -212,11 +212,11 @@ def _with_arguments(messages: Sequence[Message], change: Callable[[Any], Any]) -
 
 
 def _as_far_as_read(arguments: Any) -> dict[str, Any]:
-    """An object of what the model wrote before its call was cut. What begins none is its one member."""
+    """Truncated arguments as an object. Text that does not begin an object becomes its only member."""
     if isinstance(arguments, dict):
         return arguments
     with suppress(ValueError):
-        found = from_json(arguments, allow_partial="trailing-strings")
-        if isinstance(found, dict):
-            return found
+        partial = from_json(arguments, allow_partial="trailing-strings")
+        if isinstance(partial, dict):
+            return partial
     return {"arguments": arguments}

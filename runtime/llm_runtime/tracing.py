@@ -1,7 +1,7 @@
-"""Spans of generation requests for OpenTelemetry: off, and without any cost, unless an address to send them to is set.
+"""OpenTelemetry spans of generation requests. Off, and without any cost, unless an exporter endpoint is set.
 
-Attributes follow the semantic conventions for generative AI, as far as they speak of numbers and names: no prompt, no
-answer, no key. A caller's `traceparent` becomes the parent. Only this module needs the extra `tracing`.
+Attributes follow the semantic conventions for generative AI, but only numbers and names: no prompt, no answer, no key.
+A caller's `traceparent` becomes the parent. Only this module needs the extra `tracing`.
 """
 
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ADDRESSES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 OPERATIONS = {"/v1/chat/completions": "chat", "/v1/chat": "chat"}
-"""What else is asked for is a text completion."""
+"""Operation names by route. All other routes are text completions."""
 REQUESTED = {
     "model": "gen_ai.request.model",
     "max_tokens": "gen_ai.request.max_tokens",
@@ -31,11 +31,11 @@ REQUESTED = {
     "n": "gen_ai.request.choice.count",
     "stream": "gen_ai.request.stream",
 }
-"""The dialects' names for what the conventions know."""
+"""Attributes of the conventions, by the names of fields in the dialects."""
 
 
 def from_environment() -> "Tracing | None":
-    """As OpenTelemetry's own variables say; None without an address. Raises `errors.ConfigInvalid`."""
+    """Tracing by OpenTelemetry's own variables; None without an endpoint. Raises `errors.ConfigInvalid`."""
     address = next((name for name in ADDRESSES if os.environ.get(name)), None)
     if address is None or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
@@ -49,7 +49,7 @@ def from_environment() -> "Tracing | None":
 
 
 class Tracing:
-    """Makes spans and hands them to a processor."""
+    """Creates spans and passes them to a processor."""
 
     def __init__(self, processor: "SpanProcessor") -> None:
         from opentelemetry.sdk.resources import Resource
@@ -57,7 +57,7 @@ class Tracing:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "llm-runtime")})
-        # Not the global one: the framework would begin to make spans of its own.
+        # Not set as the global provider: libraries would then create spans of their own.
         self._provider = TracerProvider(resource=resource)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("llm_runtime")
@@ -65,7 +65,7 @@ class Tracing:
 
     @contextmanager
     def request(self, route: str, headers: Mapping[str, str], request_id: str) -> Iterator[None]:
-        """The span of one request; everything inside may add to it."""
+        """Open the span of one request during the block. Code inside may add attributes."""
         from opentelemetry.trace import SpanKind
 
         parent = self._propagator.extract({name: value for name, value in headers.items() if name.startswith("trace")})
@@ -80,22 +80,22 @@ class Tracing:
             yield
 
     def requested(self, body: object) -> None:
-        """Note what was asked for."""
+        """Record the parameters of a request."""
         values = [(name, getattr(body, field, None)) for field, name in REQUESTED.items()]
         _note({name: value for name, value in values if value is not None})
 
     def answered(self, status: int) -> None:
-        """Note the status code."""
+        """Record the status code."""
         _note({"http.response.status_code": status})
         if status >= 400:
             _note_error(str(status))
 
     def follow(self, usage: UsageLog) -> UsageLog:
-        """A usage log that notes each row in its request's span as well."""
+        """A usage log that also records each row in the request's span."""
         return _Followed(usage)
 
     def close(self) -> None:
-        """Send what is left; takes as long as the exporter does."""
+        """Send the remaining spans. Takes as long as the exporter needs."""
         self._provider.shutdown()
 
 

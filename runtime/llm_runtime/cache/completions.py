@@ -109,7 +109,9 @@ class _Flight:
     """A `Turn` that others wait for."""
 
     def __init__(self, cache: CompletionCache, key: str, tenant: str, model: str) -> None:
-        self.key, self.tenant, self.model = key, tenant, model
+        self.key = key
+        self.tenant = tenant
+        self.model = model
         self.result: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
         self._cache = cache
 

@@ -71,7 +71,9 @@ class _Claim:
     """A `Turn`."""
 
     def __init__(self, keys: IdempotencyKeys, place: str, known: _Known) -> None:
-        self._keys, self._place, self._known = keys, place, known
+        self._keys = keys
+        self._place = place
+        self._known = known
 
     def keep(self, answer: Answer) -> None:
         if answer.characters <= MAX_CHARACTERS:

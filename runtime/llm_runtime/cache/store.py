@@ -35,7 +35,9 @@ class AnswerStore:
     """Answers in the database. Enter it: it writes in the background, and what waits at its end."""
 
     def __init__(self, database: Database, ttl_seconds: int, now: Callable[[], datetime] = _now) -> None:
-        self._database, self._ttl, self._now = database, timedelta(seconds=ttl_seconds), now
+        self._database = database
+        self._ttl = timedelta(seconds=ttl_seconds)
+        self._now = now
         self._pending: dict[str, dict[str, Any]] = {}
         self._wake = asyncio.Event()
         self._not_before = 0.0

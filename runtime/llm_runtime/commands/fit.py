@@ -55,7 +55,8 @@ def fit(
         where, free = _place(device or wanted.engine.device, asked)
         found = outline(wanted.model)
     plan = found.plan(wanted.engine, where)
-    need, refusal = needed(plan), verdict(plan, free)
+    need = needed(plan)
+    refusal = verdict(plan, free)
     if as_json:
         typer.echo(json.dumps(_document(found.source, plan, need, free, refusal), indent=2))
     else:

@@ -102,7 +102,8 @@ def rotate(
 def _show_once(issued: Issued, as_json: bool) -> None:
     """The key alone goes to standard output, so that a script can take it."""
     if as_json:
-        wish, end = issued.wish, issued.wish.expires_at
+        wish = issued.wish
+        end = issued.wish.expires_at
         shown = {"api_key": issued.key, "id": issued.id, "name": wish.name, "role": wish.role}
         typer.echo(json.dumps({**shown, "expires_at": end.isoformat() if end else None}))
         return

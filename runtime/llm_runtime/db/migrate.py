@@ -83,7 +83,8 @@ class UpToDate:
     """A server's database: upgraded when the server starts, or as soon as it answers; closed when the server ends."""
 
     def __init__(self, database: Database, *, retry_seconds: float = RETRY_SECONDS) -> None:
-        self._database, self._retry_seconds = database, retry_seconds
+        self._database = database
+        self._retry_seconds = retry_seconds
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -151,7 +152,8 @@ async def _alone(database: Database) -> AsyncIterator[AsyncConnection]:
 
 
 def _upgrade(connection: Connection) -> None:
-    config, before = _config(), _revision(connection)
+    config = _config()
+    before = _revision(connection)
     if before is not None and before not in _known():
         log.warning("The database is at revision %s, which is newer than this program's %s", before, head())
         return

@@ -33,7 +33,9 @@ class Retention:
     """Deletes in the background, from `async with` on. `retention_days` 0 keeps the rows of requests for ever."""
 
     def __init__(self, database: Database, retention_days: int, *, interval_seconds: float = INTERVAL_SECONDS) -> None:
-        self._database, self._days, self._interval_seconds = database, retention_days, interval_seconds
+        self._database = database
+        self._days = retention_days
+        self._interval_seconds = interval_seconds
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:

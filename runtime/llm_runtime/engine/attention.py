@@ -1,8 +1,9 @@
-"""Attention over the blocks of the KV cache, in the place of Transformers' own.
+"""Paged attention over the blocks of the KV cache (Kwon et al. 2023, vLLM), in place of Transformers' own attention.
 
-Transformers' AttentionInterface hands each layer's queries, keys and values to `paged_attention`, whose name its mask
-factory does not know, so that it makes no mask. On a CPU one call of the compiled kernel does a layer; elsewhere, and
-without the kernel, torch gathers the blocks and attends in two ways: single tokens all at once, longer spans in turn.
+Transformers' AttentionInterface passes each layer's queries, keys and values to `paged_attention`. It is registered
+under a name that Transformers' mask factory does not know, so no mask is built. On a CPU, one call of the compiled
+kernel computes a layer. Elsewhere, and without the kernel, torch gathers the blocks: spans of a single token (decode)
+are computed together, longer spans (prefill) one after another.
 """
 
 import ctypes
@@ -24,27 +25,28 @@ from llm_runtime.engine.scheduler import Span
 
 ATTENTION = "llm_runtime_paged"
 _IGNORED = {"position_ids", "is_causal", "use_cache", "output_attentions", "cache_position", "logits_to_keep"}
-"""Keyword arguments of attention functions that change nothing here."""
+"""Keyword arguments of attention functions that have no effect here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a layer does beside the plain softmax of scaled products."""
+    """How a layer's attention differs from a plain softmax of scaled products."""
 
     scale: float
     window: int = 0
-    """A token sees itself and the `window - 1` before it; 0: all before it."""
+    """Sliding window: a token attends to itself and the `window - 1` tokens before it. 0 means to all before it."""
     softcap: float = 0.0
-    """Scores are squeezed to cap * tanh(score / cap); 0: not."""
+    """Scores become cap * tanh(score / cap). 0 means that they stay as they are."""
     sinks: Any = None
-    """[heads]: a score in each softmax that belongs to no token (GPT-OSS)."""
+    """Attention sinks, [heads]: an extra score in each softmax that belongs to no token (GPT-OSS)."""
 
 
 class Step:
-    """What attention must know of a step: where each span's tokens lie, for every layer the same."""
+    """Where each span's tokens lie in the cache during a step. It is the same for every layer."""
 
     def __init__(self, spans: tuple[Span, ...], cache: KvCache, device: Any) -> None:
-        self.cache, self.device = cache, device
+        self.cache = cache
+        self.device = device
         self.starts = [span.start for span in spans]
         self.counts = [span.count for span in spans]
         self.ends = list(accumulate(self.counts))
@@ -71,7 +73,7 @@ class Step:
 
     @cached_property
     def singles(self) -> int:
-        """So many spans at the beginning have one token."""
+        """How many spans at the beginning have a single token: the scheduler puts these first."""
         return next((index for index, count in enumerate(self.counts) if count > 1), len(self.counts))
 
     def table(self, first: int, last: int) -> Any:
@@ -82,7 +84,7 @@ class Step:
 
 
 class NativeStep:
-    """A step as the kernel takes it. Holds the tensors that its pointers point to."""
+    """A step in the form that the kernel takes. Keeps the tensors alive that its pointers refer to."""
 
     def __init__(self, step: Step) -> None:
         self._rows = native.limit("attention_rows")
@@ -106,18 +108,18 @@ class NativeStep:
             setattr(self.arguments, name, tensor.data_ptr())
 
     def tiles(self, group: int) -> Any:
-        """Cumulated number of kernel tiles of the spans, when `group` query heads share a key head."""
+        """Cumulative number of kernel tiles of the spans, if `group` query heads share a key head."""
         if group not in self._tiles:
             counts = [-(-count * group // self._rows) for count in self._counts]
             self._tiles[group] = torch.tensor([0, *accumulate(counts)], dtype=torch.int32)
         return self._tiles[group]
 
     def rotation(self, cosines_and_sines: tuple[Any, Any]) -> tuple[Any, Any]:
-        """In float32, converted once: models share one pair of tensors between layers of one kind."""
+        """Cosines and sines in float32. Converted once a step: layers of one kind share the same pair of tensors."""
         key = id(cosines_and_sines[0])
         if key not in self._rotations:
             converted = [part.float().contiguous() for part in cosines_and_sines]
-            # The original is kept too: its id must not be given to another tensor meanwhile.
+            # The original is kept alive, so that no other tensor can get its id.
             self._rotations[key] = (converted[0], converted[1], cosines_and_sines)
         return self._rotations[key][:2]
 
@@ -132,9 +134,9 @@ def paged_attention(
     if paged_step is None or strange:
         raise NotImplementedError(f"attention with {', '.join(strange) or 'no step'}")
     at = paged_step.cache.shape.layers[module.layer_idx]
-    # The kernel trusts the sizes that it is given.
+    # The kernel does not check sizes, so a mismatch must end here.
     if (key.shape[1], key.shape[-1], value.shape[-1]) != (at.kv_heads, at.head_size, at.value_size):
-        raise NotImplementedError(f"keys and values of another shape than the model's own cache has, {at}")
+        raise NotImplementedError(f"keys and values have another shape than in the model's own cache, {at}")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     rule = Rule(scale, sliding_window or 0, float(softcap or 0.0), s_aux)
     attend = _choose(paged_step, module.layer_idx, query)
@@ -158,9 +160,9 @@ def _choose(step: Step, layer: int, query: Any) -> Callable[..., Any]:
 def attend_native(
     step: Step, layer: int, rule: Rule, query: Any, key: Any, value: Any, rotation: tuple[Any, Any] | None = None
 ) -> Any:
-    """By the compiled kernel. `query`: [heads, tokens, head_size]; returns [tokens, heads, head_size].
+    """Attention by the compiled kernel. `query`: [heads, tokens, head_size]; returns [tokens, heads, head_size].
 
-    `rotation`: cosines and sines, [1, tokens, head_size], for queries and keys that are not rotated yet.
+    `rotation`: cosines and sines of RoPE, [1, tokens, head_size], if queries and keys are not rotated yet.
     """
     heads, tokens, size = query.shape
     query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
@@ -168,14 +170,22 @@ def attend_native(
     tiles = step.native.tiles(heads // key.shape[0])
     sinks = None if rule.sinks is None else rule.sinks.detach().float().contiguous()
     arguments = step.native.arguments
-    arguments.query, arguments.key, arguments.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
+    arguments.query = query.data_ptr()
+    arguments.key = key.data_ptr()
+    arguments.value = value.data_ptr()
     arguments.query_head, arguments.query_row, _ = query.stride()
     arguments.key_head, arguments.key_row, _ = key.stride()
     arguments.value_head, arguments.value_row, _ = value.stride()
-    arguments.keys, arguments.values = step.cache.keys[layer].data_ptr(), step.cache.values[layer].data_ptr()
-    arguments.out, arguments.sinks = out.data_ptr(), None if sinks is None else sinks.data_ptr()
-    arguments.heads, arguments.kv_heads, arguments.head_size = heads, key.shape[0], size
-    arguments.scale, arguments.softcap, arguments.window = rule.scale, rule.softcap, rule.window
+    arguments.keys = step.cache.keys[layer].data_ptr()
+    arguments.values = step.cache.values[layer].data_ptr()
+    arguments.out = out.data_ptr()
+    arguments.sinks = None if sinks is None else sinks.data_ptr()
+    arguments.heads = heads
+    arguments.kv_heads = key.shape[0]
+    arguments.head_size = size
+    arguments.scale = rule.scale
+    arguments.softcap = rule.softcap
+    arguments.window = rule.window
     arguments.span_tiles = tiles.data_ptr()
     arguments.cosines = arguments.sines = None
     if rotation:
@@ -185,7 +195,7 @@ def attend_native(
 
 
 def attend_gathered(step: Step, layer: int, rule: Rule, query: Any, key: Any, value: Any) -> Any:
-    """By torch alone; same shapes as `attend_native`."""
+    """Attention by torch operations; same shapes as `attend_native`."""
     query, key, value = (part.transpose(0, 1) for part in (query, key, value))
     step.cache.write(layer, step.row_blocks, step.row_offsets, key, value)
     parts = []
@@ -194,7 +204,8 @@ def attend_gathered(step: Step, layer: int, rule: Rule, query: Any, key: Any, va
         keys, values = step.cache.read(layer, step.table(0, step.singles))
         parts.append(_softmax(query[: step.singles].unsqueeze(2), keys, values, lengths.unsqueeze(1), rule).squeeze(2))
     for span in range(step.singles, len(step.counts)):
-        begin, end = step.ends[span] - step.counts[span], step.ends[span]
+        begin = step.ends[span] - step.counts[span]
+        end = step.ends[span]
         keys, values = step.cache.read(layer, step.table(span, span + 1))
         lengths = torch.arange(step.starts[span] + 1, step.starts[span] + step.counts[span] + 1, device=step.device)
         part = _softmax(query[begin:end].transpose(0, 1).unsqueeze(0), keys, values, lengths.unsqueeze(0), rule)
@@ -203,7 +214,7 @@ def attend_gathered(step: Step, layer: int, rule: Rule, query: Any, key: Any, va
 
 
 def _softmax(query: Any, keys: Any, values: Any, lengths: Any, rule: Rule) -> Any:
-    """`query`: [rows, heads, tokens, head_size]; `lengths` [rows, tokens]: how many keys each one sees at most."""
+    """`query`: [rows, heads, tokens, head_size]; `lengths`: [rows, tokens], the keys that each token may attend to."""
     at = torch.arange(keys.shape[2], device=query.device)
     seen = at < lengths[:, None, :, None]
     if rule.window:
@@ -211,7 +222,8 @@ def _softmax(query: Any, keys: Any, values: Any, lengths: Any, rule: Rule) -> An
     if not rule.softcap and rule.sinks is None:
         return F.scaled_dot_product_attention(query, keys, values, seen, scale=rule.scale, enable_gqa=True)
     group = query.shape[1] // keys.shape[1]
-    keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+    keys = keys.repeat_interleave(group, dim=1)
+    values = values.repeat_interleave(group, dim=1)
     scores = torch.matmul(query, keys.transpose(-1, -2)).float() * rule.scale
     if rule.softcap:
         scores = rule.softcap * torch.tanh(scores / rule.softcap)

@@ -1,4 +1,4 @@
-"""Keys and values of running sequences, and of beginnings worth keeping: blocks of a fixed number of tokens."""
+"""The key-value cache: keys and values of running sequences and reusable prefixes, in blocks of BLOCK_TOKENS tokens."""
 
 import math
 import mmap
@@ -12,7 +12,7 @@ from llm_runtime.engine.blocks import BLOCK_TOKENS
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What one token leaves behind in a layer: a key of `head_size` and a value of `value_size` for each key head."""
+    """What a layer caches for one token: a key of `head_size` and a value of `value_size` for each key head."""
 
     kv_heads: int
     head_size: int
@@ -21,7 +21,7 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """What one token leaves behind in all layers."""
+    """What all layers cache for one token."""
 
     layers: tuple[LayerShape, ...]
     dtype: torch.dtype
@@ -34,14 +34,15 @@ class CacheShape:
 
 
 class KvCache:
-    """One pair of tensors for each layer.
+    """A pair of tensors for each layer.
 
-    `keys[layer]` is [blocks, kv_heads, head_size, BLOCK_TOKENS], transposed as the CPU kernel reads it; `values[layer]`
-    is [blocks, kv_heads, BLOCK_TOKENS, value_size].
+    `keys[layer]` is [blocks, kv_heads, head_size, BLOCK_TOKENS], transposed because the CPU kernel reads it that way.
+    `values[layer]` is [blocks, kv_heads, BLOCK_TOKENS, value_size].
     """
 
     def __init__(self, shape: CacheShape, blocks: int, device: Any) -> None:
-        self.shape, self.blocks = shape, blocks
+        self.shape = shape
+        self.blocks = blocks
         options = {"dtype": shape.dtype, "device": device}
         self.keys = [_zeros((blocks, at.kv_heads, at.head_size, BLOCK_TOKENS), **options) for at in shape.layers]
         self.values = [_zeros((blocks, at.kv_heads, BLOCK_TOKENS, at.value_size), **options) for at in shape.layers]
@@ -53,7 +54,8 @@ class KvCache:
 
     def read(self, layer: int, blocks: Any) -> tuple[Any, Any]:
         """Keys and values of block lists [rows, width], as two [rows, kv_heads, width * BLOCK_TOKENS, size]."""
-        (rows, width), at = blocks.shape, self.shape.layers[layer]
+        rows, width = blocks.shape
+        at = self.shape.layers[layer]
         keys = self.keys[layer][blocks].permute(0, 2, 1, 4, 3)
         values = self.values[layer][blocks].permute(0, 2, 1, 3, 4)
         tokens = width * BLOCK_TOKENS
@@ -64,10 +66,10 @@ class KvCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
-    """Zeros, not garbage: a masked score of NaN would stay NaN.
+    """A tensor of zeros. Uninitialised memory would not do: a NaN stays NaN when it is masked.
 
-    On a CPU they are pages that the kernel fills when they are first written, so a cache takes only what has been used
-    of it. torch.zeros would write them all.
+    On a CPU the memory is mapped anonymously, so pages are allocated when they are first written, and a cache takes
+    only as much memory as has been used. torch.zeros would write all pages.
     """
     size = math.prod(shape) * int(dtype.itemsize)
     if torch.device(device).type != "cpu" or not size:

@@ -1,7 +1,7 @@
-"""The memory cgroups that hold this process: what they allow, what they hold, and whether the kernel killed in them.
+"""The memory cgroups of this process, versions 1 and 2: limits, usage, and processes killed for lack of memory.
 
-Both versions. Inside a container the mount shows the container's own cgroup as the root; outside of one the process's
-own folder lies below it, and each folder on the way may have a limit.
+Inside a container, the container's own cgroup is mounted as the root. Outside of one, the process's cgroup lies below
+the root, and each folder on the way may have a limit.
 """
 
 from collections.abc import Iterator
@@ -12,33 +12,33 @@ from pathlib import Path
 ROOT = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 _UNLIMITED_BYTES = 1 << 60
-"""From here on a limit is none: version 1 writes a number near 2⁶³."""
+"""Limits from this on mean no limit: version 1 writes a number near 2⁶³."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryGroup:
-    """One cgroup, as its files said."""
+    """The figures of one memory cgroup at one moment."""
 
     limit_bytes: int | None
-    """None: no limit of its own."""
+    """None without a limit of its own."""
     used_bytes: int
     peak_bytes: int
-    """The most that was used at once, cached files included; 0 where the kernel does not tell."""
+    """Peak usage, including cached files; 0 if the kernel does not report it."""
     cached_bytes: int
-    """Pages of files, which the kernel gives back when it needs them."""
+    """Page cache of files, which the kernel can reclaim."""
     oom_kills: int
     """Processes that the kernel has killed here for lack of memory."""
 
     @property
     def left_bytes(self) -> int | None:
-        """What the limit leaves, cached files counted as free; None without a limit."""
+        """What the limit leaves, counting cached files as free; None without a limit."""
         if self.limit_bytes is None:
             return None
         return max(self.limit_bytes - self.used_bytes + self.cached_bytes, 0)
 
 
 def memory_groups(root: Path = ROOT, membership: Path = MEMBERSHIP) -> list[MemoryGroup]:
-    """The cgroups of this process that tell their memory, its own first, then those around it."""
+    """The memory cgroups of this process: its own first, then its parents."""
     return [group for folder, version in _folders(root, membership) if (group := _read(folder, version)) is not None]
 
 
@@ -46,18 +46,18 @@ def _folders(root: Path, membership: Path) -> Iterator[tuple[Path, int]]:
     own = _own_paths(membership)
     for base, version, path in ((root, 2, own.get("", "")), (root / "memory", 1, own.get("memory", ""))):
         inside = [base / path.strip("/"), *(base / path.strip("/")).parents]
-        # A container that sees the host's paths has them not below its mount.
+        # In a container that sees the host's paths, these do not exist below its mount.
         yield from ((folder, version) for folder in inside if folder.is_relative_to(base) and folder.is_dir())
 
 
 def _own_paths(membership: Path) -> dict[str, str]:
-    """The path below the mount, by controller; "" is version 2's."""
-    found: dict[str, str] = {}
+    """The cgroup's path below the mount, by controller; "" is the key of version 2."""
+    paths: dict[str, str] = {}
     with suppress(OSError):
         for line in membership.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            found |= dict.fromkeys(controllers.split(","), path)
-    return found
+            paths |= dict.fromkeys(controllers.split(","), path)
+    return paths
 
 
 def _read(folder: Path, version: int) -> MemoryGroup | None:
@@ -69,7 +69,8 @@ def _read(folder: Path, version: int) -> MemoryGroup | None:
     try:
         text = (folder / limit).read_text().strip()
         allowed = _UNLIMITED_BYTES if text == "max" else int(text)
-        taken, stat = int((folder / used).read_text()), _fields(folder / "memory.stat")
+        taken = int((folder / used).read_text())
+        stat = _fields(folder / "memory.stat")
     except (OSError, ValueError):
         return None
     return MemoryGroup(
@@ -82,7 +83,7 @@ def _read(folder: Path, version: int) -> MemoryGroup | None:
 
 
 def _cached(stat: dict[str, int]) -> int:
-    """Version 1 counts cgroups below only in the total_ fields, as its usage does."""
+    """Cached files. In version 1 only the total_ fields include child cgroups, as the usage does."""
     return sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in ("inactive_file", "active_file"))
 
 

@@ -1,9 +1,9 @@
-"""Fewer, larger operations on a CPU: norms, gated activations and rotations in one call each.
+"""Operator fusion on a CPU: norms, gated activations, and attention with its rotation become one call each.
 
-Between the matrix products a layer of a small model spends a third of its time in operations of a few microseconds,
-each started from Python. Modules keep their place, names and weights; only their `forward` is replaced, and only where
-it is known what it computes: norms and gates are compared with the original on random input, attention is replaced in
-classes whose forward has been read. The runner's check of the logits comes after all of it.
+A layer of a small model spends a third of its time between the matrix products, in operations of a few microseconds
+that Python starts one by one. Modules keep their place, names and weights. Only `forward` is replaced, and only where
+it is known what it computes: norms and gates are compared with the original on random input, and attention is replaced
+only in classes whose code was reviewed. The runner's logit check comes after all of it.
 """
 
 import logging
@@ -20,12 +20,12 @@ from llm_runtime.engine.native import KERNELS
 log = logging.getLogger(__name__)
 
 ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
-"""Projections, norms of heads where there are any, rotation by halves, attention, projection: nothing else."""
+"""Classes whose forward is: projections, optional norms of heads, RoPE by halves, attention, output projection."""
 _ROWS = 3
 
 
 def fuse(model: Any) -> Counter[str]:
-    """Replace what can be replaced; counts of each kind. Nothing is without the compiled kernels."""
+    """Replace every `forward` that can be fused. Returns counts by kind; none without the compiled kernels."""
     done: Counter[str] = Counter()
     if model.device.type != "cpu" or model.dtype not in KERNELS or native.library() is None:
         return done
@@ -45,7 +45,7 @@ def _fuse_norm(module: Any, dtype: Any) -> bool:
         return False
     if weight.dim() != 1 or weight.dtype != dtype:
         return False
-    # Gemma's norms store the distance of the weight from 1.
+    # Gemma's norms store weight - 1.
     ways = (partial(_norm, module, float(epsilon), offset) for offset in (0.0, 1.0))
     return any(_try(module, way, len(weight), dtype) for way in ways)
 
@@ -65,10 +65,11 @@ def _fuse_attention(module: Any) -> bool:
 
 
 def _try(module: Any, forward: Any, size: int, dtype: Any) -> bool:
-    """Take `forward` if it computes what the module does, to rounding, on a random [1, _ROWS, size]."""
+    """Use `forward` if, on a random [1, _ROWS, size], it computes the same as the module up to rounding."""
     sample = torch.randn(1, _ROWS, size).to(dtype)
     try:
-        expected, actual = module(sample).float(), forward(sample).float()
+        expected = module(sample).float()
+        actual = forward(sample).float()
     except (RuntimeError, TypeError, AttributeError):
         return False
     tolerance = 2e-2 if dtype is torch.bfloat16 else 1e-5
@@ -90,7 +91,8 @@ def _norm(module: Any, epsilon: float, offset: float, hidden_states: Any) -> Any
 
 
 def _gated(module: Any, hidden_states: Any) -> Any:
-    gate, up = module.gate_proj(hidden_states), module.up_proj(hidden_states)
+    gate = module.gate_proj(hidden_states)
+    up = module.up_proj(hidden_states)
     native.call(
         "llm_gate_silu", KERNELS[gate.dtype], gate.data_ptr(), up.data_ptr(), gate.data_ptr(),
         gate.numel(), torch.get_num_threads(),
@@ -112,8 +114,9 @@ def _attention(
         projection(hidden_states).view(shape) for projection in (module.q_proj, module.k_proj, module.v_proj)
     )
     if hasattr(module, "q_norm"):
-        query, key = module.q_norm(query), module.k_norm(key)
-    # Mistral's modules look it up in the configuration at each call.
+        query = module.q_norm(query)
+        key = module.k_norm(key)
+    # Mistral's modules read the window from the configuration at each call, the others keep it as an attribute.
     holder = module.config if type(module).__name__ == "MistralAttention" else module
     rule = Rule(module.scaling, getattr(holder, "sliding_window", None) or 0)
     query, key, value = (part.transpose(0, 1) for part in (query, key, value))

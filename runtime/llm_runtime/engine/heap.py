@@ -1,17 +1,17 @@
-"""Memory that is freed goes back to the system, and memory that stays is not searched by the garbage collector."""
+"""Returns freed memory, which the C library would keep, to the system; spares the garbage collector what stays."""
 
 import ctypes
 import gc
 
 STEP_BYTES = 32 << 20
-"""Whoever replaces weights one by one gives back what was freed after so many."""
+"""Freed bytes after which `Replaced` returns them to the system."""
 
 
 def give_back() -> None:
-    """Return what has been freed to the system, where the C library can (glibc).
+    """Return freed memory to the system, if the C library can (glibc's malloc_trim).
 
-    Transformers reads weights in threads, each with a heap of its own. What is freed there no other thread uses again:
-    without this, a model whose layers are replaced one by one takes its weights' size twice.
+    Transformers reads weights in several threads, and glibc gives each thread its own arena. Memory freed in one arena
+    is not reused by another. Without this, replacing a model's layers one by one would take twice the weights' size.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -25,7 +25,7 @@ def settle() -> None:
 
 
 class Replaced:
-    """Counts the weights that are replaced one by one, and gives back what they leave in steps of STEP_BYTES."""
+    """Counts the bytes of replaced weights, and returns freed memory to the system every STEP_BYTES."""
 
     def __init__(self) -> None:
         self._freed_bytes = 0

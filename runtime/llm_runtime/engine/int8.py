@@ -1,8 +1,8 @@
 """Linear weights as 8-bit integers: a quarter of float32's memory, half of bfloat16's.
 
 Weight-only, symmetric, one scale for each output: `w[n, k] ≈ q[n, k] * scale[n]` with `scale[n] = max|w[n]| / 127`.
-Activations are never quantised, for a few very large ones would cost the quality of large models (Dettmers et al. 2022,
-LLM.int8()).
+Activations are not quantised: in large models a few of them are very large, and quantising those costs quality
+(Dettmers et al. 2022, LLM.int8()).
 """
 
 from collections.abc import Callable
@@ -16,11 +16,12 @@ from llm_runtime.engine.heap import Replaced
 
 
 class Int8Linear(nn.Module):  # type: ignore[misc]  # mypy sees no torch
-    """Takes the place of a `torch.nn.Linear`; computes in bfloat16 with sums in float32, and answers in x's type."""
+    """Replaces a `torch.nn.Linear`. Computes in bfloat16 with float32 sums, and returns the input's dtype."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
         self.bias = linear.bias
         weight, scale = quantize_weight(linear.weight.detach())
         self.register_buffer("weight", weight)
@@ -43,26 +44,28 @@ class Int8Linear(nn.Module):  # type: ignore[misc]  # mypy sees no torch
 
 
 def quantize_weight(weight: Any) -> tuple[Any, Any]:
-    """Float [outputs, inputs] → int8 of that shape and a float32 scale for each output."""
+    """Quantise [outputs, inputs] to int8. Returns it with a float32 scale for each output."""
     scale = (weight.float().abs().amax(dim=1) / 127).clamp_(min=torch.finfo(torch.float32).tiny)
     return (weight.float() / scale.unsqueeze(1)).round_().to(torch.int8), scale
 
 
 def quantize_int8(model: nn.Module, forward: Callable[[], object]) -> int:
-    """Replace the linear layers of `model` one by one, in place; returns the bytes saved.
+    """Replace the linear layers of `model` in place, one by one. Returns the bytes saved.
 
-    `forward` runs the model once: layers of a name that is never called stay as they are, for then the model multiplies
-    by their weight itself (`dt_proj` of Jamba). So do weights shared with another module (an output layer tied to the
-    embedding), since an int8 copy beside the original would cost memory, and the output layer: it decides the token.
+    Three kinds of layers stay as they are:
+    - those that are never called when `forward` runs the model: it then uses their weight directly (Jamba's `dt_proj`);
+    - those whose weight is shared with another module, because an int8 copy beside the original would cost memory;
+    - the output layer, because rounding there changes tokens most directly.
     """
     names = _called(model, forward)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     shared = _shared_weights(model)
-    saved, replaced = 0, Replaced()
-    # Each is let go as soon as it is replaced: a list that held them all would keep the weights to the end.
-    found = list(model.named_modules())[::-1]
-    while found:
-        path, module = found.pop()
+    saved = 0
+    replaced = Replaced()
+    # `pop` drops the reference to each layer, so that its old weight is freed as soon as it is replaced.
+    remaining = list(model.named_modules())[::-1]
+    while remaining:
+        path, module = remaining.pop()
         parent, _, name = path.rpartition(".")
         if type(module) is not nn.Linear or module is head or name not in names or id(module.weight) in shared:
             continue

@@ -1,7 +1,7 @@
-"""Linear layers in the form that oneDNN likes best, where a measurement at start-up says that it pays.
+"""Linear layers with weights packed for oneDNN, where a measurement at start-up shows a gain.
 
-Weights are reordered once. Torch's plain float32 product on processors that MKL was not made for runs at a third of
-that speed. The operations are private ones of torch (its compiler uses them): without them all layers stay as they are.
+Weights are reordered once. On processors that MKL was not tuned for, torch's plain float32 product runs at a third of
+the packed one's speed. The operations are private to torch's compiler; if they are missing, no layer is changed.
 """
 
 import logging
@@ -19,20 +19,22 @@ from llm_runtime.engine.heap import Replaced
 log = logging.getLogger(__name__)
 
 PACKED_FOR = 32
-"""Rows of the products that oneDNN chooses its order for."""
+"""Number of rows that oneDNN optimises the packed layout for."""
 ROWS = (8, 32, 128)
-"""Rows measured: a few streams, many, a chunk of a prompt. One alone waits for memory, whichever way it multiplies."""
+"""Numbers of rows measured: few streams, many streams, a chunk of a prompt. A single row is bound by memory anyway."""
 _REPEATS = 12
 _LEAST_GAIN = 1.05
 _NAMES = ("_reorder_linear_weight", "_linear_pointwise")
 
 
 class PackedLinear(nn.Module):  # type: ignore[misc]
-    """`nn.Linear` whose weight is kept in oneDNN's order only."""
+    """An `nn.Linear` whose weight is kept only in oneDNN's layout."""
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.bias = linear.bias
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), PACKED_FOR)
 
     def forward(self, inputs: Any) -> Any:
@@ -40,26 +42,28 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
 
 
 def pack_linears(model: Any) -> None:
-    """Replace the layers that gain by it. Weights shared with an embedding are kept twice."""
+    """Replace the layers that become faster. A weight that is shared with an embedding is then in memory twice."""
     if not all(hasattr(torch.ops.mkldnn, name) for name in _NAMES):
-        log.info("this torch has no packed linear layers")
+        log.info("this version of torch has no packed linear layers")
         return
-    found = [
+    remaining = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
         if type(child) is nn.Linear and child.weight.device.type == "cpu"
     ]
-    shapes = Counter((linear.out_features, linear.in_features, linear.weight.dtype) for _, _, linear in found)
-    # One that is there: a weight made for this would be as large as the largest, which for a small model is a fifth.
-    weights = {(linear.out_features, linear.in_features, linear.weight.dtype): linear.weight for _, _, linear in found}
+    keyed = [((linear.out_features, linear.in_features, linear.weight.dtype), linear) for _, _, linear in remaining]
+    shapes = Counter(shape for shape, _ in keyed)
+    # Measured with the model's own weights: a new one would take as much as the largest, a fifth of a small model.
+    weights = {shape: linear.weight for shape, linear in keyed}
+    del keyed
     with torch.inference_mode():
         gains = {shape: _gain(weights[shape].detach()) for shape in shapes}
         del weights
-        # Each is let go as soon as it is packed: a list that held them all would have the weights in memory twice.
+        # `pop` and `del` drop the references to each layer, so that its old weight is freed as soon as it is packed.
         replaced = Replaced()
-        while found:
-            parent, name, linear = found.pop()
+        while remaining:
+            parent, name, linear = remaining.pop()
             if gains[linear.out_features, linear.in_features, linear.weight.dtype] >= _LEAST_GAIN:
                 setattr(parent, name, PackedLinear(linear))
                 size = linear.weight.nbytes
@@ -77,8 +81,9 @@ def pack_linears(model: Any) -> None:
 
 
 def _gain(weight: Any) -> float:
-    """How many times faster the packed product is, as the geometric mean over ROWS; 0 where it does not run."""
-    (_, in_features), dtype = weight.shape, weight.dtype
+    """Speed-up of the packed product, as the geometric mean over ROWS; 0 if it does not run here."""
+    _, in_features = weight.shape
+    dtype = weight.dtype
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
         gains = [_speedup(torch.randn(rows, in_features, dtype=dtype), weight, packed) for rows in ROWS]
@@ -89,7 +94,7 @@ def _gain(weight: Any) -> float:
 
 
 def _speedup(inputs: Any, weight: Any, packed: Any) -> float:
-    """Best time of the plain product over the best of the packed one: what disturbs a measurement only adds to it."""
+    """Best time of the plain product divided by that of the packed one. Noise only adds time, so the best is truest."""
     plain_seconds = packed_seconds = float("inf")
     for _ in range(_REPEATS):
         started = time.perf_counter()

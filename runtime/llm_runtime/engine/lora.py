@@ -1,15 +1,17 @@
 """LoRA: many adapters beside one base model, in one batch.
 
-A linear layer that an adapter targets answers `base(x) + B·A·x` (Hu et al. 2021), with each row's own A and B. The A
-and B of adapters that run together lie side by side in a `_Stack`: `x` times all A at once, a mask that leaves each row
-the columns of its adapter, times all B at once, added to the base's output. That is two small products for a layer
-however many adapters a step has; linears that read the same tensor (query, key, value; gate, up) share the first one.
+A linear layer that an adapter targets returns `base(x) + B·A·x` (Hu et al. 2021), with the A and B of each row's
+adapter. The A and B of adapters that run together lie side by side in a `_Stack`. `x` is multiplied by all A at once, a
+mask clears the columns that do not belong to a row's adapter, and the result times all B at once is added to the base's
+output. So a layer costs two small products, however many adapters a step has. Linears that read the same tensor (query,
+key, value; gate, up) share the first product.
 
-On a CPU rows of short runs go through a compiled kernel instead, which multiplies each with its own adapter only: in a
-decode step the masked columns, and seven times two small products for each layer, cost more than the sums themselves.
+On a CPU, short runs of rows go through a compiled kernel instead, which multiplies each row with its own adapter only
+(as Punica's SGMV does on a GPU, Chen et al. 2023). In a decode step, masked columns and seven times two small products
+a layer would cost more than the sums themselves.
 
-`AdapterSet.select` says before each forward which rows are whose. Nothing of the model is replaced: a targeted module
-gets a `forward` of its own, and loses it again when no adapter targets it.
+Before each forward, `AdapterSet.select` says which rows belong to which adapter. No module is replaced: a targeted one
+gets its own `forward`, which is removed again when no adapter targets it.
 """
 
 import inspect
@@ -28,20 +30,20 @@ from llm_runtime.engine.linears import PACKED_FOR
 from llm_runtime.engine.native import KERNELS
 
 SHELF_RANK = 256
-"""Sum of ranks up to which adapters are computed together: masked-out columns are computed too."""
+"""Largest sum of ranks of adapters that are computed together. It is bounded because masked columns cost time, too."""
 
 OWN_ROWS = 64
-"""From so many rows on, a chunk of a prompt is computed with its own adapter alone instead of with everybody's."""
+"""Number of rows from which a run (a chunk of a prompt) is computed with its own adapter only, not with a stack."""
 
 PROBE_TOKENS = 17
 MKL_WIDTH = 16
-"""Up to this width MKL has multiplied 32 rows before oneDNN has set up its call; beyond, oneDNN takes half the time."""
+"""Width up to which MKL multiplies 32 rows faster than oneDNN sets up its call. Beyond, oneDNN takes half the time."""
 
 BASE = ""
-"""The name that stands for no adapter."""
+"""The name of the base model: no adapter."""
 
 Spans = Iterable[tuple[str, int]]
-"""(adapter's name or "", number of rows), in the order of the rows of a step."""
+"""(adapter's name or "", number of rows), in the order of a step's rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class LoraWeights:
 
     @cached_property
     def b_rows(self) -> Any:
-        """`b` as [rank, outputs], as the CPU kernel reads it."""
+        """`b` as [rank, outputs], the layout that the CPU kernel reads."""
         return self.b.t().contiguous()
 
 
@@ -75,22 +77,24 @@ class Adapter:
 
 Shapes = Mapping[str, LinearShape]
 Reader = Callable[[Path, Shapes], Adapter]
-"""Reads and checks a folder against the linears of the base; raises errors.Fatal subclasses."""
+"""Reads an adapter's folder and checks it against the base's linears. Raises errors.Fatal subclasses."""
 
 
 class AdapterSet:
-    """The adapters loaded beside `model`. One thread, between steps; only `read` may run beside them."""
+    """The adapters loaded beside `model`. For one thread, between steps; only `read` may run on another."""
 
     def __init__(self, model: Any, reader: Reader, *, tiled: bool = True) -> None:
-        """Runs `model` once, to learn which linears read the same tensor: before its attention is replaced.
+        """Run `model` once to learn which linears read the same tensor. Call it before its attention is replaced.
 
-        Not `tiled`: every step is of one adapter, so a linear may also see other rows than the step's (DeepSeek's
-        projections read the whole cache).
+        Without `tiled`, every step has a single adapter, so a linear may also see rows that are not the step's
+        (DeepSeek's projections read the whole cache).
         """
         self._linears = _find_linears(model)
         if any(isinstance(linear.module.forward, _AdaptedForward) for linear in self._linears.values()):
-            raise ValueError("the model has another set of adapters")
-        self._reader, self._device, self._dtype = reader, model.device, model.dtype
+            raise ValueError("the model already has a set of adapters")
+        self._reader = reader
+        self._device = model.device
+        self._dtype = model.dtype
         self._adapters: dict[str, Adapter] = {}
         self._tiled = tiled and self._dtype in KERNELS and self._device.type == "cpu" and native.library() is not None
         self._pointers = _Pointers({})
@@ -105,7 +109,7 @@ class AdapterSet:
         return frozenset(self._adapters)
 
     def read(self, folder: Path) -> Adapter:
-        """Read and check a folder, which changes nothing yet. Raises errors.Fatal subclasses."""
+        """Read and check an adapter without installing it. Raises errors.Fatal subclasses."""
         return self._reader(folder, self.shapes)
 
     def load(self, name: str, folder: Path) -> None:
@@ -113,7 +117,7 @@ class AdapterSet:
         self.install(name, self.read(folder))
 
     def install(self, name: str, adapter: Adapter) -> None:
-        """Make `adapter` known as `name`, in place of an adapter of that name. Rows of all others are unaffected."""
+        """Install `adapter` as `name`, replacing one of that name. Rows of other adapters are unaffected."""
         if name == BASE:
             raise ValueError("an adapter needs a name")
         place = {"device": self._device, "dtype": self._dtype}
@@ -128,7 +132,7 @@ class AdapterSet:
             self._linears[module].adapt(self._step)
 
     def drop(self, name: str) -> None:
-        """Forget an adapter; one that is not there is no fault."""
+        """Remove an adapter. Does nothing if it is not installed."""
         if self._adapters.pop(name, None) is None:
             return
         self._pointers = _Pointers(self._adapters)
@@ -140,7 +144,7 @@ class AdapterSet:
                 linear.restore()
 
     def select(self, spans: Spans) -> None:
-        """Say whose the rows of the next forward are. Raises KeyError for an adapter that is not loaded."""
+        """Assign the rows of the next forward to adapters. Raises KeyError for an adapter that is not loaded."""
         wanted = tuple(spans)
         if wanted != self._selected:
             self._selected = None
@@ -162,7 +166,7 @@ class AdapterSet:
         current = {tuple(shelf) for shelf in self._shelves} | {(name,) for name in self._adapters}
         self._stacks = {key: stack for key, stack in self._stacks.items() if key in current and changed not in key}
         self._selected = None
-        # They hold stacks, and with them the weights of who has gone.
+        # The blocks hold stacks, and so would keep the weights of removed adapters alive.
         self._step.blocks = ()
 
     def _stack(self, names: tuple[str, ...]) -> "_Stack":
@@ -171,7 +175,7 @@ class AdapterSet:
         return self._stacks[names]
 
     def _blocks(self, runs: "list[_Run]") -> "tuple[_Block | _TiledBlock, ...]":
-        """Long runs one by one, short ones that lie side by side together."""
+        """The blocks of a step: one for each long run, and one for each group of neighbouring short runs."""
         height = runs[-1].end if runs else 0
         parts: list[list[_Run]] = []
         for long, group in groupby(runs, lambda run: run.rows >= OWN_ROWS):
@@ -199,7 +203,7 @@ class AdapterSet:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Neighbouring rows [begin, end) of one adapter, or of the base."""
+    """Contiguous rows [begin, end) of one adapter, or of the base."""
 
     name: str
     begin: int
@@ -211,7 +215,8 @@ class _Run:
 
 
 def _runs(spans: Spans) -> list[_Run]:
-    runs, begin = [], 0
+    runs = []
+    begin = 0
     for name, group in groupby(spans, lambda span: span[0]):
         end = begin + sum(count for _, count in group)
         runs.append(_Run(name, begin, end))
@@ -220,7 +225,7 @@ def _runs(spans: Spans) -> list[_Run]:
 
 
 class _Step:
-    """What the targeted linears must know of the step under way."""
+    """State of the current step, shared by all targeted linears."""
 
     def __init__(self) -> None:
         self.blocks: tuple[_Block | _TiledBlock, ...] = ()
@@ -232,25 +237,26 @@ class _Step:
         self._products: list[Any] = []
 
     def products(self, read: "_Input", x: Any) -> list[Any]:
-        """Each block's product with A for all linears that read `x`; kept until another tensor is read."""
+        """Each block's product with A for all linears that read `x`, cached until another tensor is read."""
         if self._source is not x or self._input is not read:
             rows = x.reshape(-1, x.shape[-1])
-            self._input, self._source = read, x
+            self._input = read
+            self._source = x
             self._products = [block.first(read, rows) for block in self.blocks]
         return self._products
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Rows that run with one stack. `masks` by number of linears that share a product; {} if none is needed."""
+    """Rows that are computed with one stack. `masks`: by number of linears that share a product; {} if not needed."""
 
     stack: "_Stack"
     rows: Any
-    """None: all of the step; else a slice or a tensor of indices."""
+    """None for all rows of the step, else a slice or a tensor of indices."""
     masks: Mapping[int, Any]
 
     def first(self, read: "_Input", x: Any) -> Any:
-        """`x` [all rows, inputs] times A: [rows of this block, linears · ranks]; None when nothing is targeted."""
+        """`x` [all rows, inputs] times A: [rows of this block, linears · ranks]; None if no adapter targets `read`."""
         first = self.stack.first.get(read)
         if first is None:
             return None
@@ -266,13 +272,13 @@ class _Block:
             return second.matrix.added(mine, y)
         part = y[self.rows]
         added = second.matrix.added(mine, part)
-        if added is not part or not isinstance(self.rows, slice):  # A slice is `y` itself.
+        if added is not part or not isinstance(self.rows, slice):  # A slice is a view of `y`, changed in place.
             y[self.rows] = added
         return y
 
 
 class _Pointers:
-    """Where the weights of some adapters lie, for the compiled kernel: of each module, made when it first runs."""
+    """Addresses of the adapters' weights, for the compiled kernel. Collected when a module first runs."""
 
     def __init__(self, adapters: Mapping[str, Adapter]) -> None:
         self.index = {name: index for index, name in enumerate(adapters)}
@@ -297,10 +303,14 @@ class _Pointers:
 
 
 class _TiledBlock:
-    """Short runs on a CPU, through the compiled kernel: each row is multiplied by its own adapter's weights only."""
+    """Short runs on a CPU, for the compiled kernel: each row is multiplied by its own adapter's weights only.
+
+    Rows of one adapter are grouped into tiles of at most `lora_rows`, so that its weights are read once for a tile.
+    """
 
     def __init__(self, runs: list[_Run], height: int, pointers: _Pointers, dtype: Any) -> None:
-        self._pointers, self._format = pointers, KERNELS[dtype]
+        self._pointers = pointers
+        self._format = KERNELS[dtype]
         order: list[int] = []
         tiles: list[int] = []
         most = native.limit("lora_rows")
@@ -315,13 +325,13 @@ class _TiledBlock:
         self._count = len(tiles) // 3
 
     def first(self, read: "_Input", x: Any) -> Any:
-        """The input itself: the kernel does both products."""
-        if x.shape[0] != self._height:  # The kernel trusts the rows that it is given.
+        """The input itself, because the kernel computes both products in `second`."""
+        if x.shape[0] != self._height:  # The kernel does not check the number of rows.
             raise RuntimeError(f"{', '.join(read.modules)}: {x.shape[0]} rows in a step of {self._height}")
         return x.contiguous()
 
     def second(self, module: str, x: Any, y: Any) -> Any:
-        """`y` [all rows, outputs] with what the adapters add, in place."""
+        """`y` [all rows, outputs] with the adapters' part added, in place."""
         weights = self._pointers.of(module)
         if weights is None:
             return y
@@ -335,7 +345,8 @@ class _TiledBlock:
 
 
 def _block(stack: "_Stack", runs: list[_Run], height: int, device: Any, dtype: Any) -> _Block:
-    begin, end = runs[0].begin, runs[-1].end
+    begin = runs[0].begin
+    end = runs[-1].end
     names = {run.name for run in runs}
     rows: Any = slice(begin, end)
     if sum(run.rows for run in runs) < end - begin:
@@ -359,7 +370,7 @@ class _Second:
 
 
 class _Stack:
-    """The A and B of some adapters side by side. Each owns the same columns in every module; what it lacks is zero."""
+    """The A and B of some adapters side by side. An adapter has the same columns in every module, zero if unused."""
 
     def __init__(self, adapters: Mapping[str, Adapter], linears: "Mapping[str, _Linear]") -> None:
         self.rank = sum(adapter.rank for adapter in adapters.values())
@@ -372,7 +383,7 @@ class _Stack:
             self._add(read, [module for module in read.modules if module in targeted], list(adapters.values()))
 
     def masks(self, names: list[str], device: Any, dtype: Any) -> dict[int, Any]:
-        """1 where a column belongs to the adapter of a row, else 0, [rows, linears · ranks]."""
+        """Masks [rows, linears · ranks] by number of linears: 1 where a column belongs to the row's adapter, else 0."""
         wanted = torch.tensor([self._index.get(name, -1) for name in names], device=device)
         mask = (wanted.unsqueeze(1) == torch.tensor(self._owners, device=device)).to(dtype)
         return {linears: mask.repeat(1, linears) for linears in {first.linears for first in self.first.values()}}
@@ -385,7 +396,7 @@ class _Stack:
 
 
 def _side_by_side(weights: list[LoraWeights | None], adapters: list[Adapter]) -> LoraWeights:
-    """One module's weights of all `adapters` (of which at least one has some): [ranks, inputs], [outputs, ranks]."""
+    """One module's weights of all `adapters`, of which at least one has some: [ranks, inputs], [outputs, ranks]."""
     like = next(part for part in weights if part is not None)
     none = LoraWeights(like.a[:0], like.b[:, :0])
     parts = [_filled(part or none, adapter.rank) for part, adapter in zip(weights, adapters, strict=True)]
@@ -397,7 +408,7 @@ def _side_by_side(weights: list[LoraWeights | None], adapters: list[Adapter]) ->
 
 
 def _filled(part: LoraWeights, rank: int) -> LoraWeights:
-    """With zeros up to `rank`: patterns may give a module less than its adapter's highest."""
+    """Pad with zeros to `rank`: by a rank pattern, a module may have less than its adapter's highest rank."""
     lacking = rank - part.a.shape[0]
     return LoraWeights(F.pad(part.a, (0, 0, 0, lacking)), F.pad(part.b, (0, lacking))) if lacking else part
 
@@ -419,7 +430,7 @@ class _Matrix:
 
 
 class _OneDnnMatrix(_Matrix):
-    """The same with oneDNN: the weight in its own layout, the mask and the sum in the same pass over the output."""
+    """As `_Matrix`, by oneDNN: the weight is in its layout, and mask or sum are applied in the pass over the output."""
 
     def __init__(self, weight: Any) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR)
@@ -438,7 +449,7 @@ def _matrix(weight: Any) -> _Matrix:
 
 
 def _prefers_onednn(weight: Any) -> bool:
-    """float32 on a CPU, where `mm` is MKL's. It uses oneDNN itself for bfloat16."""
+    """Whether it is float32 on a CPU, where torch's `mm` uses MKL. For bfloat16, `mm` already uses oneDNN."""
     wide = min(weight.shape) > MKL_WIDTH
     return wide and weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_onednn()
 
@@ -449,7 +460,7 @@ def _has_onednn() -> bool:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Input:
-    """Names of linears that are given the very same tensor, one after another."""
+    """Names of linears that read the very same tensor, one after another."""
 
     modules: list[str]
 
@@ -471,14 +482,14 @@ class _Linear:
         adapted = self.module.forward
         if isinstance(adapted, _AdaptedForward):
             del self.module.forward
-            # The module may have had a forward of its own before.
+            # Deleting the attribute restores the class's method. The instance may have had another forward before.
             if self.module.forward != adapted.base:
                 self.module.forward = adapted.base
 
 
 @dataclass(frozen=True, slots=True)
 class _AdaptedForward:
-    """What a targeted module computes: the base's output, plus what the step's adapters add to their rows."""
+    """The `forward` of a targeted module: the base's output, plus what the step's adapters add to their rows."""
 
     name: str
     base: Callable[[Any], Any]
@@ -499,7 +510,8 @@ class _AdaptedForward:
 def _find_linears(model: Any) -> dict[str, _Linear]:
     """All linears that see each token of a step once and in order, by name.
 
-    An expert sees some tokens only, and the output layer only those that sample: no row says whose they are.
+    Others can't be adapted, as their rows can't be assigned to adapters: an expert sees only some tokens, and the
+    output layer only those that are sampled.
     """
     calls = _probe(model)
     linears: dict[str, _Linear] = {}
@@ -509,27 +521,28 @@ def _find_linears(model: Any) -> dict[str, _Linear]:
         if sum(name == other for other, _, _ in calls) > 1 or x.numel() // x.shape[-1] != PROBE_TOKENS:
             continue
         if x is not previous:
-            previous, read = x, _Input([])
+            previous = x
+            read = _Input([])
         read.modules.append(name)
         linears[name] = _Linear(name, module, _shape(module), read)
     return linears
 
 
 def _probe(model: Any) -> list[tuple[str, Any, Any]]:
-    """(name, module, input) of the model's linears in the order in which they run."""
+    """(name, module, input) of the model's linears, in the order of execution."""
     calls: list[tuple[str, Any, Any]] = []
     output = model.get_output_embeddings()
     named = {m: name for name, m in model.named_modules() if m is not output and _is_linear(m)}
 
     def note(module: Any, arguments: tuple[Any, ...], result: Any) -> None:
-        if isinstance(result, torch.Tensor):  # A router of experts is a linear layer that answers with more.
+        if isinstance(result, torch.Tensor):  # A router of experts looks like a linear, but returns more than a tensor.
             calls.append((named[module], module, arguments[0]))
 
     hooks = [module.register_forward_hook(note) for module in named]
     ids = torch.arange(PROBE_TOKENS, device=model.device).unsqueeze(0) % model.get_input_embeddings().num_embeddings
     try:
         with torch.inference_mode():
-            # As in a step: layers behind the choice of rows must show that they do not see all of them.
+            # Keep one row of logits, as a step does, so that layers after the selection show that they see fewer rows.
             chosen = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
             model(input_ids=ids, use_cache=False, **chosen)
     finally:
@@ -539,7 +552,7 @@ def _probe(model: Any) -> list[tuple[str, Any, Any]]:
 
 
 def _is_linear(module: Any) -> bool:
-    """nn.Linear, whatever has its attributes, and GPT-2's Conv1D."""
+    """Whether it is an nn.Linear, a module with the same attributes, or GPT-2's Conv1D."""
     return all(hasattr(module, name) for name in ("in_features", "out_features")) or (
         type(module).__name__ == "Conv1D" and hasattr(module, "nx")
     )

@@ -1,4 +1,4 @@
-"""How much memory is left, and how many cache blocks fit into it. No torch: a GPU's figure is passed in."""
+"""How much memory is free, and how many cache blocks fit into it. Needs no torch: callers pass the GPU's figures."""
 
 import os
 from pathlib import Path
@@ -8,15 +8,15 @@ from llm_runtime.errors import OutOfMemory
 
 MIB = 1 << 20
 KV_CACHE_FIELD = "engine.kvCacheMemory (stand-alone: engine.kvCacheBytes)"
-"""What bounds the cache has one name in an LLMDeployment and another in the runtime's own configuration."""
+"""The setting that bounds the cache. It has one name in an LLMDeployment and another in the runtime's configuration."""
 
 
 class StepOutOfMemory(Exception):
-    """A runner had no memory for a step; with fewer tokens it might do."""
+    """A runner ran out of memory in a step. It may succeed with fewer tokens."""
 
 
 def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
-    """Memory of this process that is not swapped out; 0 where the system does not tell."""
+    """Resident memory of this process in bytes; 0 if the system does not report it."""
     try:
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -26,19 +26,19 @@ def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
 def available_bytes(
     root: Path = cgroup.ROOT, meminfo: Path = Path("/proc/meminfo"), membership: Path = cgroup.MEMBERSHIP
 ) -> int:
-    """Memory that this process may still take: the smallest of what the host and the limits around it leave."""
+    """Memory in bytes that this process may still take: the least that the host and each cgroup leave."""
     left = [group.left_bytes for group in cgroup.memory_groups(root, membership)]
     return min([_host_available(meminfo), *(size for size in left if size is not None)])
 
 
 def limit_bytes(root: Path = cgroup.ROOT, membership: Path = cgroup.MEMBERSHIP) -> int | None:
-    """The smallest memory limit around this process; None without any."""
+    """The smallest memory limit of this process's cgroups, in bytes; None without any."""
     limits = [group.limit_bytes for group in cgroup.memory_groups(root, membership)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def blocks_that_fit(wanted: int, one_sequence: int, block_bytes: int, free_bytes: int) -> int:
-    """How many of `wanted` blocks fit into `free_bytes`. Raises OutOfMemory when not even `one_sequence` blocks do."""
+    """How many of `wanted` blocks fit into `free_bytes`. Raises OutOfMemory if not even `one_sequence` blocks fit."""
     blocks = min(wanted, free_bytes // block_bytes)
     if blocks < one_sequence:
         raise OutOfMemory(
@@ -50,9 +50,9 @@ def blocks_that_fit(wanted: int, one_sequence: int, block_bytes: int, free_bytes
 
 
 def check_room(folder: Path, free_bytes: int) -> None:
-    """Raise OutOfMemory when the weights in `folder` can't fit into `free_bytes`.
+    """Raise OutOfMemory if the weights in `folder` can't fit into `free_bytes`.
 
-    The kernel would find out too late: by killing the process, and with it a model that serves.
+    Otherwise the kernel would kill the process, and with it a model that is being served.
     """
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if size > free_bytes:

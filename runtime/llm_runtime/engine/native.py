@@ -1,6 +1,6 @@
-"""The compiled kernels for CPUs: found, or compiled once for this processor, or absent.
+"""Loads the compiled CPU kernels. Uses prebuilt ones, or else compiles them once for this processor.
 
-`python -m llm_runtime.engine.native` compiles it ahead, for an image that has no compiler.
+`python -m llm_runtime.engine.native` prebuilds them, for an image that has no compiler.
 """
 
 import ctypes
@@ -26,11 +26,13 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 BUILT = Path(__file__).with_name("built")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 LEVELS = {"x86-64-v4": {"avx512f", "avx512bw", "avx512vl"}, "x86-64-v3": {"avx2", "fma", "bmi2"}}
-"""What an image carries: GCC's names of instruction sets, best first, and the CPU flags they need."""
+"""Instruction sets that an image has kernels for, by GCC's names and best first, with the CPU flags they need."""
 COMPILE_SECONDS = 120
 KERNELS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""Number formats that the kernels know, by their names there."""
-_POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+"""Number formats that the kernels support, with the suffixes of their C functions."""
+_POINTER = ctypes.c_void_p
+_SIZE = ctypes.c_int64
+_FLOAT = ctypes.c_float
 ARGUMENTS = {
     "llm_attention": (_POINTER,),
     "llm_rms_norm": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _FLOAT, _FLOAT),
@@ -49,11 +51,11 @@ ARGUMENTS = {
     ),
     "llm_gate_silu": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE),
 }
-"""Of the kernels' C functions, whose names end with a number format."""
+"""Argument types of the kernels' C functions, by name without the suffix."""
 
 
 class StepArguments(ctypes.Structure):
-    """`Step` of kernels.cpp, field by field."""
+    """The struct `Step` of kernels.cpp. Fields and their order must be the same there."""
 
     _fields_ = [
         *(
@@ -80,15 +82,15 @@ class StepArguments(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The kernel, or None where there is neither a built one nor a compiler: torch's own attention serves then."""
+    """The kernels, or None if there are neither prebuilt ones nor a compiler. Then torch operations are used."""
     try:
         path = _built() or _compiled()
         if path is None:
-            log.warning("no C++ compiler and no built kernel: attention on this CPU will be several times slower")
+            log.warning("no C++ compiler and no prebuilt kernels: attention on this CPU will be several times slower")
             return None
         kernel = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("the attention kernel can't be used, a slower way is taken", extra={"reason": str(error)})
+        log.warning("the CPU kernels can't be used: torch's slower operations are", extra={"reason": str(error)})
         return None
     if kernel.llm_attention_block() != BLOCK_TOKENS:
         raise RuntimeError(f"{path} was built for another block size: remove it")
@@ -97,19 +99,24 @@ def library() -> ctypes.CDLL | None:
 
 @cache
 def limit(name: str) -> int:
-    """A constant of the compiled kernels: `attention_rows`, `lora_rows` of a tile; `most_head` that can be rotated."""
+    """A constant of the compiled kernels.
+
+    `attention_rows` and `lora_rows` are the most rows of a tile, `most_head` is the largest head size that can be
+    rotated.
+    """
     return int(getattr(library(), f"llm_{name}")())
 
 
 def call(name: str, number_format: str, *arguments: Any) -> None:
-    """Run a kernel for float32 or bfloat16. Pointers are tensors' `data_ptr()`; sizes must be right, nothing checks."""
+    """Run a kernel for float32 or bfloat16. Pointers are tensors' `data_ptr()`. Sizes are not checked."""
     _function(name, number_format)(*arguments)
 
 
 @cache
 def _function(name: str, number_format: str) -> Any:
     function = getattr(library(), f"{name}_{number_format}")
-    function.argtypes, function.restype = ARGUMENTS[name], None
+    function.argtypes = ARGUMENTS[name]
+    function.restype = None
     return function
 
 
@@ -122,7 +129,7 @@ def build(target: Path, architecture: str) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
         if done.returncode:
             raise OSError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
-        out.replace(target)  # Whole or not at all: two processes may build at once.
+        out.replace(target)  # Atomic, as two processes may build at the same time.
 
 
 def main() -> None:
@@ -145,7 +152,7 @@ def _compiled() -> Path | None:
     compiler = _compiler()
     if compiler is None:
         return None
-    # The same home folder may serve machines with different processors.
+    # The name depends on the processor: one home folder may be shared by different machines.
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=10, check=True).stdout
     inputs = (SOURCE.read_bytes(), version, " ".join(sorted(_cpu_flags())).encode(), " ".join(FLAGS).encode())
     name = f"kernels-{hashlib.sha256(b'|'.join(inputs)).hexdigest()[:16]}.so"
@@ -156,7 +163,7 @@ def _compiled() -> Path | None:
 
 
 def _compiler() -> str | None:
-    """GCC's, whose OpenMP is the one that torch brings: a second one in the process would fight it for the cores."""
+    """g++, because torch ships its OpenMP. Another compiler's OpenMP would compete with it for the cores."""
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
@@ -167,7 +174,7 @@ def _cache_folder() -> Path:
         if os.access(home, os.W_OK):
             return home
     except (OSError, RuntimeError):
-        pass  # A container's file system may be read-only but for its scratch folder, its user without a home.
+        pass  # In a container the file system may be read-only, and the user may have no home.
     return Path(tempfile.mkdtemp(prefix="llm-operator-kernels-"))
 
 

@@ -1,4 +1,4 @@
-"""The forward pass: a batch of spans through a Transformers model, with attention over the blocks of the KV cache.
+"""The batched forward pass: runs spans through a Transformers model, with paged attention over the KV cache.
 
 All tokens of a step are packed into one row, [1, tokens], so that no layer sees padding.
 """
@@ -22,7 +22,10 @@ class TransformersRunner:
     """Runs batches through `model` (a causal language model of Transformers) and samples."""
 
     def __init__(self, model: Any, cache: KvCache, sampler: Sampler, adapters: AdapterSet) -> None:
-        self.model, self.cache, self.sampler, self.adapters = model, cache, sampler, adapters
+        self.model = model
+        self.cache = cache
+        self.sampler = sampler
+        self.adapters = adapters
         model.set_attn_implementation(ATTENTION)
         self._selects_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -30,24 +33,24 @@ class TransformersRunner:
         """Compute a step and choose a token for each span that samples, in order. Raises StepOutOfMemory."""
         try:
             return self._forward(batch)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU only the text tells.
+        except RuntimeError as error:  # torch.OutOfMemoryError is one. On a CPU, only the message shows it.
             message = str(error)
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in message:
                 raise
-        # Outside of `except`: the exception's frames held the step's tensors.
+        # Outside of `except`, so that the exception's frames no longer hold the step's tensors.
         torch.cuda.empty_cache()
         raise StepOutOfMemory(message)
 
     def read_adapter(self, folder: Path) -> Adapter:
-        """Read and check an adapter; on any thread. Raises errors.Fatal subclasses."""
+        """Read and check an adapter, on any thread. Raises errors.Fatal subclasses."""
         return self.adapters.read(folder)
 
     def install_adapter(self, key: str, adapter: Adapter) -> None:
-        """Compute with `adapter` the rows of sequences that name `key`; between steps."""
+        """Use `adapter` for sequences that name `key`. Call it between steps."""
         self.adapters.install(key, adapter)
 
     def drop_adapter(self, key: str) -> None:
-        """Forget an adapter that no sequence names any more; between steps."""
+        """Remove an adapter that no sequence names any more. Call it between steps."""
         self.adapters.drop(key)
 
     def _forward(self, batch: Batch) -> list[Sampled]:
@@ -79,7 +82,8 @@ def _tokens(span: Span) -> list[int]:
 
 
 def _sampling_rows(spans: tuple[Span, ...]) -> list[int]:
-    rows, end = [], 0
+    rows = []
+    end = 0
     for span in spans:
         end += span.count
         if span.samples:

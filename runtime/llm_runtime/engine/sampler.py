@@ -2,13 +2,13 @@
 
 The order is that of Transformers' `_get_logits_processor` (bias and penalties, then temperature, top-k, top-p, min-p)
 and of vLLM's sampler: `logit_bias` → `repetition_penalty` → `frequency_penalty`, `presence_penalty` → constraint →
-temperature → `top_k` → `top_p` → `min_p`. The first four hold for greedy rows too. Rows without an option do not pay
-for it, and log probabilities are of the logits as the model gave them.
+temperature → `top_k` → `top_p` → `min_p`. Everything before temperature also applies to greedy rows. Options cost time
+only for the rows that have them. Log probabilities are those of the model's unchanged logits.
 
-Sampling is by Gumbel-max: the token whose logit plus its own noise is greatest (Maddison et al. 2014). The noise
-depends on (seed, index of the token, token id) alone, hence not on the batch around the row, nor on the device; and a
-logit that differs in its last bits, as it does between batch shapes, changes a choice only where two sums are that
-close. Figures beside those of an inverse transform: docs/decisions.md.
+Sampling uses the Gumbel-max trick (Maddison et al. 2014): it chooses the token with the greatest sum of logit and
+noise. The noise depends only on (seed, index of the token, token id), so neither the rest of the batch nor the device
+changes it. Logits differ in their last bits between batch shapes; that changes a choice only if two sums are as close.
+docs/decisions.md compares it with sampling by inverse transform.
 """
 
 import random
@@ -24,19 +24,19 @@ from llm_runtime.engine.sequence import Sampled, Sequence
 from llm_runtime.request import Sampling
 
 GREEDY_BELOW = 1e-5
-"""A temperature below this would only overflow; its limit is the greedy choice."""
+"""Temperatures below this are greedy: dividing by them would overflow, and greedy is their limit."""
 
 CANDIDATES = 128
-"""How many of the likeliest tokens are looked at first: mostly they hold all that the filters leave."""
+"""How many of the likeliest tokens the filters look at first. Usually no other token would be kept."""
 
 BLOCK = 256
-"""Tokens are drawn in two steps, a block of so many neighbours and one of them: little noise has to be made."""
+"""Tokens in a block. A block is drawn first, then a token in it, so that less noise has to be computed."""
 
 NOTHING = float("-inf")
 
 
 class Sampler:
-    """Holds the one source of chance for requests without a seed."""
+    """Samples batches. Holds the random generator for requests without a seed."""
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)
@@ -62,7 +62,7 @@ class Sampler:
 
 
 def _steered(logits: Any, sequences: list[Sequence]) -> Any:
-    """`logits` with bias, penalties and constraints; the very same tensor when no row has any."""
+    """`logits` with bias, penalties and constraints applied; the same tensor if no row has any."""
     biased = [row for row, sequence in enumerate(sequences) if sequence.biases is not None]
     penalised = [row for row, sequence in enumerate(sequences) if sequence.counts is not None]
     constrained = [row for row, sequence in enumerate(sequences) if sequence.matcher is not None]
@@ -85,11 +85,12 @@ def _bias(scores: Any, rows: list[int], sequences: list[Sequence]) -> None:
 
 
 def _penalise(scores: Any, rows: list[int], sequences: list[Sequence]) -> None:
-    """Of each row only the tokens that occurred are touched: [tokens that occurred, over all rows]."""
+    """Apply penalties, only to tokens that occurred: all tensors here are [tokens that occurred, over all rows]."""
     counts = [counts for row in rows if (counts := sequences[row].counts) is not None]
     samplings = [sequences[row].request.sampling for row in rows]
     ids = [count.token_ids for count in counts]
-    where, tokens = _spread(rows, ids, scores), _joined(ids, np.int64, scores)
+    where = _spread(rows, ids, scores)
+    tokens = _joined(ids, np.int64, scores)
     times = _joined([count.generated for count in counts], np.float32, scores)
     repetition = _spread([sampling.repetition_penalty for sampling in samplings], ids, scores)
     values = scores[where, tokens]
@@ -104,13 +105,13 @@ def _joined(parts: "list[array[Any]]", kind: Any, like: Any) -> Any:
 
 
 def _spread(values: list[Any], over: "list[array[Any]]", like: Any) -> Any:
-    """Each of `values`, as often as there are entries in its part of `over`."""
+    """Repeat each of `values` as often as there are entries in its part of `over`."""
     kind = np.int64 if isinstance(values[0], int) else np.float32
     return torch.from_numpy(np.repeat(np.array(values, dtype=kind), [len(part) for part in over])).to(like.device)
 
 
 def _constrain(scores: Any, rows: list[int], sequences: list[Sequence]) -> None:
-    """A row whose matcher has failed keeps no token: it ends in an error, and no other does."""
+    """Mask the tokens that a constraint forbids. If a matcher has failed, its row keeps none and ends in an error."""
     width = -(-scores.shape[1] // 8)
     masks = [matcher.mask() if (matcher := sequences[row].matcher) is not None else b"" for row in rows]
     packed = bytearray(b"".join(mask[:width].ljust(width, b"\0") for mask in masks))
@@ -127,7 +128,7 @@ def _tempered(scores: Any, samplings: list[Sampling]) -> Any:
 
 
 def _rows(scores: Any, rows: list[int]) -> Any:
-    """These rows, without a copy when they are all: on a CPU a copy costs more than a draw."""
+    """These rows, without a copy if they are all rows: on a CPU a copy costs more than drawing."""
     return scores if len(rows) == len(scores) else scores[rows]
 
 
@@ -136,8 +137,12 @@ def _column(values: list[float], like: Any) -> Any:
 
 
 def _filtered(scores: Any, samplings: list[Sampling], counts: tuple[int, ...] = ()) -> Any:
-    """`scores` with minus infinity for what the rows' filters take away. `counts`: how many of the likeliest tokens to
-    look at, each for the rows that the one before was too small for; the last is the whole vocabulary."""
+    """`scores` with minus infinity for tokens that top-k, top-p or min-p remove.
+
+    Sorting the whole vocabulary is slow, so the filters first look at the likeliest tokens only. `counts`: how many
+    these are in each attempt; the next attempt takes the rows for which they were not enough. The last one must be the
+    whole vocabulary.
+    """
     rows = [row for row, s in enumerate(samplings) if s.top_k > 0 or s.top_p < 1.0 or s.min_p > 0.0]
     size = scores.shape[-1]
     for count in counts or (CANDIDATES, size):
@@ -147,17 +152,19 @@ def _filtered(scores: Any, samplings: list[Sampling], counts: tuple[int, ...] = 
 
 
 def _filter_among(scores: Any, rows: list[int], samplings: list[Sampling], count: int) -> list[int]:
-    """Filter those `rows` of `scores` whose filters leave fewer than the `count` likeliest tokens; give the others."""
-    chosen, part = [samplings[row] for row in rows], _rows(scores, rows)
+    """Filter `rows` of `scores` by their `count` likeliest tokens. Returns the rows for which these were too few."""
+    chosen = [samplings[row] for row in rows]
+    part = _rows(scores, rows)
     if all(sampling.top_k == 0 and sampling.top_p >= 1.0 for sampling in chosen):
-        least, short = part.amax(-1, keepdim=True) + _log_min_p(chosen, part), []
+        least = part.amax(-1, keepdim=True) + _log_min_p(chosen, part)
+        short = []
     else:
         count = min(part.shape[-1], max(count, *(sampling.top_k for sampling in chosen)))
         values = _likeliest(part, count)
         holds_all = count == part.shape[-1] or all(sampling.top_k > 0 for sampling in chosen)
         least = _least(values, (values if holds_all else part).logsumexp(-1, keepdim=True), chosen)
         short = [] if holds_all else _short(least, values, chosen)
-        least[short] = NOTHING  # Nothing is below that: they stay whole for the next look.
+        least[short] = NOTHING  # No score is below that, so these rows stay whole for the next attempt.
     part.masked_fill_(part < least, NOTHING)
     if part is not scores:
         scores[rows] = part
@@ -165,7 +172,7 @@ def _filter_among(scores: Any, rows: list[int], samplings: list[Sampling], count
 
 
 def _short(least: Any, values: Any, samplings: list[Sampling]) -> list[int]:
-    """Places of the rows that keep even their last candidate: they may have to keep more than there are."""
+    """Places of the rows that keep even their last candidate, and so may have to keep tokens beyond it."""
     last_is_kept = (least <= values[:, -1:]).squeeze(1).tolist()
     return [place for place, kept in enumerate(last_is_kept) if kept and samplings[place].top_k == 0]
 
@@ -174,18 +181,18 @@ def _likeliest(part: Any, count: int) -> Any:
     """The `count` greatest values of each row, descending."""
     if count < part.shape[-1]:
         return part.topk(count, dim=-1).values
-    if part.device.type == "cpu":  # torch takes 60 times as long, for it also says where each value was.
+    if part.device.type == "cpu":  # torch takes 60 times as long, because it returns indices, too.
         return torch.from_numpy(np.sort(part.numpy(), axis=-1)[:, ::-1].copy())
     return part.sort(dim=-1, descending=True).values
 
 
 def _least(values: Any, whole: Any, samplings: list[Sampling]) -> Any:
-    """The least value that each row's filters leave, [rows, 1]: each of them leaves the first few of `values`."""
+    """The least value that each row's filters keep, [rows, 1]. A filter keeps a prefix of the descending `values`."""
     count = values.shape[-1]
     top_k = torch.tensor([min(s.top_k, count) or count for s in samplings], device=values.device).unsqueeze(1)
     top_k_is_on = torch.tensor([sampling.top_k > 0 for sampling in samplings], device=values.device).unsqueeze(1)
     values = values.masked_fill(torch.arange(count, device=values.device) >= top_k, NOTHING)
-    # Rows without top-k are normalised over the whole vocabulary: what lies beyond the candidates still counts.
+    # Rows without top-k are normalised over the whole vocabulary: tokens beyond the candidates have probability, too.
     whole = torch.where(top_k_is_on, values.logsumexp(-1, keepdim=True), whole)
     probabilities = (values - whole).exp()
     before = probabilities.cumsum(-1) - probabilities
@@ -196,13 +203,15 @@ def _least(values: Any, whole: Any, samplings: list[Sampling]) -> Any:
 
 
 def _log_min_p(samplings: list[Sampling], like: Any) -> Any:
-    """How far below the best a token may lie. Off, it reaches everything, minus infinity included."""
+    """How far below the best score a token may be. Without min-p it is minus infinity, which keeps everything."""
     return _column([s.min_p for s in samplings], like).log_()
 
 
 def _draw(scores: Any, keys: list[int]) -> Any:
-    """Gumbel-max in two steps: a block of tokens by its total probability, then one of its tokens. Exact, as the
-    greatest of a block's sums is distributed like one sum of the block's logsumexp."""
+    """Gumbel-max in two steps: draw a block of tokens by its total probability, then one of its tokens.
+
+    This is exact: the maximum over a block of (logit + noise) is distributed like (logsumexp of the block + noise).
+    """
     rows, size = scores.shape
     blocks = -(-size // BLOCK)
     if size % BLOCK:
@@ -219,14 +228,14 @@ _STEP = 0x9E3779B97F4A7C15
 
 
 def _mix(word: Any, constant: Callable[[int], Any] = int, whole: Any = _WORD) -> Any:
-    """SplitMix64's finalizer (Steele et al. 2014), of one 64-bit word or of an array of them."""
+    """SplitMix64's finalizer (Steele et al. 2014), for one 64-bit word or an array of them."""
     word = (word ^ (word >> constant(30))) * constant(0xBF58476D1CE4E5B9) & whole
     word = (word ^ (word >> constant(27))) * constant(0x94D049BB133111EB) & whole
     return word ^ (word >> constant(31))
 
 
 def gumbel(keys: list[int], count: int) -> Any:
-    """Standard Gumbel noise, float32 [keys, count]: the same key always has the same row."""
+    """Standard Gumbel noise, float32 [keys, count]. The same key always gives the same row."""
     counters = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_STEP)
     words = _mix(np.array(keys, dtype=np.uint64)[:, None] + counters, np.uint64, np.uint64(_WORD))
     uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53

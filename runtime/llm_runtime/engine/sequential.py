@@ -1,8 +1,8 @@
-"""The slow path: any causal language model of Transformers, one sequence after another within a step.
+"""The slow path: runs any causal language model of Transformers, one sequence after another within a step.
 
-Nothing of the model is replaced. Each sequence has the cache that the model itself makes (keys and values, sliding
-windows, recurrent states, or several of them), and each step feeds it the tokens it has not seen, the way
-`model.generate` does. So answers equal `generate`'s whatever the architecture; only the speed of a batch is missing.
+Nothing in the model is replaced. Each sequence has the cache that the model itself creates (keys and values, sliding
+windows, recurrent states, or several of these). Each step feeds it the tokens that it has not seen, as `model.generate`
+does. So answers equal those of `generate` for every architecture; only the speed of batching is missing.
 """
 
 import inspect
@@ -22,40 +22,41 @@ from llm_runtime.engine.sequence import Sampled, Sequence
 from llm_runtime.errors import ModelUnsupported
 
 CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
-"""Under which names a model's output hands on its cache (as in Transformers' generation/utils.py)."""
+"""Names under which a model's output returns its cache (as in Transformers' generation/utils.py)."""
 
 _APPENDING_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
-"""Kinds of cache that take several tokens behind others as well as one."""
+"""Kinds of cache layers that accept several tokens at once after the first ones."""
 
 
 @dataclass(slots=True)
 class _State:
-    """What the model remembers of one sequence: its first `seen` tokens."""
+    """The model's cache of one sequence, which covers its first `seen` tokens."""
 
     seen: int = 0
     options: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the next forward; the cache is among them."""
+    """Keyword arguments of the next forward, among them the cache."""
 
 
 class SequentialRunner:
-    """Runs batches through `model` as Transformers made it, sequence by sequence, and samples.
+    """Runs batches through an unchanged `model`, sequence by sequence, and samples.
 
-    It asks nothing of the scheduler: blocks mean nothing here, and of a span only the end counts. With
-    `whole_prompts` (a model whose cache takes a prompt only in one piece) spans that end inside a prompt compute
-    nothing, and the one that ends it computes it all.
+    It ignores blocks, and uses only the end of a span. With `whole_prompts` (for a cache that accepts a prompt only in
+    one piece), spans that end inside a prompt compute nothing, and the last one computes the whole prompt.
     """
 
     def __init__(
         self, model: Any, sampler: Sampler, *, whole_prompts: bool = False, brings_cache: bool = False
     ) -> None:
-        """`brings_cache`: the model fills a cache that it is given but makes none (RecurrentGemma)."""
-        self.model, self.sampler = model, sampler
-        self.whole_prompts, self.brings_cache = whole_prompts, brings_cache
+        """`brings_cache`: pass a new cache, for a model that fills one but does not create it (RecurrentGemma)."""
+        self.model = model
+        self.sampler = sampler
+        self.whole_prompts = whole_prompts
+        self.brings_cache = brings_cache
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._selects_rows = "logits_to_keep" in parameters
         self.adapters: AdapterSet | None = None
-        """None until the model has been checked without any."""
+        """Set after the model has been checked without adapters; None before."""
         self._states: WeakKeyDictionary[Sequence, _State] = WeakKeyDictionary()
 
     def forward(self, batch: Batch) -> list[Sampled]:
@@ -72,15 +73,15 @@ class SequentialRunner:
         return torch.cat(rows) if rows else None
 
     def read_adapter(self, folder: Path) -> Adapter:
-        """Read and check an adapter; on any thread. Raises errors.Fatal subclasses."""
+        """Read and check an adapter, on any thread. Raises errors.Fatal subclasses."""
         return self._adapters().read(folder)
 
     def install_adapter(self, key: str, adapter: Adapter) -> None:
-        """Compute with `adapter` the sequences that name `key`; between steps."""
+        """Use `adapter` for sequences that name `key`. Call it between steps."""
         self._adapters().install(key, adapter)
 
     def drop_adapter(self, key: str) -> None:
-        """Forget an adapter that no sequence names any more; between steps."""
+        """Remove an adapter that no sequence names any more. Call it between steps."""
         self._adapters().drop(key)
 
     def _adapters(self) -> AdapterSet:
@@ -89,15 +90,15 @@ class SequentialRunner:
         return self.adapters
 
     def state_bytes(self, sequence: Sequence) -> list[int]:
-        """Memory that the cache of `sequence` takes now: for each layer, or altogether where it has no layers."""
+        """Bytes that the cache of `sequence` takes now: of each layer, or in total if it has no layers."""
         return [_bytes(part) for part in self._parts(sequence)]
 
     def state_lengths(self, sequence: Sequence, length: int) -> list[int]:
-        """How many of `length` tokens each of these parts keeps, at most."""
+        """How many of `length` tokens each of these parts keeps at most."""
         return [min(getattr(part, "sliding_window", None) or length, length) for part in self._parts(sequence)]
 
     def takes_chunks(self, sequence: Sequence) -> bool:
-        """Whether the cache of `sequence` is of a kind that takes a prompt in pieces."""
+        """Whether the cache of `sequence` accepts a prompt in chunks."""
         cache = self._states[sequence].options.get("past_key_values")
         layers = getattr(cache, "layers", None) or []
         return bool(layers) and all(type(layer) in _APPENDING_LAYERS for layer in layers)
@@ -107,7 +108,8 @@ class SequentialRunner:
         return list(getattr(options.get("past_key_values"), "layers", None) or [options])
 
     def _forget(self) -> None:
-        # A finished sequence may be kept by whoever reads its events; one put back in the queue starts again.
+        # Weak references are not enough: a reader of events may keep a finished sequence alive, and a preempted one
+        # (fewer tokens computed than seen) starts again.
         for sequence, state in list(self._states.items()):
             if sequence.finish_reason is not None or sequence.computed < state.seen:
                 del self._states[sequence]
@@ -128,7 +130,7 @@ class SequentialRunner:
             self.adapters.select([(span.sequence.adapter, end - state.seen)])
         outputs = self.model(**inputs, return_dict=True)
         state.options = _carried(outputs) or state.options
-        # A model without a cache reads everything again; `seen` then stays 0.
+        # A model without a cache reads the whole sequence in every step, so `seen` stays 0.
         state.seen = end if state.options else 0
         return outputs.logits[:, -1].float() if span.samples else None
 
@@ -136,14 +138,14 @@ class SequentialRunner:
         return _State(options={"past_key_values": DynamicCache(config=self.model.config)} if self.brings_cache else {})
 
     def _positions(self, ids: Any) -> dict[str, Any]:
-        # No attention mask: without padding `generate` drops it too.
+        # No attention mask is passed: without padding, `generate` drops it, too.
         if not self._takes_positions:
             return {}
         return {"position_ids": torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)}
 
 
 def _carried(outputs: Any) -> dict[str, Any]:
-    """The cache in `outputs`, under the name that the next forward takes it by; empty when there is none."""
+    """The cache in `outputs`, by the name of the next forward's argument; empty if there is none."""
     for name in CACHE_NAMES:
         if outputs.get(name) is not None:
             return {"past_key_values" if name in ("mems", "past_buckets_states") else name: outputs[name]}

@@ -1,6 +1,6 @@
-"""The CPU's libraries: their threads and their caches.
+"""Threads and caches of the native libraries on a CPU.
 
-Call `configure_threads` before anything imports torch: libgomp and oneDNN read their settings once.
+Call `configure_threads` before anything imports torch: libgomp and oneDNN read their settings only once.
 """
 
 import math
@@ -10,21 +10,21 @@ from pathlib import Path
 
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 SPIN_COUNT = "1000"
-"""Measured on shared cores: libgomp's default spinning loses up to 15 times under contention, this 2 times; a quiet
-machine pays about a tenth."""
+"""How long idle threads of libgomp spin. Measured on contended cores, its default makes a step up to 15 times slower,
+this value 2 times. On an idle machine, this value costs about a tenth."""
 
 KERNELS_KEPT = "24"
-"""oneDNN keeps a kernel for each number of rows and each shape of weights that it has met, up to 1,024: hundreds of MiB
-more after an hour of varied prompts than at the start. Making one again takes 0.4 to 1 ms."""
+"""Size of oneDNN's cache of kernels. It keeps one for each number of rows and shape of weights, by default 1,024, which
+is hundreds of MiB after an hour of varied prompts. Building one again takes 0.4 to 1 ms."""
 
 
 def configure_threads(environment: MutableMapping[str, str] | None = None, cpu_max: Path = CPU_MAX) -> int:
-    """Set what the user has not set: as many threads as the container's CPU quota has cores. Returns that number."""
+    """Set what the user has not set; threads are limited to the container's CPU quota. Returns their number."""
     environment = os.environ if environment is None else environment
     environment.setdefault("OMP_NUM_THREADS", str(usable_cores(cpu_max)))
     environment.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     environment.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS_KEPT)
-    # The tokenizer's own threads would fight for the same cores, and warn about forks.
+    # The tokenizer's own threads would compete for the same cores, and warn about forks.
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     return int(environment["OMP_NUM_THREADS"].split(",")[0])
 

@@ -1,4 +1,4 @@
-"""The filters of one model: over its prompts before anybody else sees them, over its answers before they go out."""
+"""The filters of one model, applied to prompts before anything else sees them, and to answers before they are sent."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -13,23 +13,27 @@ from llm_runtime.job import Job, Prompt, is_conversation
 
 
 class Filters:
-    """Made once for each configuration. Raises `errors.ConfigInvalid`, naming the pattern at fault."""
+    """Filters prompts, and creates masks for answers. Safe to share between requests."""
 
     def __init__(self, config: FiltersConfig, own_texts: Sequence[str] = ()) -> None:
-        """`own_texts` are the server's: its system prompt and chat templates, whose contents pass as they are."""
-        self._pii, self._output = config.pii, config.output
-        # Compiled even where all is off: a wrong pattern must not wait for the day on which it is needed.
+        """`own_texts` are the server's system prompt and chat templates. Data in them is allowed.
+
+        Raises `errors.ConfigInvalid` that names an invalid pattern.
+        """
+        self._pii = config.pii
+        self._output = config.output
+        # Compiled even if filters are off, so that an invalid pattern is found now and not when it is turned on.
         needed = config.patterns or (config.pii, config.output) != ("Disabled", "Disabled")
         self._finder = Finder(config.patterns) if needed else None
         self._own = {text for own in own_texts for _, text in found_in(self._finder, own)} if self._finder else set()
 
     @property
     def reads_prompts(self) -> bool:
-        """Whether `prompts` and `encoded` look for anything."""
+        """Whether prompts are checked at all."""
         return self._pii != "Disabled" and self._finder is not None
 
     def prompts(self, job: Job) -> Job:
-        """The job as the model may see it. Raises `errors.InvalidRequest` for what must not reach it."""
+        """The job with personal data masked. Raises `errors.InvalidRequest` if the configuration rejects it."""
         if self._output == "Mask" and job.sampling.logprobs is not None:
             message = "Log probabilities would show what this server's filters mask; send the request without logprobs."
             raise errors.InvalidRequest(message, param="logprobs", code="unsupported_parameter")
@@ -46,9 +50,9 @@ class Filters:
         return replace(job, prompts=prompts, template_options=options, tools=tools)
 
     def encoded(self, job: Job, texts: Iterable[str]) -> None:
-        """Look at the prompts as the model reads them, decoded from tokens: a chat template brings texts together.
+        """Check the prompts as the model reads them, decoded from tokens: a chat template may join texts to a match.
 
-        Raises `errors.InvalidRequest` for what is found only there. Nothing can be masked any more.
+        Raises `errors.InvalidRequest` if there is one, because it can't be masked any more.
         """
         assert self._finder
         found = [kind for text in texts for kind, matched in found_in(self._finder, text) if matched not in self._own]
@@ -56,7 +60,7 @@ class Filters:
             raise _holds_some(job, found)
 
     def masks(self, choices: int) -> list[Mask]:
-        """One for each answer; none where answers pass as they are."""
+        """A mask for each answer; none if answers are not filtered."""
         return [Mask(self._finder) for _ in range(choices)] if self._output == "Mask" and self._finder else []
 
     def _prompt(self, job: Job, prompt: Prompt, names: set[str]) -> Prompt:
@@ -73,14 +77,15 @@ class Filters:
 
     def _tool(self, tool: dict[str, Any], names: set[str]) -> dict[str, Any]:
         assert self._finder
-        if found := [kind for kind, _ in found_in(self._finder, tool["function"]["name"])]:
-            message = f"The name of a function holds personal data ({found[0]}), which can't be masked: rename it."
+        kinds = [kind for kind, _ in found_in(self._finder, tool["function"]["name"])]
+        if kinds:
+            message = f"The name of a function holds personal data ({kinds[0]}), which can't be masked: rename it."
             raise errors.InvalidRequest(message, param="tools", code="pii_detected")
         seen: dict[str, Any] = self._value(tool, names)
         return seen
 
     def _value(self, value: Any, names: set[str]) -> Any:
-        """`value` masked wherever a template may write it: names in objects, and numbers as they are written."""
+        """Mask `value` wherever a template may write it: also keys of objects, and numbers by their digits."""
         match value:
             case str():
                 return self._text(value, names)
@@ -89,7 +94,8 @@ class Filters:
             case list() | tuple():
                 return type(value)(self._value(inner, names) for inner in value)
             case int() | float() if not isinstance(value, bool):
-                text = self._text(written := json.dumps(value), names)
+                written = json.dumps(value)
+                text = self._text(written, names)
                 return value if text == written else text
         return value
 

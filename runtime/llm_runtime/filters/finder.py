@@ -1,6 +1,6 @@
-"""Finds what must not pass, in a whole text or while it comes. All patterns run on RE2: no pattern and no text can make
+"""Finds personal data and configured patterns, in a complete text or in a stream.
 
-it slow, which `re` can't promise of patterns that are somebody else's.
+All patterns run on RE2, whose time is linear in the text. With `re`, a user's pattern could take exponential time.
 """
 
 import re
@@ -18,10 +18,10 @@ Found = tuple[int, int, str]
 
 
 class Finder:
-    """The configured patterns, then the kinds of personal data; the former win where two overlap."""
+    """Finds the configured patterns and the kinds of personal data. If matches overlap, configured patterns win."""
 
     def __init__(self, patterns: tuple[FilterPattern, ...] = ()) -> None:
-        """Raises `errors.ConfigInvalid` naming the pattern."""
+        """Raises `errors.ConfigInvalid` that names an invalid pattern."""
         self._kinds = [(_own(pattern), _compile_own(pattern)) for pattern in patterns]
         self._kinds += [(kind, _compile(kind.regex)) for kind in KINDS]
         starts = "|".join(beginnings(kind.regex) for kind, _ in self._kinds)
@@ -32,8 +32,9 @@ class Finder:
             raise errors.ConfigInvalid(f"server.filters.patterns: {names} are too large together") from error
 
     def find(self, text: bytes, start: int = 0) -> list[Found]:
-        """All that is found from `start` on, in order, without overlaps."""
-        found, taken = list[Found](), bytearray(len(text))
+        """All matches from `start` on, in order, without overlaps."""
+        found = list[Found]()
+        taken = bytearray(len(text))
         for kind, pattern in self._kinds:
             if kind.needs and not any(byte in text for byte in kind.needs):
                 continue
@@ -44,7 +45,7 @@ class Finder:
         return sorted(found)
 
     def begun(self, text: bytes, start: int = 0) -> int:
-        """Where the longest end of `text` begins that may yet become a match, or part of a longer one."""
+        """Start of the longest suffix of `text` that may become a match, or part of a longer one."""
         match = self._begun.search(text, start)
         return int(match.start()) if match else len(text)
 
@@ -66,7 +67,7 @@ def _compile_own(pattern: FilterPattern) -> "re2._Regexp":
     try:
         compiled = _compile(pattern.regex)
         _compile(beginnings(pattern.regex))
-    # `Unsupported` and half a surrogate pair are ValueErrors; Python's parser overflows at 2^32 repetitions.
+    # ValueError: `Unsupported`, or half of a surrogate pair. OverflowError: 2^32 repetitions in Python's parser.
     except (re.error, re2.error, ValueError, OverflowError, RecursionError) as error:
         reason = error.args[0].decode() if isinstance(error, re2.error) else error
         hint = "look-around and back-references are not supported"

@@ -1,6 +1,6 @@
-"""What counts as personal data: a pattern for each kind, and the arithmetic that tells a number from a card number.
+"""The kinds of personal data: a pattern for each, and checksums that tell, say, a card number from any other number.
 
-All patterns run on RE2, in time linear to the text; a candidate's `check` sees the text around it as well.
+All patterns run on RE2, in time linear in the text. The `check` of a candidate also sees the text around it.
 """
 
 import ipaddress
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 
 Span = tuple[int, int]
 Check = Callable[[bytes, int, int], list[Span]]
-"""(text, start, end of a candidate) → the parts of it that are one."""
+"""(text, start and end of a candidate) → the parts of it that are real matches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`name` takes the place of a match: `[EMAIL]`."""
+    """A kind of personal data. A match is replaced by its `name`, as `[EMAIL]`."""
 
     name: str
     regex: str
     check: Check | None = None
     needs: bytes = b""
-    """No text without one of these bytes can hold a match; empty: any may."""
+    """A match contains at least one of these bytes, a cheap test before the pattern; empty if there is none."""
 
 
 DIGITS = b"0123456789"
@@ -65,7 +65,7 @@ IBAN_LENGTHS = {
     }.items()
     for country in countries.split()
 }  # fmt: skip
-"""Characters of an account number by country, as the IBAN registry has them."""
+"""Characters of an account number by country, from the IBAN registry."""
 SPACE = ord(" ")
 
 _GROUP = re.compile(rb"[0-9]+")
@@ -78,8 +78,10 @@ def _luhn(digits: bytes) -> bool:
 
 
 def _cards(text: bytes, start: int, end: int) -> list[Span]:
-    """Card numbers may stand between other numbers: windows of whole groups that Luhn's sum accepts, longest first."""
-    groups, found, first = [match.span() for match in _GROUP.finditer(text, start, end)], list[Span](), 0
+    """Find card numbers between other numbers: windows of whole groups with a valid Luhn checksum, longest first."""
+    groups = [match.span() for match in _GROUP.finditer(text, start, end)]
+    found = list[Span]()
+    first = 0
     while first < len(groups):
         last = _card(text, groups, first)
         if last is not None:
@@ -101,14 +103,15 @@ def _card(text: bytes, groups: list[Span], first: int) -> int | None:
 
 
 def _iban(text: bytes, start: int, end: int) -> list[Span]:
-    """ISO 7064's sum is 1. What follows a number may look like one more group of it."""
-    length, stop = IBAN_LENGTHS[text[start : start + 2].decode()], start
+    """Check the ISO 7064 checksum (mod 97 = 1). The length cuts off text that looks like one more group."""
+    length = IBAN_LENGTHS[text[start : start + 2].decode()]
+    stop = start
     while length and stop < end:
         length -= text[stop] != SPACE
         stop += 1
     compact = text[start:stop].replace(b" ", b"")
     turned = compact[4:] + compact[:4]
-    good = not length and int("".join([str(int(chr(each), 36)) for each in turned])) % 97 == 1
+    good = not length and int("".join([str(int(chr(letter), 36)) for letter in turned])) % 97 == 1
     return [(start, stop)] if good else []
 
 
@@ -122,7 +125,7 @@ def _address(text: bytes, start: int, end: int) -> list[Span]:
     if text[start:end].endswith(b":") and not text[start:end].endswith(b"::"):
         end -= 1
     candidate = text[start:end].decode()
-    # `a::b` is somebody's C++, `12:30:45` a time.
+    # Not an address: `a::b` is C++, `12:30:45` a time.
     if not any(letter.isdigit() for letter in candidate) or _touches(text, start, end):
         return []
     try:
@@ -138,7 +141,7 @@ def _phone(text: bytes, start: int, end: int) -> list[Span]:
 
 
 def _touches(text: bytes, start: int, end: int) -> bool:
-    """Whether it is part of something longer."""
+    """Whether the candidate is part of a longer word or number."""
     return text[max(0, start - 1) : start].isalnum() or text[end : end + 1].isalnum()
 
 

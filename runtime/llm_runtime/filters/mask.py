@@ -1,4 +1,4 @@
-"""One answer on its way out: matches masked, control characters gone, and as little held back as can be."""
+"""Filters one streamed answer: masks matches, removes control characters, and holds back as little as possible."""
 
 import re
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from llm_runtime.filters.finder import Finder
 from llm_runtime.request import TokenEvent
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+")
-"""Unicode's control characters but tab, line feed and carriage return: terminals obey them."""
+"""Unicode's control characters except tab, line feed and carriage return. They could control a reader's terminal."""
 MAX_HELD = 4096
-"""Bytes that are held back at most: nothing longer is recognised while it streams."""
+"""Most bytes that are held back. A longer match is not recognised in a stream."""
 
 
 def masked(finder: Finder, text: str) -> tuple[str, list[str]]:
-    """`text` with `[NAME]` for each match, and the names."""
+    """Replace each match in `text` by `[NAME]`. Returns the text and the names."""
     data = text.encode()
     found = finder.find(data)
     return (_replaced(data, found, 0, len(data)), [name for _, _, name in found]) if found else (text, [])
@@ -27,25 +27,26 @@ def found_in(finder: Finder, text: str) -> list[tuple[str, str]]:
 
 
 class Mask:
-    """What has come of one answer and not gone out yet."""
+    """The filter of one answer, with the text that is held back."""
 
     def __init__(self, finder: Finder) -> None:
         self._finder = finder
         self._before = self._held = b""
-        """The last character that went out, as patterns look behind; and what waits."""
+        """`_before` is the last character that was sent, because patterns look behind; `_held` is what is held back."""
 
     def events(self, events: Sequence[TokenEvent]) -> list[TokenEvent]:
-        """The same events, all text that may go out now in the last of them; with the final one, everything."""
+        """The same events. The last one gets all text that may be sent now; a final event gets everything."""
         text = "".join([event.text for event in events])
         out = self.feed(text, last=events[-1].finish_reason is not None)
         return [*(replace(event, text="") for event in events[:-1]), replace(events[-1], text=out)]
 
     def feed(self, text: str, *, last: bool) -> str:
-        """What may go out, now that `text` has come. `last`: nothing comes any more."""
+        """Add `text`, and return what may be sent now. `last`: the answer has ended."""
         self._held += CONTROLS.sub("", text).encode()
         if not self._held:
             return ""
-        data, start = self._before + self._held, len(self._before)
+        data = self._before + self._held
+        start = len(self._before)
         end = len(data) if last else self._finder.begun(data, start)
         if end == start and len(self._held) <= MAX_HELD:
             return ""
@@ -72,7 +73,7 @@ def _replaced(data: bytes, found: Sequence[tuple[int, int, str]], start: int, en
 
 
 def _character(data: bytes, position: int) -> int:
-    """Where the character at `position` begins."""
+    """Start of the UTF-8 character at `position`."""
     while 0 < position < len(data) and data[position] & 0xC0 == 0x80:
         position -= 1
     return position

@@ -1,8 +1,8 @@
-"""From a pattern to the pattern of all beginnings of its matches.
+"""Derives, from a pattern, a pattern for all prefixes of its matches.
 
-A stream may show at once whatever no later character can turn into a match: everything before the longest end of the
-text that is such a beginning. Computed from the parse tree, the answer is exact for every pattern, but that assertions
-(`\\b`, `^`) are taken to hold, which holds back a little more.
+A stream may send text at once unless later characters could make it part of a match. So it holds back only the longest
+suffix that is a prefix of a match. The prefix pattern is computed from the parse tree and is exact for every pattern,
+with one exception: assertions (`\\b`, `^`) are assumed to hold, which holds back slightly more.
 """
 
 # The parser of the standard library's `re`; `sre_parse`, its public name, is deprecated without a successor.
@@ -27,13 +27,13 @@ CLASSES = {
 
 
 class Unsupported(ValueError):
-    """A construct that can't be found in linear time, or not in a stream."""
+    """A construct that can't be matched in linear time, or not in a stream."""
 
 
 def beginnings(pattern: str) -> str:
-    """A pattern, for RE2, of every beginning of a match, the empty and the whole one included.
+    """A pattern for RE2 that matches every prefix of a match, including the empty and the complete one.
 
-    Raises `re.error` for what Python can't read and `Unsupported` for what RE2 has not.
+    Raises `re.error` if Python can't parse `pattern`, `Unsupported` if RE2 lacks a construct.
     """
     tree = parser.parse(pattern)
     flags = "".join(letter for flag, letter in ((IGNORECASE, "i"), (DOTALL, "s")) if tree.state.flags & flag)
@@ -44,8 +44,9 @@ def _beginnings(nodes: Sequence[Node]) -> str:
     nodes = [node for node in nodes if node[0] is not ops.AT]
     if not nodes:
         return ""
-    first, rest = nodes[0], _beginnings(nodes[1:])
-    # What comes after the first begins only once the first is whole.
+    first = nodes[0]
+    rest = _beginnings(nodes[1:])
+    # A prefix of a sequence is a prefix of its first node, or the whole first node and a prefix of the rest.
     begun = "" if _is_letter(first) else _beginning(first)
     return f"(?:{begun}|{_whole(first)}{rest})"
 
@@ -91,7 +92,7 @@ def _whole(node: Node) -> str:
 
 
 def _times(least: int, most: int) -> str:
-    # Counting high makes automata large, and would tell hardly more beginnings apart.
+    # High counts make automata large, and would hardly make the prefixes more exact.
     if most > MAX_COUNT:
         return "+" if least else "*"
     return f"{{{least},{most}}}"

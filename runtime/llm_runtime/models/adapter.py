@@ -1,7 +1,7 @@
 """From a folder in PEFT's format to a checked LoRA adapter: adapter_config.json and adapter_model.safetensors.
 
-PEFT itself parses the configuration and matches module names, so they mean here what they meant in training. Whatever a
-configuration asks for beyond plain LoRA on linear layers is refused by the name of its field, never ignored.
+PEFT itself parses the configuration and matches module names, so they mean here what they meant in training. A
+configuration that asks for more than plain LoRA on linear layers is refused with the field's name, never ignored.
 """
 
 import json
@@ -34,7 +34,7 @@ _NO_MATTER = {
     "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout",
     "fan_in_fan_out", "megatron_core", "runtime_config", "qalora_group_size",
 }  # fmt: skip
-"""Of training, of merging, or of a feature that another field switches on."""
+"""Fields without effect here: they concern training or merging, or belong to a feature that another field turns on."""
 
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Initialisations that leave the base's weights as they are. PiSSA, OLoRA, CorDA and LoftQ change them."""
@@ -42,14 +42,16 @@ _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 @dataclass(frozen=True, slots=True)
 class AdapterReader:
-    """Reads adapters for one base. `max_rank`: of any module."""
+    """Reads adapters for one base model."""
 
     max_rank: int
+    """Highest rank that a module of an adapter may have."""
 
     def __call__(self, folder: Path, shapes: Shapes) -> Adapter:
-        """Raises ModelNotFound (no such files), ModelCorrupt (files are not whole or not numbers) or ModelUnsupported
+        """Read and check the adapter in `folder` against the base's linear layers.
 
-        (of another base, a higher rank, more than plain LoRA). The message says what to do.
+        Raises ModelNotFound (a file is missing), ModelCorrupt (a file is incomplete, or a value is not finite) or
+        ModelUnsupported (another base, too high a rank, more than plain LoRA). The message says what to do.
         """
         config = _config(folder)
         targets = self._targets(folder, config, shapes)
@@ -87,8 +89,8 @@ class _Target:
 
 
 def _config(folder: Path) -> Any:
-    """PEFT's LoraConfig of the folder, refused unless every field is one that this runtime honours."""
-    # Takes seconds to import, and most deployments have no adapter.
+    """Parse the folder's LoraConfig. Raises ModelUnsupported for any field that this runtime would not honour."""
+    # Imported late: it takes seconds, and most deployments have no adapter.
     from peft import LoraConfig
 
     entries = _entries(folder)
@@ -143,14 +145,17 @@ def _is_targeted(config: Any, module: str) -> bool:
     if isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear":
         config.target_modules = r".*"
     try:
-        # An excluded module answers with an object of its own, which is false.
+        # For an excluded module PEFT returns a falsy object instead of False.
         return bool(check_target_module_exists(config, module))
     except (re.error, TypeError) as error:
         raise ModelUnsupported(f"target_modules {_listed(config)} can't be matched: {error}") from error
 
 
 def _target(config: Any, module: str) -> _Target:
-    """As in PEFT's LoraModel: patterns first, then `r` and `lora_alpha`; rsLoRA (Kalajdzievski 2023) divides by √r."""
+    """Rank and scale as PEFT's LoraModel computes them: a matching pattern wins over `r` and `lora_alpha`.
+
+    LoRA scales by alpha / r, rsLoRA (Kalajdzievski 2023) by alpha / √r.
+    """
     rank = int(_by_pattern(config.rank_pattern, module, config.r))
     alpha = float(_by_pattern(config.alpha_pattern, module, config.lora_alpha))
     return _Target(rank, alpha / (math.sqrt(max(rank, 1)) if config.use_rslora else max(rank, 1)))
@@ -170,7 +175,10 @@ def _weights_file(folder: Path) -> Path:
 
 
 def _sides(folder: Path, keys: frozenset[str], shapes: Shapes) -> dict[str, dict[str, str]]:
-    """{module: {"A": tensor, "B": tensor}}. Everything in the file must be a side of a linear layer of this base."""
+    """Tensor names as {module: {"A": name, "B": name}}.
+
+    Raises ModelUnsupported if the file holds anything but A and B of this base's linear layers.
+    """
     sides: dict[str, dict[str, str]] = {}
     for key in sorted(keys):
         match = _TENSOR.fullmatch(key)
@@ -200,7 +208,7 @@ def _check_complete(folder: Path, sides: Mapping[str, Mapping[str, str]], target
 def _check_shapes(
     folder: Path, module: str, tensors: Any, names: Mapping[str, str], shape: LinearShape, rank: int
 ) -> None:
-    """From the header alone: what does not fit is not read, so an adapter takes no more memory than its rank allows."""
+    """Check shapes and formats in the header, before any data is read: no adapter takes more memory than its rank."""
     expected = ([rank, shape.inputs], [shape.outputs, rank])
     slices = [tensors.get_slice(names[side]) for side in "AB"]
     actual = tuple(list(part.get_shape()) for part in slices)
@@ -218,7 +226,7 @@ def _check_shapes(
 
 
 def _weights(folder: Path, module: str, tensors: Any, names: Mapping[str, str], scaling: float) -> LoraWeights:
-    """In float32 until the set knows its base's format: the scaled B is rounded once."""
+    """A and the scaled B in float32. They are rounded to the base's format later, so that B is rounded only once."""
     a, b = (tensors.get_tensor(names[side]).float() for side in "AB")
     b = b * scaling
     if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):

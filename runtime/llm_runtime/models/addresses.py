@@ -1,4 +1,4 @@
-"""How to get an artifact's bytes over HTTP: from MLflow's proxy, or at an address that was signed for a while."""
+"""How to get an artifact's bytes over HTTP: through MLflow's proxy, or from a presigned URL."""
 
 import posixpath
 import threading
@@ -13,17 +13,17 @@ from llm_runtime.models.promises import promise_of_object
 from llm_runtime.models.stream import TIMEOUT_SECONDS, Source
 
 FRESH_SECONDS = 60.0
-"""An address is signed anew after so long: MLflow's are good for 300 seconds unless told otherwise."""
+"""Age at which a presigned URL is renewed. MLflow's expire after 300 seconds by default."""
 
 Sign = Callable[[], Any]
-"""An address with headers, MLflow's `PresignedDownloadUrlResponse`; None where nobody signs any."""
+"""Returns a presigned URL with headers (MLflow's `PresignedDownloadUrlResponse`), None if the store signs none."""
 
 
 def of_mlflow(repository: Any, path: str, size: int | None) -> Source:
-    """An artifact of MLflow's HTTP repository: presigned where its server offers that, else by the proxy."""
+    """An artifact of MLflow's HTTP repository: by presigned URL if the server offers one, else through the proxy."""
     from mlflow.utils.rest_utils import http_request
 
-    # Small files are there sooner than an address for them.
+    # For a small file, asking for a presigned URL would take longer than the download.
     if (size is None or size >= PIECE_BYTES) and (signed := _offered(repository, path)):
         return signed
 
@@ -35,7 +35,7 @@ def of_mlflow(repository: Any, path: str, size: int | None) -> Source:
 
 
 def of_store(repository: Any, path: str) -> Source:
-    """An artifact of a store that is asked directly, at addresses that its client signs here."""
+    """An artifact of an object store, by URLs that the store's own client presigns in this process."""
 
     def sign() -> Any:
         return repository.get_download_presigned_url(path)
@@ -44,7 +44,10 @@ def of_store(repository: Any, path: str) -> Source:
 
 
 def _promise(repository: Any, path: str) -> str:
-    """A checksum that the upload brought along: S3 tells it only to those that ask, and an address is not asked."""
+    """The checksum that was stored with the upload, "" without one.
+
+    S3 returns it only to requests with ChecksumMode, which a presigned URL does not carry, so a HEAD asks for it.
+    """
     bucket, folder = repository.parse_s3_compliant_uri(repository.artifact_uri)
     asked = {"Bucket": bucket, "Key": posixpath.join(folder, path), "ChecksumMode": "ENABLED"}
     answer = repository._get_s3_client().head_object(**asked, **repository._bucket_owner_params)
@@ -74,15 +77,19 @@ def _signed(sign: Sign, first: Any) -> Source:
     from mlflow.environment_variables import MLFLOW_S3_IGNORE_TLS
     from requests import Session
 
-    session, lock = Session(), threading.Lock()  # One for all pieces of the file: they share connections.
+    # One session for all pieces of the file, so that they share connections.
+    session = Session()
+    lock = threading.Lock()
     session.verify = not MLFLOW_S3_IGNORE_TLS.get()
-    held, since = first, time.monotonic()
+    held = first
+    since = time.monotonic()
 
     def fresh() -> Any:
         nonlocal held, since
         with lock:
             if time.monotonic() - since > FRESH_SECONDS:
-                held, since = sign(), time.monotonic()
+                held = sign()
+                since = time.monotonic()
             return held
 
     def get(headers: Mapping[str, str]) -> Any:

@@ -1,4 +1,8 @@
-"""The comparison at start-up: a runner's logits must be the model's own, whichever way a token takes."""
+"""The logit check at start-up: a runner must compute the logits that the model itself computes.
+
+A probe of a few tokens is read as a first chunk, a later chunk and a single token, because prefill, chunked prefill and
+decode take different paths through the runner.
+"""
 
 import itertools
 import logging
@@ -16,22 +20,22 @@ log = logging.getLogger(__name__)
 
 PROBE_TOKENS = 24
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.1, "float16": 0.05}
-"""Root-mean-square difference of logits, relative to theirs, that rounding explains."""
+"""Largest relative root-mean-square difference of logits that rounding explains, by dtype."""
 
 
 class LogitsRunner(Protocol):
-    """A runner that can be asked for logits."""
+    """A runner that can return logits instead of sampled tokens."""
 
     def logits(self, batch: Batch) -> Any: ...
 
 
 def probe_tokens(vocabulary_size: int, length: int = PROBE_TOKENS + 1) -> list[int]:
-    """Tokens to compare with: no two alike, and no more than the engine's length has room for."""
+    """Tokens of the probe: all different where the vocabulary allows, and fewer than the engine's `length`."""
     return [(7919 * i + 13) % vocabulary_size for i in range(min(PROBE_TOKENS, length - 1))]
 
 
 def three_ways(probe: list[int]) -> tuple[int, ...]:
-    """Borders that make of a probe a first chunk, a later chunk and a single token."""
+    """Borders that split a probe into a first chunk, a later chunk and a single token."""
     return (0, len(probe) // 2, len(probe) - 1, len(probe))
 
 
@@ -44,10 +48,10 @@ def check_agreement(
     *,
     crowd: bool = False,
 ) -> None:
-    """Warm up, and compare with the model's own logits after `probe`; in a `crowd`, beside another sequence.
+    """Run the probe through `runner` and compare its logits with `expected`, the model's own.
 
-    Raises ModelUnsupported when they differ by more than rounding: the model does something (a bias, sinks, a second
-    kind of position) that the runner does not.
+    With `crowd`, a second sequence is in the batch. Raises ModelUnsupported when they differ by more than rounding: the
+    model then does something (a bias, sinks, a second kind of position) that the runner does not.
     """
     name = type(loaded.model).__name__
     try:
@@ -57,17 +61,15 @@ def check_agreement(
     apart = difference(actual, expected)
     log.info("engine agrees with the model", extra={"relative_difference": float(f"{apart:.2g}")})
     if not apart <= TOLERANCE[loaded.dtype]:
-        raise ModelUnsupported(
-            f"{name} computes its logits in a way of its own: those of {type(runner).__name__} differ by {apart:.1%}"
-        )
+        raise ModelUnsupported(f"{name} computes other logits than {type(runner).__name__}: they differ by {apart:.1%}")
 
 
 def probed(
     runner: LogitsRunner, vocabulary: Vocabulary, probe: list[int], borders: tuple[int, ...], crowd: bool = False
 ) -> list[float]:
-    """Logits after the probe, read in spans from border to border."""
+    """Logits after the probe, which is read in spans from border to border."""
     orders = [probe, probe[::-1]] if crowd else [probe]
-    # The cache is empty yet: whatever is written into its first blocks now will be written over.
+    # The cache is still empty, so the probe may use its first blocks: requests overwrite them later.
     pool = BlockPool(len(orders) * BlockPool.needed(len(probe)), sharing=False)
     sequences = [_sequence(tokens, vocabulary, pool) for tokens in orders]
     rows: list[list[float]] = []
@@ -85,6 +87,6 @@ def _sequence(tokens: list[int], vocabulary: Vocabulary, pool: BlockPool) -> Seq
 
 
 def difference(actual: list[float], expected: list[float]) -> float:
-    """Root-mean-square difference relative to what was expected."""
+    """Root-mean-square difference, relative to `expected`."""
     scale = math.sqrt(sum(value * value for value in expected)) or 1.0
     return math.sqrt(sum((a - b) ** 2 for a, b in zip(actual, expected, strict=True))) / scale

@@ -1,4 +1,4 @@
-"""From a configuration and a verified folder to a model that has answered once. Slow: call it in a thread."""
+"""From a configuration and a verified folder to a model that has generated once. Slow: call it in a thread."""
 
 import logging
 import time
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CPU_STEP_TOKENS = 512
-"""Tokens of a step on a CPU, at most: more rows at once are no faster, and nobody can join or leave during a step."""
+"""Most tokens of a step on a CPU. More rows at once are no faster, and no request can join or leave during a step."""
 
 
 def build_engine(config: RuntimeConfig, model_folder: Path) -> tuple[EngineClient, Codec]:
-    """An engine on a thread of this process, as benchmarks and tests want it. Raises as `build_model` does."""
+    """An engine on a thread of this process, for benchmarks and tests. Raises as `build_model` does."""
     engine = start_local(build_model(config, model_folder), build_model)
     codec = engine.codec
     assert isinstance(codec, Codec)
@@ -40,8 +40,8 @@ def build_engine(config: RuntimeConfig, model_folder: Path) -> tuple[EngineClien
 
 
 def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
-    """Load and check. Raises errors.Fatal subclasses, whose message says what to change."""
-    # Importing torch and Transformers takes seconds: who only names this function need not wait for it.
+    """Load, check and warm up the model. Raises errors.Fatal subclasses, whose message says what to change."""
+    # Imported late: torch and Transformers take seconds, and the HTTP process only passes this function on.
     from llm_runtime.models.load import free_memory, load, used_device_bytes
     from llm_runtime.models.runners import choose_runner
 
@@ -50,7 +50,7 @@ def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
     length = _model_length(config.engine, loaded)
     chosen = choose_runner(loaded, config.engine, length, _batched)
     probe = probe_tokens(loaded.codec.vocabulary_size, length)
-    # A scheduler of its own: the counters of the one that serves are its requests'.
+    # The warm-up has its own scheduler, so that it does not show in the counters of the one that serves.
     trial = _scheduler(config.engine, chosen.pool, loaded.device)
     tokens = warm_up(trial, chosen.runner, loaded.codec, probe, length)
     seconds = time.monotonic() - started
@@ -87,7 +87,7 @@ def _model_length(engine: EngineConfig, loaded: Loaded) -> int:
     length = min(engine.max_model_length, loaded.max_positions or engine.max_model_length)
     if length < engine.max_model_length:
         log.warning(
-            "maxModelLength is more than the model was made for",
+            "maxModelLength exceeds the length that the model was made for",
             extra={"configured_tokens": engine.max_model_length, "used_tokens": length},
         )
     return length
@@ -118,7 +118,7 @@ def _batched(loaded: Loaded, engine: EngineConfig, length: int) -> "tuple[BlockP
         pack_linears(loaded.model)
         fuse(loaded.model)
     pool = room_for(shape.block_bytes, loaded, engine, length, sharing=engine.prefix_caching)
-    # Before the runner: it runs the model once with the attention it came with.
+    # Before the runner, which replaces the model's attention: AdapterSet runs the model once with its own.
     adapters = AdapterSet(loaded.model, AdapterReader(engine.max_adapter_rank))
     runner = TransformersRunner(loaded.model, KvCache(shape, pool.size, loaded.device), Sampler(), adapters)
     check_agreement(runner, loaded, probe, expected)
@@ -126,7 +126,7 @@ def _batched(loaded: Loaded, engine: EngineConfig, length: int) -> "tuple[BlockP
 
 
 def _cache_shape(loaded: Loaded) -> "CacheShape":
-    """As the model's own cache shows it after a few tokens. Raises ModelUnsupported where that is no plain one."""
+    """The shape of the model's own cache after a few tokens. Raises ModelUnsupported unless it is keys and values."""
     from llm_runtime.engine.cache import CacheShape, LayerShape
     from llm_runtime.models.load import cached_shapes
 

@@ -1,4 +1,4 @@
-"""Between text and tokens. Needs `tokenizers` and Jinja but no torch, so that tests of the API can use it."""
+"""Text to tokens and back. Needs `tokenizers` and Jinja but no torch, so that the HTTP process can use it."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -40,18 +40,20 @@ class Codec:
         special_tokens: dict[str, str] | None = None,
         sampling_defaults: Mapping[str, float] | None = None,
     ) -> None:
-        self.vocabulary_size, self.eos_token_ids = vocabulary_size, eos_token_ids
+        self.vocabulary_size = vocabulary_size
+        self.eos_token_ids = eos_token_ids
         self.sampling_defaults: Mapping[str, float] = sampling_defaults or {}
         self._tokenizer = tokenizer
         self._special_tokens = special_tokens or {}
         self.templates = templates or ChatTemplates()
-        self.chat_template, self.tool_template = self.templates.default, self.templates.with_tools
+        self.chat_template = self.templates.default
+        self.tool_template = self.templates.with_tools
         for template in {self.chat_template, self.tool_template} - {""}:
             _check(template)
         self._spelling = Spelling(tokenizer)
         self.control_ids = self._spelling.control_ids
         self._letters = Letters(tokenizer, self.chat_template, self.tool_template)
-        # Without ids of end tokens the compiler looks for one by its name.
+        # Without ids of end tokens the grammar compiler looks for one by name, so names must stay as they are.
         source = partial(unspelled, tokenizer) if eos_token_ids else tokenizer.to_str
         self._grammars = Grammars(source, vocabulary_size, eos_token_ids)
 
@@ -60,12 +62,12 @@ class Codec:
         return Codec, (*parts, self.sampling_defaults)
 
     def prepare(self) -> None:
-        """Make what the first requests would wait for. Takes tenths of a second."""
+        """Build what the first requests would otherwise wait for. Takes tenths of a second."""
         if self.chat_template or self.tool_template:
             self._letters.prepare()
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of plain text, with the special tokens that the tokenizer itself puts around it."""
+        """Tokens of plain text, with the special tokens that the tokenizer adds around it."""
         return encoded(self._tokenizer, text)
 
     def encode_chat(
@@ -74,7 +76,7 @@ class Codec:
         tools: Sequence[dict[str, Any]] = (),
         options: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Apply the chat template with a generation prompt. Raises InvalidRequest without one or if it refuses."""
+        """Apply the chat template with a generation prompt. Raises InvalidRequest if there is none or it refuses."""
         if marked := self._letters.mark(messages, tools, options or {}):
             text = self.render_chat(marked.messages, marked.tools, marked.options)
             return self._letters.encode(text, marked.originals)
@@ -104,27 +106,28 @@ class Codec:
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def token_text(self, token_id: int) -> str:
-        """One token's text inside of another, special tokens included; bytes that are no character show as U+FFFD."""
+        """Text of one token in the middle of a text, special tokens included. Incomplete characters show as U+FFFD."""
         return self._spelling.token_bytes(token_id).decode(errors="replace")
 
     def check_constraint(self, constraint: Constraint) -> None:
-        """Raise InvalidRequest, saying why, for a constraint that can't be enforced. Remembers those that can."""
+        """Raise InvalidRequest, saying why, if the constraint can't be enforced. Valid ones are cached."""
         self._grammars.check(constraint)
 
     def matcher(self, constraint: Constraint) -> GrammarMatcher:
-        """A constraint at its beginning, for one sequence. Raises as `check_constraint` does."""
+        """A matcher at the constraint's beginning, for one sequence. Raises as `check_constraint` does."""
         return self._grammars.matcher(constraint)
 
     def detokenizer(self, prompt: Sequence[int] = (), shown: Collection[int] = ()) -> Text:
-        """For one sequence, which goes on from `prompt`'s text if there is one; special tokens show only if `shown`."""
+        """For one sequence, which may continue `prompt`'s text. Special tokens not in `shown` are hidden."""
         return self._spelling.text(prompt, shown)
 
 
 def codec_from_folder(folder: Path, chat_template: str = "") -> Codec:
-    """A codec from `tokenizer.json` and its neighbours alone. `chat_template` takes the place of the folder's own."""
+    """A codec from `tokenizer.json` and the files beside it, without Transformers. `chat_template` overrides theirs."""
     if (tokenizer := file_tokenizer(folder)) is None:
         raise no_tokenizer(folder)
-    settings, special = read_json(folder / "tokenizer_config.json"), special_texts(folder)
+    settings = read_json(folder / "tokenizer_config.json")
+    special = special_texts(folder)
     ids = {tokenizer.token_to_id(special["eos_token"])} if "eos_token" in special else set()
     ids |= eos_token_ids(read_json(folder / "generation_config.json")) or eos_token_ids(
         read_json(folder / "config.json")
@@ -135,32 +138,32 @@ def codec_from_folder(folder: Path, chat_template: str = "") -> Codec:
 
 
 def eos_token_ids(settings: dict[str, Any]) -> set[int]:
-    """The `eos_token_id` of a configuration: one number, several, or none. Raises ModelUnsupported for others."""
+    """The `eos_token_id` of a configuration: one number, several, or none. Otherwise raises ModelUnsupported."""
     ids = settings.get("eos_token_id")
     ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
     if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
         raise ModelUnsupported(
-            f"eos_token_id of the model's configuration is {settings['eos_token_id']!r}, not the number of a token "
-            "or a list of such: correct generation_config.json or config.json"
+            f"eos_token_id of the model's configuration is {settings['eos_token_id']!r}, neither a token's number "
+            "nor a list of them: correct generation_config.json or config.json"
         )
     return set(ids)
 
 
 def sampling_defaults(generation: dict[str, Any]) -> dict[str, float]:
-    """What a generation_config.json recommends for requests that do not say: only fields that a request may have, and
+    """Defaults that a generation_config.json recommends, limited to fields and values that a request may set.
 
-    only values that it may have. `do_sample` is left out, as in vLLM's server: a client that wants greedy asks for it.
+    `do_sample` is ignored, as in vLLM's server: a client that wants greedy decoding asks for it.
     """
-    found = {}
+    defaults = {}
     for name, (least, most) in _SAMPLING.items():
         value = generation.get(name)
         if value is None or isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if least <= value <= most and (name != "top_k" or isinstance(value, int)):
-            found[name] = value
+            defaults[name] = value
         else:
-            log.warning("generation_config.json has a value that no request may have", extra={name: value})
-    return found
+            log.warning("generation_config.json has a value outside the range for requests", extra={name: value})
+    return defaults
 
 
 def _check(template: str) -> None:
@@ -170,6 +173,7 @@ def _check(template: str) -> None:
         raise ModelUnsupported(f"the chat template is not valid Jinja: {error}") from error
     try:
         render(template, [{"role": "user", "content": "Hello"}])
-    except BadTemplate as error:  # Most refuse something; what takes too much for this takes it for everything.
+    except BadTemplate as error:
+        # A template may refuse this conversation. But one that exceeds a bound here would exceed it for every request.
         if isinstance(error.__cause__, TooMuch):
             raise ModelUnsupported(f"the chat template can't be used: {error}") from error

@@ -1,4 +1,8 @@
-"""From tokens to text, one by one: what each adds, in letters and in bytes, so that the parts add up to the whole."""
+"""Incremental detokenization: the text and the bytes that each token adds, so that the parts add up to the whole.
+
+Most tokenizers have a decoder of a known kind (GPT-2's byte letters, or SentencePiece with byte fallback). Then every
+token has bytes of its own, and a UTF-8 decoder joins them. For others, the tokenizers library decodes the stream.
+"""
 
 import codecs
 import json
@@ -11,7 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 CONTEXT_TOKENS = 8
-"""So many tokens of a prompt say how the next one is written."""
+"""Tokens of the prompt that are decoded together with the next one, which may depend on them (a leading space)."""
 ALL_SPACES = 1 << 16
 BYTES_KEPT = 1 << 16
 
@@ -20,7 +24,7 @@ class Text(Protocol):
     """The text of one sequence as its tokens come."""
 
     def bytes_of(self, token_id: int) -> bytes:
-        """What this token would add here; nothing for a special token that is hidden."""
+        """Bytes that this token would add here; none for a hidden special token."""
         ...
 
     def push(self, token_id: int) -> str: ...
@@ -30,25 +34,25 @@ class Text(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """What a tokenizer's decoder does, as far as it can be told from its description."""
+    """What a tokenizer's decoder does, according to its description."""
 
     byte_level: bool = False
     """Each letter of a token stands for a byte."""
     space: str = ""
-    """What stands for a space; "": nothing does."""
+    """The character that stands for a space; "" if none does."""
     byte_fallback: bool = False
     """Tokens like <0x0A> are bytes."""
     strips: int = 0
-    """So many spaces of a text's first token are left out."""
+    """How many leading spaces are removed from a text's first token."""
 
 
 class Spelling:
-    """How a tokenizer's tokens are written. Every token has bytes of its own if its decoder is of a known kind."""
+    """How a tokenizer's tokens are written."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         decoder = tokenizer.decoder
-        # Its description alone: that of all of a tokenizer takes half a second.
+        # Only the decoder is described: describing the whole tokenizer takes half a second.
         self.steps = steps_of(json.loads(decoder.__getstate__()) if decoder is not None else None)
         added = tokenizer.get_added_tokens_decoder()
         self.special = {number: str(token.content) for number, token in added.items() if token.special}
@@ -56,19 +60,19 @@ class Spelling:
         self.control_ids: Mapping[str, int] = {
             str(token.content): number
             for number, token in added.items()
-            # llguidance takes these for special tokens, too: letters in a grammar do not stand for them.
+            # llguidance takes <…> for special tokens, too, and does not match them by their letters in a grammar.
             if token.special or (str(token.content).startswith("<") and str(token.content).endswith(">"))
         }
         self.own_bytes = lru_cache(maxsize=BYTES_KEPT)(self._own_bytes)
 
     def text(self, prompt: Sequence[int] = (), shown: Collection[int] = ()) -> Text:
-        """For one sequence, which goes on from `prompt` if there is one. Special tokens show only if `shown`."""
+        """For one sequence, which continues `prompt` if there is one. Special tokens not in `shown` are hidden."""
         if self.steps is None:
             return StreamedText(self, prompt, shown)
         return SpelledText(self, shown, begins=not any(token not in self.special for token in prompt))
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What a token adds in the middle of a text; a special one its name."""
+        """Bytes that a token adds in the middle of a text; for a special token, its name."""
         if (name := self.special.get(token_id)) is not None:
             return name.encode()
         return self.own_bytes(token_id)
@@ -78,7 +82,7 @@ class Spelling:
             return self._difference(token_id)
         token = self.tokenizer.id_to_token(token_id) or ""
         if self.steps.byte_level and token_id in self._added:
-            return token.encode()  # It is matched as it stands, and no letter of it is a byte.
+            return token.encode()  # Added tokens are matched literally: their letters do not stand for bytes.
         if self.steps.byte_level:
             table = byte_of_letter()
             return bytes(table[letter] for letter in token) if all(map(table.__contains__, token)) else token.encode()
@@ -87,17 +91,18 @@ class Spelling:
         return (token.replace(self.steps.space, " ") if self.steps.space else token).encode()
 
     def _difference(self, token_id: int) -> bytes:
-        """What it adds behind itself: a decoder of an unknown kind may write a text's first token in another way."""
+        """What the token adds after itself: an unknown decoder may write a text's first token differently."""
         once = str(self.tokenizer.decode([token_id], skip_special_tokens=False))
         twice = str(self.tokenizer.decode([token_id, token_id], skip_special_tokens=False))
         return (twice[len(once) :] if twice.startswith(once) else once).encode()
 
 
 class SpelledText:
-    """Of tokens that have bytes of their own."""
+    """The text of tokens that have bytes of their own."""
 
     def __init__(self, spelling: Spelling, shown: Collection[int], *, begins: bool) -> None:
-        self._spelling, self._shown = spelling, frozenset(shown)
+        self._spelling = spelling
+        self._shown = frozenset(shown)
         self._strips = spelling.steps.strips if begins and spelling.steps is not None else 0
         self._decoder = _decoder(byte_for_byte=spelling.steps is not None and not spelling.steps.byte_level)
 
@@ -121,15 +126,16 @@ class SpelledText:
 
 
 class StreamedText:
-    """Of tokens that only the tokenizer itself can write."""
+    """The text of tokens that only the tokenizers library can decode."""
 
     def __init__(self, spelling: Spelling, prompt: Sequence[int], shown: Collection[int]) -> None:
-        self._spelling, self._shown = spelling, frozenset(shown)
+        self._spelling = spelling
+        self._shown = frozenset(shown)
         self._tokenizer = spelling.tokenizer
         self._before = [token for token in prompt[-CONTEXT_TOKENS:] if token not in spelling.special]
         self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
         self._pending: list[int] = []
-        """Tokens since the last text, hence those of an unfinished character."""
+        """Tokens since the last text: those of an unfinished character."""
 
     def bytes_of(self, token_id: int) -> bytes:
         if token_id in self._spelling.special and token_id not in self._shown:
@@ -144,28 +150,30 @@ class StreamedText:
         self._pending.append(token_id)
         try:
             text = self._stream.step(self._tokenizer, token_id) or ""
-        except Exception:  # DecodeStream gives up on some byte sequences ("invalid prefix"); a stream must not.
+        except Exception:  # DecodeStream fails on some byte sequences ("invalid prefix"), but the answer must go on.
             return self.flush()
         if text:
-            self._before, self._pending = [*self._before, *self._pending][-CONTEXT_TOKENS:], []
+            self._before = [*self._before, *self._pending][-CONTEXT_TOKENS:]
+            self._pending = []
         return str(text)
 
     def flush(self) -> str:
-        pending, self._pending = self._pending, []
+        pending = self._pending
+        self._pending = []
         if not pending:
             return ""
         before = str(self._tokenizer.decode(self._before, skip_special_tokens=True)) if self._before else ""
         whole = str(self._tokenizer.decode([*self._before, *pending], skip_special_tokens=True))
         self._before = [*self._before, *pending][-CONTEXT_TOKENS:]
-        # With what came before, or the next word would be taken for the first of a text.
+        # The new stream knows the tokens before, or it would decode the next word as the first of a text.
         self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
         return whole[len(before) :] if whole.startswith(before) else whole
 
 
 def steps_of(decoder: dict[str, Any] | None) -> Steps | None:
-    """What a decoder does; None for one of a kind that is not known here."""
+    """What a decoder does; None if it is of an unknown kind."""
     if decoder is None:
-        return None  # Tokens are joined with spaces.
+        return None  # The library joins such tokens with spaces.
     parts = decoder.get("decoders", [decoder]) if decoder.get("type") == "Sequence" else [decoder]
     found: dict[str, Any] = {}
     for part in parts:
@@ -195,7 +203,10 @@ def _step(part: dict[str, Any]) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=1)
 def byte_of_letter() -> dict[str, int]:
-    """GPT-2's letters for bytes: those that print stand for themselves, the others for what follows U+0100."""
+    """GPT-2's alphabet (Radford 2019, `bytes_to_unicode`): printable bytes stand for themselves.
+
+    The other bytes are numbered in order and stand at U+0100 and after.
+    """
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
@@ -211,7 +222,7 @@ def _fallback_byte(token: str) -> int | None:
 
 
 def _each_byte(error: UnicodeError) -> tuple[str, int]:
-    """U+FFFD for each byte that is no part of a character, as the decoder of byte tokens has it."""
+    """One U+FFFD for each invalid byte, as the tokenizers library's ByteFallback decoder writes them."""
     assert isinstance(error, UnicodeDecodeError)
     return "\ufffd" * (error.end - error.start), error.end
 

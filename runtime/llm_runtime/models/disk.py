@@ -1,4 +1,4 @@
-"""The volume of the model cache: room, locks, links, and its errors in words."""
+"""The volume of the model cache: free space, locks, links, and errors that say what to do."""
 
 import errno
 import fcntl
@@ -17,13 +17,13 @@ from llm_runtime.models.registry import fatal_of
 log = logging.getLogger(__name__)
 
 SPARE_BYTES = 64 * MIB
-"""Room that must be left beside the model: for the manifest and the file system's own needs."""
+"""Free space that must remain beside the model, for the manifest and the file system's own needs."""
 
 
 def check_room(folder: Path, needed_bytes: int, removable_bytes: int = 0) -> None:
-    """Raise DiskFull unless the file system of `folder` has room for `needed_bytes` and a little more,
+    """Raise DiskFull unless the file system of `folder` has room for `needed_bytes` and a little more.
 
-    once `removable_bytes` of versions that nobody uses are gone.
+    `removable_bytes` of unused versions count as free: the caller may remove them.
     """
     if has_room(folder, needed_bytes - removable_bytes):
         return
@@ -41,7 +41,7 @@ def has_room(folder: Path, needed_bytes: int) -> bool:
 
 
 def point_to(link: Path, target: Path) -> None:
-    """Let `link` point to `target`, in one step; without a write when it does."""
+    """Let `link` point to `target`, atomically. Writes nothing if it already does."""
     wanted = os.path.relpath(target, link.parent) if target.is_relative_to(link.parent) else str(target.absolute())
     if link.is_symlink() and str(link.readlink()) == wanted:
         return
@@ -61,9 +61,9 @@ def sync_folder_entry(folder: Path) -> None:
 
 @contextmanager
 def lock(file: Path) -> Iterator[bool]:
-    """Hold an exclusive lock between processes, also on other nodes of a shared volume; it goes with its holder.
+    """Hold an exclusive lock between processes, also on other nodes of a shared volume. It ends with its holder.
 
-    False where the volume has no locks.
+    Yields False if the volume has no locks.
     """
     locked = True
     with file.open("w") as held:
@@ -72,7 +72,7 @@ def lock(file: Path) -> Iterator[bool]:
         except BlockingIOError:
             log.info("waiting for another download of this model", extra={"lock": str(file)})
             fcntl.flock(held, fcntl.LOCK_EX)
-        except OSError as error:  # Some network file systems have no locks; a double download is still correct.
+        except OSError as error:  # Some network file systems have no locks. Two downloads at once are still correct.
             log.warning("the volume has no locks; downloading without", extra={"error": str(error)})
             locked = False
         yield locked
@@ -80,7 +80,7 @@ def lock(file: Path) -> Iterator[bool]:
 
 @contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """Let an OSError of the block leave as a Fatal."""
+    """Raise an OSError of the block as a Fatal: DiskFull, or ConfigInvalid with advice."""
     try:
         yield
     except OSError as error:
@@ -91,12 +91,13 @@ def disk_errors(what: str) -> Iterator[None]:
 
 
 def remedy(error: OSError) -> str:
-    """What to do about a folder that refuses: who owns it, and who is asking."""
+    """What to do about a folder that can't be written: its owner and mode, and the user and groups of this process."""
     if error.errno == errno.EROFS:
         return "the volume is mounted read-only: the model cache must be writable"
     if isinstance(error, PermissionError) and isinstance(error.filename, str):
-        folder = next((each for each in Path(error.filename).parents if each.is_dir()), Path("/"))
-        owner, groups = folder.stat(), sorted({os.getegid(), *os.getgroups()})
+        folder = next((parent for parent in Path(error.filename).parents if parent.is_dir()), Path("/"))
+        owner = folder.stat()
+        groups = sorted({os.getegid(), *os.getgroups()})
         return (
             f"{folder} belongs to user {owner.st_uid} and group {owner.st_gid} with mode {owner.st_mode & 0o7777:o}, "
             f"and this is user {os.geteuid()} with groups {', '.join(map(str, groups))}: "

@@ -1,8 +1,8 @@
-"""Bring a pinned version to a verified local folder, once, however many ask at the same time.
+"""Download a pinned version to a verified local folder; concurrent requests for one version share a download.
 
-list → locate → room on the disk → download to `.partial-…` → verify → manifest → fsync → rename → link `current`.
-What has the final name is whole. A partial folder stays while the registry can't be reached or when the process is
-killed, and the next start goes on there; everything else is removed.
+list → locate → make room → download to `.partial-…` → verify → manifest → fsync → rename → link `current`.
+A folder with the final name is complete. After a loss of the registry or a kill, the partial folder stays and the next
+start resumes it; after any other error it is removed.
 """
 
 import json
@@ -34,13 +34,14 @@ from llm_runtime.models.versions import claim, evict, remove_stale
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 8
-"""To the store, of one download."""
+"""Connections to the store that one download uses at the same time."""
 
 
 class Fetcher:
-    """Brings one version into `models`. `sleep` and `chance` (0 to 1) are arguments so that retries can be tested.
+    """Downloads versions into the folder `models`.
 
-    Over `cache_bytes` of all versions together, those not used for longest are removed.
+    When all versions together exceed `cache_bytes`, the least recently used are removed. `sleep` and `chance` (0 to 1)
+    are arguments so that retries can be tested.
     """
 
     def __init__(
@@ -52,19 +53,22 @@ class Fetcher:
         chance: Callable[[], float] = random.random,
         cache_bytes: int | None = None,
     ) -> None:
-        self.registry, self.models, self.progress = registry, models, progress or LogProgress()
-        self._patience, self._cache_bytes = Patience(sleep, chance), cache_bytes
+        self.registry = registry
+        self.models = models
+        self.progress = progress or LogProgress()
+        self._patience = Patience(sleep, chance)
+        self._cache_bytes = cache_bytes
 
     def fetch(self, version: MlflowVersion | Pinned) -> Path:
-        """The verified folder of `version`; without any request to the registry when it is there already."""
+        """The verified folder of `version`. Sends no request to the registry if it is already there."""
         folder = self.models / folder_name(version)
         if claim(folder):
-            log.info("model is already there", extra={"folder": str(folder)})
+            log.info("model is already in the cache", extra={"folder": str(folder)})
             return folder
         with disk_errors(f"preparing {self.models}"):
             self.models.mkdir(parents=True, exist_ok=True)
             with lock(self.models / f".lock-{folder.name}") as locked:
-                if not claim(folder):  # Whoever had the lock before may have brought it.
+                if not claim(folder):  # The previous holder of the lock may have downloaded it.
                     self._bring(version, folder, locked)
         return folder
 
@@ -74,7 +78,7 @@ class Fetcher:
         try:
             self._fill(version, partial)
             partial.chmod(0o755)
-            if folder.exists():  # Not whole, or we would not be here.
+            if folder.exists():  # It is incomplete: otherwise `claim` would have taken it.
                 shutil.rmtree(folder)
             partial.rename(folder)
             sync_folder_entry(self.models)
@@ -84,7 +88,7 @@ class Fetcher:
             raise
 
     def _partial(self, name: str, locked: bool) -> Path:
-        if not locked:  # Somebody else may be at the same version.
+        if not locked:  # Another process may be downloading the same version.
             return Path(tempfile.mkdtemp(prefix=f".partial-{name}-", dir=self.models))
         for leftover in self.models.glob(f".partial-{name}-*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -95,7 +99,9 @@ class Fetcher:
     def _fill(self, version: MlflowVersion | Pinned, partial: Path) -> None:
         started = time.monotonic()
         if isinstance(version, Pinned):
-            name, location, source = f"model {version.location}", version.location, version.location
+            name = f"model {version.location}"
+            location = version.location
+            source = version.location
         else:
             name = f"model {version.name} version {version.version}"
             location = self._patience(f"resolving {name}", lambda: self._resolve(version))
@@ -113,7 +119,7 @@ class Fetcher:
 
     def _resolve(self, version: MlflowVersion) -> str:
         if not isinstance(self.registry, Registry):
-            raise ConfigInvalid(f"{version.tracking_uri} has no registered versions")
+            raise ConfigInvalid(f"{version.tracking_uri} is not a registry of model versions")
         return self.registry.resolve(version)
 
     def _locate(self, artifacts: Artifacts, sub_path: str) -> Located:
@@ -123,7 +129,7 @@ class Fetcher:
         verify_weights(folder)
 
     def _download(self, location: str, located: Located, artifacts: Artifacts, partial: Path) -> dict[str, str]:
-        """Bring all files; SHA-256 by name of those that came now."""
+        """Download all missing files. Returns the SHA-256, by name, of those that were downloaded now."""
         wanted = {name: artifacts.sizes[path] for name, path in located.files.items()}
         total = sum(size or 0 for size in wanted.values())
         plan = partial / ".plan"
@@ -157,16 +163,18 @@ class Fetcher:
     def _download_file(self, location: str, path: str, part: Part) -> str | None:
         size = part.size
         if part.is_there:
-            return None  # By a process before this one.
+            return None  # An earlier process downloaded it.
 
         def attempt() -> str | None:
             self.registry.download(location, path, part)
-            found = part.path.stat().st_size
-            # MLflow takes a body that ends early for the whole file.
-            if size is not None and found != size:
-                if found > size:
+            received = part.path.stat().st_size
+            # MLflow's client does not notice a body that ends early.
+            if size is not None and received != size:
+                if received > size:
                     part.discard()
-                raise BadDownload(f"{path} has {found} bytes, its listing says {size}; upload it to the registry again")
+                raise BadDownload(
+                    f"{path} has {received} bytes, its listing says {size}; upload it to the registry again"
+                )
             part.finish()
             return part.sha256
 
@@ -189,14 +197,14 @@ def fetch(
     cache_bytes: int | None = None,
     hub_token: str = "",
 ) -> Path:
-    """Bring the configured model to a verified folder, let `<models>/current` point to it, and return it.
+    """Download the configured model to a verified folder, let `<models>/current` point to it, and return it.
 
-    `progress` None writes log lines; over `cache_bytes`, versions that nobody uses go. `hub_token`: for `hf://`, in
-    the place of the environment's. Raises errors.Fatal subclasses.
+    Without `progress`, log lines report it. Above `cache_bytes`, unused versions are removed. `hub_token` is for
+    `hf://` and overrides the environment's. Raises errors.Fatal subclasses.
     """
     sub_path = config.sub_path or ""
     if config.mlflow is not None and sub_path:
-        raise ConfigInvalid("model.subPath is for model.uri and model.path; with model.mlflow say model.mlflow.subPath")
+        raise ConfigInvalid("model.subPath is for model.uri and model.path; with model.mlflow set model.mlflow.subPath")
     if config.mlflow is not None:
         registry = MlflowRegistry(config.mlflow.tracking_uri)
         folder = Fetcher(registry, models, progress, cache_bytes=cache_bytes).fetch(config.mlflow)
@@ -216,7 +224,8 @@ def fetch(
 
 
 def _fetch_uri(reference: Reference, models: Path, progress: Progress | None, cache_bytes: int | None) -> Path:
-    files, pins = files_of(reference), Pins(models)
+    files = files_of(reference)
+    pins = Pins(models)
     try:
         version = find(reference, Patience())
     except RegistryUnreachable as error:
@@ -225,21 +234,21 @@ def _fetch_uri(reference: Reference, models: Path, progress: Progress | None, ca
             raise
         folder = models / folder_name(last)
         more = {"uri": reference.uri, "folder": str(folder), "error": str(error)}
-        log.warning("the registry is away: serving what the uri stood for when it was last asked", extra=more)
+        log.warning("the registry can't be reached: serving the version that the uri last resolved to", extra=more)
         return folder
     folder = Fetcher(files, models, progress, cache_bytes=cache_bytes).fetch(version)
     try:
         pins.remember(reference, version)
-    except OSError as error:  # A read-only volume: the model is there, only not without the registry.
-        log.warning("can't note what the uri stands for", extra={"uri": reference.uri, "error": str(error)})
+    except OSError as error:  # The volume is read-only. This start works; the next one needs the registry, too.
+        log.warning("can't record what the uri resolved to", extra={"uri": reference.uri, "error": str(error)})
     return folder
 
 
 def go_on(plan: Path, wanted: str) -> None:
-    """Empty the folder of the file `plan` unless it was begun with the same files in mind: their sizes count, too."""
+    """Keep a partial folder if its `plan` lists the same files and sizes as `wanted`; otherwise empty it."""
     folder = plan.parent
     if plan.is_file() and plan.read_text(encoding="utf-8") == wanted:
-        log.info("going on with a download", extra={"folder": str(folder), "done_mib": bytes_in(folder) // MIB})
+        log.info("resuming a download", extra={"folder": str(folder), "done_mib": bytes_in(folder) // MIB})
         return
     for file in folder.iterdir():
         file.unlink()

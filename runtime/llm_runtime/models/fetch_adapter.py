@@ -1,4 +1,4 @@
-"""Bring a version that holds a LoRA adapter in PEFT's format to a verified folder. Needs no torch."""
+"""Download a registered LoRA adapter in PEFT's format to a verified folder. Needs no torch."""
 
 import os
 import posixpath
@@ -22,7 +22,7 @@ _one_server_at_a_time = threading.Lock()
 
 
 class AdapterFetcher(Fetcher):
-    """Fetches an adapter's two files, wherever in the artifacts they lie."""
+    """Fetches an adapter's two files, from whichever folder of the artifacts holds them."""
 
     def _locate(self, artifacts: Artifacts, sub_path: str) -> Located:
         return locate_adapter(artifacts, sub_path)
@@ -41,7 +41,7 @@ def fetch_adapter(adapter: PinnedAdapter, access: RegistryAccess, models: Path) 
 
 
 def locate_adapter(artifacts: Artifacts, sub_path: str = "") -> Located:
-    """Find the one adapter. Raises ModelNotFound, ModelCorrupt, or ConfigInvalid when several fit."""
+    """Find the one adapter. Raises ModelNotFound, ModelCorrupt, or ConfigInvalid if there are several."""
     for path in artifacts.sizes:
         check_path(path)
     base = sub_path.strip("/")
@@ -67,7 +67,7 @@ def locate_adapter(artifacts: Artifacts, sub_path: str = "") -> Located:
 
 @contextmanager
 def registry_environment(access: RegistryAccess) -> Iterator[None]:
-    """MLflow's client talks to this server as who `access` says; others wait meanwhile."""
+    """Give MLflow's client the credentials in `access` during the block. Other threads wait for their turn."""
     with _one_server_at_a_time, ExitStack() as stack:
         wanted = {
             contract.ENV_MLFLOW_USERNAME: access.username,
@@ -82,7 +82,7 @@ def registry_environment(access: RegistryAccess) -> Iterator[None]:
             file.write(access.ca)
             file.flush()
             wanted[contract.ENV_MLFLOW_CA_FILE] = file.name
-        if not any(wanted.values()):  # Alone, without an operator, credentials may be in the environment.
+        if not any(wanted.values()):  # Without an operator, the credentials may already be in the environment.
             wanted = {}
         before = {name: os.environ.get(name) for name in wanted}
         _set(wanted)

@@ -1,4 +1,4 @@
-"""How far a download is, for Prometheus and the operator, on the port that `serve` takes afterwards."""
+"""A download's progress as Prometheus metrics, on the port that `serve` uses afterwards. The operator reads it, too."""
 
 import logging
 import socket
@@ -23,14 +23,15 @@ from llm_runtime.models.progress import Progress, Rate
 log = logging.getLogger(__name__)
 
 CLIENT_SECONDS = 5.0
-"""A client that says nothing for so long is left."""
+"""Time-out of a connection on which nothing arrives."""
 
 
 class DownloadFigures:
-    """A `Progress` whose figures can be asked for as text."""
+    """A `Progress` that keeps its figures as Prometheus metrics."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._registry, self._rate = CollectorRegistry(), Rate(clock)
+        self._registry = CollectorRegistry()
+        self._rate = Rate(clock)
         self._done = Gauge(METRIC_DOWNLOADED_BYTES, "Bytes of the model that are here", registry=self._registry)
         self._size = Gauge(METRIC_DOWNLOAD_SIZE_BYTES, "Bytes of the whole model", registry=self._registry)
         self._speed = Gauge(METRIC_DOWNLOAD_RATE, "Over the last ten seconds", registry=self._registry)
@@ -41,23 +42,23 @@ class DownloadFigures:
         self._speed.set(self._rate(done))
 
     def text(self) -> bytes:
-        """In Prometheus' format."""
+        """The metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 def both(one: Progress, other: Progress) -> Progress:
-    """Tell both."""
+    """A `Progress` that reports to both."""
 
-    def tell(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         one(done, total)
         other(done, total)
 
-    return tell
+    return report
 
 
 @contextmanager
 def exposed(figures: DownloadFigures, host: str, port: int) -> Iterator[None]:
-    """Answer /metrics and /livez during the block. A port that can't be had is logged; the block runs all the same."""
+    """Serve /metrics and /livez during the block. If the port is taken, that is logged and the block runs anyway."""
     try:
         server = _Server(figures, host, port)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Will it fit: what a model needs in memory, from config.json and safetensors headers, before any weight is read.
+"""Whether a model fits into memory, computed from config.json and safetensors headers before any weight is read.
 
-No torch. What a device has free is handed in. What a refusal proposes has been computed the same way, and fits.
+Needs no torch: the caller says how much memory is free. Proposals in a refusal are computed the same way, so they fit.
 """
 
 import math
@@ -19,42 +19,41 @@ from llm_runtime.models.verify import safetensors_header
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CACHE_FRACTION = 0.8
-"""Share of the memory that is free after loading which caches may take; activations need the rest."""
+"""Share of the memory free after loading that the key-value cache may take. Activations need the rest."""
 SERVING_BYTES = 256 * MIB
-"""What a CPU's two processes take after the cache's size is settled, logits aside. Measured with SmolLM2-135M."""
+"""What the two processes on a CPU take after the cache is sized, without logits. Measured with SmolLM2-135M."""
 PROCESS_BYTES = SERVING_BYTES + 48 * MIB
-"""What they take beside weights and cache from this check on: the tokenizer comes before the cache."""
+"""What they take from this check on, without weights and cache. The tokenizer is loaded before the cache is sized."""
 LOGITS_COPIES = 4
-"""Rows of logits for each sequence that sampling has at once: raw, steered, tempered and filtered."""
+"""Copies of a sequence's logits that sampling holds at once: raw, with penalties, with temperature, filtered."""
 STARTED_BYTES = 560 * MIB
-"""What they have taken before this check, of which nothing is left for the model: 447 MiB with torch, and
-83 without."""
+"""What they have taken before this check: 447 MiB in the process with torch, 83 MiB in the other."""
 START_DIFFERENCE_BYTES = 16 * MIB
-"""By so much the next start of the same server may have taken more when it gets here."""
+"""How much more another start of the same server may have taken before this check."""
 LIMIT_STEP_BYTES = 32 * MIB
-"""A limit that is proposed is a round number of these."""
+"""A proposed memory limit is rounded up to a multiple of this."""
 LEAST_LENGTH = 256
-"""No shorter maxModelLength is proposed: it would start, and answer nobody."""
+"""The shortest maxModelLength that is proposed. With less, a server would start but be of no use."""
 
 _STORED_BYTES = {
     "I8": 1, "U8": 1, "BOOL": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8,
 }  # fmt: skip
-"""What is no floating-point number keeps its size, whatever dtype is asked for."""
+"""Bytes of numbers that are not floating-point: they keep their size, whatever the configured dtype."""
 _LINEARS = (
     "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "out_proj",
     "fc1", "fc2", "dense", "query_key_value", "dense_h_to_4h", "dense_4h_to_h",
 )  # fmt: skip
-"""Last names of weights that are linear layers in every architecture that uses these names."""
+"""Last parts of names that mean a linear layer in every architecture that uses them."""
 _OWN_LINEARS = {"falcon"}
-"""Architectures whose linear layers are of a class of their own, which is not quantised."""
+"""Architectures that define their own class of linear layer, which is not quantised."""
 _HEADS = ("lm_head", "embed_out", "output_projection")
 _EMBEDDINGS = ("embed_tokens", "wte", "wpe", "embed_in", "embed_positions", "tok_embeddings", "word_embeddings")
 
 
 def most_positions(settings: Mapping[str, Any]) -> int:
-    """Tokens of a sequence that a model of this configuration was made for; 0 where it does not say.
+    """Tokens of a sequence that a model of this configuration was made for; 0 if it does not say.
 
-    YaRN stretches what a model was trained with: its recipe adds a factor and leaves max_position_embeddings alone.
+    YaRN (Peng et al. 2023) extends the trained length by a factor, and leaves max_position_embeddings unchanged.
     """
     named = first_number(settings, "max_position_embeddings", "n_positions", "max_seq_len")
     rope = settings.get("rope_parameters") or settings.get("rope_scaling")
@@ -62,7 +61,8 @@ def most_positions(settings: Mapping[str, Any]) -> int:
         rope = rope["full_attention"]
     if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type")) != "yarn":
         return named
-    factor, original = rope.get("factor"), rope.get("original_max_position_embeddings") or named
+    factor = rope.get("factor")
+    original = rope.get("original_max_position_embeddings") or named
     if not isinstance(original, int) or isinstance(factor, bool) or not isinstance(factor, int | float):
         return named
     return max(named, int(factor * original)) if math.isfinite(factor) else named
@@ -70,7 +70,7 @@ def most_positions(settings: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes. `loading` is what the weights take for a moment, before int8 has made them small."""
+    """Memory in bytes. `loading` is the peak while loading, before weights are quantised."""
 
     weights: int
     loading: int
@@ -84,7 +84,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What decides how much memory a model takes. `settings` are config.json's, those of the text model."""
+    """Everything that decides how much memory a model takes. `settings` is config.json's part for the text model."""
 
     tensors: Mapping[str, Any]
     settings: Mapping[str, Any]
@@ -92,11 +92,11 @@ class Plan:
     dtype: str
     device: str
     limit_bytes: int | None = None
-    """The memory limit of a server on a CPU, where a refusal says which would do; None: none is known."""
+    """The container's memory limit on a CPU, from which a refusal computes a sufficient one; None if unknown."""
 
     @property
     def length(self) -> int:
-        """Tokens of a sequence, at most: as configured, and no more than the model was made for."""
+        """Most tokens of a sequence: as configured, but no more than the model was made for."""
         most = most_positions(self.settings)
         return min(self.engine.max_model_length, most or self.engine.max_model_length)
 
@@ -117,7 +117,7 @@ def tensors_of(folder: Path) -> dict[str, Any]:
 
 
 def check_fit(plan: Plan, free_bytes: int) -> Need:
-    """What is needed. Raises OutOfMemory, saying what is needed, what is there and what would fit."""
+    """The memory needed. Raises OutOfMemory that says what is needed, what is free and what would fit."""
     need = needed(plan)
     if _fits(plan, need, free_bytes):
         return need
@@ -138,15 +138,15 @@ def check_fit(plan: Plan, free_bytes: int) -> Need:
 
 
 def verdict(plan: Plan, free_bytes: int) -> tuple[str, ...]:
-    """What would fit instead; nothing when `plan` does."""
+    """What would fit instead; empty if `plan` fits."""
     return () if _fits(plan, needed(plan), free_bytes) else tuple(ways_out(plan, free_bytes))
 
 
 def needed(plan: Plan, *, surely: bool = False) -> Need:
     """Bytes that `plan` takes with one sequence of full length.
 
-    Which layers int8 makes smaller is known for sure only once the model is there: `surely` counts those whose names
-    leave no doubt, otherwise all that might be.
+    Names of tensors only suggest which layers int8 shrinks. With `surely`, only the unambiguous ones count as shrunk
+    (for proposals, which must fit), otherwise all candidates (for refusals, which must be right).
     """
     whole = weight_bytes(plan.tensors, plan.settings, plan.dtype)
     weights = whole
@@ -158,13 +158,13 @@ def needed(plan: Plan, *, surely: bool = False) -> Need:
     reserve = max(share, activations)
     if plan.device != "cpu":
         return Need(weights, 0, cache, reserve)
-    # Packing measures with a second copy of the largest layer.
+    # Packing a layer (engine.linears) briefly needs a second copy of it, so the largest one counts twice.
     beside = PROCESS_BYTES + _largest_linear(plan)
     return Need(weights, whole + beside, cache, reserve + _head_copy(plan) + beside)
 
 
 def weight_bytes(tensors: Mapping[str, Any], settings: Mapping[str, Any], dtype: str) -> int:
-    """Bytes of the weights as `dtype`; an output layer that is tied to the embedding is not counted again."""
+    """Bytes of the weights as `dtype`. An output layer that is tied to the embedding is counted once."""
     tied = {f"{name}.weight" for name in _HEADS} if settings.get("tie_word_embeddings") else set()
     return sum(
         math.prod(tensor["shape"]) * _STORED_BYTES.get(tensor["dtype"], DTYPE_BYTES[dtype])
@@ -174,7 +174,7 @@ def weight_bytes(tensors: Mapping[str, Any], settings: Mapping[str, Any], dtype:
 
 
 def cache_bytes(settings: Mapping[str, Any], tokens: int, dtype: str) -> int:
-    """Keys and values of one sequence, in whole blocks. What is unknown about an architecture counts nothing."""
+    """Bytes of one sequence's keys and values, in whole blocks. 0 for an unknown architecture."""
     whole, chunk = token_numbers(settings)
     blocks = BlockPool.needed(tokens) * BLOCK_TOKENS
     bounded = min(blocks, settings.get("attention_chunk_size") or blocks)
@@ -182,7 +182,7 @@ def cache_bytes(settings: Mapping[str, Any], tokens: int, dtype: str) -> int:
 
 
 def ways_out(plan: Plan, free_bytes: int) -> list[str]:
-    """What to change so that it fits: one thing where that is enough; the memory to give it in any case."""
+    """Ways to make it fit: single changes if one is enough, else a combination; always the memory it would need."""
     found = [*_smaller_weights(plan, free_bytes)]
     if length := _longest(plan, free_bytes):
         found.append(f"engine.maxModelLength {length}")
@@ -190,7 +190,8 @@ def ways_out(plan: Plan, free_bytes: int) -> list[str]:
         found.append(f"engine.maxBatchSize {size}")
     if not found:
         found = _smaller_and_shorter(plan, free_bytes)
-    need, limit = needed(plan), plan.engine.kv_cache_bytes
+    need = needed(plan)
+    limit = plan.engine.kv_cache_bytes
     more = [f"{_mib(need.total)} of free memory"] if need.total > free_bytes else []
     more += [f"{KV_CACHE_FIELD}: {need.cache}"] if limit is not None and need.cache > limit else []
     return [*found, " and ".join(more)]
@@ -226,8 +227,9 @@ def _smaller_and_shorter(plan: Plan, free_bytes: int) -> list[str]:
 
 
 def _longest(plan: Plan, free_bytes: int) -> int:
-    """The longest maxModelLength, in whole blocks, that fits; 0 when none of use does."""
-    least, most = -(-LEAST_LENGTH // BLOCK_TOKENS), (plan.length - 1) // BLOCK_TOKENS
+    """The longest maxModelLength that fits, in whole blocks, by bisection; 0 if no useful one does."""
+    least = -(-LEAST_LENGTH // BLOCK_TOKENS)
+    most = (plan.length - 1) // BLOCK_TOKENS
 
     def fits(blocks: int) -> bool:
         other = plan.changed(max_model_length=blocks * BLOCK_TOKENS)
@@ -242,7 +244,7 @@ def _longest(plan: Plan, free_bytes: int) -> int:
 
 
 def _largest_batch(plan: Plan, free_bytes: int) -> int:
-    """The largest halving of maxBatchSize that fits; 0 when none does."""
+    """The largest maxBatchSize that fits among repeated halves of the configured one; 0 if none does."""
     size = plan.engine.max_batch_size // 2
     while size:
         other = plan.changed(max_batch_size=size)
@@ -253,20 +255,21 @@ def _largest_batch(plan: Plan, free_bytes: int) -> int:
 
 
 def activation_bytes(vocabulary: int, sequences: int) -> int:
-    """What is computed on the way for one step: rows of logits for each sequence, in float32."""
+    """Bytes of one step's largest intermediate results: float32 logits of each sequence."""
     return LOGITS_COPIES * 4 * vocabulary * sequences
 
 
 def _head_copy(plan: Plan) -> int:
-    """A CPU keeps an output layer that is tied to the embedding a second time, in the order that multiplies fastest."""
+    """Bytes of the tied output layer's copy on a CPU: it is packed for multiplication, which the embedding can't be."""
     if plan.device != "cpu" or not plan.settings.get("tie_word_embeddings"):
         return 0
-    vocabulary, size = first_number(plan.settings, "vocab_size"), first_number(plan.settings, "hidden_size", "n_embd")
+    vocabulary = first_number(plan.settings, "vocab_size")
+    size = first_number(plan.settings, "hidden_size", "n_embd")
     return vocabulary * size * DTYPE_BYTES[plan.dtype]
 
 
 def _largest_linear(plan: Plan) -> int:
-    """Of the layers that are packed; a tied output layer is one of them, though it is not among the tensors."""
+    """Bytes of the largest layer that is packed. A tied output layer is packed, too, but is not among the tensors."""
     shapes = [tensor["shape"] for name, tensor in plan.tensors.items() if _is_linear(name, tensor, surely=False)]
     return max([_head_copy(plan), *(int(math.prod(shape)) * DTYPE_BYTES[plan.dtype] for shape in shapes)])
 

@@ -1,4 +1,4 @@
-"""Which models continue a text, by their configuration alone: everything else has another head, or none."""
+"""Whether a model generates text, judged by its configuration alone: others have another head, or none."""
 
 import re
 from collections.abc import Iterable
@@ -10,12 +10,12 @@ _ENCODERS = frozenset({
     "bert", "bert-generation", "big_bird", "camembert", "electra", "ernie", "megatron-bert", "rembert", "roberta",
     "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
-"""Model types that Transformers makes causal models of if asked to, though they read in both directions unless their
+"""Bidirectional model types that Transformers loads as causal models if asked to. They are causal only if their
 configuration says `is_decoder`."""
 
 
 def refuse_other_heads(architectures: Iterable[object] | None, model_type: object, is_decoder: object) -> None:
-    """Raise ModelUnsupported for what config.json shows to be no causal language model, saying what it is."""
+    """Raise ModelUnsupported, saying what the model is, if config.json shows that it is no causal language model."""
     names = [str(name) for name in architectures or ()]
     if names and not any(map(_CONTINUES.search, names)):
         what = _what(names[0])
@@ -30,8 +30,8 @@ def refuse_other_heads(architectures: Iterable[object] | None, model_type: objec
 
 
 def _what(name: str) -> str:
-    base, found, purpose = name.partition("For")
-    if found:
+    base, separator, purpose = name.partition("For")
+    if separator:
         words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z0-9]*", purpose)
         return f"one for {' '.join(word if word.isupper() else word.lower() for word in words)}"
     return "one without a head, as encoders and models for embeddings are" if base.endswith("Model") else "another kind"

@@ -1,5 +1,7 @@
-"""Models of the Hugging Face Hub, or of a mirror in HF_ENDPOINT: a commit, its files, their bytes. Token: the one
-given, else HF_TOKEN or HUGGINGFACE_TOKEN."""
+"""Models of the Hugging Face Hub, or of a mirror named by HF_ENDPOINT.
+
+The token is the given one, else HF_TOKEN or HUGGINGFACE_TOKEN of the environment.
+"""
 
 import os
 import re
@@ -28,9 +30,9 @@ class Hub:
         return _parsed(uri)[0]
 
     def commit(self, uri: str) -> str:
-        """The commit that `uri` stands for now; without a revision its main branch's. Raises a Fatal.
+        """The commit that `uri` resolves to now; without a revision, that of the branch main. Raises a Fatal.
 
-        A whole commit is not asked for: a serving container may have no token, and needs none.
+        A full commit hash is returned without a request: a serving container may have no token, and needs none.
         """
         repository, revision = _parsed(uri)
         return revision if COMMIT.fullmatch(revision) else str(self._info(repository, revision)["sha"])
@@ -52,9 +54,9 @@ class Hub:
         url = f"{self._endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"
         try:
             return self._get(url, {}).json()
-        except OSError as error:  # All of requests' errors, of the connection and of a body that is not JSON.
+        except OSError as error:  # Every error of requests is one: of the connection, or of a body that is not JSON.
             cause: BaseException = error
-            while cause.__context__ is not None:  # What happened, of all that was made of it.
+            while cause.__context__ is not None:  # The root cause, beneath what libraries made of it.
                 cause = cause.__context__
             raise RegistryUnreachable(
                 f"the hub at {self._endpoint} can't be asked for {repository} ({type(cause).__name__}: {cause}): set "
@@ -80,7 +82,7 @@ class Hub:
 
 
 def _parsed(uri: str) -> tuple[str, str]:
-    found = re.fullmatch(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>\S+))?", uri)
-    if found is None:
+    match = re.fullmatch(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>\S+))?", uri)
+    if match is None:
         raise ConfigInvalid(f"model.uri {uri!r} is not of the form hf://org/name@revision")
-    return found["repository"], found["revision"] or "main"
+    return match["repository"], match["revision"] or "main"

@@ -1,17 +1,17 @@
-"""How many numbers a token leaves behind as keys and values, read off a config.json. No torch."""
+"""Size of the keys and values that a token adds to the cache, computed from config.json. Needs no torch."""
 
 from collections.abc import Mapping
 from typing import Any
 
 _NO_CACHE = {"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "recurrent_gemma", "openai-gpt"}
-"""These keep states of a fixed size, or nothing: either way little, whatever the length."""
+"""Model types whose cache does not grow with the length: states of a fixed size, or nothing."""
 _ATTENDING = {"full_attention", "sliding_attention", "attention", "global", "local"}
 
 
 def token_numbers(settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Numbers per token in layers that keep all tokens, and in those that keep one chunk. (0, 0) where unknown.
+    """Cached numbers per token in layers that keep all tokens, and in those that keep one chunk; (0, 0) if unknown.
 
-    Sliding windows save nothing: the batched runner's blocks keep every token of every layer.
+    Sliding windows count as full layers, because the batched runner's blocks keep every token of every layer.
     """
     layers = first_number(settings, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
     if not layers or settings.get("model_type") in _NO_CACHE:
@@ -27,7 +27,8 @@ def _layer_numbers(settings: Mapping[str, Any]) -> int:
     if not heads:
         return 0
     if latent := first_number(settings, "kv_lora_rank"):
-        return latent + first_number(settings, "qk_rope_head_dim")  # All heads read the same compressed vector.
+        # Multi-head latent attention (DeepSeek-V2): all heads read the same compressed vector.
+        return latent + first_number(settings, "qk_rope_head_dim")
     size = first_number(settings, "head_dim") or hidden // heads
     return 2 * size * _key_heads(settings, heads)
 
@@ -50,6 +51,6 @@ def _kinds(settings: Mapping[str, Any], layers: int) -> list[str]:
 
 
 def first_number(settings: Mapping[str, Any], *names: str) -> int:
-    """The first of the fields `names` that is a whole number, 0 without one: each architecture has its own names."""
+    """The first of the fields `names` that is an integer, else 0. Architectures name the same thing differently."""
     values = (settings.get(name) for name in names)
     return next((value for value in values if isinstance(value, int) and not isinstance(value, bool)), 0)

@@ -1,8 +1,9 @@
-"""Control tokens that a conversation spells are letters: only what the chat template writes begins and ends turns.
+"""Keeps a conversation from forging control tokens: text that spells one is encoded as plain letters.
 
-A spelled token's first character is exchanged for a private one while the template renders. What then still spells a
-control token is the template's own. It is encoded by a second tokenizer, in which these tokens have names that nobody
-can guess, so that the text around them is encoded exactly as always, and their old names are text like any other.
+Only the chat template may begin and end turns. So, while the template renders, the first character of each spelled
+token in the conversation is replaced by a private-use one. Control tokens in the result then come from the template.
+A second tokenizer encodes the result. In it, control tokens have unguessable names, which replace the template's
+tokens; the private characters are turned back, and what the conversation spelled is ordinary text for this tokenizer.
 """
 
 import json
@@ -22,36 +23,38 @@ from llm_runtime.request import Message
 log = logging.getLogger(__name__)
 
 PRIVATE = range(0xF0000, 0xFFFFE)
-"""Characters that stand for none."""
+"""Code points of a private-use plane of Unicode."""
 
 Tokens = Mapping[str, Collection[int]]
-"""First characters, with the lengths of the tokens that begin so."""
+"""Lengths of tokens, by the first character that they begin with."""
 
 
 def encoded(tokenizer: Tokenizer, text: str, *, special: bool = True) -> list[int]:
-    """Tokens of `text`, while other threads go on: of the tokenizer's ways only those for several texts let them."""
-    [found] = tokenizer.encode_batch_fast([text], add_special_tokens=special)
-    return list(found.ids)
+    """Tokens of `text`. Uses the batch call, the only one of the tokenizer that releases the interpreter lock."""
+    [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=special)
+    return list(encoding.ids)
 
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """A conversation in which no control token is spelled, and the private characters that stand for first ones."""
+    """A conversation that spells no control token any more."""
 
     messages: list[Message]
     tools: list[dict[str, Any]]
     options: dict[str, Any]
     originals: Mapping[str, str]
+    """The replaced characters, by the private ones in their place."""
 
 
 class Letters:
-    """Of one tokenizer and the texts of its chat templates. Safe to use from several threads."""
+    """Marks and encodes conversations for one tokenizer and its chat templates. Safe to use from several threads."""
 
     def __init__(self, tokenizer: Tokenizer, *templates: str) -> None:
         added = tokenizer.get_added_tokens_decoder()
-        self._tokenizer, self._templates = tokenizer, "\n".join(templates)
+        self._tokenizer = tokenizer
+        self._templates = "\n".join(templates)
         special = {token.content for token in added.values() if token.special and token.content}
-        # What a template writes is control too, special or not: `</tool_response>` ends what a tool said.
+        # Any added token that a template writes is a control token, special or not: `</tool_response>` is not special.
         self._control = special | {
             token.content
             for token in added.values()
@@ -68,9 +71,9 @@ class Letters:
     def mark(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], options: Mapping[str, Any]
     ) -> Marked | None:
-        """None where nothing spells a control token, which is nearly always.
+        """Mark the control tokens that the conversation spells; None if there are none, the usual case.
 
-        In what the assistant said, only special tokens count: it may well have written the others itself.
+        In the assistant's messages only special tokens count: the others may be its own output.
         """
         rules = [self._special if message["role"] == "assistant" else self._any for message in messages]
         parts = [*zip(messages, rules, strict=True), (list(tools), self._any), (dict(options), self._any)]
@@ -84,7 +87,7 @@ class Letters:
         return Marked(marked, marked_tools, marked_options, {character: first for first, character in private.items()})
 
     def prepare(self) -> None:
-        """Make the second tokenizer, which takes tenths of a second, before a conversation needs it."""
+        """Build the second tokenizer before a conversation needs it. Takes tenths of a second."""
         with self._lock:
             if self._renamed is None and not self._failed:
                 try:
@@ -94,9 +97,10 @@ class Letters:
                     self._failed = True
 
     def encode(self, text: str, originals: Mapping[str, str]) -> list[int]:
-        """Tokens of what the template made of a marked conversation. Raises `InvalidRequest` if it can't."""
+        """Tokens of a rendered, marked conversation. Raises InvalidRequest if there is no second tokenizer."""
         tokenizer, names = self._second()
-        parts, at = [], 0
+        parts = []
+        at = 0
         for start, token in _found(text, self._any, self._control):
             if start >= at:
                 parts += [text[at:start], names[token]]
@@ -115,7 +119,7 @@ class Letters:
     def _second(self) -> tuple[Tokenizer, dict[str, str]]:
         self.prepare()
         if self._renamed is None:
-            message = "a message spells a control token of this model, which its tokenizer can't read as letters"
+            message = "a message spells a control token of this model, which its tokenizer can't encode as letters"
             raise InvalidRequest(f"{message}; leave it out", param="messages")
         return self._renamed
 
@@ -123,25 +127,26 @@ class Letters:
         names = _names(self._ids)
         renamed = Tokenizer.from_str(_renamed(self._tokenizer, names))
         if self._ids != {token: renamed.token_to_id(name) for token, name in names.items()}:
-            raise ValueError("under other names the tokens have other ids")
+            raise ValueError("the renamed control tokens got other ids")
         return renamed, names
 
 
 def unspelled(tokenizer: Tokenizer) -> str:
-    """Its tokenizer.json, with names for special tokens that no text spells: what a grammar writes out is letters."""
+    """The tokenizer.json with unguessable names for special tokens, so that a grammar's literals are plain letters."""
     added = tokenizer.get_added_tokens_decoder()
     try:
         return _renamed(tokenizer, _names({token.content: id_ for id_, token in added.items() if token.special}))
     except Exception:
-        log.exception("special tokens can't be renamed: a schema that spells one out ends the answer there")
+        log.exception("special tokens can't be renamed: an answer ends where its schema spells one out")
         return str(tokenizer.to_str())
 
 
 class _Marker:
-    """Puts private characters where a text spells a control token."""
+    """Replaces the first character of each spelled control token by its private one, in nested values."""
 
     def __init__(self, control: Collection[str], private: Mapping[str, str]) -> None:
-        self._control, self._private = control, private
+        self._control = control
+        self._private = private
 
     def __call__(self, value: Any, tokens: Tokens) -> Any:
         match value:
@@ -171,13 +176,14 @@ def _by_first(tokens: Collection[str]) -> dict[str, list[int]]:
 
 
 def _found(text: str, tokens: Tokens, control: Collection[str]) -> Iterator[tuple[int, str]]:
-    """Where a token is spelled, and the longest that is; they may overlap."""
+    """Positions at which a control token is spelled, with the longest one there. They may overlap."""
     if not tokens:
         return
     for candidate in re.finditer(f"[{re.escape(''.join(tokens))}]", text):
         start = candidate.start()
         for length in tokens[candidate[0]]:
-            if (spelled := text[start : start + length]) in control:
+            spelled = text[start : start + length]
+            if spelled in control:
                 yield start, spelled
                 break
 
@@ -196,24 +202,24 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _names(ids: Mapping[str, int]) -> dict[str, str]:
-    """Names that nobody can guess, for tokens by their text."""
+    """An unguessable name for each token, by its text."""
     nonce = secrets.token_hex(16)
     return {token: f"{chr(PRIVATE[0])}{nonce}{number}{chr(PRIVATE[1])}" for token, number in ids.items()}
 
 
 def _renamed(tokenizer: Tokenizer, names: Mapping[str, str]) -> str:
-    """The same tokenizer.json, with other names for some of its added tokens."""
+    """The tokenizer.json with other names for some of its added tokens."""
     whole = json.loads(tokenizer.to_str())
     for token in whole["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
     model = whole["model"]
     if isinstance(vocabulary := model["vocab"], dict):
         model["vocab"] = {names.get(piece, piece): number for piece, number in vocabulary.items()}
-    else:  # Of Unigram: pieces with their scores.
+    else:  # Unigram models list pieces with their scores.
         model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
-    # A token of letters that makes one of them would have no name.
+    # A merge whose result was renamed would refer to a token that no longer exists.
     if "merges" in model:
         model["merges"] = [merge for merge in model["merges"] if _joined(merge) not in names]
     return json.dumps(whole)

@@ -1,7 +1,7 @@
-"""From a verified folder to weights in memory, and refusal of what this engine would serve wrongly.
+"""From a verified folder to weights in memory. Refuses models that this engine would serve wrongly.
 
-Only safetensors, no remote code, nothing from a network. Missing, unexpected or misshapen weights are fatal:
-Transformers would log them and go on with random ones.
+Loads safetensors only, runs no remote code and uses no network. Missing, unexpected or misshapen weights are fatal:
+Transformers would only log them and continue with random ones.
 """
 
 import gc
@@ -49,11 +49,11 @@ transformers_logging.disable_progress_bar()
 MIB = 1 << 20
 _KEYS_SHOWN = 5
 MAX_INT8_DIFFERENCE = 0.5
-"""Relative change of a probe's logits beyond which quantisation has destroyed a model rather than rounded it."""
+"""Largest relative change of a probe's logits by quantisation. Beyond it the model is broken, not rounded."""
 
 
 def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
-    """Load model and tokenizer of `folder`. Raises ModelCorrupt, ModelUnsupported, OutOfMemory, ConfigInvalid."""
+    """Load model and tokenizer from `folder`. Raises ModelCorrupt, ModelUnsupported, OutOfMemory or ConfigInvalid."""
     started = time.monotonic()
     settings = _settings(folder)
     refuse_unsupported(settings)
@@ -61,7 +61,7 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
     device = _device(engine.device)
     dtype = _dtype(engine.dtype, device, settings)
     _check_fit(folder, settings, engine, device, dtype)
-    # Their faults are known sooner than those of weights, and are not said to be theirs.
+    # Before the weights: faults of these files should fail early, and not be reported as faults of the weights.
     eos_token_ids(read_json(folder / "generation_config.json"))
     tokenizer, special = _tokenizer(folder)
     with PeakMemory() as peak:
@@ -85,9 +85,9 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
 
 
 def refuse_unsupported(settings: Any) -> None:
-    """Raise ModelUnsupported for a configuration that no runner of this engine serves.
+    """Raise ModelUnsupported for a configuration that no runner of this engine can serve.
 
-    How the others are served is decided by comparison at start-up: `runners.choose_runner`.
+    For the others, the logit check at start-up decides how they are served: `runners.choose_runner`.
     """
     architectures = getattr(settings, "architectures", None)
     name = ", ".join(architectures or [settings.model_type])
@@ -99,9 +99,9 @@ def refuse_unsupported(settings: Any) -> None:
 
 
 def cached_shapes(model: Any) -> list[tuple[int, int, int]]:
-    """(key heads, size of a key, size of a value) of each layer, read off the cache that the model makes itself.
+    """(key heads, size of a key, size of a value) of each layer, taken from a cache that the model itself creates.
 
-    Raises ModelUnsupported when it makes none of plain keys and values.
+    Raises ModelUnsupported if that cache is not one of plain keys and values.
     """
     with torch.inference_mode():
         cache = model(torch.tensor([[0, 1]], device=model.device), use_cache=True).get("past_key_values")
@@ -110,15 +110,15 @@ def cached_shapes(model: Any) -> list[tuple[int, int, int]]:
         keys = getattr(layer, "keys", None)
         values = getattr(layer, "values", None)
         if keys is None or values is None or keys.dim() != 4 or keys.shape[:3] != values.shape[:3]:
-            raise ModelUnsupported(f"{type(model).__name__} keeps something else than keys and values")
+            raise ModelUnsupported(f"{type(model).__name__} caches something other than keys and values")
         shapes.append((keys.shape[1], keys.shape[3], values.shape[3]))
     if not shapes:
-        raise ModelUnsupported(f"{type(model).__name__} makes no cache of keys and values")
+        raise ModelUnsupported(f"{type(model).__name__} has no cache of keys and values")
     return shapes
 
 
 def reference_logits(model: Any, token_ids: list[int], position: int = -1) -> list[float]:
-    """The model's own logits at a position of `token_ids`, computed in one go with its own attention."""
+    """The model's own logits at a position of `token_ids`, computed in one pass with its own attention."""
     try:
         with torch.inference_mode():
             ids = torch.tensor([token_ids], device=model.device)
@@ -128,17 +128,17 @@ def reference_logits(model: Any, token_ids: list[int], position: int = -1) -> li
 
 
 def free_device_bytes(device: str) -> int | None:
-    """Free memory of a GPU, None for the CPU."""
+    """Free memory of the GPU in bytes, None for a CPU."""
     return int(torch.cuda.mem_get_info()[0]) if device.startswith("cuda") else None
 
 
 def used_device_bytes() -> int:
-    """GPU memory that this process holds, free blocks of its own included."""
+    """GPU memory that this process holds, in bytes, including free blocks of its allocator."""
     return int(torch.cuda.memory_reserved())
 
 
 def free_memory() -> None:
-    """Give back what nothing refers to any more. Models refer to themselves in circles, so the collector must run."""
+    """Return unreferenced memory to the system. Models contain reference cycles, so the collector must run first."""
     gc.collect()
     give_back()
     if torch.cuda.is_available():
@@ -147,7 +147,7 @@ def free_memory() -> None:
 
 def _settings(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
-        raise ModelNotFound(f"{folder} has no config.json: it holds no model of Transformers")
+        raise ModelNotFound(f"{folder} has no config.json, so it holds no Transformers model")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except OSError as error:
@@ -159,13 +159,13 @@ def _settings(folder: Path) -> Any:
                 "use a model whose architecture is part of Transformers"
             ) from error
         raise ModelUnsupported(
-            f"Transformers {transformers_version} takes no model from {folder}/config.json: {error}; "
+            f"Transformers {transformers_version} does not accept {folder}/config.json: {error}; "
             "correct config.json, or use a runtime with a newer Transformers"
         ) from error
 
 
 def _check_buildable(folder: Path, settings: Any) -> None:
-    """Make the model without its weights: what fails here is the configuration's fault and no weight's.
+    """Build the model without weights, so that a fault of the configuration is reported as one.
 
     Raises ModelUnsupported.
     """
@@ -174,13 +174,13 @@ def _check_buildable(folder: Path, settings: Any) -> None:
             AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
     except Exception as error:
         raise ModelUnsupported(
-            f"Transformers {transformers_version} makes no model of {folder}/config.json: {_cause(settings, error)}; "
+            f"Transformers {transformers_version} can't build {folder}/config.json: {_cause(settings, error)}; "
             "correct config.json, or use a runtime with a newer Transformers"
         ) from error
 
 
 def _cause(settings: Any, error: Exception) -> str:
-    """In words: a key that is not found is a bare word otherwise."""
+    """The error as text. A KeyError's text is only the key, so the setting with that value is named, too."""
     if not isinstance(error, KeyError):
         return f"{type(error).__name__}: {error}"
     word = str(error.args[0]) if error.args else ""
@@ -188,7 +188,7 @@ def _cause(settings: Any, error: Exception) -> str:
     rope = text.get("rope_parameters") or {}
     fields = {f"rope {key}": value for key, value in rope.items()} if isinstance(rope, dict) else {}
     named = [name.removeprefix("rope ") for name, value in {**text, **fields}.items() if value == word]
-    return f"it knows no {named[-1]} {word!r}" if named else f"it finds no {word!r}"
+    return f"it does not know the {named[-1]} {word!r}" if named else f"it does not find {word!r}"
 
 
 def _device(wanted: str) -> str:
@@ -200,14 +200,14 @@ def _device(wanted: str) -> str:
 
 
 def _dtype(wanted: str, device: str, settings: Any) -> Any:
-    """`auto`: the checkpoint's own on a GPU; float32 on a CPU, where bfloat16 is fast on few machines only."""
+    """Resolve `auto`: the checkpoint's own dtype on a GPU; float32 on a CPU, as bfloat16 is fast on few CPUs."""
     if wanted != "auto":
         return getattr(torch, wanted)
     return (getattr(settings, "dtype", None) or torch.float32) if device == "cuda" else torch.float32
 
 
 def _check_fit(folder: Path, settings: Any, engine: EngineConfig, device: str, dtype: Any) -> None:
-    """Before anything big is read. Raises OutOfMemory saying what would fit."""
+    """Check that the model fits before anything large is read. Raises OutOfMemory that says what would fit."""
     text = settings.get_text_config(decoder=True).to_dict()
     text["tie_word_embeddings"] = getattr(settings, "tie_word_embeddings", False)
     free = free_device_bytes(device)
@@ -219,7 +219,7 @@ def _check_fit(folder: Path, settings: Any, engine: EngineConfig, device: str, d
         extra={"weights_bytes": need.weights, "sequence_cache_bytes": need.cache, "reserve_bytes": need.reserve},
     )
     if device == "cuda" and engine.quantization == "int8":
-        check_room(folder, available_bytes())  # Weights are quantised in the host's memory.
+        check_room(folder, available_bytes())  # Weights are quantised in host memory before they go to the GPU.
 
 
 def _weights(folder: Path, settings: Any, device: str, dtype: Any, quantization: str) -> Any:
@@ -250,7 +250,7 @@ def _weights(folder: Path, settings: Any, device: str, dtype: Any, quantization:
 
 
 def _to_int8(model: Any) -> None:
-    """Quantise before the weights go to a device, and say what it costs. Raises ModelUnsupported when that is all."""
+    """Quantise the weights in host memory and log the effect. Raises ModelUnsupported if it breaks the model."""
     probe = probe_tokens(model.get_input_embeddings().num_embeddings)
     whole_bytes = sum(parameter.nbytes for parameter in model.parameters())
     before = reference_logits(model, probe)
@@ -266,13 +266,13 @@ def _to_int8(model: Any) -> None:
     }
     if not apart <= MAX_INT8_DIFFERENCE:
         raise ModelUnsupported(
-            f"{type(model).__name__} does not bear int8 weights: its logits change by {apart:.0%}; "
+            f"{type(model).__name__} does not tolerate int8 weights: its logits change by {apart:.0%}; "
             "set engine.quantization to none"
         )
     if not saved:
-        log.warning("int8 changes nothing: the model has no linear layers of the plain kind", extra=facts)
+        log.warning("int8 has no effect: the model has no plain linear layers", extra=facts)
     else:
-        log.info("linear weights are kept as int8", extra=facts)
+        log.info("linear weights are stored as int8", extra=facts)
 
 
 def _check_report(folder: Path, report: dict[str, Any]) -> None:
@@ -290,9 +290,10 @@ def _check_report(folder: Path, report: dict[str, Any]) -> None:
 
 
 def _tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
-    """The folder's own, and its special tokens that have names. tokenizer.json is the model's own, where there is one:
+    """The folder's tokenizer, and its special tokens by role (`eos_token`, …).
 
-    Transformers pours what it holds into a class of its choice, which may read texts in another way.
+    A tokenizer.json is used as it is. Transformers would copy it into a class of its own choice, which may tokenize
+    differently.
     """
     own = file_tokenizer(folder)
     try:
@@ -300,7 +301,7 @@ def _tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
     except Exception as error:
         if own is None:
             raise no_tokenizer(folder, error) from error
-        log.info("Transformers makes no tokenizer of this folder: its tokenizer.json is served", exc_info=error)
+        log.info("Transformers can't load this folder's tokenizer: its tokenizer.json is used", exc_info=error)
         return own, special_texts(folder)
     special = {name: str(token) for name in SPECIAL_TOKENS if (token := getattr(made, name, None))}
     if own is None:
@@ -312,7 +313,7 @@ def _tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
         return made.backend_tokenizer, special
     if made.is_fast and (text := first_difference(own, made.backend_tokenizer, special.get("eos_token", ""))):
         log.warning(
-            "Transformers' %s reads this folder in another way than its tokenizer.json, which is served",
+            "Transformers' %s tokenizes differently from this folder's tokenizer.json, which is used",
             type(made).__name__, extra={"text": text},
         )  # fmt: skip
     return own, special

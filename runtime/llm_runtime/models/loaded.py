@@ -1,4 +1,4 @@
-"""What loading gives: a model in memory and its codec. Free of torch, so that all who use it may name it."""
+"""A model in memory and its codec. Free of torch, so that every module may import it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from llm_runtime.models.codec import Codec
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model ready to run and its codec. `max_positions` is what the model was made for, in tokens."""
+    """A loaded model and its codec. `max_positions` is the length that the model was made for, in tokens."""
 
     model: Any
     codec: Codec
@@ -17,4 +17,4 @@ class Loaded:
     max_positions: int | None
     parameters: int
     peak_bytes: int = 0
-    """Memory of this process that loading took at once, mapped files not counted."""
+    """Peak memory of this process that loading added, without mapped files."""

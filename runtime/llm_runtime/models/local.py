@@ -1,4 +1,4 @@
-"""A model in a folder of somebody's own: verified, and brought together by links where its parts lie apart."""
+"""A model in a local folder: verified, and collected by links if its parts lie in different folders."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from llm_runtime.models.verify import verify_weights
 
 
 def local_model(path: Path, models: Path, sub_path: str = "") -> Path:
-    """Verify a local folder; a model and a tokenizer that lie apart are brought together by links under `models`."""
+    """Verify a local folder. If model and tokenizer lie apart, collect them by links in a folder under `models`."""
     if not path.is_dir():
         raise ModelNotFound(f"model.path {path} is not a folder")
     check_links(path)

@@ -1,7 +1,7 @@
-"""Which of a version's artifacts are needed to serve it: the model's folder, its weights, its tokenizer.
+"""Selects the artifacts of a version that are needed to serve it: the model's folder, its weights, its tokenizer.
 
-Knows every layout that `mlflow.transformers` writes and plain folders of Transformers. MLmodel is read as YAML; no
-flavour is imported and no pickle opened.
+Handles every layout that `mlflow.transformers` writes, and plain Transformers folders. MLmodel is read as YAML; no
+flavour is imported and no pickle is opened.
 """
 
 import json
@@ -38,24 +38,24 @@ UNTIE_FIRST = (
     "where it adapts lm_head or the embeddings of a model that ties them, untie them before training or merging "
     "(tie_word_embeddings=False): merged into both, it is another model"
 )
-"""Beside each advice to merge: merging changes what lm_head shares with the embeddings, too."""
+"""Accompanies each advice to merge: merging into a tied lm_head changes the embeddings, too."""
 
 MOST_READ_BYTES = 64 << 20
-"""What is read and parsed to find a model is small; a file that is not would be a way to exhaust this process."""
+"""Largest file that is parsed to find a model. Real ones are small; a larger one could exhaust this process."""
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True)
 class Artifacts:
-    """What there is: sizes in bytes by relative path (None where unknown), and a way to read a small file."""
+    """A set of files: sizes in bytes by relative path (None if unknown), and a function that reads a small file."""
 
     sizes: Mapping[str, int | None]
     read: Callable[[str], bytes]
     place: str = "the artifacts"
-    """What a message calls them."""
+    """How error messages refer to the files."""
 
     def names(self, folder: str) -> set[str]:
-        """Names of the files right in `folder`."""
+        """Names of the files directly in `folder`."""
         return {posixpath.basename(path) for path in self.sizes if posixpath.dirname(path) == folder}
 
     def folders(self) -> list[str]:
@@ -64,7 +64,7 @@ class Artifacts:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """The files to serve from: artifact path by the name each gets in the one flat folder."""
+    """The files needed to serve: artifact paths by the name that each gets in the one flat folder."""
 
     folder: str
     files: Mapping[str, str]
@@ -81,9 +81,9 @@ def local_artifacts(folder: Path) -> Artifacts:
 
 
 def check_links(folder: Path) -> None:
-    """Raise ModelCorrupt for a link that leaves the folder: what it names is not the model's to read.
+    """Raise ModelCorrupt for a symbolic link that leaves the folder: a model must not make this process read others.
 
-    In the hub's cache, files are links to blobs beside their snapshot.
+    In the Hugging Face cache, files are links to blobs beside their snapshot, so there the whole repository is allowed.
     """
     root = folder.resolve()
     home = root.parents[1] if root.parent.name == "snapshots" and (root.parents[1] / "blobs").is_dir() else root
@@ -93,7 +93,7 @@ def check_links(folder: Path) -> None:
 
 
 def locate(artifacts: Artifacts, sub_path: str = "") -> Located:
-    """Find the one model. Raises ModelNotFound, ModelUnsupported, ModelCorrupt, or ConfigInvalid when several fit."""
+    """Find the one model. Raises ModelNotFound, ModelUnsupported, ModelCorrupt, or ConfigInvalid for several."""
     for path in artifacts.sizes:
         check_path(path)
     base = _base(artifacts, sub_path)
@@ -106,18 +106,18 @@ def locate(artifacts: Artifacts, sub_path: str = "") -> Located:
 
 
 def locate_pickles(artifacts: Artifacts) -> Located:
-    """The .bin files of the one folder that has some, and what belongs beside them. Raises ModelNotFound,
+    """The .bin files of the one folder that has some, and the files that belong with them.
 
-    ModelCorrupt, or ConfigInvalid where several folders have some.
+    Raises ModelNotFound, ModelCorrupt, or ConfigInvalid if several folders have some.
     """
-    found = {folder: pickles for folder in artifacts.folders() if (pickles := _bins(artifacts, folder))}
-    if not found:
+    by_folder = {folder: pickles for folder in artifacts.folders() if (pickles := _bins(artifacts, folder))}
+    if not by_folder:
         raise ModelNotFound(
             f"no pytorch_model*.bin or adapter_model.bin; files there: {_listed(sorted(artifacts.sizes))}"
         )
-    if len(found) > 1:
-        raise ConfigInvalid(f"several folders hold pickled weights: {_listed(list(found))}; name one of them")
-    [(folder, pickles)] = found.items()
+    if len(by_folder) > 1:
+        raise ConfigInvalid(f"several folders hold pickled weights: {_listed(list(by_folder))}; name one of them")
+    [(folder, pickles)] = by_folder.items()
     names = artifacts.names(folder)
     files = {name: _join(folder, name) for name in (*_CONFIGURATION, ADAPTER_CONFIG) if name in names - {INDEX}}
     if ADAPTER_CONFIG not in files:
@@ -127,7 +127,7 @@ def locate_pickles(artifacts: Artifacts) -> Located:
 
 
 def _tokenizer_files(artifacts: Artifacts, folder: str) -> dict[str, str]:
-    """The tokenizer's own, and named chat templates, which lie in a folder of theirs."""
+    """The tokenizer's files, and named chat templates from their own folder."""
     files = {name: _join(folder, name) for name in _TOKENIZER if name in artifacts.names(folder)}
     places = (folder, _join(folder, TEMPLATE_FOLDER))
     paths = [_join(place, name) for place in places for name in sorted(artifacts.names(place))]
@@ -149,7 +149,7 @@ def _bins(artifacts: Artifacts, folder: str) -> list[str]:
 
 
 def check_path(path: str) -> None:
-    """Refuse a path that would leave the folder it is joined to: a registry must not write where it likes."""
+    """Refuse a path that would leave the folder it is joined to: a registry must not choose where files are written."""
     parts = path.split("/")
     if not path or path.startswith("/") or "\\" in path or "\0" in path or {"", ".", ".."} & set(parts):
         raise ModelCorrupt(f"the artifact path {path!r} is not a plain relative path; nothing was downloaded")
@@ -174,7 +174,7 @@ def _model_folder(artifacts: Artifacts, base: str) -> str:
         return named
     inside = [folder for folder in artifacts.folders() if _depth_below(base, folder) <= MAX_DEPTH]
     candidates = [folder for folder in inside if _is_model(artifacts, folder)]
-    # A folder of Transformers may hold others inside (original/, onnx/, checkpoints): it is the one that was meant.
+    # A model's folder may contain others (original/, onnx/, checkpoints). Then the outer one is meant.
     if base in candidates:
         return base
     if len(candidates) > 1:
@@ -187,7 +187,7 @@ def _model_folder(artifacts: Artifacts, base: str) -> str:
 
 
 def _named_by_mlmodel(artifacts: Artifacts, base: str) -> str | None:
-    """The folder that an MLmodel file in `base` names, None without one."""
+    """The model's folder according to an MLmodel file in `base`, None without one."""
     path = _join(base, "MLmodel")
     if path not in artifacts.sizes:
         return None
@@ -214,7 +214,7 @@ def _transformers_flavor(content: bytes) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError) as error:
         raise ModelCorrupt(f"the MLmodel file is not valid YAML of MLflow: {_short(error)}") from error
     if not isinstance(flavor, dict):
-        raise ModelCorrupt("the MLmodel file describes its transformers flavor by no fields; log the model again")
+        raise ModelCorrupt("the transformers flavor in the MLmodel file is not a mapping; log the model again")
     if "transformers" not in names and names - {"python_function"}:
         raise ModelUnsupported(
             f"the version was logged as {_listed(sorted(_short(name) for name in names))}; this runtime serves "
@@ -224,10 +224,10 @@ def _transformers_flavor(content: bytes) -> dict[str, Any]:
 
 
 def _text(flavor: Mapping[str, Any], field: str) -> str:
-    """A field that must be text. Aliases of YAML make a few lines into gigabytes, once they are written out."""
+    """A field that must be a string. YAML aliases can expand a few lines to gigabytes when another value is printed."""
     value = flavor.get(field) or ""
     if not isinstance(value, str):
-        raise ModelCorrupt(f"the MLmodel file has no text in {field}; log the model again")
+        raise ModelCorrupt(f"{field} in the MLmodel file is not a string; log the model again")
     return value
 
 
@@ -305,7 +305,7 @@ def _weights(artifacts: Artifacts, folder: str) -> dict[str, str]:
 
 
 def index_shards(content: bytes, ending: str = ".safetensors") -> dict[str, str]:
-    """The file of each tensor, from an index of shards. Raises ModelCorrupt when it is none."""
+    """The file of each tensor, from an index of shards. Raises ModelCorrupt if it is not a valid one."""
     try:
         shards = json.loads(content)["weight_map"]
         result = {str(tensor): str(file) for tensor, file in shards.items()}
@@ -321,7 +321,7 @@ def _join(folder: str, name: str) -> str:
 
 
 def _depth_below(base: str, folder: str) -> int:
-    """Levels from `base` down to `folder`; many when it lies elsewhere."""
+    """Levels from `base` down to `folder`; more than MAX_DEPTH if it lies elsewhere."""
     if not base:
         return len(folder.split("/")) if folder else 0
     if folder == base:
@@ -330,7 +330,7 @@ def _depth_below(base: str, folder: str) -> int:
 
 
 def _all_folders(artifacts: Artifacts) -> list[str]:
-    """Folders with files in them, and those above."""
+    """Folders with files in them, and their parents."""
     folders = {folder for folder in artifacts.folders() if folder}
     for folder in list(folders):
         while folder := posixpath.dirname(folder):

@@ -1,4 +1,4 @@
-"""What a fetched folder really holds, as its manifest says: an alias or a branch names a version or a commit."""
+"""Which exact version or commit a fetched folder holds, according to its manifest."""
 
 import re
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from llm_runtime.models.verify import read_manifest
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """No address and no credential: it is shown to whoever asks."""
+    """Where a served model comes from. Public, so without addresses and credentials."""
 
     name: str
     version: str
-    """A version's number, a commit, a logged model's or a run's id."""
+    """A version's number, a commit, or the id of a run or a logged model."""
     source: str
 
 
@@ -26,7 +26,7 @@ _FORMS = (
 
 
 def origin(folder: Path) -> Origin | None:
-    """Of a folder that `fetch` has made; None for any other, and for places that have no versions."""
+    """The origin of a folder that `fetch` made; None for other folders, and for sources that have no versions."""
     source = str(read_manifest(folder).get("source", ""))
-    found = next((match for form in _FORMS if (match := form.search(source))), None)
-    return Origin(found["name"], found["version"], found["source"]) if found else None
+    match = next(filter(None, (form.search(source) for form in _FORMS)), None)
+    return Origin(match["name"], match["version"], match["source"]) if match else None

@@ -1,6 +1,6 @@
-"""What decides how much memory a model takes, without its weights: config.json and the headers of its weight files.
+"""The parts of a model that decide how much memory it takes: config.json and the headers of its weight files.
 
-From a folder, or from a registry: there a megabyte or two is read of each file and the connection closed.
+They come from a folder or a registry. From a registry, only the first megabyte or two of each file is downloaded.
 """
 
 import json
@@ -26,7 +26,7 @@ from llm_runtime.models.verify import MAX_HEADER_BYTES, header_of
 
 CONFIG = "config.json"
 _INNER = ("text_config", "llm_config", "language_config", "decoder")
-"""Where configurations of models that also see or hear keep that of the language model."""
+"""Keys under which configurations of multimodal models keep that of their language model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +39,25 @@ class Outline:
 
     @property
     def dtype(self) -> str:
-        """The checkpoint's own, as its configuration names it."""
+        """The checkpoint's own dtype, according to its configuration."""
         return str(self.settings.get("dtype") or self.settings.get("torch_dtype") or "float32").removeprefix("torch.")
 
     def plan(self, engine: EngineConfig, device: str) -> Plan:
-        """As `load` would go about it: `auto` is the checkpoint's own dtype on a GPU, float32 on a CPU."""
+        """The plan that `load` would make. As there, `auto` is the checkpoint's dtype on a GPU, float32 on a CPU."""
         own = self.dtype if device == "cuda" else "float32"
         return Plan(self.tensors, self.settings, engine, own if engine.dtype == "auto" else engine.dtype, device)
 
 
 class HttpFiles(Files, Protocol):
-    """Files that come over HTTP."""
+    """Files that can be read over HTTP, and so in part."""
 
     def source(self, location: str, path: str, size: int | None = None) -> stream.Source | None:
-        """Where a file comes from; None where only a client of the store behind has it."""
+        """The HTTP source of a file; None if only the object store's own client can read it."""
         ...
 
 
 def outline(model: ModelConfig) -> Outline:
-    """Of the configured model. Raises errors.Fatal subclasses, ConfigInvalid where the files would be needed."""
+    """The outline of the configured model. Raises errors.Fatal; ConfigInvalid if the store sends whole files only."""
     if model.mlflow is not None:
         return _of_registry(MlflowRegistry(model.mlflow.tracking_uri), model.mlflow)
     if model.path is not None:
@@ -68,14 +68,15 @@ def outline(model: ModelConfig) -> Outline:
         return of_folder(Path(unquote(urlparse(model.uri).path)))
     server = model.tracking_uri or os.environ.get(ENV_MLFLOW_TRACKING_URI, "")
     reference = Reference(model.uri, server, model.sub_path or "")
-    files, found = files_of(reference), find(reference, _once)
+    files = files_of(reference)
+    found = find(reference, _once)
     if isinstance(found, MlflowVersion):
         return _of_registry(MlflowRegistry(server), found)
     return of_files(files, found.location, found.sub_path)
 
 
 def _once(what: str, attempt: Callable[[], str]) -> str:
-    """A person waits: ask once."""
+    """Run `attempt` without retries: a person is waiting for the command."""
     try:
         return attempt()
     except Exception as error:
@@ -83,7 +84,7 @@ def _once(what: str, attempt: Callable[[], str]) -> str:
 
 
 def of_folder(folder: Path) -> Outline:
-    """Of a local folder in any layout that is served."""
+    """The outline of a local folder, in any layout that can be served."""
     if not folder.is_dir():
         raise ModelNotFound(f"{folder} is not a folder")
     home = folder / locate(local_artifacts(folder)).folder
@@ -91,7 +92,7 @@ def of_folder(folder: Path) -> Outline:
 
 
 def of_files(registry: Any, location: str, sub_path: str = "") -> Outline:
-    """Of the artifacts at `location`."""
+    """The outline of the artifacts at `location`."""
     try:
         sizes = registry.sizes(location)
     except Exception as error:
@@ -109,7 +110,7 @@ def settings_of(content: bytes) -> dict[str, Any]:
         whole = json.loads(content)
         inner: dict[str, Any] = next((whole[name] for name in _INNER if isinstance(whole.get(name), dict)), {})
     except (ValueError, AttributeError, RecursionError) as error:
-        raise ModelCorrupt(f"{CONFIG} is no JSON object: {type(error).__name__}; upload it again") from error
+        raise ModelCorrupt(f"{CONFIG} is not a JSON object: {type(error).__name__}; upload it again") from error
     if whole.get("is_encoder_decoder"):
         raise ModelUnsupported("the model is an encoder-decoder model; this runtime serves decoder-only ones")
     refuse_other_heads(whole.get("architectures"), whole.get("model_type"), whole.get("is_decoder"))
@@ -127,7 +128,7 @@ def _of_registry(registry: Registry, version: MlflowVersion) -> Outline:
 
 
 def _small(registry: Files, location: str, path: str, scratch: Path) -> bytes:
-    """A file that is needed whole: MLmodel, config.json, the index of shards."""
+    """A small file that is read whole: MLmodel, config.json, the index of shards."""
     part = Part(scratch, posixpath.basename(path))
     part.discard()
     try:

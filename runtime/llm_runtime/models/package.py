@@ -1,4 +1,4 @@
-"""What of a local folder goes to the registry: a whole model's files or a LoRA adapter's, verified as `fetch` would."""
+"""Selects the files of a local folder to push to the registry: a model's or an adapter's, verified as by `fetch`."""
 
 import hashlib
 import json
@@ -13,19 +13,20 @@ from llm_runtime.models.locate import local_artifacts, locate
 from llm_runtime.models.template_files import saved_name
 from llm_runtime.models.verify import safetensors_keys, verify_weights
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """Verified files that make one version."""
+    """Verified files that make up one version."""
 
     kind: Literal["model", "adapter"]
     files: Mapping[str, Path]
-    """By the name that each gets in the registry."""
+    """Local paths by the name that each file gets in the registry."""
     base: str = ""
-    """What an adapter was trained on, as its configuration says."""
+    """The base model that an adapter was trained on, according to its configuration."""
 
     @property
     def total_bytes(self) -> int:
@@ -43,7 +44,7 @@ class Package:
 def package(folder: Path) -> Package:
     """Find and verify what `folder` holds.
 
-    Raises ModelNotFound (nothing to serve), ModelUnsupported (pickles, not LoRA), ModelCorrupt (files are not whole) or
+    Raises ModelNotFound (nothing to serve), ModelUnsupported (pickles, not LoRA), ModelCorrupt (incomplete files) or
     ConfigInvalid (several models).
     """
     if not folder.is_dir():
@@ -61,7 +62,8 @@ def package(folder: Path) -> Package:
 def _adapter(folder: Path) -> Package:
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        kind, base = config.get("peft_type"), config.get("base_model_name_or_path") or ""
+        kind = config.get("peft_type")
+        base = config.get("base_model_name_or_path") or ""
     except (ValueError, AttributeError) as error:
         raise ModelCorrupt(f"{folder / ADAPTER_CONFIG} is not a JSON object: {error}") from error
     if kind != "LORA":
@@ -80,7 +82,7 @@ def _sha256(file: Path) -> str:
 
 
 def without_weights(where: str, *, pickled: bool) -> ModelNotFound:
-    """The refusal of an adapter that has no safetensors, with the way out."""
+    """The error for an adapter without safetensors, with advice."""
     why = f" ({ADAPTER_PICKLE} is a pickle, which is never loaded)" if pickled else ""
     return ModelNotFound(
         f"{where} holds no {ADAPTER_WEIGHTS}{why}; save the adapter with safe_serialization=True, or write it as "

@@ -1,7 +1,7 @@
-"""A file that is still coming: what of it is safe on the disk, from where a later attempt or process may go on.
+"""A partially downloaded file, and how much of it is safe on the disk, so that a later attempt or process can resume.
 
-Every 32 MiB the data is forced to the disk, while more of it comes, and a mark written beside it. Only what is marked
-counts: a file may be longer than its data after the machine lost power, or where its pieces came out of order.
+Every 32 MiB the data is synced in the background, and then a mark with the safe length is written beside it. Only
+marked data counts: after a power loss, or when pieces arrived out of order, a file may be longer than its valid data.
 """
 
 import hashlib
@@ -22,58 +22,64 @@ PIECE_BYTES = 16 << 20
 READ_BYTES = 1 << 20
 
 Piece = Callable[[int, int], Iterable[bytes]]
-"""The bytes from one position up to, not including, another."""
+"""Returns the bytes from one position up to, but not including, another."""
 
 
 class BadDownload(ModelCorrupt):
-    """What came is not the file that was listed or promised; worth another attempt."""
+    """The received bytes are not those of the listed size or promised checksum. Worth a retry."""
 
 
 class Part:
-    """`<folder>/.part-<name>` until `finish` gives it its name.
+    """`<folder>/.part-<name>` until `finish` gives it its final name.
 
-    `size` is what its listing says, or the first answer where that is silent; up to `connections` may bring it at the
-    same time.
+    `size` is the listed one, or the one in the first response if the listing has none. Up to `connections` may
+    download pieces at the same time.
     """
 
     def __init__(self, folder: Path, name: str, size: int | None = None, connections: int = 1) -> None:
-        self.path, self._mark, self._final = folder / f".part-{name}", folder / f".mark-{name}", folder / name
-        self.name, self._listed, self.connections = name, size, connections
+        self.path = folder / f".part-{name}"
+        self._mark = folder / f".mark-{name}"
+        self._final = folder / name
+        self.name = name
+        self._listed = size
+        self.connections = connections
         mark = self._marked()
         self.size: int | None = mark.get("size") if size is None else size
         self.safe_bytes: int = mark.get("bytes", 0)
         self.etag: str = mark.get("etag", "")
-        """What tells this edition of the file from others: its ETag, or when it changed; "" without."""
+        """Identifies this edition of the file: its ETag or Last-Modified; "" without either."""
         self.promise: str = mark.get("promise", "")
-        """What the registry or store promised of the whole (`promises`); "" without."""
+        """Checksum of the whole file that the registry or store promised (see `promises`); "" without one."""
         self.sha256: str | None = None
-        """Of the whole file; None where a registry's own client has written it."""
+        """Digest of the whole file; None until it is complete, or if a registry's own client wrote it."""
 
     @property
     def is_there(self) -> bool:
-        """Whether the file has its name, and its size."""
+        """Whether the finished file exists with its full size."""
         return self._final.is_file() and self._final.stat().st_size == self.size
 
     @property
     def is_worth_pieces(self) -> bool:
-        """Whether several connections would bring what is missing sooner than one."""
+        """Whether several connections would download the rest faster than one."""
         return self.connections > 1 and self.size is not None and self.size - self.safe_bytes >= 2 * PIECE_BYTES
 
     def take(self, chunks: Iterable[bytes], start: int, etag: str) -> None:
-        """Write `chunks` from byte `start` on, at most `safe_bytes`. What arrives before an error is kept."""
+        """Write `chunks` from byte `start` on, which is at most `safe_bytes`. Data received before an error is kept."""
         with self._writing(start, etag) as writing:
             for chunk in chunks:
                 _put(writing.file.fileno(), chunk, writing.position)
                 writing.took(chunk)
 
     def take_pieces(self, first: Iterable[bytes], piece: Piece, etag: str) -> None:
-        """Write the rest of the file from `safe_bytes` on: the `first` piece, and meanwhile what follows from `piece`.
+        """Write the rest of the file from `safe_bytes` on, in pieces over several connections.
 
-        Pieces go to their places as they come, and are hashed in their order.
+        `first` is the first piece; `piece` opens the others. Pieces are written where they belong as they arrive, and
+        are hashed in order: when the oldest is complete, it is read back (from the page cache) and hashed.
         """
         assert self.size is not None
         with self._writing(self.safe_bytes, etag) as writing, ThreadPoolExecutor(self.connections) as pool:
-            descriptor, coming = writing.file.fileno(), deque[tuple[int, Future[None]]]()
+            descriptor = writing.file.fileno()
+            coming = deque[tuple[int, Future[None]]]()
             starts = iter(range(writing.position, self.size, PIECE_BYTES))
             try:
                 begin = next(starts)
@@ -92,7 +98,7 @@ class Part:
                 raise
 
     def finish(self) -> None:
-        """Give the file its name, when its data is on the disk."""
+        """Give the file its final name, after its data is on the disk."""
         if self.sha256 is None:
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -101,13 +107,17 @@ class Part:
         self._mark.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Begin anew."""
+        """Delete all progress, so that the next attempt starts from the beginning."""
         self._mark.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
-        self.safe_bytes, self.etag, self.promise, self.sha256, self.size = 0, "", "", None, self._listed
+        self.safe_bytes = 0
+        self.etag = ""
+        self.promise = ""
+        self.sha256 = None
+        self.size = self._listed
 
     def mark(self, file: BinaryIO, position: int) -> None:
-        """Force `file` to the disk and note that its first `position` bytes are safe."""
+        """Sync `file` to the disk and record that its first `position` bytes are safe."""
         os.fsync(file.fileno())
         self.safe_bytes = position
         fresh = self._mark.with_name(f"{self._mark.name}.new")
@@ -124,7 +134,8 @@ class Part:
 
     @contextmanager
     def _writing(self, start: int, etag: str) -> Iterator["_Writing"]:
-        self.safe_bytes, self.etag = start, etag
+        self.safe_bytes = start
+        self.etag = etag
         with self.path.open("r+b" if start else "w+b", buffering=0) as file, ThreadPoolExecutor(1) as disk:
             file.truncate(start)
             writing = _Writing(self, file, disk)
@@ -134,7 +145,7 @@ class Part:
             try:
                 yield writing
             except BaseException:
-                with suppress(OSError):  # The first error is the one to tell.
+                with suppress(OSError):  # Report the first error, not a second one of the same disk.
                     writing.settle()
                 raise
             writing.settle()
@@ -143,7 +154,8 @@ class Part:
             self._check_promise(writing.promised)
 
     def _check_promise(self, computed: Hash | None) -> None:
-        if computed is None or is_kept(promise := self.promise, computed):
+        promise = self.promise
+        if computed is None or is_kept(promise, computed):
             return
         self.discard()
         raise BadDownload(
@@ -153,22 +165,25 @@ class Part:
 
 
 class _Writing:
-    """A part's open file: what of it has come in order, hashed, and now and then forced to the disk meanwhile."""
+    """A part's open file: hashes the data in order, and syncs it to the disk in the background from time to time."""
 
     def __init__(self, part: Part, file: BinaryIO, disk: ThreadPoolExecutor) -> None:
-        self.file, self.digest, self.position = file, hashlib.sha256(), 0
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.position = 0
         self.promised = hash_of(part.promise) if part.promise else None
-        self._part, self._disk = part, disk
+        self._part = part
+        self._disk = disk
         self._marking: Future[None] | None = None
 
     def hashed(self, chunk: bytes) -> None:
-        """`chunk` counts for the digests of the whole."""
+        """Add `chunk` to the digests of the whole file."""
         self.digest.update(chunk)
         if self.promised:
             self.promised.update(chunk)
 
     def took(self, chunk: bytes) -> None:
-        """`chunk` is in the file, right after what was there."""
+        """Count `chunk`, which has been written right after the data before it."""
         self.hashed(chunk)
         self.position += len(chunk)
         if self.position - self._part.safe_bytes < MARK_BYTES or (self._marking and not self._marking.done()):
@@ -178,7 +193,7 @@ class _Writing:
         self._marking = self._disk.submit(self._part.mark, self.file, self.position)
 
     def settle(self) -> None:
-        """Everything that came in order is safe."""
+        """Sync and mark everything that was received in order."""
         if self._marking:
             self._marking.result()
         self._part.mark(self.file, self.position)
@@ -191,7 +206,7 @@ def _bring(descriptor: int, begin: int, end: int, piece: Piece) -> None:
 def _place(descriptor: int, begin: int, end: int, chunks: Iterable[bytes]) -> None:
     position = begin
     for chunk in chunks:
-        if position + len(chunk) > end:  # Not over the next piece.
+        if position + len(chunk) > end:  # It would overwrite the next piece.
             raise ConnectionError(f"more bytes came than the {end - begin} asked for from byte {begin} on")
         _put(descriptor, chunk, position)
         position += len(chunk)
@@ -203,11 +218,12 @@ def _put(descriptor: int, chunk: bytes, position: int) -> None:
     left = memoryview(chunk)
     while left:
         written = os.pwrite(descriptor, left, position)
-        left, position = left[written:], position + written
+        left = left[written:]
+        position = position + written
 
 
 def _read_back(descriptor: int, begin: int, end: int) -> Iterator[bytes]:
-    """What was just written comes from memory."""
+    """Chunks of the file from `begin` to `end`. Recently written ones come from the page cache."""
     while begin < end:
         chunk = os.pread(descriptor, min(READ_BYTES, end - begin), begin)
         if not chunk:

@@ -1,4 +1,4 @@
-"""The most memory that this process had at once for itself while something ran."""
+"""Peak private memory of this process during a block."""
 
 import threading
 from pathlib import Path
@@ -9,10 +9,10 @@ INTERVAL_SECONDS = 0.01
 
 
 def own_bytes(status: Path = STATUS) -> int:
-    """Memory of this process that no file backs; 0 where the system does not tell.
+    """Memory of this process that is not backed by files, in bytes; 0 if the system does not report it.
 
-    Pages of mapped weight files are left out: the kernel takes them back when it wants to, and they are shared by all
-    that map the same file. VmHWM, the kernel's own peak, counts them.
+    Pages of mapped weight files do not count: the kernel may reclaim them at any time, and processes that map the same
+    file share them. The kernel's own peak, VmHWM, includes them, so it is of no use here.
     """
     try:
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
@@ -22,7 +22,7 @@ def own_bytes(status: Path = STATUS) -> int:
 
 
 class PeakMemory:
-    """Looks on from a thread of its own between `with` and its end; a peak shorter than the interval may be missed."""
+    """Samples memory in a thread while the `with` block runs. It may miss a peak shorter than the interval."""
 
     def __init__(self) -> None:
         self.before_bytes = self.peak_bytes = own_bytes()

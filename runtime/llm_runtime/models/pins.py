@@ -1,4 +1,4 @@
-"""What a `model.uri` stood for when the registry was last asked: served again while it can't be."""
+"""Remembers what each `model.uri` last resolved to, so that it can be served while the registry is unreachable."""
 
 import hashlib
 import json
@@ -11,28 +11,29 @@ from llm_runtime.models.sources import Pinned, Reference
 
 
 class Pins:
-    """A small file in the models folder for each reference that may move."""
+    """One small file in the models folder for each reference that may change (an alias, a stage, a branch)."""
 
     def __init__(self, models: Path) -> None:
         self._models = models
 
     def remember(self, reference: Reference, version: MlflowVersion | Pinned) -> None:
-        """Note what `reference` stands for. Raises OSError."""
+        """Record what `reference` resolved to. Raises OSError."""
         kind = "version" if isinstance(version, MlflowVersion) else "place"
         what = version.model_dump() if isinstance(version, MlflowVersion) else asdict(version)
         content = json.dumps({"uri": reference.uri, kind: what})
         file = self._file(reference)
-        if file.is_file() and file.read_text(encoding="utf-8") == content:  # The volume may be read-only.
+        # No write without a change: the volume may be read-only.
+        if file.is_file() and file.read_text(encoding="utf-8") == content:
             return
         fresh = file.with_name(f"{file.name}.{os.getpid()}")
         fresh.write_text(content, encoding="utf-8")
         fresh.replace(file)
 
     def last(self, reference: Reference) -> MlflowVersion | Pinned | None:
-        """What was noted last; None for nothing that can be read."""
+        """What `reference` last resolved to; None without a readable record."""
         try:
-            found = json.loads(self._file(reference).read_text(encoding="utf-8"))
-            return MlflowVersion(**found["version"]) if "version" in found else Pinned(**found["place"])
+            record = json.loads(self._file(reference).read_text(encoding="utf-8"))
+            return MlflowVersion(**record["version"]) if "version" in record else Pinned(**record["place"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

@@ -1,4 +1,4 @@
-"""How far a download or an upload is, told to whoever watches: a bar, or a log line every few seconds."""
+"""Progress of a download or an upload: shown as a bar, or logged every few seconds."""
 
 import logging
 import threading
@@ -16,11 +16,11 @@ Progress = Callable[[int, int], None]
 MIB = 1 << 20
 LOG_SECONDS = 5.0
 WINDOW_SECONDS = 10.0
-"""Over which the rate is taken."""
+"""Window over which the rate is averaged."""
 
 
 class Rate:
-    """Bytes per second over the last ten seconds, asked with the bytes done."""
+    """Bytes per second over the last ten seconds. Call it with the bytes done so far."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -36,12 +36,15 @@ class Rate:
 
 
 class LogProgress:
-    """A line every five seconds and at the end: how much, how fast over the last ten seconds, how long still."""
+    """Logs a line every five seconds and at the end: bytes done, rate over the last ten seconds, time left."""
 
     def __init__(self, what: str = "model download", clock: Callable[[], float] = time.monotonic) -> None:
-        self._what, self._clock, self._rate = what, clock, Rate(clock)
+        self._what = what
+        self._clock = clock
+        self._rate = Rate(clock)
         self._began: tuple[float, int] | None = None
-        self._logged_at, self._ended = clock(), False
+        self._logged_at = clock()
+        self._ended = False
 
     def __call__(self, done: int, total: int) -> None:
         now = self._clock()
@@ -67,7 +70,7 @@ class LogProgress:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Progress]:
-    """A bar on standard error, for a terminal."""
+    """Show a progress bar on standard error, for a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
@@ -80,7 +83,7 @@ def progress_bar(what: str) -> Iterator[Progress]:
 
 @contextmanager
 def watched(folder: Path, total: int, progress: Progress) -> Iterator[None]:
-    """Report the growth of `folder` during the block. Looking at the disk works for every artifact store."""
+    """Report the growth of `folder` during the block. It is measured on the disk, so it works for every store."""
     over = threading.Event()
 
     def watch() -> None:
@@ -99,9 +102,9 @@ def watched(folder: Path, total: int, progress: Progress) -> Iterator[None]:
 
 
 def bytes_in(folder: Path) -> int:
-    """Bytes of the files right in `folder`, without the holes where pieces are still to come."""
+    """Bytes of the files directly in `folder`, without the holes of sparse files, whose pieces are still missing."""
     try:
-        there = [file.stat() for file in folder.iterdir() if file.is_file()]
-        return sum(min(found.st_size, found.st_blocks * 512) for found in there)
+        stats = [file.stat() for file in folder.iterdir() if file.is_file()]
+        return sum(min(stat.st_size, stat.st_blocks * 512) for stat in stats)
     except OSError:  # The folder is being renamed or removed.
         return 0

@@ -1,7 +1,7 @@
-"""A verified package → a version of a registered model in MLflow, whole or not at all.
+"""Uploads a verified package as a version of a registered model in MLflow, completely or not at all.
 
 `mlflow.register_model` refuses a folder without an MLmodel file, and a flavour would import and rewrite the model. So
-the files go to a run as they are, and the version points to them: that is what `fetch` reads back, byte for byte.
+the files are logged to a run unchanged and the version points to them. `fetch` reads them back byte for byte.
 """
 
 import logging
@@ -26,17 +26,19 @@ from llm_runtime.models.registry import MlflowRegistry, fatal_of
 log = logging.getLogger(__name__)
 
 TAG = "llm-operator.dev"
-DIGEST_TAG, KIND_TAG, BASE_TAG = f"{TAG}/digest", f"{TAG}/kind", f"{TAG}/base-model"
+DIGEST_TAG = f"{TAG}/digest"
+KIND_TAG = f"{TAG}/kind"
+BASE_TAG = f"{TAG}/base-model"
 PARALLEL_FILES = 4
 ATTEMPTS = 4
 PAUSE_SECONDS = 1.0
 UPLOAD_SETTINGS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3600", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
-"""The time-out is for one request, and a shard is one."""
+"""The timeout covers one request, and a whole shard is uploaded in one request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Under which name a package shall be found. Raises ConfigInvalid for names that MLflow would refuse later."""
+    """Name, alias and tags for a package. Raises ConfigInvalid for names that MLflow would refuse later."""
 
     name: str
     alias: str = ""
@@ -44,15 +46,17 @@ class Wish:
     experiment: str = "Default"
     base_model: str = ""
     again: bool = False
-    """Make a version even if the registry has these very files."""
+    """Create a version even if the registry already has one with the same files."""
 
     def __post_init__(self) -> None:
         if not self.name.strip() or set(self.name) & set("/:"):
-            raise ConfigInvalid(f"the model name {self.name!r} must not be empty nor hold / or :")
+            raise ConfigInvalid(f"the model name {self.name!r} must not be empty or contain / or :")
         if self.alias and (not re.fullmatch(r"[\w-]{1,255}", self.alias) or self.alias.isdigit()):
-            raise ConfigInvalid(f"the alias {self.alias!r} must be of letters, digits, _ and -, and no number")
+            raise ConfigInvalid(
+                f"the alias {self.alias!r} must consist of letters, digits, _ and -, and not be a number"
+            )
         if self.alias == "latest" or re.fullmatch(r"v\d+", self.alias):
-            raise ConfigInvalid(f"MLflow keeps the alias {self.alias!r} for itself: take another, like champion")
+            raise ConfigInvalid(f"MLflow reserves the alias {self.alias!r}: choose another, like champion")
         if self.base_model and not re.fullmatch(r"(models:/|hf://).+", self.base_model):
             raise ConfigInvalid(f"the base model {self.base_model!r} must begin with models:/ or hf://")
 
@@ -65,7 +69,7 @@ class Published:
     version: str
     digest: str
     created: bool
-    """False: the registry had these files already."""
+    """False if the registry already had a version with these files."""
 
 
 def publish(package: Package, wish: Wish, tracking_uri: str, progress: Progress) -> Published:
@@ -75,7 +79,8 @@ def publish(package: Package, wish: Wish, tracking_uri: str, progress: Progress)
     registry = MlflowRegistry(tracking_uri)
     from mlflow import MlflowClient
 
-    client, digest = MlflowClient(tracking_uri, tracking_uri), package.digest()
+    client = MlflowClient(tracking_uri, tracking_uri)
+    digest = package.digest()
     with told(f"model {wish.name} at {tracking_uri}"):
         _ensure_model(client, wish.name)
         known = None if wish.again else _known(client, wish.name, digest)
@@ -90,7 +95,7 @@ def publish(package: Package, wish: Wish, tracking_uri: str, progress: Progress)
 
 @contextmanager
 def told(what: str) -> Iterator[None]:
-    """Let any error of the block leave as a Fatal whose message names `what`."""
+    """Raise any error of the block as a Fatal whose message names `what`."""
     try:
         yield
     except Exception as error:
@@ -101,7 +106,7 @@ def told(what: str) -> Iterator[None]:
 
 
 def _ensure_model(client: Any, name: str) -> None:
-    """Before anything is uploaded, so that a name or rights that are wrong cost no time."""
+    """Create the registered model if needed, before the upload: a bad name or missing rights then fail at once."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -113,10 +118,10 @@ def _ensure_model(client: Any, name: str) -> None:
 
 
 def _known(client: Any, name: str, digest: str) -> str | None:
-    # MLflow's filters know no escapes, but two kinds of quotes.
+    # MLflow's filters have no escapes, but accept two kinds of quotes.
     quote = '"' if "'" in name else "'"
-    found = client.search_model_versions(f"name = {quote}{name}{quote} and tags.`{DIGEST_TAG}` = '{digest}'")
-    ready = sorted((int(version.version) for version in found if version.status == "READY"), reverse=True)
+    versions = client.search_model_versions(f"name = {quote}{name}{quote} and tags.`{DIGEST_TAG}` = '{digest}'")
+    ready = sorted((int(version.version) for version in versions if version.status == "READY"), reverse=True)
     return str(ready[0]) if ready else None
 
 
@@ -124,7 +129,8 @@ def _upload(
     client: Any, registry: MlflowRegistry, package: Package, wish: Wish, digest: str, progress: Progress
 ) -> str:
     run = client.create_run(_experiment(client, wish.experiment), run_name=f"push {wish.name}")
-    run_id, source = run.info.run_id, f"runs:/{run.info.run_id}/{package.kind}"
+    run_id = run.info.run_id
+    source = f"runs:/{run.info.run_id}/{package.kind}"
     try:
         _check_destination(run.info.artifact_uri)
         _send(client, run_id, package, progress)
@@ -136,7 +142,7 @@ def _upload(
             wish.name, source=source, run_id=run_id, tags=tags, await_creation_for=None
         )
     except BaseException:
-        # Half an upload must be taken for nothing else.
+        # Nobody may take half an upload for a finished one.
         client.set_terminated(run_id, "FAILED")
         client.delete_run(run_id)
         raise
@@ -145,20 +151,22 @@ def _upload(
 
 
 def _experiment(client: Any, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    return str(found.experiment_id if found else client.create_experiment(name))
+    experiment = client.get_experiment_by_name(name)
+    return str(experiment.experiment_id if experiment else client.create_experiment(name))
 
 
 def _check_destination(location: str) -> None:
     if urlparse(location).scheme in ("", "file"):
         raise ConfigInvalid(
-            f"the server keeps artifacts at {location}, a path on its own machine that only clients there can fill; "
-            "start it with --artifacts-destination, so that it takes and serves them"
+            f"the server stores artifacts at {location}, a path on its own machine that only clients there can write; "
+            "start it with --artifacts-destination, so that it accepts and serves them"
         )
 
 
 def _send(client: Any, run_id: str, package: Package, progress: Progress) -> None:
-    total, done, lock = package.total_bytes, [0], threading.Lock()
+    total = package.total_bytes
+    done = [0]
+    lock = threading.Lock()
     progress(0, total)
 
     def send(name: str, file: Path) -> None:
@@ -179,7 +187,7 @@ def _send(client: Any, run_id: str, package: Package, progress: Progress) -> Non
 
 
 def _patiently(what: str, attempt: Callable[[], None]) -> None:
-    """Try again after transient faults, with growing pauses: one must not cost an upload of many gigabytes."""
+    """Retry after transient faults, with exponential back-off: one must not cost an upload of many gigabytes."""
     for failures in range(1, ATTEMPTS + 1):
         try:
             attempt()
@@ -193,10 +201,10 @@ def _patiently(what: str, attempt: Callable[[], None]) -> None:
 
 
 def _check_arrived(registry: MlflowRegistry, location: str, package: Package) -> None:
-    found = registry.sizes(location)
+    uploaded = registry.sizes(location)
     for name, file in package.files.items():
-        if found.get(name, -1) not in (None, file.stat().st_size):
+        if uploaded.get(name, -1) not in (None, file.stat().st_size):
             raise ModelCorrupt(
-                f"{name} has {file.stat().st_size} bytes here and {found.get(name, 'none')} in the registry after its "
-                "upload; push again"
+                f"{name} has {file.stat().st_size} bytes here and {uploaded.get(name, 'none')} in the registry after "
+                "its upload; push again"
             )

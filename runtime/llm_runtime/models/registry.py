@@ -1,8 +1,8 @@
-"""All of the runtime's talk with MLflow: where a version's artifacts are, their list, their bytes.
+"""The runtime's access to MLflow: where a version's artifacts are, their list, and their bytes.
 
-MLflow's client is used for its artifact stores (S3, GCS, Azure) and its authentication, through one file at a time:
-its own folder download checks nothing, and hides the errors of single files. What the server itself serves, and what a
-store's client signs addresses of, comes through `stream`, which resumes. No flavour is ever imported.
+MLflow's client provides the artifact stores (S3, GCS, Azure) and authentication, and downloads one file at a time: its
+download of a folder verifies nothing and hides errors of single files. Artifacts that the server serves itself, or for
+which a store's client presigns URLs, come through `stream`, which can resume. No flavour is ever imported.
 """
 
 import errno
@@ -24,7 +24,7 @@ from llm_runtime.models.stream import Source, download
 MAX_FILES = 10_000
 
 _CLIENT_SETTINGS = {
-    # This program retries by itself, per file and with its own messages.
+    # `retry` retries instead, per file and with its own messages.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -33,20 +33,20 @@ _CLIENT_SETTINGS = {
 
 
 class Files(Protocol):
-    """Where files lie by location: the hub, or a registry. A test's stand-in has these methods too."""
+    """Files at a location: the hub, or a registry. Tests have a fake with these methods."""
 
     def sizes(self, location: str) -> dict[str, int | None]:
         """Bytes of every artifact by its relative path."""
         ...
 
     def download(self, location: str, path: str, part: Part) -> None:
-        """Write one artifact to `part`, from where that ends if possible."""
+        """Download one artifact into `part`, resuming it if possible."""
         ...
 
 
 @runtime_checkable
 class Registry(Files, Protocol):
-    """One that has versions of models, too."""
+    """Files that also have registered model versions."""
 
     def resolve(self, version: MlflowVersion) -> str:
         """Where the version's artifacts are."""
@@ -54,7 +54,7 @@ class Registry(Files, Protocol):
 
 
 class MlflowRegistry:
-    """The real one. Credentials, workspace and CA come from MLflow's own environment variables."""
+    """An MLflow server. Credentials, workspace and CA come from MLflow's own environment variables."""
 
     def __init__(self, tracking_uri: str) -> None:
         for name, value in _CLIENT_SETTINGS.items():
@@ -73,9 +73,10 @@ class MlflowRegistry:
         """The number of the newest version of a registered model. Raises a Fatal."""
         from mlflow import MlflowClient
 
-        client, what = MlflowClient(self._tracking_uri, self._tracking_uri), f"the versions of model {name}"
+        client = MlflowClient(self._tracking_uri, self._tracking_uri)
+        what = f"the versions of model {name}"
         try:
-            numbers = [int(found.version) for found in client.search_model_versions(f"name='{name}'")]
+            numbers = [int(version.version) for version in client.search_model_versions(f"name='{name}'")]
         except Exception as error:
             raise fatal_of(error, f"listing {what}") from error
         if not numbers:
@@ -90,11 +91,11 @@ class MlflowRegistry:
         return str(client.get_model_version_by_alias(name, alias).version)
 
     def in_stage(self, name: str, stage: str) -> str | None:
-        """The newest version in `stage`; None when there is none. Raises MLflow's own errors."""
+        """The newest version in `stage`; None if there is none. Raises MLflow's own errors."""
         from mlflow import MlflowClient
 
         client = MlflowClient(self._tracking_uri, self._tracking_uri)
-        numbers = [int(found.version) for found in client.get_latest_versions(name, [stage])]
+        numbers = [int(version.version) for version in client.get_latest_versions(name, [stage])]
         return str(max(numbers)) if numbers else None
 
     def sizes(self, location: str) -> dict[str, int | None]:
@@ -108,7 +109,7 @@ class MlflowRegistry:
             self._repository(location)._download_file(path, str(part.path))
 
     def source(self, location: str, path: str, size: int | None = None) -> Source | None:
-        """Where an artifact comes from over HTTP; None where only MLflow's client for the store behind can get it."""
+        """The HTTP source of an artifact; None if only MLflow's client for its store can download it."""
         from mlflow.store.artifact.artifact_repo import MultipartDownloadMixin
         from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
@@ -136,20 +137,20 @@ class MlflowRegistry:
 
         check_place(location, self._tracking_uri)
         repository = get_artifact_repository(location, tracking_uri=self._tracking_uri)
-        while hasattr(repository, "repo"):  # Of runs:/ and models:/, around the repository that has the bytes.
+        while hasattr(repository, "repo"):  # Those of runs:/ and models:/ wrap the repository with the bytes.
             repository = repository.repo
         check_place(str(repository.artifact_uri), self._tracking_uri)
         return repository
 
     def _logged(self, model_id: str) -> str:
-        # MLflow's repository for models:/ asks the process's default server, not the one it is given.
+        # MLflow's own repository for models:/m-… asks the process's default server, whatever tracking_uri it gets.
         from mlflow import MlflowClient
 
         client = MlflowClient(self._tracking_uri, self._tracking_uri)
         return str(client.get_logged_model(model_id).artifact_location)
 
     def _logged_by_run(self, location: str) -> Any:
-        """What runs:/<run>/<name> is since MLflow 3: no artifact of the run, but a model that it has logged."""
+        """The logged model at runs:/<run>/<name>. Since MLflow 3, a run's model is not among the run's artifacts."""
         from mlflow import MlflowClient
 
         client = MlflowClient(self._tracking_uri, self._tracking_uri)
@@ -173,52 +174,56 @@ class MlflowRegistry:
 
 
 def check_place(location: str, tracking_uri: str) -> None:
-    """Raise RegistryDenied for a place that an MLflow server must not send us to.
+    """Raise RegistryDenied for an artifact location that an MLflow server must not redirect us to.
 
-    Whoever can write a version's location chooses where the server's credentials would go, or which of this machine's
-    own files would be read.
+    Whoever can set a version's location could otherwise choose a host that receives the server's credentials, or a
+    local file that is read.
     """
-    server, place = urlsplit(tracking_uri), urlsplit(location)
+    server = urlsplit(tracking_uri)
+    place = urlsplit(location)
     if server.scheme not in ("http", "https"):
-        return  # A store on this machine: its places are this machine's, too.
+        return  # The registry itself is on this machine, so its local locations are fine.
     if place.scheme in ("", "file"):
         raise RegistryDenied(
-            f"the artifacts are at {location}, a path on the machine of the MLflow server, which is not read here; "
+            f"the artifacts are at {location}, a path on the MLflow server's machine, which can't be read from here; "
             "start the server with --artifacts-destination so that it serves them, and register the model again"
         )
     if place.scheme not in ("http", "https", "mlflow-artifacts") or not place.netloc:
         return
     scheme = server.scheme if place.scheme == "mlflow-artifacts" else place.scheme
     if not _ODD.search(place.netloc) and (scheme == "https" or server.scheme == "http"):
-        port, allowed = _port(place, scheme), os.environ.get(ENV_ARTIFACT_HOSTS, "").lower().split(",")
+        port = _port(place, scheme)
+        allowed = os.environ.get(ENV_ARTIFACT_HOSTS, "").lower().split(",")
         if (place.hostname, port) == (server.hostname, _port(server, server.scheme)):
             return
         if {str(place.hostname), f"{place.hostname}:{port}"} & set(allowed):
             return
     raise RegistryDenied(
-        f"the artifacts are at {scheme}://{place.hostname}, which is not the MLflow server: its credentials go nowhere "
-        f"else. If that host is yours, add it to {ENV_ARTIFACT_HOSTS} (in a cluster: artifactHosts of the connection)"
+        f"the artifacts are at {scheme}://{place.hostname}, which is not the MLflow server, so its credentials are "
+        f"not sent there. If that host is yours, add it to {ENV_ARTIFACT_HOSTS} (in a cluster: artifactHosts of the "
+        "connection)"
     )
 
 
 _ODD = re.compile(r"[\\@\s]")
-"""What one reader of addresses takes for the end of the host, and another does not."""
+"""Characters that some URL parsers treat as the end of the host and others do not: an old way to fool a check."""
 
 
 def _port(address: SplitResult, scheme: str) -> int | None:
     try:
         return address.port or (443 if scheme == "https" else 80)
-    except ValueError:  # No number: no host has it.
+    except ValueError:  # Not a number, so it equals no server's port.
         return None
 
 
 def fatal_of(error: Exception, what: str) -> Fatal:
-    """Translate any error of the registry, the network or the disk into one of ours, whose message names `what`."""
+    """Translate an error of the registry, the network or the disk into a Fatal whose message names `what`."""
     if isinstance(error, Fatal):
         return error
     if any(isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT) for link in _chain(error)):
         return DiskFull(f"the disk became full while {what}; give the model cache more room")
-    status, text = _status(error), _short(error)
+    status = _status(error)
+    text = _short(error)
     if status in (401, 403):
         return RegistryDenied(f"MLflow refused {what} (HTTP {status}): {text}; {_hint(text)}")
     if status in (400, 404):
@@ -240,7 +245,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status behind an error of requests, MLflow or boto3; None when there was no answer."""
+    """The HTTP status behind an error of requests, MLflow or boto3; None if there was no response."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) or None

@@ -1,4 +1,4 @@
-"""Another attempt after what passes: a registry that is away, a body that ended early."""
+"""Retries after transient faults: an unreachable registry, a response body that ended early."""
 
 import logging
 import random
@@ -20,13 +20,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Growing, jittered pauses between attempts. `sleep` and `chance` (0 to 1) are arguments for tests."""
+    """Retries with exponential back-off and jitter. `sleep` and `chance` (0 to 1) are arguments for tests."""
 
     sleep: Callable[[float], None] = time.sleep
     chance: Callable[[], float] = random.random
 
     def __call__(self, what: str, attempt: Callable[[], Result]) -> Result:
-        """What `attempt` returns in the end. Raises a Fatal whose message names `what`."""
+        """Call `attempt` until it succeeds, at most five times. Raises a Fatal whose message names `what`."""
         failures = 0
         while True:
             try:
@@ -43,5 +43,5 @@ class Patience:
 
 
 def _public(fatal: Fatal) -> Fatal:
-    # Its class name becomes a condition's reason.
+    # The class name becomes a condition's reason, and BadDownload is not a documented one.
     return ModelCorrupt(str(fatal)) if isinstance(fatal, BadDownload) else fatal

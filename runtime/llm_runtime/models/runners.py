@@ -1,8 +1,8 @@
-"""Which runner serves a model: the batched one where its answers are proven to be the model's own, else the slow one.
+"""Chooses the runner of a model: the batched one if it computes the model's own logits, else the sequential one.
 
-A batch is worth much, so it is tried with every model, and believed with none. What the comparison of a short probe
-can't see is looked up in the configuration (positions that change with the length, states instead of keys) or made
-short enough to be seen (sliding windows).
+Batching is worth much, so it is tried with every model, but trusted only after the logit check. A short probe can't
+show everything. What it can't show is read from the configuration (positions that change with the length, states
+instead of keys) or made short enough to show (sliding windows).
 """
 
 import inspect
@@ -36,21 +36,21 @@ from llm_runtime.request import GenerationRequest, Sampling
 log = logging.getLogger(__name__)
 
 PROBE_WINDOW = 5
-"""Sliding windows are made so short for the probe: shorter than its first chunk, so that every way meets a border."""
+"""Length of sliding windows during the probe: less than its first chunk, so that every path crosses a window's edge."""
 
 UNLIMITED_CACHE_BYTES = 4 << 30
-"""On a CPU without a memory limit the cache takes no more by default: the rest of the machine is not ours."""
+"""Default bound of the cache on a CPU without a memory limit, so that it does not take the whole machine."""
 
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
-"""Rotary positions whose frequencies change for everybody as soon as the longest sequence of a batch passes a limit."""
+"""RoPE types whose frequencies change for the whole batch as soon as its longest sequence passes a limit."""
 
 _RUNNABLE = (ModelUnsupported, NotImplementedError, AttributeError, TypeError, ValueError, KeyError)
-"""What an architecture may raise that does not fit; running out of memory is not among them."""
+"""Errors that mean that an architecture does not fit the batched runner. Running out of memory is not one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A runner that is warm and checked, and how much room it has."""
+    """A checked runner, and the blocks of its cache."""
 
     pool: BlockPool
     runner: Runner
@@ -58,13 +58,13 @@ class Chosen:
 
 
 BuildBatched = Callable[[Loaded, EngineConfig, int], tuple[BlockPool, Any]]
-"""Makes the batched runner and its pool of blocks; raises ModelUnsupported when it does not agree with the model."""
+"""Builds the batched runner and its block pool. Raises ModelUnsupported if its logits are not the model's."""
 
 
 def choose_runner(loaded: Loaded, engine: EngineConfig, length: int, build_batched: BuildBatched) -> Chosen:
     """The batched runner or, with a warning that says why, the sequential one.
 
-    Raises ModelUnsupported when neither says what the model says, OutOfMemory without room for one sequence.
+    Raises ModelUnsupported if neither computes the model's logits, OutOfMemory if there is no room for one sequence.
     """
     own_attention = loaded.model.config._attn_implementation
     try:
@@ -78,8 +78,8 @@ def choose_runner(loaded: Loaded, engine: EngineConfig, length: int, build_batch
     loaded.model.set_attn_implementation(own_attention)
     chosen = _sequential(loaded, engine, length)
     log.warning(
-        "the model is served by the slow path: sequences that run together are computed one after another, "
-        "so a step of N of them takes up to N times as long as in a batch",
+        "the model is served by the sequential runner: sequences are computed one after another, "
+        "so a step of N sequences takes up to N times as long as in a batch",
         extra={
             "architecture": type(loaded.model).__name__,
             "reason": reason,
@@ -102,11 +102,11 @@ def _batched(loaded: Loaded, engine: EngineConfig, length: int, build_batched: B
 
 
 def obstacle(config: Any, length: int) -> str | None:
-    """Why no batch can be right for a model of this configuration; None when the comparison may decide."""
+    """Why a model of this configuration can't be batched; None if the logit check may decide."""
     text = config.get_text_config(decoder=True)
     layers = {type(layer) for layer in DynamicCache(config=config).layers or ()}
     if others := sorted(kind.__name__ for kind in layers - {DynamicLayer, DynamicSlidingWindowLayer}):
-        return f"keeps states that are no plain keys and values ({', '.join(others)})"
+        return f"caches states other than plain keys and values ({', '.join(others)})"
     chunk = getattr(text, "attention_chunk_size", None)
     if chunk and chunk < length:
         return f"attends in chunks of {chunk} tokens"
@@ -115,14 +115,14 @@ def obstacle(config: Any, length: int) -> str | None:
     if rope.get("rope_type") in LENGTH_DEPENDENT_ROPE and limit and length > limit:
         return (
             f"changes its positions ({rope['rope_type']}) beyond {limit} tokens; "
-            "with a maxModelLength up to that it may run batched"
+            "with a maxModelLength up to that it may be batched"
         )
     return None
 
 
 @contextmanager
 def windows_of(model: Any, window: int) -> Iterator[None]:
-    """Let all sliding windows of `model` be `window` tokens for a while."""
+    """Set all sliding windows of `model` to `window` tokens during the block."""
     owners = [model.config.get_text_config(decoder=True), *model.modules()]
     before = [(owner, owner.sliding_window) for owner in owners if _is_window(getattr(owner, "sliding_window", None))]
     try:
@@ -147,9 +147,9 @@ def _window(layer: Any) -> Any:
 
 
 def _short_sighted(loaded: Loaded, probe: list[int]) -> list[float]:
-    """The model's own logits with short windows. Raises ModelUnsupported when they make no difference.
+    """The model's own logits with short windows. Raises ModelUnsupported if those make no difference.
 
-    Then the windows are not where they were looked for, and agreement under them would prove nothing.
+    In that case the windows are kept elsewhere, and agreement with them would prove nothing.
     """
     far = reference_logits(loaded.model, probe)
     with windows_of(loaded.model, PROBE_WINDOW):
@@ -165,7 +165,7 @@ def _sequential(loaded: Loaded, engine: EngineConfig, length: int) -> Chosen:
     expected = reference_logits(loaded.model, probe)
     whole = _reads_whole_prompts(loaded, probe, expected)
     sequence_bytes, takes_chunks = _measure(whole, loaded, probe, length)
-    # Counted in blocks, though these caches have none; nothing is shared.
+    # The scheduler counts in blocks, so each gets a share of the sequence's cache. Nothing is shared between sequences.
     block_bytes = max(sequence_bytes // BlockPool.needed(length), 1)
     pool = room_for(block_bytes, loaded, engine, length, sharing=False)
     if not takes_chunks:
@@ -181,7 +181,7 @@ def _with_adapters(runner: SequentialRunner, engine: EngineConfig) -> Sequential
 
 
 def _reads_whole_prompts(loaded: Loaded, probe: list[int], expected: list[float]) -> SequentialRunner:
-    """A runner that agrees, if possible with a cache."""
+    """A runner that reads a prompt in one step and passes the logit check, with a cache if possible."""
     runners = [SequentialRunner(loaded.model, Sampler(), whole_prompts=True)]
     borders = (0, len(probe) - 1, len(probe))
     check_agreement(runners[0], loaded, probe, expected, borders, crowd=True)
@@ -192,22 +192,30 @@ def _reads_whole_prompts(loaded: Loaded, probe: list[int], expected: list[float]
         runners.append(SequentialRunner(loaded.model, Sampler(), whole_prompts=True, brings_cache=True))
         check_agreement(runners[1], loaded, probe, expected, borders, crowd=True)
     except ModelUnsupported as error:
-        log.info("the model keeps no cache: it reads everything again for each token", extra={"reason": str(error)})
+        log.info(
+            "the model has no cache: it reads the whole sequence again for each token", extra={"reason": str(error)}
+        )
         return runners[0]
     return runners[1]
 
 
 def _refuse_looking_ahead(loaded: Loaded, probe: list[int]) -> None:
-    """A model that reads in both directions (BERT) answers nonsense, though Transformers would generate with it."""
+    """Refuse a bidirectional model (BERT): Transformers would generate with it, but the text would be nonsense.
+
+    In a causal model, later tokens can't change the logits at an earlier position.
+    """
     half = len(probe) // 2
     changed = [*probe[:half], *reversed(probe[half:])]
     before, after = (reference_logits(loaded.model, tokens, half - 1) for tokens in (probe, changed))
     if difference(before, after) > TOLERANCE[loaded.dtype]:
-        raise ModelUnsupported(f"{type(loaded.model).__name__} reads ahead: it is no causal language model")
+        raise ModelUnsupported(f"{type(loaded.model).__name__} reads ahead: it is not a causal language model")
 
 
 def _measure(runner: SequentialRunner, loaded: Loaded, probe: list[int], length: int) -> tuple[int, bool]:
-    """Bytes of one sequence of `length` tokens, and whether its cache takes a prompt in chunks."""
+    """Cache bytes of one sequence of `length` tokens, and whether the cache accepts a prompt in chunks.
+
+    Measures the cache before and after one more token and extrapolates each layer's growth.
+    """
     request = GenerationRequest("probe", tuple(probe), Sampling(max_tokens=1, temperature=0.0))
     sequence = Sequence(request, loaded.codec)
     half = len(probe) // 2
@@ -216,13 +224,13 @@ def _measure(runner: SequentialRunner, loaded: Loaded, probe: list[int], length:
     runner.logits(Batch((Span(sequence, half, 1, samples=True),)))
     growth = [max(now - then, 0) for now, then in zip(runner.state_bytes(sequence), before, strict=True)]
     reach = runner.state_lengths(sequence, length)
-    # What a layer had at first may be a state of fixed size, or keys that stop growing at the end of a window.
+    # A layer that does not grow keeps a state of fixed size; one with a sliding window stops growing at its end.
     total = sum(size + grown * max(end - half, 0) for size, grown, end in zip(before, growth, reach, strict=True))
     return total, runner.takes_chunks(sequence)
 
 
 def room_for(block_bytes: int, loaded: Loaded, engine: EngineConfig, length: int, *, sharing: bool) -> BlockPool:
-    """Blocks of `block_bytes` each: for all sequences at full length, or what memory holds. Raises OutOfMemory."""
+    """A pool of blocks: enough for all sequences at full length, or as many as memory holds. Raises OutOfMemory."""
     one = BlockPool.needed(length)
     serving_bytes = SERVING_BYTES + activation_bytes(loaded.codec.vocabulary_size, engine.max_batch_size)
     free = _cache_room(loaded.device, engine, one * block_bytes, serving_bytes)
@@ -238,9 +246,9 @@ def room_for(block_bytes: int, loaded: Loaded, engine: EngineConfig, length: int
 
 
 def _cache_room(device: str, engine: EngineConfig, one_sequence: int, serving_bytes: int) -> int:
-    """Bytes that keys and values may take: as configured, or most of what is left.
+    """Bytes that keys and values may take: as configured, or most of the free memory.
 
-    `serving_bytes`: what a CPU's processes still take afterwards.
+    `serving_bytes` is what the processes on a CPU will still take afterwards.
     """
     on_device = free_device_bytes(device)
     left = available_bytes() if on_device is None else on_device
@@ -249,9 +257,9 @@ def _cache_room(device: str, engine: EngineConfig, one_sequence: int, serving_by
     most = int(CACHE_FRACTION * left)
     if on_device is not None:
         return most
-    # A fifth of little is less than what serving takes; one sequence has been promised room.
+    # With little memory, the usual share would leave too little for serving. `fit` has promised room for one sequence.
     most = min(most, max(left - serving_bytes, one_sequence))
     if limit_bytes() is None:
-        # Nobody has said how much of the machine is for this server.
+        # Without a limit, nothing says how much of the machine is for this server.
         return min(most, max(UNLIMITED_CACHE_BYTES, one_sequence))
     return most

@@ -1,6 +1,6 @@
-"""From `model.uri` to files that no longer change, and the registry that has them.
+"""Resolves `model.uri` to immutable files, and to the registry that has them.
 
-An alias, a stage or a branch is resolved here, once: what comes out names a version, a run, a commit or a folder.
+An alias, a stage or a branch is resolved here, once. The result names a version, a run, a commit or a folder.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ FORMS = (
     "abfss://, hf://org/name@revision or file:///folder"
 )
 CLIENTS = {"s3": "boto3", "gs": "google.cloud.storage", "abfss": "azure.storage.filedatalake"}
-"""What MLflow's client needs for a store that it asks directly."""
+"""Modules that MLflow's client needs to access an object store directly, by URI scheme."""
 EXTRAS = {"s3": "s3", "gs": "gcs", "abfss": "azure"}
-"""Of this package, that bring it."""
+"""Extras of this package that install them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,47 +38,50 @@ class Pinned:
     """Files at one place that is not a registered version."""
 
     name: str
-    """For a reader: in logs and in the folder's name."""
+    """A readable name, for logs and the folder's name."""
     location: str
     server: str = ""
-    """The MLflow server that is asked for them, if any."""
+    """The MLflow server that has them, if any."""
     sub_path: str = ""
-    """Folder among them, where they hold several candidates."""
+    """Folder of the model among them, needed if there are several candidates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """`model.uri`, and what it needs to be understood."""
+    """`model.uri`, with what is needed to resolve it."""
 
     uri: str
     tracking_uri: str = ""
-    """The MLflow server for those that need one."""
+    """The MLflow server, for the schemes that need one."""
     sub_path: str = ""
     """`model.subPath`."""
     hub_token: str = field(default="", repr=False)
-    """For `hf://`; "": HF_TOKEN of the environment."""
+    """Token for `hf://`; "" means HF_TOKEN of the environment."""
 
 
 def files_of(reference: Reference) -> Files:
-    """Who has the files of `reference`. Raises ConfigInvalid when `uri` is not understood; asks nobody."""
-    uri, scheme = reference.uri, urlparse(reference.uri).scheme
+    """The registry or hub with the files of `reference`. Sends no request. Raises ConfigInvalid for an unknown form."""
+    uri = reference.uri
+    scheme = urlparse(reference.uri).scheme
     if scheme == "hf":
         return Hub(reference.hub_token)
     if scheme in CLIENTS:
         _need_client(scheme)
     elif scheme not in ("models", "runs", "mlflow-artifacts"):
-        raise ConfigInvalid(f"model.uri {uri!r} is none of {FORMS}")
+        raise ConfigInvalid(f"model.uri {uri!r} is not one of {FORMS}")
     elif not reference.tracking_uri:
         raise ConfigInvalid(f"model.uri {uri!r} needs an MLflow server: set model.trackingUri or MLFLOW_TRACKING_URI")
     return MlflowRegistry(reference.tracking_uri)
 
 
 def find(reference: Reference, patience: Callable[[str, Callable[[], str]], str]) -> MlflowVersion | Pinned:
-    """What `reference` stands for now; only for something that may move the registry is asked, with `patience`.
+    """Resolve `reference`. Asks the registry, with retries by `patience`, only if the reference may change.
 
     Raises a Fatal.
     """
-    uri, server, sub_path = reference.uri, reference.tracking_uri, reference.sub_path
+    uri = reference.uri
+    server = reference.tracking_uri
+    sub_path = reference.sub_path
     scheme = urlparse(uri).scheme
     if scheme == "hf":
         repository = Hub.repository(uri)
@@ -90,12 +93,13 @@ def find(reference: Reference, patience: Callable[[str, Callable[[], str]], str]
         return Pinned(_last(uri), uri, sub_path=sub_path)
     if scheme != "models" or re.fullmatch(r"models:/m-[0-9a-f]+", uri):
         return Pinned(_last(uri), uri, server, sub_path)
-    found = re.fullmatch(r"models:/+(?P<name>[^/@]+)(?:/(?P<version>\d+)|/(?P<stage>[^/@]+)|@(?P<alias>[^/@]+))", uri)
-    if found is None:
-        raise ConfigInvalid(f"model.uri {uri!r} is none of {FORMS}")
-    name, version = found["name"], found["version"]
+    match = re.fullmatch(r"models:/+(?P<name>[^/@]+)(?:/(?P<version>\d+)|/(?P<stage>[^/@]+)|@(?P<alias>[^/@]+))", uri)
+    if match is None:
+        raise ConfigInvalid(f"model.uri {uri!r} is not one of {FORMS}")
+    name = match["name"]
+    version = match["version"]
     if version is None:
-        version = patience(f"resolving {uri}", lambda: _resolved(server, name, found["stage"], found["alias"]))
+        version = patience(f"resolving {uri}", lambda: _resolved(server, name, match["stage"], match["alias"]))
         log.info("model resolved", extra={"uri": uri, "model": name, "version": version})
     return MlflowVersion(tracking_uri=server, name=name, version=version, sub_path=sub_path)
 
@@ -106,8 +110,8 @@ def _resolved(tracking_uri: str, name: str, stage: str | None, alias: str | None
     try:
         if alias:
             return registry.by_alias(name, alias)
-        for each in str(stage).split("|"):
-            version = registry.newest(name) if each == "latest" else registry.in_stage(name, each)
+        for candidate in str(stage).split("|"):
+            version = registry.newest(name) if candidate == "latest" else registry.in_stage(name, candidate)
             if version is not None:
                 return version
     except Exception as error:
@@ -117,13 +121,13 @@ def _resolved(tracking_uri: str, name: str, stage: str | None, alias: str | None
 
 def _need_client(scheme: str) -> None:
     try:
-        there: Any = importlib.util.find_spec(CLIENTS[scheme])
-    except ModuleNotFoundError:  # A package above it is missing.
-        there = None
-    if there is None:
+        module: Any = importlib.util.find_spec(CLIENTS[scheme])
+    except ModuleNotFoundError:  # A parent package is missing.
+        module = None
+    if module is None:
         raise ConfigInvalid(
             f"{scheme}:// needs a client that is not installed: pip install 'llm-operator[{EXTRAS[scheme]}]', or "
-            "register the model in MLflow, whose server then hands it out"
+            "register the model in MLflow, whose server then serves it"
         )
 
 
@@ -132,10 +136,10 @@ def _last(uri: str) -> str:
 
 
 def folder_name(version: MlflowVersion | Pinned) -> str:
-    """One folder for each version of each server: readable, and unambiguous through a digest."""
+    """Name of the version's folder: readable, and unique for server, workspace and version by a digest."""
     workspace = os.environ.get(ENV_MLFLOW_WORKSPACE, "")
     if isinstance(version, Pinned):
-        # What has no subPath keeps the name it had before there was one.
+        # Without a subPath the name stays what it was before subPath existed, so that old downloads are found.
         identity: tuple[str, ...] = (version.server, workspace, version.location, *filter(None, [version.sub_path]))
     else:
         again = filter(None, [version.anew])
@@ -145,28 +149,28 @@ def folder_name(version: MlflowVersion | Pinned) -> str:
 
 
 def numbered(version: MlflowVersion) -> str:
-    """A registered version and its server, as the beginning of a manifest's source."""
+    """A registered version with its server: the beginning of a manifest's source."""
     again = f"#{version.anew}" if version.anew else ""
     return f"{version.tracking_uri} models:/{version.name}/{version.version}{again}"
 
 
 def fetched(models: Path, version: MlflowVersion) -> Path | None:
-    """The whole folder of `version` that a process with the registry's credentials has brought, if there is one.
+    """The complete folder of `version` that a process with the registry's credentials has downloaded, if there is one.
 
-    The workspace is for that process to know. Where those of several workspaces lie, it is the one linked last; None
-    where that is another version's.
+    This process does not know the MLflow workspace. If several workspaces have such a version here, `current` decides;
+    the result is None if it points to none of them.
     """
-    found = [folder for folder in models.glob(f"{_readable(version)}-*") if _holds(folder, version) and claim(folder)]
-    # Resolved at once: on a shared volume another deployment's `fetch` may turn the link at any moment.
+    folders = [folder for folder in models.glob(f"{_readable(version)}-*") if _holds(folder, version) and claim(folder)]
+    # Resolved once: on a shared volume another deployment's `fetch` may change the link at any moment.
     current = (models / MODEL_FOLDER).resolve()
-    if len(found) > 1:
-        return next((folder for folder in found if folder.resolve() == current), None)
-    return found[0] if found else None
+    if len(folders) > 1:
+        return next((folder for folder in folders if folder.resolve() == current), None)
+    return folders[0] if folders else None
 
 
 def _holds(folder: Path, version: MlflowVersion) -> bool:
     manifest = read_manifest(folder)
-    # Manifests said nothing of a subPath once.
+    # Older manifests have no subPath.
     same_part = manifest.get("subPath", version.sub_path) == version.sub_path
     return same_part and str(manifest.get("source", "")).startswith(f"{numbered(version)} ")
 

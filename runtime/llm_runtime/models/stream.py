@@ -1,8 +1,7 @@
-"""One artifact over HTTP into its part, from where the last attempt ended when the server answers ranges.
+"""Downloads one artifact over HTTP into its part, resuming the last attempt if the server supports ranges.
 
-Everything that MLflow serves by itself comes this way: through its proxy, or from the store behind it where the server
-or the store's client signs addresses of it. From a store a large file comes in pieces over several connections. A
-megabyte for each connection is in memory at a time.
+Everything that MLflow serves comes this way: through its proxy, or by presigned URLs from the store behind it. A store
+sends a large file in pieces over several connections. Each connection holds one megabyte in memory at a time.
 """
 
 import re
@@ -17,7 +16,7 @@ from llm_runtime.models.part import PIECE_BYTES, READ_BYTES, BadDownload, Part
 from llm_runtime.models.promises import promise_of
 
 TIMEOUT_SECONDS = (30, 600)
-"""To connect, and between two bytes: a proxy reads the whole object from its store before it sends the first one."""
+"""Time to connect, and between two bytes: a proxy reads the whole object from its store before it sends the first."""
 
 Get = Callable[[Mapping[str, str]], Any]
 """Sends a GET with these headers and returns requests' response, not yet read."""
@@ -25,31 +24,35 @@ Get = Callable[[Mapping[str, str]], Any]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a file comes from."""
+    """How to request a file."""
 
     get: Get
     in_pieces: bool = False
-    """Whether asking for many ranges is cheap: not at a proxy that reads the whole object from its store for each."""
+    """Whether many range requests are cheap. They are not at a proxy that reads the whole object for each."""
     promise: str = ""
-    """Of the whole file (`promises`), where somebody said it before; else what the answer to `get` says counts."""
+    """Checksum of the whole file (see `promises`), if known in advance; else the response to `get` may have one."""
 
 
 def download(source: Source, part: Part) -> None:
-    """Fill `part` from `source`. Raises what the connection, the server or the disk has against it."""
+    """Fill `part` from `source`. Raises requests' errors, RegistryUnreachable, BadDownload or OSError."""
     if part.safe_bytes and not part.etag:
-        part.discard()  # Nothing would tell whether what comes belongs to what is there.
+        part.discard()  # Without an ETag, nothing tells whether new bytes belong to the same edition as the old.
     in_pieces = source.in_pieces and part.is_worth_pieces
     response = source.get(_headers(part, in_pieces))
     if part.safe_bytes and _is_of_another_file(response, part):
         response.close()
         part.discard()
-        response = source.get(_headers(part, in_pieces := False))
+        in_pieces = False
+        response = source.get(_headers(part, in_pieces))
     if in_pieces and response.status_code == HTTPStatus.PARTIAL_CONTENT and not _edition(response):
+        # Without an ETag, pieces of two editions could be mixed.
         response.close()
-        response = source.get(_headers(part, in_pieces := False))
+        in_pieces = False
+        response = source.get(_headers(part, in_pieces))
     try:
         response.raise_for_status()
-        start, etag = _start(response, part.safe_bytes), _edition(response)
+        start = _start(response, part.safe_bytes)
+        etag = _edition(response)
         _check_size(response, part)
         promise = source.promise or promise_of(response)
         part.promise = (part.promise or promise) if start else promise
@@ -63,9 +66,9 @@ def download(source: Source, part: Part) -> None:
 
 @contextmanager
 def beginning(get: Get, most_bytes: int) -> Iterator[Callable[[int], bytes]]:
-    """Read a file's first bytes, so many at a time, and hang up; where the server knows no ranges it sends no more.
+    """Yield a function that reads the next bytes of a file's beginning; close the connection after the block.
 
-    Raises what the connection or the server has against it.
+    Closing early also limits the transfer from a server without ranges. Raises requests' errors or RegistryUnreachable.
     """
     response = get({"Accept-Encoding": "identity", "Range": f"bytes=0-{most_bytes - 1}"})
     try:
@@ -81,7 +84,7 @@ def _piece(source: Source, part: Part, begin: int, end: int) -> Iterator[bytes]:
     try:
         response.raise_for_status()
         if response.status_code != HTTPStatus.PARTIAL_CONTENT or _is_of_another_file(response, part):
-            raise RegistryUnreachable("the file has changed in the store while it was downloaded")
+            raise RegistryUnreachable("the file changed in the store while it was downloaded")
         _start(response, begin)
         yield from _chunks(response)
     finally:
@@ -89,7 +92,7 @@ def _piece(source: Source, part: Part, begin: int, end: int) -> Iterator[bytes]:
 
 
 def _headers(part: Part, in_pieces: bool) -> dict[str, str]:
-    headers = {"Accept-Encoding": "identity"}  # Bytes of a compressed answer could not be counted.
+    headers = {"Accept-Encoding": "identity"}  # A compressed body has other byte positions than the file.
     if part.safe_bytes or in_pieces:
         end = min(part.safe_bytes + PIECE_BYTES, part.size or 0) - 1 if in_pieces else ""
         headers["Range"] = f"bytes={part.safe_bytes}-{end}"
@@ -99,16 +102,16 @@ def _headers(part: Part, in_pieces: bool) -> dict[str, str]:
 
 
 def _edition(response: Any) -> str:
-    """What tells this edition of the file from others, as If-Range takes it: its ETag, or else when it changed.
+    """Identifies this edition of the file, in a form for If-Range: its ETag, else Last-Modified, else "".
 
-    "" without either. A weak ETag may be that of other bytes, too.
+    A weak ETag does not count: editions with different bytes may share it.
     """
     etag = str(response.headers.get("ETag", ""))
     return "" if etag.startswith("W/") else etag or str(response.headers.get("Last-Modified", ""))
 
 
 def _is_of_another_file(response: Any, part: Part) -> bool:
-    """Whether an answer to a range is no part of the file that `part` has: not every store knows If-Range."""
+    """Whether a response to a range belongs to another edition than `part`. Not every store honours If-Range."""
     if response.status_code != HTTPStatus.PARTIAL_CONTENT:
         return bool(response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
     total = _total(response)
@@ -116,10 +119,10 @@ def _is_of_another_file(response: Any, part: Part) -> bool:
 
 
 def _total(response: Any) -> int | None:
-    """Bytes of the whole file, where the answer says."""
+    """Bytes of the whole file, if the response says."""
     if response.status_code == HTTPStatus.PARTIAL_CONTENT:
-        found = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        return int(found[1]) if found else None
+        match = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        return int(match[1]) if match else None
     length = response.headers.get("Content-Length", "")
     return int(length) if length.isdecimal() and not response.headers.get("Content-Encoding") else None
 
@@ -137,9 +140,9 @@ def _check_size(response: Any, part: Part) -> None:
 def _start(response: Any, asked: int) -> int:
     if response.status_code != HTTPStatus.PARTIAL_CONTENT:
         return 0
-    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    if found is None or int(found[1]) != asked:
-        raise RegistryUnreachable(f"the server answered another range than the one asked for, from byte {asked} on")
+    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    if match is None or int(match[1]) != asked:
+        raise RegistryUnreachable(f"the server sent another range than the requested one, from byte {asked} on")
     return asked
 
 

@@ -1,4 +1,4 @@
-"""A folder's tokenizer as its tokenizer.json says it, and whether another reading of the folder says the same."""
+"""Loads a folder's tokenizer from tokenizer.json, and compares it with the one that Transformers would build."""
 
 import json
 import logging
@@ -21,13 +21,13 @@ PROBES = (
     "the capital of France is Paris", " a  b\n\n c\td", "1 2 12 345 6.7e8", "Grüße, 世界! 👩‍👩‍👧 don't",
     "def f(x):\n    return {'a': [x, 1]}\n", "hello there{end}\nhow are you{end} fine",
 )  # fmt: skip
-"""Where two tokenizers that are not the same mostly differ; `{end}` is the end token."""
+"""Texts on which different tokenizers usually disagree. `{end}` stands for the end token."""
 
 
 def file_tokenizer(folder: Path) -> Tokenizer | None:
-    """The one in tokenizer.json, with the tokens that only its neighbours name; None without that file.
+    """The tokenizer in tokenizer.json, plus tokens that only the files beside it name; None without that file.
 
-    Raises ModelCorrupt for a file that is no JSON, and ModelUnsupported for one that says what is not known here.
+    Raises ModelCorrupt if the file is not JSON, ModelUnsupported if this version of tokenizers can't read it.
     """
     file = folder / FILE
     if not file.is_file():
@@ -38,7 +38,7 @@ def file_tokenizer(folder: Path) -> Tokenizer | None:
     except Exception as error:
         known = sorted(key for key in ("model", "pre_tokenizer", "decoder") if key in description)
         raise ModelUnsupported(
-            f"{file} is JSON, but no tokenizer that this version of tokenizers reads "
+            f"{file} is JSON, but not a tokenizer that this version of tokenizers can read "
             f"({', '.join(known) or 'no model'}): {error}; "
             "save it again with the version of Transformers of this runtime"
         ) from error
@@ -50,7 +50,7 @@ def file_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def no_tokenizer(folder: Path, reason: object = "") -> ModelUnsupported:
-    """What is missing in a folder that no tokenizer can be made of, and the way out."""
+    """The error for a folder from which no tokenizer can be built, with advice."""
     way_out = "load it with AutoTokenizer where it works, and save it beside the model with save_pretrained"
     if only := [name for name in SENTENCEPIECE if (folder / name).is_file()]:
         return ModelUnsupported(
@@ -62,11 +62,12 @@ def no_tokenizer(folder: Path, reason: object = "") -> ModelUnsupported:
 
 
 def check_made(folder: Path, made: Tokenizer) -> None:
-    """Compare one that was made without tokenizer.json with what the folder holds. Raises ModelUnsupported.
+    """Check a tokenizer that was built without tokenizer.json against the folder's files. Raises ModelUnsupported.
 
-    Transformers makes an empty tokenizer of an empty folder, without a word.
+    From an empty folder, Transformers silently builds an empty tokenizer.
     """
-    known, listed = made.get_vocab(), _listed(folder)
+    known = made.get_vocab()
+    listed = _listed(folder)
     other = [token for token, number in listed.items() if known.get(token) != number]
     if other:
         raise no_tokenizer(folder, f"{len(other)} of {len(listed)} tokens get other ids, {other[0]!r} for one")
@@ -75,7 +76,7 @@ def check_made(folder: Path, made: Tokenizer) -> None:
 
 
 def _listed(folder: Path) -> dict[str, Any]:
-    """A vocabulary that is written out: ids by token."""
+    """Token ids from a vocabulary file; empty without one."""
     if vocabulary := read_json(folder / "vocab.json"):
         return vocabulary
     lines = folder / "vocab.txt"
@@ -85,13 +86,13 @@ def _listed(folder: Path) -> dict[str, Any]:
 
 
 def special_texts(folder: Path) -> dict[str, str]:
-    """The special tokens that have names, by these."""
+    """The special tokens by role (`eos_token`, …)."""
     settings = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
     return {name: _content(settings[name]) for name in SPECIAL_TOKENS if _content(settings.get(name))}
 
 
 def first_difference(one: Tokenizer, other: Tokenizer, end: str = "") -> str:
-    """The first text that two tokenizers read, or write, in different ways; "" if none of the probes is one."""
+    """The first probe that two tokenizers encode or decode differently; "" if they agree on all."""
     for probe in PROBES:
         text = probe.replace("{end}", end)
         ids = one.encode(text).ids
@@ -101,32 +102,36 @@ def first_difference(one: Tokenizer, other: Tokenizer, end: str = "") -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty when there is no such file. Raises ModelCorrupt for what is no JSON."""
+    """A JSON object, empty if there is no such file. Raises ModelCorrupt if it is not JSON."""
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ModelCorrupt(f"{path} is no JSON: {error}; upload the file again") from error
+        raise ModelCorrupt(f"{path} is not JSON: {error}; upload the file again") from error
     return content if isinstance(content, dict) else {}
 
 
 def _add_named(tokenizer: Tokenizer, folder: Path) -> None:
-    """Add tokens that only the settings know, as Transformers does. Raises ModelUnsupported if they get other ids."""
+    """Add tokens that only tokenizer_config.json or added_tokens.json names, as Transformers does.
+
+    Raises ModelUnsupported if the tokenizer gives them other ids.
+    """
     present = {str(token.content) for token in tokenizer.get_added_tokens_decoder().values()}
     for number, token in sorted(_named(folder), key=lambda named: named[0]):
         text = str(token.content)
         if text in present:
             continue
         if tokenizer.token_to_id(text) not in (None, number):
-            log.warning("the tokenizer's settings give a token another id than its file, which is served", extra={
+            log.warning("the tokenizer's settings give a token another id than tokenizer.json, which is used", extra={
                 "token": text, "settings_id": number, "file_id": tokenizer.token_to_id(text)})  # fmt: skip
             continue
         tokenizer.add_special_tokens([token]) if token.special else tokenizer.add_tokens([token])
-        if (found := tokenizer.token_to_id(text)) != number:
+        added = tokenizer.token_to_id(text)
+        if added != number:
             raise ModelUnsupported(
-                f"{folder}: the tokenizer's settings say that {text!r} is token {number}; {FILE} has no such token, "
-                f"and its next would be {found}: the model would read tokens that it was not taught; "
+                f"{folder}: the tokenizer's settings say that {text!r} is token {number}, but {FILE} has no such token "
+                f"and would number it {added}: the model would get tokens that it was not trained on; "
                 "save both files together"
             )
 

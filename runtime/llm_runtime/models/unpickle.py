@@ -1,7 +1,8 @@
-"""The weights of pickles as safetensors: `python -m llm_runtime.models.unpickle PLAN`, a process of its own.
+"""Converts pickled weights to safetensors: `python -m llm_runtime.models.unpickle PLAN`, in a separate process.
 
-PyTorch unpickles tensors and nothing else (`weights_only`); that this is safe rests on PyTorch, so it happens where
-nobody else's data is. One shard is in memory at a time. PLAN is JSON; a fault is the last line, as of `fetch`.
+PyTorch's `weights_only` unpickles tensors and nothing else. Its safety depends on PyTorch, so it runs in a process
+without anyone else's data. One shard is in memory at a time. PLAN is JSON. A fatal error is the last line of output, as
+with `fetch`.
 """
 
 import json
@@ -61,7 +62,7 @@ def _shards(files: list[Path], shard_bytes: int) -> Iterator[dict[str, Any]]:
     for file in files:
         for key, tensor in _tensors(file).items():
             if key in seen:
-                raise ModelCorrupt(f"{file.name} holds {key}, which a file before it holds too; upload the model again")
+                raise ModelCorrupt(f"{file.name} holds {key}, which an earlier file also holds; upload the model again")
             seen.add(key)
             if shard and sum(held.nbytes for held in shard.values()) + tensor.nbytes > shard_bytes:
                 yield shard
@@ -77,28 +78,28 @@ def _tensors(file: Path) -> dict[str, Any]:
         content = _unpickled(file)
     except pickle.UnpicklingError as error:
         raise ModelUnsupported(
-            f"{file.name} holds more than tensors, and was not unpickled: {_first_line(error)}; whoever made it should "
+            f"{file.name} holds more than tensors, so it was not unpickled: {_first_line(error)}; its author should "
             "save it with save_pretrained(…, safe_serialization=True)"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelCorrupt(f"{file.name} is not a whole file of PyTorch: {_first_line(error)}") from error
+        raise ModelCorrupt(f"{file.name} is not a complete PyTorch file: {_first_line(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-        raise ModelUnsupported(f"{file.name} is no state_dict: it holds something else than tensors by name")
+        raise ModelUnsupported(f"{file.name} is not a state_dict: it holds something other than tensors by name")
     return _without_tied_heads(content)
 
 
 def _unpickled(file: Path) -> Any:
     try:
-        # Mapped, so that only the shard that is being written is in memory.
+        # Memory-mapped, so that only the shard being written is in memory.
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError as error:
         if "mmap" not in str(error):
             raise
-        return torch.load(file, map_location="cpu", weights_only=True)  # Written before PyTorch 1.6.
+        return torch.load(file, map_location="cpu", weights_only=True)  # Files from before PyTorch 1.6 can't be mapped.
 
 
 def _without_tied_heads(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Without output layers that are the embedding: safetensors knows no shared tensors, and Transformers ties them."""
+    """Drop output layers tied to the embedding: safetensors can't share tensors, and Transformers ties them again."""
     places = [_place(tensor) for tensor in tensors.values()]
     return {
         key: tensor for key, tensor in tensors.items() if key not in HEADS or places.count(_place(tensor)) == 1
@@ -110,7 +111,7 @@ def _place(tensor: Any) -> tuple[int, tuple[int, ...]]:
 
 
 def _apart(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Each with memory of its own, in order."""
+    """Contiguous tensors that share no memory, as safetensors requires."""
     storages = [tensor.untyped_storage().data_ptr() for tensor in tensors.values()]
     return {
         key: tensor.clone(memory_format=torch.contiguous_format)

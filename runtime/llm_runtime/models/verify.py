@@ -1,4 +1,4 @@
-"""Whether files on disk are a whole model: safetensors headers, the index of shards, the manifest."""
+"""Checks that files on disk are a complete model: safetensors headers, the index of shards, the manifest."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from llm_runtime.models.locate import INDEX, index_shards
 
 MANIFEST = "manifest.json"
 MAX_HEADER_BYTES = 16 << 20
-"""Room for a hundred thousand tensors. Parsed, JSON takes twenty times its size; the library's own bound is 100 MB."""
+"""Enough for a hundred thousand tensors. The library allows 100 MB, but parsed JSON takes twenty times its size."""
 
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "U16": 16, "I16": 16, "F16": 16,
@@ -53,7 +53,7 @@ def safetensors_header(file: Path) -> dict[str, Any]:
 
 
 def header_of(file: str, size: int, read: Callable[[int], bytes]) -> dict[str, Any]:
-    """The same of a file of `size` bytes that `read` gives so many bytes of at a time, from its beginning."""
+    """As `safetensors_header`, for a file of `size` bytes; `read` returns its next bytes from the beginning."""
     prefix = read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
     if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
@@ -70,10 +70,10 @@ def header_of(file: str, size: int, read: Callable[[int], bytes]) -> dict[str, A
 
 
 def write_manifest(folder: Path, source: str, known: Mapping[str, str] | None = None, sub_path: str = "") -> None:
-    """Record size and SHA-256 of every file; its presence says that the folder is whole.
+    """Write the manifest: size and SHA-256 of every file. Its presence means that the folder is complete.
 
-    `source` and `sub_path` say where they came from; `known` has the digests by file name that were computed while
-    they came.
+    `source` and `sub_path` say where the files came from. `known` has digests by file name that the download already
+    computed.
     """
     names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST)
     digests = dict(known or {})
@@ -86,16 +86,16 @@ def write_manifest(folder: Path, source: str, known: Mapping[str, str] | None = 
 
 
 def read_manifest(folder: Path) -> Mapping[str, Any]:
-    """What `write_manifest` wrote, `source` and `subPath` among it; empty where it is missing or no manifest."""
+    """The manifest that `write_manifest` wrote; empty if it is missing or invalid."""
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file of the manifest is there with its size: cheap enough for every start."""
+    """Whether every file of the manifest exists with its size. Cheap enough for every start."""
     try:
         files: Mapping[str, Any] = read_manifest(folder)["files"]
         return bool(files) and all((folder / name).stat().st_size == entry["size"] for name, entry in files.items())
@@ -104,7 +104,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the folder's files, then the folder itself, to the disk."""
+    """Sync the folder's files, then the folder itself, to the disk."""
     for path in (*folder.iterdir(), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -138,8 +138,8 @@ def _refuse_adapter_leftovers(name: str, keys: frozenset[str]) -> None:
     left = sorted(key for key in keys if ".base_layer." in key or ".lora_" in key)
     if left:
         raise ModelCorrupt(
-            f"{name} holds the inside of a PEFT model ({left[0]} and {len(left) - 1} more): loaded as it is, it would "
-            "answer from random weights; call merge_and_unload before logging and register a new version"
+            f"{name} holds the inner parts of a PEFT model ({left[0]} and {len(left) - 1} more): loaded as it is, it "
+            "would run with random weights; call merge_and_unload before logging and register a new version"
         )
 
 

@@ -1,8 +1,8 @@
-"""The versions in a models folder: which are in use, when each was used last, which go to make room.
+"""The versions in a models folder: which are in use, when each was last used, and LRU eviction to make room.
 
-Who serves a version holds a shared lock on its manifest, which others see from other processes and other nodes of a
-shared volume; only who gets that lock alone removes the version. Where a volume has no locks, a version counts as in
-use for a day after its last use, and a server says hourly that it uses it.
+A server holds a shared lock on the manifest of the version that it serves. Other processes see it, also on other nodes
+of a shared volume, and a version is removed only under an exclusive lock. On a volume without locks, a version counts
+as in use for a day after its last use, and a server touches the manifest of its version every hour.
 """
 
 import fcntl
@@ -25,17 +25,18 @@ from llm_runtime.models.verify import MANIFEST, is_whole
 log = logging.getLogger(__name__)
 
 JUST_USED_SECONDS = 3600.0
-"""For so long nobody removes what was fetched or served: `serve` follows `fetch` after a while."""
+"""Grace period after a version was fetched or served. It covers the time between `fetch` and `serve`."""
 UNLOCKED_SECONDS = 24 * 3600.0
-"""The same, where nobody can say that it is in use."""
+"""Grace period on a volume without locks, where a version in use can't be recognised."""
 STALE_SECONDS = 24 * 3600.0
-"""A partial folder that nobody has written to for so long is of a download that nobody goes on with."""
+"""Age of the last write after which a partial folder counts as abandoned."""
 TOUCH_SECONDS = 3600.0
+"""How often a server touches the manifest of the version that it serves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A whole version in its folder."""
+    """A complete version in its folder."""
 
     folder: Path
     size_bytes: int
@@ -44,7 +45,7 @@ class Version:
 
 
 def claim(folder: Path) -> bool:
-    """Whether a whole version is in `folder`; if so, it counts as just used. Writes nothing on a read-only volume."""
+    """Whether `folder` holds a complete version; if so, mark it as just used, except on a read-only volume."""
     try:
         manifest: BinaryIO = (folder / MANIFEST).open("rb")
     except OSError:
@@ -52,7 +53,7 @@ def claim(folder: Path) -> bool:
     with manifest:
         try:
             fcntl.flock(manifest, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:  # Somebody is removing it.
+        except BlockingIOError:  # Another process is removing it.
             return False
         except OSError:
             pass  # A volume without locks.
@@ -61,13 +62,13 @@ def claim(folder: Path) -> bool:
 
 
 class Holder:
-    """Keeps versions in use until the process ends: of two models in turn, the former may be the one that serves."""
+    """Keeps versions locked until the process ends: during a swap, the previous model may still be serving."""
 
     def __init__(self) -> None:
         self._held: dict[Path, ExitStack] = {}
 
     def __call__(self, folder: Path) -> Path:
-        """`folder`, from now on in use."""
+        """Lock the version in `folder`, and return `folder`."""
         if folder not in self._held:
             self._held[folder] = ExitStack()
             self._held[folder].enter_context(in_use(folder))
@@ -76,7 +77,7 @@ class Holder:
 
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """Nobody removes the version in `folder` during the block. Of no effect for a folder without a manifest."""
+    """Protect the version in `folder` from eviction during the block. No effect on a folder without a manifest."""
     over = threading.Event()
 
     def touch() -> None:
@@ -86,7 +87,7 @@ def in_use(folder: Path) -> Iterator[None]:
 
     try:
         held: BinaryIO = (folder / MANIFEST).open("rb")
-    except OSError:  # A folder of somebody's own.
+    except OSError:  # A folder of the user's own, which is never evicted.
         yield
         return
     with held:
@@ -103,39 +104,38 @@ def in_use(folder: Path) -> Iterator[None]:
 
 
 def versions_in(models: Path) -> list[Version]:
-    """All whole versions, the one not used for longest first."""
-    found = []
+    """All complete versions, least recently used first."""
+    versions = []
     for manifest in models.glob(f"*/{MANIFEST}"):
         with suppress(OSError):  # Being removed by another process.
             if not manifest.parent.is_symlink() and not manifest.parent.name.startswith("."):
                 size = sum(file.stat().st_size for file in manifest.parent.iterdir())
-                found.append(Version(manifest.parent, size, manifest.stat().st_mtime))
-    return sorted(found, key=lambda version: version.used_at)
+                versions.append(Version(manifest.parent, size, manifest.stat().st_mtime))
+    return sorted(versions, key=lambda version: version.used_at)
 
 
 def evict(models: Path, keep_bytes: int, room_bytes: int, now: float | None = None) -> None:
-    """Remove versions, the one not used for longest first, until all together have at most `keep_bytes` and the disk
+    """Remove the least recently used versions until they total at most `keep_bytes` and the disk has `room_bytes` free.
 
-    has `room_bytes` free. What is in use or was just used stays. None goes, and DiskFull is raised, where that would
-    not make room enough.
+    Versions in use or just used stay. Raises DiskFull, and removes nothing, if that would not make enough room.
     """
     moment = time.time() if now is None else now
-    there = versions_in(models)
-    together = sum(version.size_bytes for version in there)
-    unused = [version for version in there if _free(models, version, moment, remove=False)]
+    versions = versions_in(models)
+    total_bytes = sum(version.size_bytes for version in versions)
+    unused = [version for version in versions if _free(models, version, moment, remove=False)]
     check_room(models, room_bytes, sum(version.size_bytes for version in unused))
     for version in unused:
-        if together <= keep_bytes and has_room(models, room_bytes):
+        if total_bytes <= keep_bytes and has_room(models, room_bytes):
             return
         if _free(models, version, moment, remove=True):
-            together -= version.size_bytes
-    if together > keep_bytes:
-        more = {"in_use_mib": together >> 20, "allowed_mib": keep_bytes >> 20}
-        log.warning("what is in use takes more than modelCacheBytes leaves beside the model to come", extra=more)
+            total_bytes -= version.size_bytes
+    if total_bytes > keep_bytes:
+        more = {"in_use_mib": total_bytes >> 20, "allowed_mib": keep_bytes >> 20}
+        log.warning("versions in use exceed what modelCacheBytes leaves beside the new model", extra=more)
 
 
 def remove_stale(models: Path, now: float | None = None) -> None:
-    """Remove the partial folders of downloads that nobody goes on with."""
+    """Remove the partial folders of abandoned downloads."""
     moment = time.time() if now is None else now
     for partial in models.glob(".partial-*"):
         name = re.sub(r"^\.partial-(.*-[0-9a-f]{12})(-.*)?$", r"\1", partial.name)
@@ -143,26 +143,30 @@ def remove_stale(models: Path, now: float | None = None) -> None:
             if moment - max(path.stat().st_mtime for path in (partial, *partial.iterdir())) < STALE_SECONDS:
                 continue
             if _alone(lock) is not False:
-                log.info("removing a download that nobody goes on with", extra={"folder": str(partial)})
+                log.info("removing an abandoned download", extra={"folder": str(partial)})
                 shutil.rmtree(partial, ignore_errors=True)
 
 
 def _free(models: Path, version: Version, now: float, *, remove: bool) -> bool:
-    """Whether nobody uses `version`; then remove it if asked to, its manifest first: without it, it is not there."""
+    """Whether `version` is unused; with `remove`, also remove it.
+
+    The manifest goes first: without it, the folder no longer counts as a version, whatever happens to the rest.
+    """
     manifest = version.folder / MANIFEST
     if (models / MODEL_FOLDER).resolve() == version.folder.resolve():
         return False
     try:
         with manifest.open("r+b") as held:
             alone = _alone(held)
-            unused_seconds = now - manifest.stat().st_mtime  # Not before: it may have been claimed meanwhile.
+            # Read under the lock: the version may have been claimed just before.
+            unused_seconds = now - manifest.stat().st_mtime
             if alone is False or unused_seconds < (JUST_USED_SECONDS if alone else UNLOCKED_SECONDS):
                 return False
             if remove:
                 manifest.unlink()
                 shutil.rmtree(version.folder)
                 more = {"folder": str(version.folder), "freed_mib": version.size_bytes >> 20}
-                log.info("removed the version not used for longest", extra=more)
+                log.info("removed the least recently used version", extra=more)
             return True
     except OSError as error:
         log.warning("a version can't be removed", extra={"folder": str(version.folder), "error": str(error)})
@@ -175,7 +179,7 @@ def _touch(folder: Path) -> None:
 
 
 def _alone(file: IO[Any]) -> bool | None:
-    """Whether nobody else holds a lock on `file`; None where the volume has no locks."""
+    """Try to lock `file` exclusively. False if another process holds a lock, None if the volume has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""The first generation: what no comparison of logits shows is whether a request comes through scheduler and runner."""
+"""The first generation at start-up. The logit check does not show whether a request gets through the scheduler."""
 
 from llm_runtime.engine.memory import KV_CACHE_FIELD
 from llm_runtime.engine.recovery import CarefulRunner, Runner
@@ -12,9 +12,9 @@ MEMORY_FAULTS = {"StepOutOfMemory", "MemoryError"}
 
 
 def warm_up(scheduler: Scheduler, runner: Runner, vocabulary: Vocabulary, prompt: list[int], length: int) -> int:
-    """Generate a few tokens as a request would, and sample them; their number. `length`: tokens a sequence may have.
+    """Generate and sample a few tokens as for a request, and return their number. `length` bounds the sequence.
 
-    Raises OutOfMemory, or ModelUnsupported with what the step failed of.
+    Raises OutOfMemory, or ModelUnsupported with the step's error.
     """
     prompt = prompt[: max(1, length - TOKENS)]
     sampling = Sampling(max_tokens=min(TOKENS, length - len(prompt)), top_p=0.9, seed=0, ignore_eos=True)

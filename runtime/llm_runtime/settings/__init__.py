@@ -131,7 +131,9 @@ class _Reading:
     """One attempt to make settings out of what was found; collects every fault before it gives up."""
 
     def __init__(self, file: Path | None, document: Document, set_: Mapping[str, Variable]) -> None:
-        self._file, self._document, self._variables = file, document, set_
+        self._file = file
+        self._document = document
+        self._variables = set_
         self._content: dict[str, Any] = _copy(document.content)
         self._overrides: dict[Location, Variable] = {}
         self._faults: list[str] = []
@@ -208,7 +210,8 @@ class _Reading:
     def _apply_short_names(self, environment: Environment) -> None:
         """`MODEL_PATH`, or `MODEL_NAME` and `MLFLOW_TRACKING_URI` with or without `MODEL_VERSION`, make a `model`."""
         model = self._content.setdefault("model", {})
-        name, path = environment.model_name, environment.model_path
+        name = environment.model_name
+        path = environment.model_path
         if not isinstance(model, dict):
             return
         if path:

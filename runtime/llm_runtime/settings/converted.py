@@ -86,7 +86,8 @@ def convert(file: Path) -> Converted:
 
 def _model(old: Mapping[str, Any], new: Converted) -> None:
     """Where the model comes from was said in pieces; here it is one address."""
-    name, source = old.get("model.name") or old.get("mlflow.model_name"), str(old.get("model.source") or "").lower()
+    name = old.get("model.name") or old.get("mlflow.model_name")
+    source = str(old.get("model.source") or "").lower()
     server = old.get("mlflow.tracking_uri")
     if name:
         _put(new, "model.name", name)

@@ -1,6 +1,6 @@
-"""Tools: which form a model's calls have, where they are in its answer, and how to make it call.
+"""Tool calls: the form in which a model writes them, how to find them in its answer, and how to force them.
 
-`calls` reads JSON as calls; `form` says what a form is, and `json_forms`, `named_forms`, `xml_forms`, `pythonic` and
-`harmony` are forms; `forms` knows which of them a chat template writes; `thoughts` and `reader` read an answer that
-comes in parts; `lark` and `grammar` make the model write calls; `abilities` says what a model can't do.
+`calls` parses JSON as calls. `form` defines what a form is; `json_forms`, `named_forms`, `xml_forms`, `pythonic` and
+`harmony` implement forms; `forms` detects which one a chat template uses. `thoughts` and `reader` parse a streamed
+answer. `lark` and `grammar` constrain the model to write calls. `abilities` says what a model can't do.
 """

@@ -1,4 +1,4 @@
-"""What a model can do by its chat templates: found out by rendering, before anybody asks."""
+"""What a model can do according to its chat templates, found out by rendering test conversations at start-up."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,11 @@ from llm_runtime.request import Message
 from llm_runtime.templates import BadTemplate, render
 from llm_runtime.tools.forms import SPECIAL, knows_tools, reading_of
 
-_ASKED, _SYSTEM, _SAID, _RESULT, _NAME = "marker-asked", "marker-system", "marker-said", "marker-result", "marker_tool"
+_ASKED = "marker-asked"
+_SYSTEM = "marker-system"
+_SAID = "marker-said"
+_RESULT = "marker-result"
+_NAME = "marker_tool"
 _USER: Message = {"role": "user", "content": _ASKED}
 _CALL = {"id": "abcDEF123", "type": "function", "function": {"name": _NAME, "arguments": {"a": 1}}}
 _TOOL: Mapping[str, Any] = {
@@ -21,26 +25,27 @@ _TOLD: Message = {"role": "tool", "tool_call_id": _CALL["id"], "name": _NAME, "c
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """For people and for `/info`."""
+    """A model's abilities, for logs and `/info`."""
 
     chat: bool
-    """What a user says reaches the prompt."""
+    """Whether a user's message reaches the prompt."""
     system: bool
-    """So does a system message."""
+    """Whether a system message does."""
     tools: bool
-    """The model is told of tools, and its calls are read."""
+    """Whether the model sees tools, and its calls can be parsed."""
     calls: str | None
-    """The form of its calls."""
+    """Name of the form of its calls."""
     reasoning: bool
-    """Its thoughts are known from its answers."""
+    """Whether its reasoning can be separated from its answers."""
     lacks: tuple[str, ...]
-    """What does not work, and what clients get."""
+    """What does not work, and what clients get instead."""
 
 
 @lru_cache(maxsize=8)
 def abilities(template: str, tool_template: str) -> Abilities:
-    """By the template for conversations and the one for those with tools."""
-    reading, form = reading_of(template), reading_of(tool_template).form
+    """The abilities by the template for conversations and the one for those with tools."""
+    reading = reading_of(template)
+    form = reading_of(tool_template).form
     lacks = (
         [] if template else ["it has no chat template: chat gets 400, /v1/completions works; set model.chatTemplate"]
     )

@@ -1,4 +1,4 @@
-"""The nouns, and JSON read as calls."""
+"""Tools and calls, and parsing JSON as calls."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LITERAL_CHARACTERS = 8
-"""An error of the JSON parser so close to the end may only say that the rest is still to come."""
+"""Distance from the end of the text within which a JSON error may only mean that the rest has not arrived yet."""
 
 Offered = Mapping[str, Mapping[str, Any]]
 """The JSON schema of each tool's arguments, by the tool's name."""
@@ -19,39 +19,42 @@ class Tool:
 
     name: str
     parameters: dict[str, Any]
-    """JSON schema of its arguments, an object's."""
+    """JSON schema of its arguments, which are an object."""
     strict: bool = False
-    """Arguments must match the schema, also where the model is free to call or not."""
+    """Whether arguments must match the schema even if the model is free to call or not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call in an answer; `arguments` is the text of a JSON object, or its beginning in an answer that is cut."""
+    """A call in an answer. `arguments` is the text of a JSON object, or its beginning if the answer was truncated."""
 
     name: str
     arguments: str
 
 
 def read_json(text: str, at: int, names: Collection[str], final: bool, name: str = "") -> tuple[list[Call], int] | None:
-    """Calls from the JSON at `at`: one, a list of them, or the arguments alone of the tool called `name`."""
-    found = decode(text, at)
-    if found is None:
+    """Parse the JSON at `at`: a call, a list of calls, or with `name` only the arguments of that tool.
+
+    Returns the calls and where they end, ([], 0) if there are none, or None if more text is needed.
+    """
+    decoded = decode(text, at)
+    if decoded is None:
         return ([], 0) if final or hopeless(text, at) else None
-    value, end = found
+    value, end = decoded
     values = [{"name": name, "arguments": value}] if name else value if isinstance(value, list) else [value]
     calls = read_calls(values, names)
     return calls, end if calls else 0
 
 
 def _refuse_constant(_: str) -> Any:
-    raise ValueError("no JSON")  # Python reads NaN and Infinity; other clients can't.
+    raise ValueError("no JSON")  # Python accepts NaN and Infinity, but other clients' parsers don't.
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def decode(text: str, at: int) -> tuple[Any, int] | None:
-    """The JSON value at `at` and where it ends; None if there is no whole one."""
+    """The JSON value at `at` and where it ends; None if there is no complete one."""
     at = skip_space(text, at)
     try:
         return _DECODER.raw_decode(text, at)
@@ -60,14 +63,14 @@ def decode(text: str, at: int) -> tuple[Any, int] | None:
 
 
 def skip_space(text: str, at: int) -> int:
-    """Where the next character that is no white space stands."""
+    """Position of the next character that is not white space."""
     while at < len(text) and text[at].isspace():
         at += 1
     return at
 
 
 def hopeless(text: str, at: int) -> bool:
-    """Whether nothing that may still come makes JSON of this."""
+    """Whether no further text can make this valid JSON."""
     try:
         _DECODER.raw_decode(text, at)
     except json.JSONDecodeError as error:
@@ -78,7 +81,7 @@ def hopeless(text: str, at: int) -> bool:
 
 
 def read_calls(values: list[Any], names: Collection[str]) -> list[Call]:
-    """All of `values` as calls, or none."""
+    """The calls that `values` are; empty unless all of them are calls."""
     calls = [_call(value, names) for value in values]
     return [call for call in calls if call] if all(calls) else []
 
@@ -92,7 +95,7 @@ def _call(value: Any, names: Collection[str]) -> Call | None:
     if not isinstance(name, str) or name not in names:
         return None
     arguments = value.get("arguments", value.get("parameters", {}))
-    if isinstance(arguments, str):  # Some models write the object as a text, as OpenAI's API shows it.
+    if isinstance(arguments, str):  # Some models write the object as a JSON string, as in OpenAI's API.
         arguments, _ = decode(arguments, 0) or (None, 0)
     return Call(name, written(arguments)) if isinstance(arguments, dict) else None
 
@@ -105,8 +108,9 @@ _CUT = re.compile(
 
 
 def read_cut(text: str, at: int, names: Collection[str]) -> list[Call]:
-    """The calls of JSON that ends inside of one; the last with as much of its arguments as there is."""
-    calls, at = list[Call](), skip_space(text, at)
+    """The calls in truncated JSON. The last one has as much of its arguments as was written."""
+    calls = list[Call]()
+    at = skip_space(text, at)
     if text[at : at + 1] == "[":
         at += 1
     while found := decode(text, at):
@@ -122,13 +126,13 @@ def read_cut(text: str, at: int, names: Collection[str]) -> list[Call]:
 
 
 def object_part(text: str) -> str:
-    """The JSON object that `text` begins with, or all of it where the object does not end."""
-    found = decode(text, 0)
-    return text[: found[1]] if found else text
+    """The JSON object at the beginning of `text`, or all of `text` if the object does not end."""
+    decoded = decode(text, 0)
+    return text[: decoded[1]] if decoded else text
 
 
 def written(value: Any) -> str:
-    """As JSON, with letters as they are."""
+    """`value` as JSON, without escaping letters outside of ASCII."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()

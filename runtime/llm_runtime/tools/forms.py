@@ -1,4 +1,4 @@
-"""The forms that are known, and which of them a chat template asks for: a call is rendered, and read back."""
+"""All known forms, and detection of the one that a chat template uses: each form tries to parse a rendered call."""
 
 import json
 import re
@@ -59,9 +59,10 @@ _BY_WORDS = (
     (re.compile(r"\[TOOL_CALLS\]"), "mistral"),
     (re.compile(r"<\|python_tag\|>|\"parameters\\?\": dictionary of argument name"), "llama"),
 )
-"""For templates that tell of calls how they are written, but render none."""
+"""Forms by words in a template. For templates that describe the form to the model, but don't render calls."""
 
-_NAME, _ARGUMENTS = "look_up_weather", {"city": "Kiel é", "days": 3}
+_NAME = "look_up_weather"
+_ARGUMENTS = {"city": "Kiel é", "days": 3}
 _SCHEMA: Offered = {_NAME: {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}}
 _TOOL = {
     "type": "function",
@@ -71,41 +72,42 @@ _ASKED: Message = {"role": "user", "content": "What is the weather?"}
 _CALL = {"type": "function", "function": {"name": _NAME, "arguments": _ARGUMENTS}}
 _WORDS_IN_BRACKETS = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
 MOST_LETTERS = 20
-"""Outside of brackets, of what ends a message."""
+"""Most letters, outside of brackets, of the words that end a message."""
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-"""For trials, which need any."""
+"""Special tokens for test renderings, which need some."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How the answers of a model with one chat template are read."""
+    """How to parse the answers of a model with one chat template."""
 
     form: Form | None = None
-    """Of its calls; None: it makes none, or none that can be read."""
+    """The form of its calls; None if it writes none, or none that can be parsed."""
     tags: Tags | None = None
-    """Around its thoughts."""
+    """The tags around its thoughts."""
     opens: bool = False
-    """A prompt ends inside of a thought, unless the template is told otherwise."""
+    """Whether a prompt ends inside a thought by default."""
     channels: bool = False
+    """Whether answers are messages on channels (gpt-oss)."""
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Those that must be seen, though they may be special tokens."""
+        """Words that must stay visible for parsing, though they may be special tokens."""
         thoughts = (self.tags.opening, self.tags.closing) if self.tags else ()
         return (*thoughts, *(self.form.tags if self.form else ()), *(HarmonyForm().tags if self.channels else ()))
 
     def shown(self, control_ids: Mapping[str, int]) -> tuple[int, ...]:
-        """The tokens of these words, where they are tokens."""
+        """The ids of these words, if they are tokens."""
         return tuple(sorted({control_ids[word] for word in self.words if word in control_ids}))
 
     def inside(self, prompt: str) -> bool:
-        """Whether a prompt ends inside of a thought."""
+        """Whether a prompt ends inside a thought."""
         return self.tags is not None and prompt.rfind(self.tags.opening) > prompt.rfind(self.tags.closing)
 
     def reader(
         self, tools: Offered | None = None, most: int | None = None, *, forced: bool = False, inside: bool | None = None
     ) -> AnswerReader:
-        """For one answer. `inside`: it begins inside of a thought; None: as the template has it by itself."""
+        """A reader for one answer. `inside`: whether it begins inside a thought; None means the template's default."""
         inside = self.opens if inside is None else inside
         splitter = Channels(tools or ()) if self.channels else None
         if self.tags and not splitter:
@@ -115,18 +117,18 @@ class Reading:
 
 
 def knows_tools(template: str) -> bool:
-    """Whether a chat template does anything with tools."""
+    """Whether a chat template uses tools."""
     return "tools" in variables(template)
 
 
 def form_of(template: str) -> Form | None:
-    """The form of the calls that a chat template asks for; None if it is not one of those known here."""
+    """The form of calls that a chat template uses; None if it is unknown."""
     return reading_of(template).form
 
 
 @lru_cache(maxsize=16)
 def reading_of(template: str) -> Reading:
-    """How answers to prompts of this template are read."""
+    """How to parse answers to prompts of this template."""
     if not template:
         return Reading()
     channels = CHANNEL in template and MESSAGE in template
@@ -137,7 +139,7 @@ def reading_of(template: str) -> Reading:
 
 
 def begins_inside(template: str, options: Mapping[str, Any]) -> bool:
-    """Whether a prompt of this template ends inside of a thought; `options` are what it is told beside the messages."""
+    """Whether a prompt of this template ends inside a thought. `options` are further variables of the template."""
     reading = reading_of(template)
     if reading.tags is None or not options:
         return reading.opens
@@ -160,9 +162,9 @@ def _form(template: str, reading: Reading) -> Form | None:
 
 
 def rendered_call(template: str) -> str | None:
-    """What the assistant says when it calls, as the template writes it; None if it writes no calls."""
+    """A call of the assistant, as the template renders it; None if it renders no calls."""
     before = _rendered(template, [_ASKED], prompt=True, tools=True)
-    for name in ("abcDEF123", f"functions.{_NAME}:0"):  # Kimi's writes a call's id for its name.
+    for name in ("abcDEF123", f"functions.{_NAME}:0"):  # Kimi's template writes a call's id in place of its name.
         called: Message = {"role": "assistant", "content": "", "tool_calls": [{"id": name, **_CALL}]}
         whole = _rendered(template, [_ASKED, called], tools=True)
         if before is not None and whole is not None and _NAME in whole[_shared(before, whole) :]:
@@ -171,7 +173,7 @@ def rendered_call(template: str) -> str | None:
 
 
 def _reads(form: Form, shown: str, reading: Reading) -> bool:
-    """Whether all of a rendered call but the words that end a message is read as that call."""
+    """Whether `form` parses the rendered call completely, except for words that end a message."""
     tags = reading.tags
     inside = reading.opens and tags is not None and tags.closing in shown.partition(tags.opening)[0]
     reader = Reading(form, tags, inside, reading.channels).reader(_SCHEMA)
@@ -196,7 +198,7 @@ def _rendered(template: str, messages: list[Message], *, prompt: bool = False, t
 
 
 def _shared(one: str, other: str) -> int:
-    """How many characters both begin with, whole words in brackets only."""
+    """Length of the common prefix. A word in brackets counts only as a whole."""
     pairs = enumerate(zip(one, other, strict=False))
     end = next((at for at, (mine, theirs) in pairs if mine != theirs), min(len(one), len(other)))
     for opening, closing in ("<>", "[]"):

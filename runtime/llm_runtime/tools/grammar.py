@@ -1,4 +1,4 @@
-"""Answers that are calls, as constraints for the engine."""
+"""Constraints for the engine that make an answer contain calls."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,22 +12,22 @@ from llm_runtime.tools.form import Form
 from llm_runtime.tools.lark import Lark
 
 MOST_CALLS = 16
-"""In one forced answer."""
+"""Most calls in one forced answer."""
 
 Tokens = Mapping[str, int]
-"""The tokenizer's control tokens by their text: markup that is one is written as one."""
+"""The tokenizer's control tokens by their text. Markup that is a control token must be written as one."""
 NO_TOKENS: Tokens = MappingProxyType({})
 
 
 def forced(form: Form, tools: Sequence[Tool], most: int = MOST_CALLS, tokens: Tokens = NO_TOKENS) -> Constraint:
-    """An answer that is nothing but calls, one at least, with arguments that match their schemas."""
+    """An answer of at least one call and nothing else. Arguments match their schemas."""
     lark = Lark(tokens)
     lark.rule("start", form.calls(lark, tools, most))
     return lark.constraint()
 
 
 def allowed(form: Form, tools: Sequence[Tool], most: int = MOST_CALLS, tokens: Tokens = NO_TOKENS) -> Constraint:
-    """A free answer, the calls of which match the schemas of those tools that are strict."""
+    """A free answer in which calls of strict tools match their schemas."""
     lark = Lark(tokens)
     free = [tool if tool.strict else replace(tool, parameters={"type": "object"}) for tool in tools]
     lark.rule("start", form.free(lark, free, most))
@@ -37,9 +37,9 @@ def allowed(form: Form, tools: Sequence[Tool], most: int = MOST_CALLS, tokens: T
 def either(
     form: Form, tools: Sequence[Tool], answer: Constraint, most: int = MOST_CALLS, tokens: Tokens = NO_TOKENS
 ) -> Constraint:
-    """Calls, or an answer that matches a constraint, which is of JSON. Raises `errors.InvalidRequest`."""
-    if form.first.startswith("{"):  # llguidance's lexer does not go back: the first character must say which it is.
-        message = "This model writes calls as bare JSON; it can't be free to call and bound to a format."
+    """Calls, or an answer that matches the JSON constraint `answer`. Raises `errors.InvalidRequest`."""
+    if form.first.startswith("{"):  # llguidance's lexer can't backtrack, so the first character must decide.
+        message = "This model writes calls as bare JSON, so optional calls can't be combined with a response format."
         raise InvalidRequest(message, param="response_format", code="unsupported_parameter")
     lark = Lark(tokens)
     schema = json.loads(answer.text) if answer.kind == "json_schema" else {"type": "object"}

@@ -1,4 +1,5 @@
-"""gpt-oss' answers: messages on channels. Thoughts go to `analysis`, calls to a function, the answer to `final`."""
+"""gpt-oss' Harmony format: messages on channels. Thoughts are on `analysis`, the answer on `final`, and calls name a
+recipient."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -8,16 +9,22 @@ from llm_runtime.tools.form import alternatives
 from llm_runtime.tools.lark import SOME_TEXT, Lark
 from llm_runtime.tools.named_forms import NamedForm
 
-START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
-END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
+START = "<|start|>"
+CHANNEL = "<|channel|>"
+CONSTRAIN = "<|constrain|>"
+MESSAGE = "<|message|>"
+END = "<|end|>"
+CALL = "<|call|>"
+RETURN = "<|return|>"
 WORDS = (START, CHANNEL, CONSTRAIN, MESSAGE, END, CALL, RETURN)
-_BEGIN, _ARGUMENTS = f"{CHANNEL}commentary to=functions.", f" {CONSTRAIN}json{MESSAGE}"
+_BEGIN = f"{CHANNEL}commentary to=functions."
+_ARGUMENTS = f" {CONSTRAIN}json{MESSAGE}"
 _ENDS = re.compile("|".join(map(re.escape, (END, CALL, RETURN, START))))
 _LONGEST_WORD = max(map(len, WORDS))
 
 
 class HarmonyForm(NamedForm):
-    """A call as `Channels` leaves it in the answer."""
+    """A call in the form that `Channels` writes into the answer."""
 
     def __init__(self) -> None:
         head = rf"{re.escape(_BEGIN)}(?P<name>[\w-]+){re.escape(_ARGUMENTS)}"
@@ -27,10 +34,10 @@ class HarmonyForm(NamedForm):
         self.tags = WORDS
 
     def calls(self, lark: Lark, tools: Sequence[Tool], most: int, *, opened: bool = False) -> str:
-        """One: the word that ends a call ends the answer."""
+        """Only one call: the word that ends it ends the answer."""
         begin = _BEGIN.removeprefix(CHANNEL) if opened else _BEGIN
-        each = [f"{lark.text(begin + tool.name + _ARGUMENTS)} {lark.schema(tool.parameters)}" for tool in tools]
-        return lark.rule("calls", alternatives(lark, each))
+        rules = [f"{lark.text(begin + tool.name + _ARGUMENTS)} {lark.schema(tool.parameters)}" for tool in tools]
+        return lark.rule("calls", alternatives(lark, rules))
 
     def free(self, lark: Lark, tools: Sequence[Tool], most: int) -> str:
         if not lark.is_token(CHANNEL):
@@ -43,20 +50,25 @@ class HarmonyForm(NamedForm):
 
 
 class Channels:
-    """Splits one answer into thoughts and the rest; what surrounds messages goes, but calls stay as they are read.
+    """Splits one answer into thoughts and the rest. Removes the markup of messages, but keeps that of calls.
 
-    The prompt ends inside of the first message's head.
+    The prompt ends inside the first message's head.
     """
 
     def __init__(self, tools: Collection[str] = ()) -> None:
-        """`tools`: whose calls the client reads."""
+        """`tools` are the names of the client's tools."""
         self._tools = tools
-        self._held, self._head, self._thinking, self._calling, self._first = "", True, False, False, True
+        self._held = ""
+        self._head = True
+        self._thinking = False
+        self._calling = False
+        self._first = True
 
     def take(self, text: str, *, final: bool) -> tuple[str, str]:
         """(thoughts, the rest) that are certain now."""
         self._held += text
-        thoughts, rest = "", ""
+        thoughts = ""
+        rest = ""
         while self._held:
             if self._head:
                 opened = self._open(final)
@@ -71,39 +83,46 @@ class Channels:
                 rest += part
             if not done:
                 break
-            rest, self._calling = rest + (CALL if self._calling else ""), False
+            rest = rest + (CALL if self._calling else "")
+            self._calling = False
         return thoughts, rest
 
     def _open(self, final: bool) -> str | None:
-        """Read a message's head: what stands for it in the answer; None while it is not whole."""
+        """Parse a message's head. Returns the text that represents it in the answer; None while it is incomplete."""
         if self._first and not _may_be_head(self._held):
-            # An answer that is bound to a form has no head.
+            # A constrained answer (a JSON schema, say) has no head.
             self._head = self._first = False
             return ""
-        head, found, after = self._held.partition(MESSAGE)
-        if not found:
+        head, separator, after = self._held.partition(MESSAGE)
+        if not separator:
             if final:
                 self._held = ""
             return None
-        self._held, self._head, self._first = after, False, False
+        self._held = after
+        self._head = False
+        self._first = False
         recipient = re.search(r"to=(?:functions\.)?([\w-]+)", head)
         channel = re.search(rf"{re.escape(CHANNEL)}\s*(\w+)", head)
         called = recipient is not None and recipient[0].startswith("to=functions.")
         self._calling = called and recipient is not None and recipient[1] in self._tools
-        # Calls of others, a browser of the model's own say, are nothing for the client.
+        # Calls of other tools, such as the model's built-in browser, are not for the client.
         self._thinking = not self._calling and (
             recipient is not None or (channel is not None and channel[1] == "analysis")
         )
         return f"{_BEGIN}{recipient[1]}{_ARGUMENTS}" if self._calling and recipient else ""
 
     def _part(self, final: bool) -> tuple[str, bool]:
-        """The message's text as far as it is certain, and whether it has ended."""
-        if end := _ENDS.search(self._held):
-            part, self._held, self._head = self._held[: end.start()], self._held[end.end() :], True
+        """The certain part of the message's text, and whether the message has ended."""
+        end = _ENDS.search(self._held)
+        if end:
+            part = self._held[: end.start()]
+            self._held = self._held[end.end() :]
+            self._head = True
             return part, True
         keep = 0 if final else _may_end(self._held)
         cut = len(self._held) - keep
-        part, self._held = self._held[:cut], self._held[cut:]
+        part = self._held[:cut]
+        self._held = self._held[cut:]
         return part, False
 
 
@@ -114,7 +133,7 @@ def _may_be_head(text: str) -> bool:
 
 
 def _may_end(text: str) -> int:
-    """Length of the end of `text` that may be the beginning of a word."""
+    """Length of the longest suffix of `text` that may be the beginning of a control word."""
     at = text.rfind("<", max(0, len(text) - _LONGEST_WORD))
     tail = text[at:] if at >= 0 else ""
     return len(tail) if tail and any(word.startswith(tail) for word in WORDS) else 0

@@ -10,23 +10,28 @@ from llm_runtime.tools.lark import Lark, repeated
 
 
 class JsonForm(Tagged):
-    """JSON between words: one object, several after each other, or a list of them."""
+    """JSON between an opening and a closing word: an object, several in a row, or a list of them."""
 
     def __init__(
         self, name: str, openings: tuple[str, ...], closing: str = "", *,
         listed: bool = False, keys: tuple[str, str] = ("name", "arguments"), space: str = "",
     ) -> None:  # fmt: skip
-        """`space` stands on both sides of what is between the words; `keys` are those of the name and the arguments."""
-        self.name, self.openings, self.closing = name, openings, closing
+        """`space` is written inside of both words. `keys` are the keys of the name and of the arguments."""
+        self.name = name
+        self.openings = openings
+        self.closing = closing
         self.tags = tuple(tag for tag in (*openings, closing) if tag)
-        self._listed, self._keys, self._space = listed, keys, space
+        self._listed = listed
+        self._keys = keys
+        self._space = space
 
     def read(self, text: str, tools: Offered, final: bool) -> tuple[list[Call], int] | None:
         begin = self.after_opening(text)
         if begin is None:
             return ([], 0) if final else None
         values, end = self._values(text, begin)
-        calls, at = read_calls(values, tools), skip_space(text, end)
+        calls = read_calls(values, tools)
+        at = skip_space(text, end)
         rest = text[at:]
         if not self.closing and values:
             return calls, end if calls else 0
@@ -36,7 +41,7 @@ class JsonForm(Tagged):
         if may_close or not hopeless(text, at):
             if not final:
                 return None
-            # A part of the closing word is no text, and what begins a further call is read by `cut`.
+            # Part of the closing word is not text, and `cut` handles the beginning of another call.
             return calls, len(text) if calls and may_close else 0
         return calls, end if calls else 0
 
@@ -47,12 +52,14 @@ class JsonForm(Tagged):
         return any(opening in shown for opening in self.openings) and self.closing in shown
 
     def _values(self, text: str, begin: int) -> tuple[list[Any], int]:
-        values, at = list[Any](), begin
+        values = list[Any]()
+        at = begin
         while (self.closing or not values) and text[skip_space(text, at) :][:1] in ("{", "["):
-            if (found := decode(text, at)) is None:
+            decoded = decode(text, at)
+            if decoded is None:
                 break
-            values += found[0] if isinstance(found[0], list) else [found[0]]
-            at = found[1]
+            value, at = decoded
+            values += value if isinstance(value, list) else [value]
         return values, at
 
     def cut(self, text: str, tools: Offered) -> list[Call]:
@@ -71,9 +78,11 @@ class JsonForm(Tagged):
 
 
 class Llama(Form):
-    """`{"name": …, "parameters": {…}}` and nothing else, or several with `;` between them: Llama 3.1 to 4."""
+    """`{"name": …, "parameters": {…}}` and nothing else, or several separated by `;`: Llama 3.1 to 4."""
 
-    name, first, bare = "llama", "{<", True
+    name = "llama"
+    first = "{<"
+    bare = True
     tags = ("<|python_tag|>", "<|python_start|>", "<|python_end|>")
     _around = re.compile(r"(?:[;\s]|<\|python_(?:tag|start|end)\|>)*")
 
@@ -86,7 +95,7 @@ class Llama(Form):
     def read(self, text: str, tools: Offered, final: bool) -> tuple[list[Call], int] | None:
         rest = self._bare(text)
         if not rest:
-            # Words that no call follows are markup all the same.
+            # Control words are markup even if no call follows.
             return ([], len(text) if any(tag in text for tag in self.tags) else 0) if final else None
         if not final and any(tag.startswith(rest) for tag in self.tags):
             return None
@@ -100,8 +109,8 @@ class Llama(Form):
         return [] if hopeless(rest, 0) else read_cut(rest, 0, tools)
 
     def _bare(self, text: str) -> str:
-        found = self._around.match(text)
-        return text[found.end() :] if found else text
+        around = self._around.match(text)
+        return text[around.end() :] if around else text
 
     def calls(self, lark: Lark, tools: Sequence[Tool], most: int, *, opened: bool = False) -> str:
         call = object_call(lark, tools, ("name", "parameters"))
@@ -111,7 +120,7 @@ class Llama(Form):
 class Mistral(Form):
     """`[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`, or `[TOOL_CALLS]name[ARGS]{…}` for each call.
 
-    Some models leave the first word out: then calls are known by what follows.
+    Some models leave out the first word. Then calls are recognised by what follows.
     """
 
     first = "["
@@ -119,8 +128,9 @@ class Mistral(Form):
     tag: ClassVar[str] = "[TOOL_CALLS]"
 
     def __init__(self, *, named: bool = False) -> None:
-        """`named`: the name stands before the arguments, outside of any JSON."""
-        self._named, self.name = named, "mistral-named" if named else "mistral"
+        """`named`: the name is written before the arguments, outside of the JSON."""
+        self._named = named
+        self.name = "mistral-named" if named else "mistral"
 
     @property
     def opening(self) -> str:
@@ -167,8 +177,8 @@ class Mistral(Form):
         tag = "" if opened else self.tag
         if self._named:
             heads = [lark.text(f"{tag}{tool.name}[ARGS]") for tool in tools]
-            each = [f"{head} {lark.schema(tool.parameters)}" for head, tool in zip(heads, tools, strict=True)]
-            return lark.rule("calls", repeated(alternatives(lark, each), "", 1 if opened else most))
+            rules = [f"{head} {lark.schema(tool.parameters)}" for head, tool in zip(heads, tools, strict=True)]
+            return lark.rule("calls", repeated(alternatives(lark, rules), "", 1 if opened else most))
         items = repeated(object_call(lark, tools, ("name", "arguments")), lark.text(", "), most)
         return lark.rule("calls", f'{lark.text(tag)} "[" {items} "]"')
 
@@ -176,12 +186,12 @@ class Mistral(Form):
         return self._named != ("[TOOL_CALLS][" in "".join(shown.split()))
 
     def new_id(self, name: str = "") -> str:
-        # Its templates refuse any other when the call comes back with its result.
+        # Mistral's templates accept only nine letters and digits when the call comes back with its result.
         return random_name(9)
 
 
 def object_call(lark: Lark, tools: Sequence[Tool], keys: tuple[str, str]) -> str:
-    """What writes a call of any of `tools` as a JSON object."""
+    """A grammar rule for a call of any of `tools` as a JSON object."""
     rules = []
     for tool in tools:
         head = lark.text(f'{{"{keys[0]}": "{tool.name}", "{keys[1]}": ')
@@ -190,14 +200,14 @@ def object_call(lark: Lark, tools: Sequence[Tool], keys: tuple[str, str]) -> str
 
 
 def is_object(text: str, names: Collection[str], *, whole: bool = False) -> bool:
-    """Whether `text`, cut anywhere, may be the JSON of a call; `whole`: whether it says as much as whose."""
+    """Whether the partial `text` may be the JSON of a call. With `whole`, it must contain the complete name."""
     squeezed = "".join(text[:200].split())
     beginnings = [begin % name for name in names for begin in ('{"name":"%s"', '{"type":"function","name":"%s"')]
     return any(squeezed.startswith(begin) if whole else agree(squeezed, begin) for begin in beginnings)
 
 
 class Hermes(JsonForm):
-    """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`, anywhere: Hermes, Qwen 2.5 and 3, and many others."""
+    """`<tool_call>{"name": …, "arguments": {…}}</tool_call>` anywhere: Hermes, Qwen 2.5 and 3, and many others."""
 
     def __init__(self) -> None:
         super().__init__("hermes", ("<tool_call>",), "</tool_call>", space="\n")

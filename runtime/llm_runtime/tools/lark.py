@@ -1,4 +1,4 @@
-"""Grammars as they grow: rules in llguidance's Lark, and the JSON schemas that they speak of."""
+"""Builds grammars: rules in llguidance's Lark dialect, and the JSON schemas that they reference."""
 
 import json
 import re
@@ -12,7 +12,7 @@ SOME_TEXT = r"(.|\n)+"
 
 
 class Lark:
-    """A grammar in the making. `tokens` are the tokenizer's control tokens by their text: letters never spell these."""
+    """A grammar under construction. `tokens` are the control tokens by their text, which letters must not spell."""
 
     def __init__(self, tokens: Mapping[str, int]) -> None:
         self._tokens = tokens
@@ -21,28 +21,29 @@ class Lark:
         self._schemas: list[dict[str, Any]] = []
 
     def text(self, text: str) -> str:
-        """What writes exactly `text`, special tokens in it as such; "" for none."""
-        parts, at = [], 0
-        for found in self._split.finditer(text):
-            parts += [_quoted(text[at : found.start()]), f"<[{self._tokens[found[0]]}]>"]
-            at = found.end()
+        """An expression for exactly `text`, with control tokens in it as tokens; "" for an empty text."""
+        parts = []
+        at = 0
+        for token in self._split.finditer(text):
+            parts += [_quoted(text[at : token.start()]), f"<[{self._tokens[token[0]]}]>"]
+            at = token.end()
         return " ".join(part for part in (*parts, _quoted(text[at:])) if part)
 
     def is_token(self, text: str) -> bool:
         return text in self._tokens
 
     def other_tokens(self, *but: str) -> str:
-        """Any one special token that is none of `but`; "" if there are no others."""
+        """An expression for any control token except `but`; "" if there are no others."""
         others = sorted({number for text, number in self._tokens.items() if text not in but})
         return f"<[{','.join(map(str, others))}]>" if others else ""
 
     def rule(self, name: str, body: str) -> str:
-        """Add a rule; its name."""
+        """Add a rule, and return its name."""
         self._rules.append(f"{name}: {body}")
         return name.partition("[")[0]
 
     def schema(self, schema: Mapping[str, Any]) -> str:
-        """What writes JSON that matches."""
+        """An expression for JSON that matches `schema`."""
         self._schemas.append(dict(schema))
         return f"schema_{len(self._schemas) - 1}"
 
@@ -55,10 +56,10 @@ def _quoted(text: str) -> str:
 
 
 def repeated(item: str, between: str, most: int) -> str:
-    """One `item` to `most` of them."""
+    """An expression for one to `most` items."""
     return f"{item} ({between} {item}){{0,{most - 1}}}" if most > 1 else item
 
 
 def shared(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """What a schema says for all of its parts: its definitions, and words that are this server's own."""
+    """The keys of a schema that its parts need, too: definitions, and this server's own keys."""
     return {word: value for word, value in schema.items() if word in ("$defs", "definitions") or word.startswith("x-")}

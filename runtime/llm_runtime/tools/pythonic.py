@@ -1,4 +1,4 @@
-"""Calls as a list in Python, `[weather(city="Kiel", days=3)]`: Llama 3.2 and 4, LFM2, Olmo 3."""
+"""Calls as a Python list, `[weather(city="Kiel", days=3)]`: Llama 3.2 and 4, LFM2, Olmo 3."""
 
 import ast
 import re
@@ -11,17 +11,19 @@ from llm_runtime.tools.lark import Lark, repeated, shared
 
 MOST_CHARACTERS = 100_000
 MOST_TRIES = 50
-"""Places where a text that is cut may be closed, the last first."""
+"""How many places of a truncated text are tried as its end, the last one first."""
 _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
 class Pythonic(Form):
-    """A list of calls, or one call on each line, between words or, without any, as all of an answer."""
+    """A list of calls, between an opening and a closing word, or without them as the whole answer."""
 
-    name, first = "pythonic", "[<"
+    name = "pythonic"
+    first = "[<"
 
     def __init__(self, opening: str = "", closing: str = "") -> None:
-        self._opening, self._closing = opening, closing
+        self._opening = opening
+        self._closing = closing
         self.tags = tuple(tag for tag in (opening, closing) if tag)
         self.bare = not opening
         self.first = opening[:1] or "["
@@ -62,26 +64,28 @@ class Pythonic(Form):
         return sure and self.read(text, tools, False) is None
 
     def cut(self, text: str, tools: Offered) -> list[Call]:
-        """The whole calls, and the last with those of its arguments that are whole."""
-        ends = [found.end() for found in re.finditer(r"[,(]", text) if found.end() > len(self._opening)]
+        """The complete calls, and the last one with its complete arguments."""
+        ends = [match.end() for match in re.finditer(r"[,(]", text) if match.end() > len(self._opening)]
         for end in reversed(ends[-MOST_TRIES:]):
             for closing in (")]", "]"):
                 part = text[len(self._opening) : end].rstrip(", \n") + closing
-                if calls := _calls(part, tools):
+                calls = _calls(part, tools)
+                if calls:
                     return [*calls[:-1], Call(calls[-1].name, calls[-1].arguments.removesuffix("}"))]
         return []
 
     def calls(self, lark: Lark, tools: Sequence[Tool], most: int, *, opened: bool = False) -> str:
-        each = [_call_rule(lark, tool) for tool in tools]
-        items = repeated(alternatives(lark, each), lark.text(", "), most)
+        rules = [_call_rule(lark, tool) for tool in tools]
+        items = repeated(alternatives(lark, rules), lark.text(", "), most)
         return lark.rule(
             "calls", f'{lark.text("" if opened else self._opening)} "[" {items} "]" {lark.text(self._closing)}'
         )
 
 
 def _call_rule(lark: Lark, tool: Tool) -> str:
-    """Values are written as JSON, which is Python but for three names, and those are read."""
-    properties, required = tool.parameters.get("properties"), tool.parameters.get("required", ())
+    """A rule for a call. Values are JSON, which is Python except for true, false and null; these are parsed, too."""
+    properties = tool.parameters.get("properties")
+    required = tool.parameters.get("required", ())
     definitions = shared(tool.parameters)
     fields = [
         (key, schema if isinstance(schema, dict) else {})
@@ -102,14 +106,17 @@ def _may_be_calls(text: str, tools: Offered) -> bool:
 
 
 def _list_end(text: str, at: int) -> int | None:
-    """Behind the bracket that closes the list at `at`; None while it is open."""
-    depth, quote, skip = 0, "", False
+    """Position after the bracket that closes the list at `at`; None while it is open."""
+    depth = 0
+    quote = ""
+    skip = False
     for place in range(at, len(text)):
         letter = text[place]
         if skip:
             skip = False
         elif quote:
-            skip, quote = letter == "\\", "" if letter == quote else quote
+            skip = letter == "\\"
+            quote = "" if letter == quote else quote
         elif letter in "\"'":
             quote = letter
         elif letter in "[({":

@@ -1,4 +1,4 @@
-"""What a model thinks before it answers: taken out of the answer first, so that nothing in it is a call."""
+"""Separates a model's thoughts (its reasoning) from its answer. They are removed before calls are parsed."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ class Tags:
     opening: str
     closing: str
     around_answer: tuple[str, ...] = ()
-    """Words that stand before and after the rest, for nobody to see."""
+    """Words around the rest of the answer, which are removed."""
 
 
 TAGS = (
@@ -19,19 +19,22 @@ TAGS = (
     Tags("<|START_THINKING|>", "<|END_THINKING|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
     Tags("<seed:think>", "</seed:think>"),
 )
-"""Qwen, DeepSeek, GLM and many others; Magistral; Command A; Seed-OSS."""
+"""Tags of, in this order: Qwen, DeepSeek, GLM and many others; Magistral; Command A; Seed-OSS."""
 
 
 class Thoughts:
-    """Splits one answer, which may come in parts, into thoughts and the rest.
+    """Splits one streamed answer into thoughts and the rest.
 
-    Thoughts stand at the answer's beginning, or behind others: a word that is quoted later begins none.
+    Thoughts are at the beginning of the answer, or follow other thoughts. A tag later in the text does not begin any.
     """
 
     def __init__(self, tags: Tags, *, inside: bool) -> None:
-        """`inside`: the prompt has opened them already."""
-        self._tags, self._inside = tags, inside
-        self._held, self._fresh, self._trim = "", True, False
+        """`inside`: the prompt already contains the opening tag."""
+        self._tags = tags
+        self._inside = inside
+        self._held = ""
+        self._fresh = True
+        self._trim = False
         self._rest = ""
 
     def take(self, text: str, *, final: bool) -> tuple[str, str]:
@@ -46,12 +49,14 @@ class Thoughts:
             self._rest = self._rest.replace(word, "")
         keep = 0 if final else max(_held_back(self._rest, word) for word in self._tags.around_answer)
         cut = len(self._rest) - keep
-        shown, self._rest = self._rest[:cut], self._rest[cut:]
+        shown = self._rest[:cut]
+        self._rest = self._rest[cut:]
         return shown
 
     def _split(self, text: str, final: bool) -> tuple[str, str]:
         self._held += text
-        thoughts, rest = "", ""
+        thoughts = ""
+        rest = ""
         while self._held:
             if self._inside:
                 part, done = self._until(self._tags.closing, final)
@@ -59,30 +64,36 @@ class Thoughts:
                 self._fresh = self._fresh and not part.strip("\n")
                 if not done:
                     break
-                self._inside, self._fresh, self._trim = False, True, True
+                self._inside = False
+                self._fresh = True
+                self._trim = True
             elif self._fresh:
                 bare = self._held.lstrip()
                 if bare.startswith(self._tags.opening):
-                    self._held, self._inside = bare[len(self._tags.opening) :], True
+                    self._held = bare[len(self._tags.opening) :]
+                    self._inside = True
                 elif not final and self._tags.opening.startswith(bare):
                     break
                 else:
-                    # The lines between thoughts and answer belong to neither.
-                    self._held, self._fresh = bare if self._trim else self._held, not bare
+                    # Empty lines between thoughts and answer belong to neither.
+                    self._held = bare if self._trim else self._held
+                    self._fresh = not bare
                     if not bare:
-                        rest, self._held = rest + self._held, ""
+                        rest = rest + self._held
+                        self._held = ""
             else:
-                rest, self._held = rest + self._held, ""
+                rest = rest + self._held
+                self._held = ""
         return thoughts, rest
 
     def _until(self, word: str, final: bool) -> tuple[str, bool]:
-        """What stands before `word`, as far as it is certain, and whether `word` came."""
-        before, found, after = self._held.partition(word)
-        if found:
+        """The certain part of the text before `word`, and whether `word` was found."""
+        before, separator, after = self._held.partition(word)
+        if separator:
             self._held = after
             return before.rstrip("\n"), True
         keep = 0 if final else _held_back(before, word)
-        # The lines before the closing word are not known to stand before it yet.
+        # Line feeds are held back, too: they are dropped if the closing word follows.
         end = len(before) - keep
         end = end if final else len(before[:end].rstrip("\n"))
         self._held = before[end:]

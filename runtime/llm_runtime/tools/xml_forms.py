@@ -1,4 +1,4 @@
-"""Forms that write every argument between words of its own: Qwen's coder, GLM, MiniMax, Seed."""
+"""Forms that write each argument between tags: Qwen's coder, GLM, MiniMax, Seed."""
 
 import json
 import re
@@ -13,20 +13,25 @@ LONGEST_HEAD = 200
 
 
 class XmlForm(Tagged):
-    """A head with the name, arguments as keys and values, an end. Values are JSON, but texts stand as they are."""
+    """A head with the name, arguments as keys and values, and an end. Values are JSON, but strings are unquoted."""
 
     def __init__(
         self, name: str, *, openings: tuple[str, ...], head: tuple[str, str], argument: tuple[str, str, str], end: str,
         section: tuple[str, str] = ("", ""), between: str = "\n", loose: bool = False,
     ) -> None:  # fmt: skip
-        """As a model writes them: `head` before and after the name, `argument` before, between and after key and value,
+        """The texts that a model writes.
 
-        `section` around all calls. Where white space stands in these, a model may write other white space; `loose`: it
-        may leave out the first word of the head and the last of the end.
+        `head` is before and after the name; `argument` before, between and after key and value; `section` around all
+        calls. White space in them matches any white space. `loose`: the first word of the head and the last one of the
+        end may be missing.
         """
-        self.name, self._argument, self._end = name, argument, end
+        self.name = name
+        self._argument = argument
+        self._end = end
         self.openings = (*openings, *(word for word in section[1:] if word))
-        self._heads, self._section, self._between = head, section, between
+        self._heads = head
+        self._section = section
+        self._between = between
         tags = re.findall(r"</?[\w:]+>", "".join((*section, *head, *argument, end)))
         self.tags = tuple(dict.fromkeys(tags))
         self._around = re.compile(rf"(?:\s|{'|'.join(re.escape(word) for word in section if word) or '(?!)'})*")
@@ -86,7 +91,7 @@ class XmlForm(Tagged):
         return [Call(head["name"], f"{part}{', ' if arguments else ''}{written(key['key'])}: {value}")]
 
     def _arguments(self, text: str, at: int, schema: Mapping[str, Any]) -> tuple[dict[str, Any], int, int | None]:
-        """Those that are whole, where they end, and where the call does: None where it does not."""
+        """The complete arguments, where they end, and where the call ends; None if it does not."""
         arguments = dict[str, Any]()
         while key := self._key.match(text, at):
             stop = text.find(self._value_end, key.end())
@@ -101,22 +106,23 @@ class XmlForm(Tagged):
         return arguments, at, last.end() if last else None
 
     def _begin(self, text: str) -> int:
-        found = self._around.match(text)
-        return found.end() if found else 0
+        around = self._around.match(text)
+        return around.end() if around else 0
 
     def calls(self, lark: Lark, tools: Sequence[Tool], most: int, *, opened: bool = False) -> str:
         cut = self.opening if opened else ""
         head = self._heads[0] if self._section[0] else self._heads[0].removeprefix(cut)
-        each = [self._call(lark, number, tool, head) for number, tool in enumerate(tools)]
+        rules = [self._call(lark, number, tool, head) for number, tool in enumerate(tools)]
         many = most if self._section[0] or not opened else 1
-        calls = repeated(alternatives(lark, each), lark.text(self._between), many)
+        calls = repeated(alternatives(lark, rules), lark.text(self._between), many)
         return lark.rule(
             "calls", f"{lark.text(self._section[0].removeprefix(cut))} {calls} {lark.text(self._section[1])}"
         )
 
     def _call(self, lark: Lark, number: int, tool: Tool, head: str) -> str:
         parts = [lark.text(f"{head}{tool.name}{self._heads[1]}")]
-        properties, required = tool.parameters.get("properties"), tool.parameters.get("required", ())
+        properties = tool.parameters.get("properties")
+        required = tool.parameters.get("required", ())
         for place, (key, schema) in enumerate((properties if isinstance(properties, dict) else {}).items()):
             before, middle, after = self._argument
             value = self._value_rule(lark, f"value_{number}_{place}", schema, tool.parameters, after)
@@ -140,18 +146,20 @@ class XmlForm(Tagged):
 
 
 def _letters(schema: Mapping[str, Any]) -> str:
-    """A regular expression for a text that stands as it is."""
+    """A regular expression for an unquoted string that matches `schema`."""
     if isinstance(pattern := schema.get("pattern"), str):
-        begin, end = "" if pattern.startswith("^") else ANY_TEXT, "" if pattern.endswith("$") else ANY_TEXT
+        begin = "" if pattern.startswith("^") else ANY_TEXT
+        end = "" if pattern.endswith("$") else ANY_TEXT
         return f"{begin}({pattern.removeprefix('^').removesuffix('$')}){end}".replace("/", "\\/")
-    least, most = schema.get("minLength"), schema.get("maxLength")
+    least = schema.get("minLength")
+    most = schema.get("maxLength")
     if isinstance(least, int) or isinstance(most, int):
         return f"(.|\\n){{{least or 0},{'' if most is None else most}}}"
     return ANY_TEXT
 
 
 def _loose(words: str, *, first_optional: bool = False) -> str:
-    """A regular expression for `words`, indifferent to white space; `first_optional`: the first may be missing."""
+    """A regular expression for `words` with any white space between. `first_optional`: the first may be missing."""
     parts = [re.escape(part) for part in re.split(r"\s+", words)]
     if first_optional and len(parts) > 1:
         return rf"(?:{parts[0]}\s*)?" + r"\s*".join(parts[1:])
@@ -159,7 +167,7 @@ def _loose(words: str, *, first_optional: bool = False) -> str:
 
 
 def _without_end(text: str, end: str) -> str:
-    """`text` without the part of the word `end` that it may end with."""
+    """`text` without a trailing part of the word `end`."""
     for length in range(min(len(end), len(text)), 0, -1):
         if text.endswith(end[:length]):
             return text[:-length]
@@ -173,9 +181,9 @@ def _field(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _types(schema: Mapping[str, Any]) -> set[str]:
-    """JSON types that a value may have, as far as the schema says."""
-    found = schema.get("type")
-    types = {found} if isinstance(found, str) else {kind for kind in found or () if isinstance(kind, str)}
+    """JSON types that the schema allows; empty if it does not say."""
+    declared = schema.get("type")
+    types = {declared} if isinstance(declared, str) else {kind for kind in declared or () if isinstance(kind, str)}
     for word in ("anyOf", "oneOf"):
         for part in schema.get(word) or ():
             types |= _types(part) if isinstance(part, dict) else set()
@@ -203,7 +211,7 @@ def _value(text: str, schema: Mapping[str, Any]) -> Any:
 
 
 def qwen_coder() -> XmlForm:
-    """Qwen3-Coder's and Qwen 3.5's; some of their answers leave the outer word out."""
+    """The form of Qwen3-Coder and Qwen 3.5. Some of their answers leave out the outer tag."""
     return XmlForm(
         "qwen-coder", openings=("<tool_call>", "<function="), head=("<tool_call>\n<function=", ">\n"),
         argument=("<parameter=", ">\n", "\n</parameter>\n"), end="</function>\n</tool_call>",
@@ -212,7 +220,7 @@ def qwen_coder() -> XmlForm:
 
 
 def glm(*, lines: bool) -> XmlForm:
-    """GLM 4.5's and 4.6's, `lines` between the words; 4.7's without."""
+    """The form of GLM 4.5 and 4.6, with `lines` between the tags; that of 4.7 without."""
     line = "\n" if lines else ""
     return XmlForm(
         "glm" if lines else "glm-4.7", openings=("<tool_call>",), head=("<tool_call>", line),
@@ -221,7 +229,7 @@ def glm(*, lines: bool) -> XmlForm:
 
 
 def minimax() -> XmlForm:
-    """MiniMax M2's."""
+    """The form of MiniMax M2."""
     return XmlForm(
         "minimax", openings=("<minimax:tool_call>", "<invoke name="), head=('<invoke name="', '">\n'),
         argument=('<parameter name="', '">', "</parameter>\n"), end="</invoke>\n",
@@ -230,7 +238,7 @@ def minimax() -> XmlForm:
 
 
 def seed() -> XmlForm:
-    """Seed-OSS's."""
+    """The form of Seed-OSS."""
     return XmlForm(
         "seed", openings=("<seed:tool_call>",), head=("<seed:tool_call>\n<function=", ">\n"),
         argument=("<parameter=", ">", "</parameter>\n"), end="</function>\n</seed:tool_call>",

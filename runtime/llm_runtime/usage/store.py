@@ -39,8 +39,10 @@ FAILURES = (Outcome.FAILED, Outcome.TIMEOUT, Outcome.INTERRUPTED)
 def prepare(row: UsageRow, *, store_prompts: bool) -> Entry:
     """What is stored of a row: every value such that both databases take it. Too long a name loses its end."""
     entry: Entry = {name: getattr(row, name) for name in COLUMNS}
-    entry["id"], entry["at"] = new_id(), row.at.astimezone(UTC)
-    entry["outcome"], entry["finish_reasons"] = row.outcome.value, ",".join(row.finish_reasons)
+    entry["id"] = new_id()
+    entry["at"] = row.at.astimezone(UTC)
+    entry["outcome"] = row.outcome.value
+    entry["finish_reasons"] = ",".join(row.finish_reasons)
     for name, length in LENGTHS.items():
         if entry[name] is not None:
             entry[name] = clean(entry[name])[:length]
@@ -97,5 +99,6 @@ def days(entries: Iterable[Entry]) -> list[Entry]:
         day["cached"] += entry["cached"]
         day["prompt_tokens"] += entry["prompt_tokens"]
         day["completion_tokens"] += entry["completion_tokens"]
-        day["key_name"], day["last_at"] = entry["key_name"], max(day.get("last_at", entry["at"]), entry["at"])
+        day["key_name"] = entry["key_name"]
+        day["last_at"] = max(day.get("last_at", entry["at"]), entry["at"])
     return [sums[key] for key in sorted(sums)]

@@ -38,11 +38,15 @@ class DatabaseUsage:
     def __init__(
         self, database: Database, config: DatabaseConfig, metrics: Metrics, *, close_seconds: float = CLOSE_SECONDS
     ) -> None:
-        self._database, self._config, self._metrics, self._close_seconds = database, config, metrics, close_seconds
+        self._database = database
+        self._config = config
+        self._metrics = metrics
+        self._close_seconds = close_seconds
         self._rows: deque[UsageRow] = deque(maxlen=config.max_pending_rows)
         self._batch: list[Entry] = []
         """What is being written; it stays as it is until all of it is known to be stored, or refused."""
-        self._enough, self._closing = asyncio.Event(), asyncio.Event()
+        self._enough = asyncio.Event()
+        self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         metrics.usage_pending.set_function(lambda: self.pending)

@@ -43,7 +43,8 @@ async def chunks(
         yield out.choice(_delta(index, {"role": "assistant", "content": "", "refusal": None}))
     async with aclosing(generation.bursts()) as bursts:
         async for index, events in bursts:
-            reason, own = events[-1].finish_reason, deltas[index]
+            reason = events[-1].finish_reason
+            own = deltas[index]
             text = own.take(text_of(events), final=reason is not None)
             logprobs = _logprobs(tokens[index], events, ended=reason is not None)
             if own.thoughts:
@@ -64,7 +65,8 @@ class _Deltas:
     """What one choice of a stream is made of."""
 
     def __init__(self, answers: Answers) -> None:
-        self._answers, self._reader = answers, answers.reader()
+        self._answers = answers
+        self._reader = answers.reader()
         self._pending: list[dict[str, Any]] = []
         self.thoughts = ""
         self.told = 0
@@ -72,13 +74,15 @@ class _Deltas:
     def take(self, text: str, *, final: bool) -> str:
         """The text between thoughts and calls."""
         part = self._reader.take(text, final=final)
-        self.thoughts, self._pending = part.thoughts, [self._answers.rendered(call) for call in part.calls]
+        self.thoughts = part.thoughts
+        self._pending = [self._answers.rendered(call) for call in part.calls]
         return part.text
 
     def calls(self) -> Iterator[dict[str, Any]]:
         """Two for each new call: which it is, and its arguments."""
         for call in self._pending:
-            index, arguments = self.told, call["function"]["arguments"]
+            index = self.told
+            arguments = call["function"]["arguments"]
             head = {**call, "function": {**call["function"], "arguments": ""}}
             yield {"tool_calls": [{"index": index, **head}]}
             yield {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}

@@ -99,7 +99,8 @@ class ChatBody(OpenAIBody, ToolFields):
         return Answers(reading_of(template), offer, inside=not bound and begins_inside(template, self.template_options))
 
     def job(self, request: Request, adapter: str, answers: Answers) -> Job:
-        codec, offer = pipeline_of(request).codec, answers.offer
+        codec = pipeline_of(request).codec
+        offer = answers.offer
         constraint = offer.constraint(self.constraint(), codec.control_ids) if offer else self.constraint()
         return job(
             request,
@@ -126,7 +127,8 @@ class ChatBody(OpenAIBody, ToolFields):
 @router.post(PATH, summary="Continue a conversation", responses=JSON_OR_EVENTS)
 async def chat_completions(request: Request, body: ChatBody) -> Response:
     """Answer the last message, whole or as server-sent events."""
-    pipeline, adapter = pipeline_of(request), adapter_of(request, body.model)
+    pipeline = pipeline_of(request)
+    adapter = adapter_of(request, body.model)
     offer = await worked_out(request, body.offer, pipeline.codec.tool_template)
     answers = body.answers(pipeline.codec, offer)
     generation = await start(request, await worked_out(request, body.job, request, adapter, answers))

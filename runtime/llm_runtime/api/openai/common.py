@@ -164,7 +164,8 @@ class OpenAIBody(Body):
     ) -> Sampling:
         """The fields that both endpoints have, with what each calls in its own way. `defaults` are the model's."""
         left_out = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
-        temperature, top_p = left_out.pop("temperature", self.temperature), left_out.pop("top_p", self.top_p)
+        temperature = left_out.pop("temperature", self.temperature)
+        top_p = left_out.pop("top_p", self.top_p)
         filters = {"top_k": self.top_k, "min_p": self.min_p, "repetition_penalty": self.repetition_penalty, **left_out}
         return sampling(
             max_tokens=max_tokens,
@@ -194,7 +195,8 @@ def fingerprint(pipeline: Pipeline) -> str | None:
 
 def usage(generation: Generation) -> dict[str, Any]:
     """`usage`, so far."""
-    prompt, completion = generation.prompt_tokens, generation.completion_tokens
+    prompt = generation.prompt_tokens
+    completion = generation.completion_tokens
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -215,7 +217,9 @@ class Chunks:
         self, envelope: dict[str, Any], include_usage: bool, choice_of: Callable[[int, str], dict[str, Any]]
     ) -> None:
         """`choice_of(index, text)` is a choice that carries nothing but a text."""
-        self._envelope, self.include_usage, self._choice_of = envelope, include_usage, choice_of
+        self._envelope = envelope
+        self.include_usage = include_usage
+        self._choice_of = choice_of
         self._head = f'data: {compact_json(envelope)[:-1]},"choices":['
         # Clients that asked for usage expect the field in every chunk, null until the last.
         self._tail = '],"usage":null}\n\n' if include_usage else "]}\n\n"

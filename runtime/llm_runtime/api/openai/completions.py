@@ -93,7 +93,8 @@ class CompletionBody(OpenAIBody):
 @router.post(PATH, summary="Continue a text", responses=JSON_OR_EVENTS)
 async def completions(request: Request, body: CompletionBody) -> Response:
     """Continue each prompt, whole or as server-sent events."""
-    pipeline, adapter = pipeline_of(request), adapter_of(request, body.model)
+    pipeline = pipeline_of(request)
+    adapter = adapter_of(request, body.model)
     generation = await start(request, body.job(request, adapter))
     envelope = {
         "id": generation.job.id,
@@ -127,7 +128,8 @@ async def _stream(generation: Generation, codec: TextCodec, chunks: Chunks) -> A
     tokens = spelled(generation.job, codec)
     async with aclosing(generation.bursts()) as bursts:
         async for index, events in bursts:
-            text, reason = text_of(events), events[-1].finish_reason
+            text = text_of(events)
+            reason = events[-1].finish_reason
             logprobs = _logprobs(tokens[index], events, offsets[index], ended=reason is not None)
             if logprobs:
                 offsets[index] += sum(map(len, logprobs["tokens"]))

@@ -47,7 +47,8 @@ class Part(Baggage):
 
 def writable(structure: dict[str, Any]) -> dict[str, Any]:
     """`structure`, if it can be written into a prompt. Raises ValueError."""
-    depth, level = 0, list[Any]([structure])
+    depth = 0
+    level = list[Any]([structure])
     while level:
         depth += 1
         if depth > MAX_DEPTH:

@@ -128,7 +128,7 @@ def malicious(pickled: Path, tmp_path: Path) -> Iterator[Path]:
 def test_a_pickle_that_would_run_code_is_refused_and_leaves_nothing(malicious: Path, tmp_path: Path) -> None:
     result = run(malicious, tmp_path / "new")
     assert result.exit_code == 1
-    assert "pytorch_model.bin holds more than tensors, and was not unpickled" in result.stderr
+    assert "pytorch_model.bin holds more than tensors, so it was not unpickled" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "new").exists()
     assert not list(tmp_path.glob(".partial-*"))
@@ -151,7 +151,7 @@ def test_what_is_no_state_dict_is_refused(content: Any, tmp_path: Path) -> None:
 def test_a_truncated_file_is_corrupt(pickled: Path, tmp_path: Path) -> None:
     file = pickled / "pytorch_model.bin"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(ModelCorrupt, match="not a whole file"):
+    with pytest.raises(ModelCorrupt, match="not a complete PyTorch file"):
         convert([file], tmp_path, "model", 1 << 30)
 
 

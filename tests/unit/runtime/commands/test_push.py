@@ -32,7 +32,7 @@ def test_without_a_server_it_says_which_setting_is_missing(tmp_path: Path) -> No
     ("more", "told"),
     [
         (("--tag", "team"), "the tag 'team' is not KEY=VALUE"),
-        (("--alias", "latest"), "keeps the alias"),
+        (("--alias", "latest"), "reserves the alias"),
         (("--base-model", "models:/base/1"), "--base-model is for adapters"),
     ],
 )

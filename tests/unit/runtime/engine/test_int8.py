@@ -72,7 +72,7 @@ def test_a_model_that_int8_destroys_is_refused(tmp_path: Path, monkeypatch: pyte
         return 1
 
     monkeypatch.setattr(load, "quantize_int8", destroy)
-    with pytest.raises(ModelUnsupported, match="does not bear int8"):
+    with pytest.raises(ModelUnsupported, match="does not tolerate int8"):
         load.load(tiny_model.make(tmp_path), INT8, MODEL)
 
 

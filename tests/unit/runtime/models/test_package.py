@@ -90,12 +90,12 @@ def test_adapters_that_are_more_than_lora_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wish", "told"),
     [
-        ({"name": "team/bot"}, "must not be empty nor hold / or :"),
+        ({"name": "team/bot"}, "must not be empty or contain / or :"),
         ({"name": " "}, "must not be empty"),
         ({"name": "bot", "alias": "7"}, "no number"),
         ({"name": "bot", "alias": "a b"}, "of letters, digits"),
-        ({"name": "bot", "alias": "latest"}, "keeps the alias 'latest' for itself"),
-        ({"name": "bot", "alias": "v3"}, "keeps the alias 'v3' for itself"),
+        ({"name": "bot", "alias": "latest"}, "reserves the alias 'latest'"),
+        ({"name": "bot", "alias": "v3"}, "reserves the alias 'v3'"),
         ({"name": "bot", "base_model": "org/base"}, "must begin with models:/ or hf://"),
     ],
 )

@@ -57,7 +57,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("location", ["http://{}/" + SERVED, "mlflow-artifacts://{}/0/x"])
 def test_a_version_that_lies_elsewhere_gets_no_credentials_there(other: Listener, location: str) -> None:
-    with pytest.raises(RegistryDenied, match="its credentials go nowhere else"):
+    with pytest.raises(RegistryDenied, match="its credentials are not sent there"):
         MlflowRegistry(HTTP).sizes(location.format(other.host))
     assert other.heard == []
 

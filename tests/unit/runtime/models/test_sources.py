@@ -148,7 +148,7 @@ def test_a_hub_that_is_away_is_asked_again_and_then_what_it_said_last_is_served(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert fetch(config, tmp_path / "models") == folder
     assert pauses == [1.0, 2.0, 4.0, 8.0]
-    assert "serving what the uri stood for" in caplog.text
+    assert "serving the version that the uri last resolved to" in caplog.text
     with pytest.raises(RegistryUnreachable):
         fetch(ModelConfig(name="x", uri="hf://acme/bot@other"), tmp_path / "models")
     (folder / "model.safetensors.index.json").unlink()
