@@ -186,16 +186,14 @@ def metrics() -> Iterator[str]:
 
     from llm_operator import metrics as operator
     from llm_operator.inventory import Inventory
-    from llm_runtime.metrics import Metrics
+    from llm_runtime.metrics import Metrics, Sources
     from llm_runtime.models.figures import DownloadFigures
     from llm_runtime.request import EngineStats
 
     runtime = Metrics()
-    runtime.engine = lambda: EngineStats(0, 0, 0.0, 0, True, gpu_memory_bytes=0)
-    # Of parts that not every server has.
-    runtime.database_away = lambda: False
-    runtime.adapters = list
-    runtime.failed_adapters = list
+    figures = EngineStats(0, 0, 0.0, 0, True, gpu_memory_bytes=0)
+    # With the parts that not every server has.
+    runtime.watch(Sources(lambda: figures, database_away=lambda: False, adapters=list, failed_adapters=list))
     fetching = text_string_to_metric_families(DownloadFigures().text().decode())
     own = [
         family
