@@ -1,0 +1,291 @@
+"""What the gates' judge does with simulated traffic: `hack/bench gates [--rollouts 400] [--dry]`.
+
+Pure computation: no cluster, no model. Every roll-out is judged at every look by the operator's own code
+(`plans/evidence`), by the judge before it, and by a test of a fixed number of requests. Written to docs/benchmarks.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import inf, log, sqrt
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from bench.machine import commit, machine
+from bench.report import FOLDER, table
+from bench.stats import median
+from llm_operator.plans.evidence import Buckets, Counts, ErrorTrial, LatencyTrial, Rules
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Random = np.random.Generator
+
+ALLOWED_RATIO, ALLOWED_RATE, USUAL_RATE, LEAST = 1.3, 0.01, 0.005, 50
+TAIL = 0.05
+FINE = (*(0.001 * 1.05**step for step in range(235)), inf)
+COARSE = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, inf)
+"""What the runtime counted by before, and the judge before judged by."""
+FIXED = 500
+"""Requests of the candidate at which the fixed test is made, once."""
+FIXED_Z = 2.326
+"""One-sided, 1 %."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """How a roll-out is looked at. Rates are requests a second, each look at least `seconds` after the one before."""
+
+    title: str
+    seconds: float
+    looks: int
+    stable: float
+    candidate: float
+    later: float | None = None
+    """The candidate's rate in the second half, taken from stable's."""
+
+    def rates(self) -> tuple[Array, Array]:
+        """Requests a second of both sides, by look."""
+        own, other = np.full(self.looks, self.candidate), np.full(self.looks, self.stable)
+        if self.later is not None:
+            half = self.looks // 2
+            own[half:], other[half:] = self.later, self.stable + self.candidate - self.later
+        return own, other
+
+
+DESIGNS = {
+    "ten": Design("10 requests, 100 s, looks every 2 s", 2, 50, 0.9, 0.1),
+    "short": Design("60 s, looks every 1 s, 5 + 5 requests/s", 1, 60, 5, 5),
+    "canary": Design("120 s, looks every 2 s, 9 + 1 requests/s", 2, 60, 9, 1),
+    "steps": Design("1,200 s, looks every 2 s, 9 + 1, then 5 + 5 requests/s", 2, 600, 9, 1, 5),
+    "busy": Design("10 min, looks every 2 s, 90 + 17 requests/s: 10,000 requests", 2, 300, 90, 17),
+    "day": Design("24 h, looks every 30 s, 0.2 + 0.05 requests/s", 30, 2880, 0.2, 0.05),
+}
+
+
+@dataclass
+class Side:
+    """One side's requests of a roll-out, in order."""
+
+    look: Array
+    """In which look each one falls."""
+    seconds: Array
+    failed: Array
+
+
+# Worlds: what both sides have in common, and what each has for itself.
+
+
+def lognormal(random: Random, count: int) -> Array:
+    """Body and tail of one kind."""
+    return random.lognormal(-1, 0.5, count)
+
+
+def bimodal(random: Random, count: int) -> Array:
+    """A quarter takes ten times as long: cached or not."""
+    slow = random.random(count) < 0.25
+    return random.lognormal(-2.5, 0.25, count) * np.where(slow, 10, 1)
+
+
+def heavy(random: Random, count: int) -> Array:
+    """A Pareto tail without a variance."""
+    return 0.1 * (1 + random.pareto(1.8, count))
+
+
+def chained(random: Random, count: int, keep: float = 0.9) -> Array:
+    """Each latency resembles the one before on its side: correlation 0.9 from one request to the next."""
+    from scipy.signal import lfilter
+
+    steps = random.normal(size=count) * sqrt(1 - keep * keep)
+    if count:
+        steps[0] = random.normal()
+    return np.exp(-1 + 0.5 * np.asarray(lfilter([1], [1, -keep], steps)))
+
+
+LATENCIES: dict[str, Callable[[Random, int], Array]] = {
+    "lognormal": lognormal, "bimodal": bimodal, "heavy tail": heavy, "autocorrelated": chained,
+}  # fmt: skip
+
+
+def drift(random: Random, looks: int) -> Array:
+    """A factor by look that both sides share: a walk up to five times and back."""
+    walk = np.cumsum(random.normal(size=looks)) / sqrt(looks)
+    return np.exp(1.6 * walk)
+
+
+def spells(random: Random, looks: int, seconds: float, length: float, part: float) -> Array:
+    """Looks within spells of `length` seconds on average, a share `part` of all the time."""
+    stay = np.exp(-seconds / length)
+    inside, found = random.random() < part, np.zeros(looks, bool)
+    for index in range(looks):
+        if random.random() > stay:
+            inside = random.random() < part
+        found[index] = inside
+    return found
+
+
+def requests(random: Random, design: Design, latency: str, world: str, slower: float, rate: float) -> list[Side]:
+    """Both sides of one roll-out: the candidate's first."""
+    looks, common, errors = design.looks, np.ones(design.looks), np.ones(design.looks)
+    busy = np.ones(looks)
+    if world == "drift":
+        common = drift(random, looks)
+    if world in ("bursts", "incidents"):
+        there = spells(random, looks, design.seconds, 20, 0.1)
+        busy = np.where(there, 5.0, 0.6) if world == "bursts" else busy
+        common = np.where(there, 3.0, 1.0)
+        errors = np.where(there, 7.3, 0.3) if world == "incidents" else errors
+    sides = []
+    for rates, factor, wrong in zip(design.rates(), (slower, 1.0), (rate, USUAL_RATE), strict=True):
+        count = random.poisson(rates * busy * design.seconds)
+        look = np.repeat(np.arange(looks), count)
+        seconds = LATENCIES[latency](random, len(look)) * factor * common[look]
+        if world == "own spells":  # Of each side alone: a pod beside a noisy neighbour.
+            seconds = seconds * np.where(spells(random, looks, design.seconds, 10, 0.1), 1.5, 1.0)[look]
+        failed = random.random(len(look)) < wrong * errors[look]
+        if world == "clumps":  # Errors come five in a row, on one side alone.
+            starts = np.flatnonzero(random.random(len(look)) < wrong / 5)
+            failed = np.zeros(len(look), bool)
+            failed[(starts[:, None] + np.arange(5)).ravel().clip(max=max(0, len(look) - 1))] = True
+        sides.append(Side(look, seconds, failed))
+    return sides
+
+
+def counted(side: Side, looks: int, bounds: Sequence[float]) -> Array:
+    """Samples up to each bound, by look."""
+    bucket = np.searchsorted(np.array(bounds[:-1]), side.seconds)
+    flat = np.bincount(side.look * len(bounds) + bucket, minlength=looks * len(bounds))
+    return np.asarray(flat.reshape(looks, len(bounds)).cumsum(axis=1))
+
+
+def errors(side: Side, looks: int) -> tuple[Array, Array]:
+    """Requests and failed ones, by look."""
+    return np.bincount(side.look, minlength=looks), np.bincount(side.look[side.failed], minlength=looks)
+
+
+# Judges: each says at which look it takes the candidate back, or that it lets it pass.
+
+Ended = tuple[str, int]
+"""Failed, Passed, or Inconclusive, and after how many of the candidate's requests."""
+
+
+def ours(sides: list[Side], design: Design, gate: str, stops: bool) -> Ended:
+    """The operator's own code. `stops`: it promotes at the first look that passes, after 60 s."""
+    rules = Rules(least=LEAST)
+    trial: LatencyTrial | ErrorTrial
+    if gate == "latency":
+        # The two ratios that decide; the others are only for the interval.
+        trial = LatencyTrial(ALLOWED_RATIO, rules, ratios=(ALLOWED_RATIO, ALLOWED_RATIO * 1.5))
+    else:
+        trial = ErrorTrial(ALLOWED_RATE, rules)
+    seen = 0
+    for index, (own, other) in enumerate(looked(sides, design.looks, gate)):
+        seen += int(own.samples if isinstance(own, Buckets) else own.requests)
+        trial.look(own, other)  # type: ignore[arg-type]
+        state = trial.answer().state
+        if state == "Failed" or (stops and state == "Passed" and (index + 1) * design.seconds >= 60):
+            return state, seen
+    return "Inconclusive", seen
+
+
+def looked(sides: list[Side], looks: int, gate: str) -> Iterator[list[Buckets] | list[Counts]]:
+    """What the operator sees of both sides, look by look."""
+    if gate == "latency":
+        both = [counted(side, looks, FINE).astype(float).tolist() for side in sides]
+        for own, other in zip(*both, strict=True):
+            yield [Buckets(FINE, own), Buckets(FINE, other)]
+    else:
+        for own, bad, others, others_bad in zip(*errors(sides[0], looks), *errors(sides[1], looks), strict=True):
+            yield [Counts(float(own), float(bad)), Counts(float(others), float(others_bad))]
+
+
+def earlier(sides: list[Side], design: Design, gate: str) -> Ended:
+    """The judge before: a point estimate against the threshold at every look, from coarse buckets."""
+    if gate == "latency":
+        own, other = (counted(side, design.looks, COARSE).cumsum(axis=0) for side in sides)
+        for mine, theirs in zip(own, other, strict=True):
+            if min(mine[-1], theirs[-1]) >= LEAST and p95(mine) / p95(theirs) > ALLOWED_RATIO:
+                return "Failed", int(mine[-1])
+        return "Passed", int(own[-1][-1])
+    count, bad = (each.cumsum() for each in errors(sides[0], design.looks))
+    over = np.flatnonzero((count >= LEAST) & (bad > ALLOWED_RATE * count))
+    return ("Failed", int(count[over[0]])) if len(over) else ("Passed", int(count[-1]))
+
+
+def p95(upto: Array) -> float:
+    """As Prometheus' histogram_quantile."""
+    rank = 0.95 * upto[-1]
+    index = int(np.searchsorted(upto, rank))
+    if index >= len(COARSE) - 1:
+        return COARSE[-2]
+    below, beneath = (COARSE[index - 1], upto[index - 1]) if index else (0.0, 0.0)
+    return float(below + (COARSE[index] - below) * (rank - beneath) / (upto[index] - beneath))
+
+
+def fixed(sides: list[Side], design: Design, gate: str) -> Ended:
+    """One test at the candidate's 500th request, one-sided at 1 %, of exact latencies; none before."""
+    own = sides[0]
+    if len(own.look) < FIXED:
+        return "Inconclusive", len(own.look)
+    other = sides[1].look <= own.look[FIXED - 1]
+    mine, theirs = own.seconds[:FIXED], sides[1].seconds[other]
+    if gate == "latency":
+        if not len(theirs):
+            return "Inconclusive", FIXED
+        late = float(np.quantile(theirs, 1 - TAIL))
+        share, usual, pairs = float((mine > ALLOWED_RATIO * late).mean()), TAIL, 1 / FIXED + 1 / len(theirs)
+    else:
+        share, usual, pairs = float(own.failed[:FIXED].mean()), ALLOWED_RATE, 1 / FIXED
+    return ("Failed" if share > usual + FIXED_Z * sqrt(usual * (1 - usual) * pairs) else "Passed"), FIXED
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table."""
+
+    gate: str
+    latency: str
+    world: str
+    design: str
+    worse: float = 1.0
+    """Times the latency, or times the allowed errors; 1: equal to stable."""
+
+
+def cells() -> list[Cell]:
+    """All that is simulated."""
+    found = [Cell("latency", kind, "steady", name) for kind in LATENCIES for name in ("canary", "short", "steps")]
+    found += [Cell("latency", "lognormal", world, "steps") for world in ("drift", "bursts", "own spells")]
+    found += [Cell("latency", kind, "drift", "steps") for kind in ("heavy tail", "bimodal")]
+    found += [Cell("latency", "lognormal", "steady", "ten"), Cell("latency", "autocorrelated", "bursts", "busy")]
+    found += [Cell("latency", "lognormal", "drift", "day"), Cell("latency", "autocorrelated", "steady", "day")]
+    found += [Cell("latency", kind, "steady", "steps", 2) for kind in LATENCIES]
+    found += [Cell("latency", "lognormal", world, "steps", 2) for world in ("drift", "bursts", "own spells")]
+    worlds = ("steady", "clumps", "incidents")
+    found += [Cell("errors", "lognormal", world, name) for world in worlds for name in ("canary", "steps", "busy")]
+    found += [Cell("errors", "lognormal", "steady", "ten"), Cell("errors", "lognormal", "steady", "day")]
+    return found + [Cell("errors", "lognormal", world, "busy", 3) for world in worlds]
+
+
+def simulate(cell: Cell, rollouts: int) -> dict[str, Any]:
+    """One row: shares of roll-outs that each judge takes back, and after how many requests."""
+    design, ended = DESIGNS[cell.design], {name: list[Ended]() for name in ("ours", "earlier", "fixed")}
+    wrong = USUAL_RATE if cell.worse == 1 else ALLOWED_RATE * cell.worse
+    for turn in range(rollouts):
+        random = np.random.default_rng([crc32(repr(cell).encode()), turn])
+        sides = requests(random, design, cell.latency, cell.world, cell.worse, wrong if cell.gate == "errors" else 0)
+        ended["ours"].append(ours(sides, design, cell.gate, stops=cell.worse != 1))
+        ended["earlier"].append(earlier(sides, design, cell.gate))
+        ended["fixed"].append(fixed(sides, design, cell.gate))
+    row: dict[str, Any] = {**cell.__dict__, "rollouts": rollouts}
+    for name, each in ended.items():
+        states = [state for state, _ in each]
+        row[name] = {
+            "taken_back": states.count("Failed") / rollouts,
+            "passed": states.count("Passed") / rollouts,
+            "requests": sorted(count for state, count in each if state == "Failed"),
+        }
+    return row
