@@ -6,17 +6,18 @@ Pure computation: no cluster, no model. Every roll-out is judged at every look b
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from math import inf, log, sqrt
+from math import inf, sqrt
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 
+from bench.gates_batch import ErrorTrials, LatencyTrials
 from bench.machine import commit, machine
 from bench.report import FOLDER, table
 from bench.stats import median
@@ -27,9 +28,10 @@ Random = np.random.Generator
 
 ALLOWED_RATIO, ALLOWED_RATE, USUAL_RATE, LEAST = 1.3, 0.01, 0.005, 50
 TAIL = 0.05
-FINE = (*(0.001 * 1.05**step for step in range(235)), inf)
+FINE = (*(0.005 * 1.05**step for step in range(193)), inf)
 COARSE = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, inf)
 """What the runtime counted by before, and the judge before judged by."""
+RULES, HOLD_SECONDS, TOGETHER = Rules(least=LEAST), 60, 50
 FIXED = 500
 """Requests of the candidate at which the fixed test is made, once."""
 FIXED_Z = 2.326
@@ -61,10 +63,22 @@ DESIGNS = {
     "ten": Design("10 requests, 100 s, looks every 2 s", 2, 50, 0.9, 0.1),
     "short": Design("60 s, looks every 1 s, 5 + 5 requests/s", 1, 60, 5, 5),
     "canary": Design("120 s, looks every 2 s, 9 + 1 requests/s", 2, 60, 9, 1),
-    "steps": Design("1,200 s, looks every 2 s, 9 + 1, then 5 + 5 requests/s", 2, 600, 9, 1, 5),
+    "steps": Design("1,200 s, looks every 4 s, 9 + 1, then 5 + 5 requests/s", 4, 300, 9, 1, 5),
     "busy": Design("10 min, looks every 2 s, 90 + 17 requests/s: 10,000 requests", 2, 300, 90, 17),
     "day": Design("24 h, looks every 30 s, 0.2 + 0.05 requests/s", 30, 2880, 0.2, 0.05),
 }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table."""
+
+    gate: str
+    latency: str
+    world: str
+    design: str
+    worse: float = 1.0
+    """Times the latency, or times the allowed errors; 1: equal to stable."""
 
 
 @dataclass
@@ -128,25 +142,25 @@ def spells(random: Random, looks: int, seconds: float, length: float, part: floa
     return found
 
 
-def requests(random: Random, design: Design, latency: str, world: str, slower: float, rate: float) -> list[Side]:
+def requests(random: Random, design: Design, cell: Cell, slower: float, rate: float) -> list[Side]:
     """Both sides of one roll-out: the candidate's first."""
-    looks, common, errors = design.looks, np.ones(design.looks), np.ones(design.looks)
-    busy = np.ones(looks)
+    looks, world = design.looks, cell.world
+    common, failures, busy = np.ones(looks), np.zeros(looks), np.ones(looks)
     if world == "drift":
         common = drift(random, looks)
     if world in ("bursts", "incidents"):
         there = spells(random, looks, design.seconds, 20, 0.1)
         busy = np.where(there, 5.0, 0.6) if world == "bursts" else busy
         common = np.where(there, 3.0, 1.0)
-        errors = np.where(there, 7.3, 0.3) if world == "incidents" else errors
+        failures = np.where(there, 0.2, 0.0) if world == "incidents" else failures
     sides = []
     for rates, factor, wrong in zip(design.rates(), (slower, 1.0), (rate, USUAL_RATE), strict=True):
         count = random.poisson(rates * busy * design.seconds)
         look = np.repeat(np.arange(looks), count)
-        seconds = LATENCIES[latency](random, len(look)) * factor * common[look]
+        seconds = LATENCIES[cell.latency](random, len(look)) * factor * common[look]
         if world == "own spells":  # Of each side alone: a pod beside a noisy neighbour.
             seconds = seconds * np.where(spells(random, looks, design.seconds, 10, 0.1), 1.5, 1.0)[look]
-        failed = random.random(len(look)) < wrong * errors[look]
+        failed = random.random(len(look)) < wrong + failures[look]
         if world == "clumps":  # Errors come five in a row, on one side alone.
             starts = np.flatnonzero(random.random(len(look)) < wrong / 5)
             failed = np.zeros(len(look), bool)
@@ -159,7 +173,7 @@ def counted(side: Side, looks: int, bounds: Sequence[float]) -> Array:
     """Samples up to each bound, by look."""
     bucket = np.searchsorted(np.array(bounds[:-1]), side.seconds)
     flat = np.bincount(side.look * len(bounds) + bucket, minlength=looks * len(bounds))
-    return np.asarray(flat.reshape(looks, len(bounds)).cumsum(axis=1))
+    return np.asarray(flat.reshape(looks, len(bounds)).cumsum(axis=1), np.int32)
 
 
 def errors(side: Side, looks: int) -> tuple[Array, Array]:
@@ -173,34 +187,45 @@ Ended = tuple[str, int]
 """Failed, Passed, or Inconclusive, and after how many of the candidate's requests."""
 
 
-def ours(sides: list[Side], design: Design, gate: str, stops: bool) -> Ended:
-    """The operator's own code. `stops`: it promotes at the first look that passes, after 60 s."""
-    rules = Rules(least=LEAST)
-    trial: LatencyTrial | ErrorTrial
+def ours(rollouts: list[list[Side]], design: Design, gate: str, stops: bool) -> list[Ended]:
+    """Today's gates on many roll-outs. `stops`: a roll-out ends at the first look that passes, after 60 s."""
+    rows, looks = len(rollouts), design.looks
+    ended: list[Ended | None] = [None] * rows
+    judge: Callable[[int], tuple[Array, Array]]
     if gate == "latency":
-        # The two ratios that decide; the others are only for the interval.
-        trial = LatencyTrial(ALLOWED_RATIO, rules, ratios=(ALLOWED_RATIO, ALLOWED_RATIO * 1.5))
+        by_latency = LatencyTrials(rows, ALLOWED_RATIO, RULES, FINE)
+        own, other = (np.array([counted(sides[who], looks, FINE) for sides in rollouts]) for who in (0, 1))
+        count, judge = own[:, :, -1].cumsum(axis=1), lambda look: by_latency.look(own[:, look], other[:, look])
     else:
-        trial = ErrorTrial(ALLOWED_RATE, rules)
+        by_errors = ErrorTrials(rows, ALLOWED_RATE, RULES)
+        both = [np.array([errors(sides[who], looks) for sides in rollouts]) for who in (0, 1)]
+        count = both[0][:, 0].cumsum(axis=1)
+        judge = lambda look: by_errors.look(*(each[:, part, look] for each in both for part in (0, 1)))  # noqa: E731
+    for look in range(looks):
+        failed, passed = judge(look)
+        for row in np.flatnonzero(failed | (passed & stops & ((look + 1) * design.seconds >= HOLD_SECONDS))):
+            ended[row] = ended[row] or ("Failed" if failed[row] else "Passed", int(count[row, look]))
+    return [each or ("Inconclusive", int(count[row, -1])) for row, each in enumerate(ended)]
+
+
+def operators(sides: list[Side], design: Design, gate: str, stops: bool) -> Ended:
+    """The same by the operator's own code."""
+    # The two ratios that decide; the others are only for the interval.
+    ratios = (ALLOWED_RATIO, ALLOWED_RATIO * 1.5)
+    late, wrong = LatencyTrial(ALLOWED_RATIO, RULES, ratios=ratios), ErrorTrial(ALLOWED_RATE, RULES)
+    counts = [counted(side, design.looks, FINE).astype(float).tolist() for side in sides]
+    failed = [np.array(errors(side, design.looks), float).T.tolist() for side in sides]
     seen = 0
-    for index, (own, other) in enumerate(looked(sides, design.looks, gate)):
-        seen += int(own.samples if isinstance(own, Buckets) else own.requests)
-        trial.look(own, other)  # type: ignore[arg-type]
-        state = trial.answer().state
-        if state == "Failed" or (stops and state == "Passed" and (index + 1) * design.seconds >= 60):
+    for look in range(design.looks):
+        seen += int(failed[0][look][0])
+        if gate == "latency":
+            late.look(*(Buckets(FINE, tuple(each[look])) for each in counts))
+        else:
+            wrong.look(*(Counts(*each[look]) for each in failed))
+        state, _ = (late if gate == "latency" else wrong).state()
+        if state == "Failed" or (stops and state == "Passed" and (look + 1) * design.seconds >= HOLD_SECONDS):
             return state, seen
     return "Inconclusive", seen
-
-
-def looked(sides: list[Side], looks: int, gate: str) -> Iterator[list[Buckets] | list[Counts]]:
-    """What the operator sees of both sides, look by look."""
-    if gate == "latency":
-        both = [counted(side, looks, FINE).astype(float).tolist() for side in sides]
-        for own, other in zip(*both, strict=True):
-            yield [Buckets(FINE, own), Buckets(FINE, other)]
-    else:
-        for own, bad, others, others_bad in zip(*errors(sides[0], looks), *errors(sides[1], looks), strict=True):
-            yield [Counts(float(own), float(bad)), Counts(float(others), float(others_bad))]
 
 
 def earlier(sides: list[Side], design: Design, gate: str) -> Ended:
@@ -226,7 +251,7 @@ def p95(upto: Array) -> float:
     return float(below + (COARSE[index] - below) * (rank - beneath) / (upto[index] - beneath))
 
 
-def fixed(sides: list[Side], design: Design, gate: str) -> Ended:
+def fixed(sides: list[Side], gate: str) -> Ended:
     """One test at the candidate's 500th request, one-sided at 1 %, of exact latencies; none before."""
     own = sides[0]
     if len(own.look) < FIXED:
@@ -241,18 +266,6 @@ def fixed(sides: list[Side], design: Design, gate: str) -> Ended:
     else:
         share, usual, pairs = float(own.failed[:FIXED].mean()), ALLOWED_RATE, 1 / FIXED
     return ("Failed" if share > usual + FIXED_Z * sqrt(usual * (1 - usual) * pairs) else "Passed"), FIXED
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row of the table."""
-
-    gate: str
-    latency: str
-    world: str
-    design: str
-    worse: float = 1.0
-    """Times the latency, or times the allowed errors; 1: equal to stable."""
 
 
 def cells() -> list[Cell]:
@@ -272,15 +285,21 @@ def cells() -> list[Cell]:
 
 def simulate(cell: Cell, rollouts: int) -> dict[str, Any]:
     """One row: shares of roll-outs that each judge takes back, and after how many requests."""
-    design, ended = DESIGNS[cell.design], {name: list[Ended]() for name in ("ours", "earlier", "fixed")}
-    wrong = USUAL_RATE if cell.worse == 1 else ALLOWED_RATE * cell.worse
-    for turn in range(rollouts):
-        random = np.random.default_rng([crc32(repr(cell).encode()), turn])
-        sides = requests(random, design, cell.latency, cell.world, cell.worse, wrong if cell.gate == "errors" else 0)
-        ended["ours"].append(ours(sides, design, cell.gate, stops=cell.worse != 1))
-        ended["earlier"].append(earlier(sides, design, cell.gate))
-        ended["fixed"].append(fixed(sides, design, cell.gate))
-    row: dict[str, Any] = {**cell.__dict__, "rollouts": rollouts}
+    design, stops = DESIGNS[cell.design], cell.worse != 1
+    failing = 0.0 if cell.gate == "latency" else ALLOWED_RATE * cell.worse if stops else USUAL_RATE
+    slower = cell.worse if cell.gate == "latency" else 1.0
+    ended: dict[str, list[Ended]] = {"ours": [], "earlier": [], "fixed": []}
+    for begun in range(0, rollouts, TOGETHER):
+        some = [
+            requests(np.random.default_rng([crc32(repr(cell).encode()), turn]), design, cell, slower, failing)
+            for turn in range(begun, min(begun + TOGETHER, rollouts))
+        ]
+        ended["ours"] += ours(some, design, cell.gate, stops)
+        ended["earlier"] += [earlier(sides, design, cell.gate) for sides in some]
+        ended["fixed"] += [fixed(sides, cell.gate) for sides in some]
+        if not begun and operators(some[0], design, cell.gate, stops) != ended["ours"][0]:
+            raise RuntimeError(f"{cell}: the operator's code and gates_batch.py differ")
+    row: dict[str, Any] = {**asdict(cell), "rollouts": rollouts}
     for name, each in ended.items():
         states = [state for state, _ in each]
         row[name] = {

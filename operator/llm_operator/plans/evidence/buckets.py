@@ -4,6 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, log
+from operator import add
 
 NEARLY = 1 + 1e-9
 """Bounds are products of floats: two that differ by less are one."""
@@ -41,18 +42,16 @@ class Buckets:
 
     def __add__(self, other: "Buckets") -> "Buckets":
         """Both together; where bounds differ (runtimes of two ages in one revision), by those that both know."""
-        if self.bounds == other.bounds or not other.bounds:
-            return Buckets(self.bounds, tuple(a + b for a, b in zip(self.upto, other.upto, strict=True))) if (
-                other.bounds
-            ) else self
-        if not self.bounds:
-            return other
+        if not self.bounds or not other.bounds:
+            return self if self.bounds else other
+        if self.bounds == other.bounds:
+            return Buckets(self.bounds, tuple(map(add, self.upto, other.upto)))
         mine, theirs = dict(zip(self.bounds, self.upto, strict=True)), dict(zip(other.bounds, other.upto, strict=True))
         return Buckets.of({bound: mine[bound] + theirs[bound] for bound in mine.keys() & theirs.keys()})
 
-    def scaled(self, factor: float) -> "Buckets":
-        """Each sample counted `factor` times."""
-        return Buckets(self.bounds, tuple(each * factor for each in self.upto))
+    def halved(self) -> "Buckets":
+        """Each sample counted half."""
+        return Buckets(self.bounds, tuple(each / 2 for each in self.upto))
 
     def near(self, quantile: float) -> float:
         """The finite bound whose share of samples beyond it is nearest to 1 - quantile."""

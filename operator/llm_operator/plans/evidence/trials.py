@@ -67,6 +67,10 @@ class Counts:
         self.bad += other.bad
 
     @property
+    def good(self) -> float:
+        return self.requests - self.bad
+
+    @property
     def share(self) -> float:
         return self.bad / self.requests if self.requests else 0.0
 
@@ -115,6 +119,47 @@ class Pairs:
 
 
 @dataclass
+class Shared:
+    """Evidence on whose the bad requests are, added up over looks: by odds ratio of a grid."""
+
+    grid: tuple[float, ...]
+    count: float = 0.0
+    taken: list[float] = field(default_factory=list)
+
+    def add(self, own: Counts, other: Counts, costs: list[float], inverse_costs: list[float]) -> None:
+        """One look, with the candidate's share in `costs`. Of bad and good requests the rarer count.
+
+        The bound by the binomial is close while they are few, and to be more often bad is to be less often good.
+        """
+        bad, good = own.bad + other.bad, own.good + other.good
+        if not bad or not good:
+            return
+        if bad <= good:
+            self.plain(own.bad, bad, costs)
+        else:
+            self.plain(-own.good, good, inverse_costs)
+
+    def plain(self, count: float, total: float, costs: list[float]) -> None:
+        """One look, against a share that is known and in `costs`."""
+        self.count += count
+        self.taken = [taken + total * cost for taken, cost in zip(self.taken, costs, strict=True)]
+
+    def evidence(self, clumping: float) -> float:
+        """Its log."""
+        return odds.mixed(odds.score(self.grid, self.count, self.taken), clumping)
+
+
+def more() -> Shared:
+    """Evidence that the candidate has more than its share."""
+    return Shared(odds.MORE, 0.0, [0.0] * len(odds.MORE))
+
+
+def less() -> Shared:
+    """Evidence that it has less."""
+    return Shared(odds.LESS, 0.0, [0.0] * len(odds.LESS))
+
+
+@dataclass
 class ErrorTrial:
     """Is the candidate's share of errors above what is allowed, and above stable's?
 
@@ -129,7 +174,7 @@ class ErrorTrial:
     other: Counts = field(default_factory=Counts)
     clumps: Clumps = field(default_factory=Clumps)
     pairs: Pairs = field(default_factory=Pairs)
-    taken: list[float] = field(default_factory=lambda: [0.0] * len(odds.MORE))
+    shared: Shared = field(default_factory=more)
     _own: Counts = field(default_factory=Counts)
     _other: Counts = field(default_factory=Counts)
     """Since the last look that had both sides."""
@@ -153,42 +198,43 @@ class ErrorTrial:
             return
         own, other = self._own, self._other
         share = own.requests / (own.requests + other.requests)
-        costs = odds.cost(odds.MORE, share)
-        self.taken = [sum_ + (own.bad + other.bad) * each for sum_, each in zip(self.taken, costs, strict=True)]
+        self.shared.add(own, other, odds.cost(odds.MORE, share), odds.cost(odds.LESS, share))
         self.pairs.add(own, other)
         self._own, self._other = Counts(), Counts()
-
-    def answer(self) -> Answer:
-        """The gate's answer now."""
-        own, rules = self.own, self.rules
-        if not own.requests:
-            return Answer("Inconclusive", None, None, None, 0, self.other.requests, "no requests yet")
-        rate, clumping = own.share, self.clumps.factor(own.variance)
-        low = odds.low(own.bad, own.requests, rules.false_alarm, clumping)
-        high = odds.high(own.bad, own.requests, rules.false_pass, clumping)
-        state, message = self._judged(rate, low, high, clumping)
-        return Answer(state, rate, low, high, own.requests, self.other.requests, message)
 
     @property
     def excluded(self) -> float:
         """What a gate that passes has excluded."""
         return ERROR_SLACK * self.allowed or LEAST_RATE
 
-    def _judged(self, rate: float, low: float, high: float, clumping: float) -> tuple[State, str]:
-        own, least = self.own, self.rules.least
-        if own.requests < least:
-            return "Inconclusive", f"too few requests to judge: {own.requests:.0f}, {least:.0f} are needed"
+    def answer(self) -> Answer:
+        """What the gate says now."""
+        own, (state, message) = self.own, self.state()
+        if not own.requests:
+            return Answer(state, None, None, None, 0, self.other.requests, message)
+        clumping = self.clumps.factor(own.variance)
+        low = odds.low(own.bad, own.requests, self.rules.false_alarm, clumping)
+        high = odds.high(own.bad, own.requests, self.rules.false_pass, clumping)
+        return Answer(state, own.share, low, high, own.requests, self.other.requests, message)
+
+    def state(self) -> tuple[State, str]:
+        """Whether it passes, and why."""
+        own, rules = self.own, self.rules
+        if own.requests < rules.least:
+            return "Inconclusive", f"too few requests to judge: {own.requests:.0f}, {rules.least:.0f} are needed"
         if not self.clumps.judgeable:
             return "Inconclusive", f"too few looks with requests to judge: {LEAST_BLOCKS} are needed"
-        said = f"{own.bad:.0f} of {own.requests:.0f} answers were errors"
-        if low > self.allowed:
+        said, clumping = f"{own.bad:.0f} of {own.requests:.0f} answers were errors", self.clumps.factor(own.variance)
+        if own.share > self.allowed:
+            if odds.evidence(odds.MORE, own.bad, own.requests, self.allowed, clumping) < log(1 / rules.false_alarm):
+                return "Inconclusive", f"{said}, which may be chance"
             if self._worse(clumping):
                 return "Failed", said
-            rest = f"stable's {self.other.bad:.0f} of {self.other.requests:.0f} do not show that the candidate is worse"
-            return "Inconclusive", f"{said}, {rest}"
-        if high <= self.excluded and rate <= self.allowed:
-            return "Passed", f"{said}; {self.excluded:.4g} is excluded"
-        return "Inconclusive", f"{said}; neither {self.allowed:.4g} is surely exceeded nor {self.excluded:.4g} excluded"
+            other = f"{self.other.bad:.0f} of {self.other.requests:.0f}"
+            return "Inconclusive", f"{said}; stable had {other}, so it may not be the candidate's fault"
+        if odds.evidence(odds.LESS, own.bad, own.requests, self.excluded, clumping) < log(1 / rules.false_pass):
+            return "Inconclusive", f"{said}: a rate of {self.excluded:.4g} is not excluded yet"
+        return "Passed", f"{said}: a rate of {self.excluded:.4g} is excluded"
 
     def _worse(self, clumping: float) -> bool:
         """Whether the candidate is surely worse than stable, or stable says nothing about it."""
@@ -200,8 +246,7 @@ class ErrorTrial:
             return odds.evidence(odds.MORE, own.bad, own.requests, usual, clumping) >= log(2 / error)
         if self.pairs.own.requests < own.requests / 2:
             return True
-        scores = odds.score(odds.MORE, self.pairs.own.bad, self.taken)
-        return odds.mixed(scores, self.pairs.clumping) >= log(1 / error)
+        return self.shared.evidence(self.pairs.clumping) >= log(1 / error)
 
 
 @dataclass
@@ -232,9 +277,7 @@ class LatencyTrial:
     def __post_init__(self) -> None:
         self.ratios = self.ratios or tuple(self.allowed * step for step in GRID)
         count = len(self.ratios)
-        self._surely, self._maybe, self._excess = [0.0] * count, [0.0] * count, [0.0] * count
-        self._more = [[0.0] * len(odds.MORE) for _ in self.ratios]
-        self._less = [[0.0] * len(odds.LESS) for _ in self.ratios]
+        self._more, self._less, self._excess = [more() for _ in self.ratios], [less() for _ in self.ratios], [0.0] * count
         self._usual: tuple[float, float, float, float] | None = None
 
     def before(self, stable: Buckets) -> None:
@@ -257,7 +300,7 @@ class LatencyTrial:
             self._beside(self._own, self._stable)
         self.reference = self.reference + self._stable
         if self.reference.samples > MOST_REFERENCE:
-            self.reference = self.reference.scaled(0.5)
+            self.reference = self.reference.halved()
         self._own, self._stable = Buckets(), Buckets()
 
     def _beside(self, own: Buckets, stable: Buckets) -> None:
@@ -266,18 +309,13 @@ class LatencyTrial:
         share, others = own.samples / (own.samples + stable.samples), stable.maybe_beyond(late)
         mine = Counts(own.samples, (own.surely_beyond(late) + own.maybe_beyond(late)) / 2)
         self.pairs.add(mine, Counts(stable.samples, others))
-        more, less = odds.cost(odds.MORE, share), odds.cost(odds.LESS, share)
+        theirs = Counts(stable.samples, others)
+        costs, inverse = odds.cost(odds.MORE, share), odds.cost(odds.LESS, share)
         for index, ratio in enumerate(self.ratios):
             surely, maybe = own.surely_beyond(ratio * late), own.maybe_beyond(ratio * late)
-            self._surely[index] += surely
-            self._maybe[index] += maybe
             self._excess[index] += (surely + maybe) / 2 * (1 - share) - others * share
-            if surely or others:
-                total = surely + others
-                self._more[index] = [taken + total * each for taken, each in zip(self._more[index], more, strict=True)]
-            if maybe or others:
-                total = maybe + others
-                self._less[index] = [taken + total * each for taken, each in zip(self._less[index], less, strict=True)]
+            self._more[index].add(Counts(own.samples, surely), theirs, costs, inverse)
+            self._less[index].add(Counts(own.samples, maybe), theirs, inverse, costs)
 
     def _after(self, own: Buckets) -> None:
         """A look after the switch: how many samples are late, by what was usual before it?"""
@@ -293,14 +331,12 @@ class LatencyTrial:
         mine = Counts(own.samples, (own.surely_beyond(late) + own.maybe_beyond(late)) / 2)
         self.late.add(mine)
         self.clumps.add(mine.bad, mine.requests, mine.requests)
-        more, less = odds.cost(odds.MORE, high), odds.cost(odds.LESS, low)
+        over, under = odds.cost(odds.MORE, high), odds.cost(odds.LESS, low)
         for index, ratio in enumerate(self.ratios):
             surely, maybe = own.surely_beyond(ratio * late), own.maybe_beyond(ratio * late)
-            self._surely[index] += surely
-            self._maybe[index] += maybe
             self._excess[index] += (surely + maybe) / 2 - own.samples * usual_share
-            self._more[index] = [t + own.samples * each for t, each in zip(self._more[index], more, strict=True)]
-            self._less[index] = [t + own.samples * each for t, each in zip(self._less[index], less, strict=True)]
+            self._more[index].plain(surely, own.samples, over)
+            self._less[index].plain(maybe, own.samples, under)
 
     @property
     def excluded(self) -> float:
@@ -308,23 +344,41 @@ class LatencyTrial:
         return SLACK * self.allowed
 
     def answer(self) -> Answer:
-        """The gate's answer now."""
-        estimate, (low, high) = self._estimate(), self._interval()
-        state, message = self._judged(low, high)
-        return Answer(state, estimate, low, high, self.samples, self.other, message)
+        """What the gate says now."""
+        clumping, (state, message) = self._clumping, self.state()
+        lows = [ratio for index, ratio in enumerate(self.ratios) if self._exceeds(index, clumping)]
+        highs = [ratio for index, ratio in enumerate(self.ratios) if self._excludes(index, clumping)]
+        low, high = max(lows, default=None), min(highs, default=None)
+        return Answer(state, self._estimate(), low, high, self.samples, self.other, message)
 
-    def _interval(self) -> tuple[float | None, float | None]:
-        clumping = self.clumps.factor(self.late.variance) if self.switched else self.pairs.clumping
-        sides = 2 if self.switched else 1
-        failing, passing = log(sides / self.rules.false_alarm), log(sides / self.rules.false_pass)
-        low = high = None
-        for index, ratio in enumerate(self.ratios):
-            if odds.mixed(odds.score(odds.MORE, self._surely[index], self._more[index]), clumping) >= failing:
-                low = ratio
-            less = odds.score(odds.LESS, self._maybe[index], self._less[index])
-            if high is None and odds.mixed(less, clumping) >= passing:
-                high = ratio
-        return low, high
+    def state(self) -> tuple[State, str]:
+        """Whether it passes, and why."""
+        least, allowed = self.rules.least, self.ratios.index(self.allowed)
+        counts = f"candidate {self.samples:.0f}, stable {self.other:.0f}"
+        if min(self.samples, self.other) < least:
+            return "Inconclusive", f"too few samples to judge: {counts}, {least:.0f} are needed"
+        if not (self.clumps if self.switched else self.pairs.clumps).judgeable:
+            return "Inconclusive", f"too few looks with samples to judge: {LEAST_BLOCKS} are needed"
+        clumping, said = self._clumping, f"samples: {counts}"
+        if self._exceeds(allowed, clumping):
+            return "Failed", said
+        if self._excess[allowed] > 0:
+            return "Inconclusive", f"{said}; that it is slower may be chance"
+        if self._excludes(self.ratios.index(self.excluded), clumping):
+            return "Passed", f"{said}; {self.excluded:.4g} times stable's is excluded"
+        return "Inconclusive", f"{said}; {self.excluded:.4g} times stable's is not excluded yet"
+
+    @property
+    def _clumping(self) -> float:
+        return self.clumps.factor(self.late.variance) if self.switched else self.pairs.clumping
+
+    def _exceeds(self, index: int, clumping: float) -> bool:
+        """Whether the ratio of this index is surely exceeded. After the switch, half of the error is stable's."""
+        return self._more[index].evidence(clumping) >= log((1 + self.switched) / self.rules.false_alarm)
+
+    def _excludes(self, index: int, clumping: float) -> bool:
+        """Whether the candidate's ratio is surely below that of this index."""
+        return self._less[index].evidence(clumping) >= log((1 + self.switched) / self.rules.false_pass)
 
     def _estimate(self) -> float | None:
         """The ratio at which the candidate has its share of late samples, no more and no less."""
@@ -334,16 +388,3 @@ class LatencyTrial:
                 part = over / (over - under)
                 return self.ratios[index - 1] * (self.ratios[index] / self.ratios[index - 1]) ** part
         return None
-
-    def _judged(self, low: float | None, high: float | None) -> tuple[State, str]:
-        least = self.rules.least
-        if min(self.samples, self.other) < least:
-            counts = f"candidate {self.samples:.0f}, stable {self.other:.0f}"
-            return "Inconclusive", f"too few samples to judge: {counts}, {least:.0f} are needed"
-        if not (self.clumps if self.switched else self.pairs.clumps).judgeable:
-            return "Inconclusive", f"too few looks with samples to judge: {LEAST_BLOCKS} are needed"
-        if low is not None and low >= self.allowed:
-            return "Failed", "surely more than allowed"
-        if high is not None and high <= self.excluded and self._excess[self.ratios.index(self.allowed)] <= 0:
-            return "Passed", f"{self.excluded:.4g} times stable's is excluded"
-        return "Inconclusive", f"neither {self.allowed:.4g} is surely exceeded nor {self.excluded:.4g} excluded"
