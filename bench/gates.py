@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import repeat
 from math import inf, sqrt
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ DESIGNS = {
     "short": Design("60 s, looks every 1 s, 5 + 5 requests/s", 1, 60, 5, 5),
     "canary": Design("120 s, looks every 2 s, 9 + 1 requests/s", 2, 60, 9, 1),
     "steps": Design("1,200 s, looks every 4 s, 9 + 1, then 5 + 5 requests/s", 4, 300, 9, 1, 5),
+    "hold": Design("3,600 s, looks every 12 s, 9 + 1, then 5 + 5 requests/s", 12, 300, 9, 1, 5),
     "busy": Design("10 min, looks every 2 s, 90 + 17 requests/s: 10,000 requests", 2, 300, 90, 17),
     "day": Design("24 h, looks every 30 s, 0.2 + 0.05 requests/s", 30, 2880, 0.2, 0.05),
 }
@@ -275,8 +277,8 @@ def cells() -> list[Cell]:
     found += [Cell("latency", kind, "drift", "steps") for kind in ("heavy tail", "bimodal")]
     found += [Cell("latency", "lognormal", "steady", "ten"), Cell("latency", "autocorrelated", "bursts", "busy")]
     found += [Cell("latency", "lognormal", "drift", "day"), Cell("latency", "autocorrelated", "steady", "day")]
-    found += [Cell("latency", kind, "steady", "steps", 2) for kind in LATENCIES]
-    found += [Cell("latency", "lognormal", world, "steps", 2) for world in ("drift", "bursts", "own spells")]
+    found += [Cell("latency", kind, "steady", "hold", 2) for kind in LATENCIES]
+    found += [Cell("latency", "lognormal", world, "hold", 2) for world in ("drift", "bursts", "own spells")]
     worlds = ("steady", "clumps", "incidents")
     found += [Cell("errors", "lognormal", world, name) for world in worlds for name in ("canary", "steps", "busy")]
     found += [Cell("errors", "lognormal", "steady", "ten"), Cell("errors", "lognormal", "steady", "day")]
@@ -308,3 +310,163 @@ def simulate(cell: Cell, rollouts: int) -> dict[str, Any]:
             "requests": sorted(count for state, count in each if state == "Failed"),
         }
     return row
+
+
+METHOD = """\
+Every roll-out is simulated request by request; the judges see it look by look. **Ours** is the operator's own rule
+(`plans/evidence`), computed for many roll-outs at once; in every row one roll-out is judged by the operator's code
+itself, and the benchmark fails if the two differ. **Before** is the judge of the version before it: a point estimate
+from coarse buckets against the threshold at every look, from 50 requests on. **Fixed** is one test at the candidate's
+500th request, one-sided at 1 %, of exact latencies.
+
+The allowed ratio of 95th percentiles is 1.3, the allowed error rate 1 %; stable and an equal candidate have 0.5 %.
+Equal versions are judged to the end of the time, whatever was said before; worse ones until they are taken back, or
+promoted at the first look after 60 s at which the gate passes. What is neither is held, and taken back by default
+after `maxHoldSeconds`.
+
+Latencies: lognormal (sigma 0.5); bimodal (a quarter takes ten times as long); heavy tail (Pareto, 1.8, no variance);
+autocorrelated (0.9 from one request to the next, on each side). Worlds: *drift*, both sides get up to several times
+slower and faster together; *bursts*, a tenth of the time five times the requests and three times the latency, on both
+sides; *own spells*, each side by itself is 1.5 times as slow for a tenth of the time; *clumps*, errors come five in a
+row, on each side by itself; *incidents*, a tenth of the time 20 % of all requests fail, on both sides."""
+
+
+def main() -> None:
+    """Simulate, print, write."""
+    parser = argparse.ArgumentParser(prog="hack/bench gates")
+    parser.add_argument("--rollouts", type=int, default=400, help="of each row")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--dry", action="store_true", help="print only; leave docs/benchmarks as it is")
+    options = parser.parse_args()
+    rows = []
+    with ProcessPoolExecutor(options.processes) as pool:
+        for row in pool.map(simulate, cells(), repeat(options.rollouts)):
+            rows.append(row)
+            print(
+                f"{named(row)}: ours {row['ours']['taken_back']:.1%}, before {row['earlier']['taken_back']:.1%}",
+                flush=True,
+            )
+    record = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit(), "machine": machine(), "rollouts": options.rollouts,
+        "targets": verdicts(rows), "rows": [shortened(row) for row in rows],
+    }  # fmt: skip
+    if options.dry:
+        print(page(record))
+        return
+    draw(rows, FOLDER / PLOT)
+    (FOLDER / "gates.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    (FOLDER / "gates.md").write_text(page(record))
+
+
+PLOT = "gates.svg"
+MOST_EQUAL, LEAST_WORSE = 0.01, 0.95
+TITLES = {"ours": "ours", "earlier": "before", "fixed": "fixed"}
+
+
+def named(row: dict[str, Any]) -> str:
+    """A row in words."""
+    kind = f"{row['latency']}, " if row["gate"] == "latency" else ""
+    worse = "equal" if row["worse"] == 1 else f"{row['worse']:g} × the {'latency' if kind else 'allowed errors'}"
+    return f"{row['gate']}: {worse}; {kind}{row['world']}; {DESIGNS[row['design']].title}"
+
+
+def shortened(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without each roll-out's requests."""
+    return {
+        name: {"taken_back": each["taken_back"], "passed": each["passed"], "median_requests": middle(each)}
+        if isinstance(each, dict)
+        else each
+        for name, each in row.items()
+    }
+
+
+def middle(found: dict[str, Any]) -> float | None:
+    """The median number of the candidate's requests until it was taken back."""
+    return median(found["requests"]) if found["requests"] else None
+
+
+def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The targets, over the worst row of each kind."""
+    equal = max(row["ours"]["taken_back"] for row in rows if row["worse"] == 1)
+    worse = min(row["ours"]["taken_back"] for row in rows if row["worse"] != 1)
+    return [
+        target("equal versions taken back, worst row", "at most 1 %", equal, equal <= MOST_EQUAL),
+        target("worse versions caught, worst row", "at least 95 %", worse, worse >= LEAST_WORSE),
+    ]
+
+
+def target(title: str, bound: str, measured: float, met: bool) -> dict[str, Any]:
+    """One line of the first table."""
+    return {"title": title, "bound": bound, "measured": measured, "met": met}
+
+
+def page(record: dict[str, Any]) -> str:
+    """The page, from the record alone."""
+    targets = [
+        (t["title"], t["bound"], f"{t['measured']:.1%}", "yes" if t["met"] else "**no**") for t in record["targets"]
+    ]
+    parts = [
+        "# Benchmark of the gates' judge",
+        "Made by `hack/bench gates` from [gates.json](gates.json); not written by hand.",
+        table(("target", "bound", "measured", "met"), targets),
+    ]
+    for title, equal in (("Equal versions: taken back, of all roll-outs", True), ("Worse versions", False)):
+        lines = []
+        for row in record["rows"]:
+            if (row["worse"] == 1) != equal:
+                continue
+            name, judges = named(row), [row[judge] for judge in TITLES]
+            if equal:
+                lines.append((name, *(f"{each['taken_back']:.1%}" for each in judges)))
+            else:
+                ours = row["ours"]
+                held = 1 - ours["taken_back"] - ours["passed"]
+                lines.append((name, *map(caught, judges), f"{ours['passed']:.1%}", f"{max(held, 0):.1%}"))
+        heads = ("", *TITLES.values(), *(() if equal else ("ours: promoted", "ours: held")))
+        parts += [f"## {title}", table(heads, lines)]
+        if not equal:
+            parts.append("Taken back, after the median number of the candidate's requests.")
+    stamp = f"{record['date']}, commit {record['commit']}, {record['rollouts']} roll-outs a row."
+    parts += [f"![share of roll-outs taken back over requests]({PLOT})", stamp, "## How it was simulated", METHOD]
+    return "\n\n".join(parts) + "\n"
+
+
+def caught(found: dict[str, Any]) -> str:
+    """One judge's share and requests."""
+    after = f", {found['median_requests']:.0f}" if found["median_requests"] else ""
+    return f"{found['taken_back']:.1%}{after}"
+
+
+def draw(rows: list[dict[str, Any]], file: Path) -> None:
+    """Taken back by now, over the candidate's requests: equal and worse versions, by each judge."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "llm-operator", "svg.fonttype": "none", "font.size": 9})
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 3.4), layout="constrained", sharey=True)
+    colours = {"ours": "#1f6feb", "earlier": "#b0872c", "fixed": "#7a7a7a"}
+    for area, gate in zip(axes, ("latency", "errors"), strict=True):
+        for equal, style in ((True, ":"), (False, "-")):
+            chosen = [
+                row for row in rows if row["gate"] == gate and (row["worse"] == 1) == equal and row["design"] != "ten"
+            ]
+            for judge, colour in colours.items():
+                counts = np.sort(np.concatenate([np.array(row[judge]["requests"], float) for row in chosen]))
+                total = sum(row["rollouts"] for row in chosen)
+                label = f"{TITLES[judge]}, {'equal' if equal else 'worse'}"
+                area.step([10, *counts, 10_000], [0, *np.arange(1, len(counts) + 1) / total, len(counts) / total],
+                          style, where="post", color=colour, label=label)  # fmt: skip
+        area.set_title(f"{gate}: taken back by now", fontsize=9)
+        area.set_xscale("log")
+        area.set_xlabel("requests of the candidate")
+        area.grid(alpha=0.25)
+        area.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    figure.savefig(file, metadata={"Date": None, "Creator": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The arithmetic of `plans/evidence` for many roll-outs at once, an array row each: a simulation takes minutes, not days.
+"""The arithmetic of `plans/evidence` for many roll-outs at once, one a row: a simulation takes minutes, not days.
 
 Every cell of the simulation judges its first roll-outs by the operator's own code as well, and fails if they differ.
 """

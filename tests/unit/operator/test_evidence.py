@@ -1,4 +1,4 @@
-"""The gates' statistics: exact where they can be, and by simulation with a fixed seed where they promise a probability."""
+"""The gates' statistics: exact where they can be, by simulation where they promise a probability."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def binomial(n: int, share: float) -> list[float]:
 def test_the_evidence_is_one_on_average_while_the_share_is_as_said(share: float) -> None:
     for grid in (odds.MORE, odds.LESS):
         mean = sum(
-            chance * e ** odds.evidence(grid, count, 40, share)
-            for count, chance in enumerate(binomial(40, share))
+            chance * e ** odds.evidence(grid, count, 40, share) for count, chance in enumerate(binomial(40, share))
         )
         assert mean == pytest.approx(1, rel=1e-6)
 
@@ -126,10 +125,12 @@ def test_no_requests_is_a_state_of_its_own() -> None:
     assert LatencyTrial(1.3, RULES).answer().message == "too few samples to judge: candidate 0, stable 0, 50 are needed"
 
 
-def judged(slower: float, *, switched: bool = False, looks: int = 150, bounds: tuple[float, ...] = BOUNDS) -> LatencyTrial:
+def judged(
+    slower: float, *, switched: bool = False, looks: int = 150, bounds: tuple[float, ...] = BOUNDS
+) -> LatencyTrial:
     """3 requests of the candidate and 12 of stable a look; both get slower for a while."""
     chance, trial = random.Random(3), LatencyTrial(1.3, RULES, switched=switched)
-    for look in range(looks // 3 if switched else 3):
+    for _ in range(looks // 3 if switched else 3):
         trial.before(counted([chance.lognormvariate(-1, 0.5) for _ in range(12)], bounds))
     for look in range(looks):
         busy = 3.0 if look % 20 > 15 and not switched else 1.0

@@ -11,8 +11,8 @@ Johari, Pekelis, Walsh 2017, mixture SPRT; Howard, Ramdas, McAuliffe, Sekhon 202
 Ramdas 2024, betting). Inverting the test gives an interval that holds at all looks at once.
 
 The order of requests between two looks is unknown: each look enters by its counts alone. Candidate and stable are
-compared within each look, on how many of the look's bad requests are the candidate's: what happens to both sides at once
-has no effect, nor has a share of the traffic that changes. Given the number of bad requests, the candidate's are
+compared within each look, on how many of its bad requests are the candidate's: what happens to both sides at once has
+no effect, nor has a share of the traffic that changes. Given the number of bad requests, the candidate's are
 hypergeometric, and a binomial's generating function is never below that (Hoeffding 1963, theorem 4), so that the
 binomial ratio stays a supermartingale.
 

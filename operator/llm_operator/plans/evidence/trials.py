@@ -277,7 +277,11 @@ class LatencyTrial:
     def __post_init__(self) -> None:
         self.ratios = self.ratios or tuple(self.allowed * step for step in GRID)
         count = len(self.ratios)
-        self._more, self._less, self._excess = [more() for _ in self.ratios], [less() for _ in self.ratios], [0.0] * count
+        self._more, self._less, self._excess = (
+            [more() for _ in self.ratios],
+            [less() for _ in self.ratios],
+            [0.0] * count,
+        )
         self._usual: tuple[float, float, float, float] | None = None
 
     def before(self, stable: Buckets) -> None:
