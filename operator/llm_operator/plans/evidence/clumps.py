@@ -7,7 +7,6 @@ grow with time, and with them the longest clump that is seen.
 
 from dataclasses import dataclass, field
 from math import sqrt
-from operator import mul
 
 MOST_BLOCKS = 32
 LAGS = 3
@@ -56,9 +55,9 @@ class Clumps:
             return 1.0
         mean = sum(self.excess) / sum(self.weight)
         rest = [excess - mean * weight for excess, weight in zip(self.excess, self.weight, strict=True)]
-        alone = together = sum(map(mul, rest, rest))
+        alone = together = sum(each * each for each in rest)
         for lag in range(1, min(LAGS, blocks - 1) + 1):
-            together += 2 * (1 - lag / (LAGS + 1)) * sum(map(mul, rest, rest[lag:]))
+            together += 2 * (1 - lag / (LAGS + 1)) * sum(a * b for a, b in zip(rest, rest[lag:], strict=False))
         found = max(alone, together) / expected * blocks / (blocks - 1)
         # Of few blocks the figure is itself uncertain.
         return max(1.0, found * (1 + 1 / sqrt(blocks)))

@@ -1,7 +1,7 @@
 """What a gate asks of a candidate's traffic: too many errors? too slow? Answers are valid at every look."""
 
 from dataclasses import dataclass, field
-from math import log
+from math import exp, log
 from typing import Literal
 
 from llm_operator.plans.evidence import odds
@@ -390,5 +390,5 @@ class LatencyTrial:
             over, under = self._excess[index - 1], self._excess[index]
             if over > 0 >= under:
                 part = over / (over - under)
-                return self.ratios[index - 1] * (self.ratios[index] / self.ratios[index - 1]) ** part
+                return self.ratios[index - 1] * exp(part * log(self.ratios[index] / self.ratios[index - 1]))
         return None
