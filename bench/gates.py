@@ -32,7 +32,10 @@ TAIL = 0.05
 FINE = (*(0.005 * 1.05**step for step in range(193)), inf)
 COARSE = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, inf)
 """What the runtime counted by before, and the judge before judged by."""
-RULES, HOLD_SECONDS, TOGETHER = Rules(least=LEAST), 60, 50
+RULES, HOLD_SECONDS = Rules(least=LEAST), 60
+PERCENTILES = 101
+LOOKS_TOGETHER = 60_000
+"""How many looks of roll-outs are in memory at once."""
 FIXED = 500
 """Requests of the candidate at which the fixed test is made, once."""
 FIXED_Z = 2.326
@@ -234,23 +237,22 @@ def earlier(sides: list[Side], design: Design, gate: str) -> Ended:
     """The judge before: a point estimate against the threshold at every look, from coarse buckets."""
     if gate == "latency":
         own, other = (counted(side, design.looks, COARSE).cumsum(axis=0) for side in sides)
-        for mine, theirs in zip(own, other, strict=True):
-            if min(mine[-1], theirs[-1]) >= LEAST and p95(mine) / p95(theirs) > ALLOWED_RATIO:
-                return "Failed", int(mine[-1])
-        return "Passed", int(own[-1][-1])
+        known = (own[:, -1] >= LEAST) & (other[:, -1] >= LEAST)
+        over = np.flatnonzero(known & (p95(own) > ALLOWED_RATIO * p95(other)))
+        return ("Failed", int(own[over[0], -1])) if len(over) else ("Passed", int(own[-1, -1]))
     count, bad = (each.cumsum() for each in errors(sides[0], design.looks))
     over = np.flatnonzero((count >= LEAST) & (bad > ALLOWED_RATE * count))
     return ("Failed", int(count[over[0]])) if len(over) else ("Passed", int(count[-1]))
 
 
-def p95(upto: Array) -> float:
-    """As Prometheus' histogram_quantile."""
-    rank = 0.95 * upto[-1]
-    index = int(np.searchsorted(upto, rank))
-    if index >= len(COARSE) - 1:
-        return COARSE[-2]
-    below, beneath = (COARSE[index - 1], upto[index - 1]) if index else (0.0, 0.0)
-    return float(below + (COARSE[index] - below) * (rank - beneath) / (upto[index] - beneath))
+def p95(upto: Array) -> Array:
+    """By look, as Prometheus' histogram_quantile."""
+    looks, rank, bounds = np.arange(len(upto)), 0.95 * upto[:, -1], np.array([0, *COARSE[:-1]])
+    index = np.minimum((upto < rank[:, None]).sum(axis=1), len(COARSE) - 2)
+    beneath = np.where(index > 0, upto[looks, index - 1], 0)
+    inside = np.maximum(upto[looks, index] - beneath, 1)
+    part = np.minimum((rank - beneath) / inside, 1)
+    return np.asarray(bounds[index] + (bounds[index + 1] - bounds[index]) * part)
 
 
 def fixed(sides: list[Side], gate: str) -> Ended:
@@ -272,17 +274,24 @@ def fixed(sides: list[Side], gate: str) -> Ended:
 
 def cells() -> list[Cell]:
     """All that is simulated."""
-    found = [Cell("latency", kind, "steady", name) for kind in LATENCIES for name in ("canary", "short", "steps")]
-    found += [Cell("latency", "lognormal", world, "steps") for world in ("drift", "bursts", "own spells")]
+    worlds, failing = ("drift", "bursts", "own spells"), ("steady", "clumps", "incidents")
+    found = [Cell("latency", kind, "steady", "hold", 2) for kind in LATENCIES]
+    found += [Cell("latency", "lognormal", world, "hold", 2) for world in worlds]
+    found += [Cell("errors", "lognormal", world, "busy", 3) for world in failing]
+    found += [Cell("errors", "lognormal", world, name) for world in failing for name in ("canary", "steps", "busy")]
+    found += [Cell("errors", "lognormal", "steady", "ten"), Cell("latency", "lognormal", "steady", "ten")]
+    found += [Cell("latency", kind, "steady", name) for kind in LATENCIES for name in ("canary", "short", "steps")]
+    found += [Cell("latency", "lognormal", world, "steps") for world in worlds]
     found += [Cell("latency", kind, "drift", "steps") for kind in ("heavy tail", "bimodal")]
-    found += [Cell("latency", "lognormal", "steady", "ten"), Cell("latency", "autocorrelated", "bursts", "busy")]
-    found += [Cell("latency", "lognormal", "drift", "day"), Cell("latency", "autocorrelated", "steady", "day")]
-    found += [Cell("latency", kind, "steady", "hold", 2) for kind in LATENCIES]
-    found += [Cell("latency", "lognormal", world, "hold", 2) for world in ("drift", "bursts", "own spells")]
-    worlds = ("steady", "clumps", "incidents")
-    found += [Cell("errors", "lognormal", world, name) for world in worlds for name in ("canary", "steps", "busy")]
-    found += [Cell("errors", "lognormal", "steady", "ten"), Cell("errors", "lognormal", "steady", "day")]
-    return found + [Cell("errors", "lognormal", world, "busy", 3) for world in worlds]
+    found += [Cell("latency", "autocorrelated", "bursts", "busy"), Cell("errors", "lognormal", "steady", "day")]
+    return found + [Cell("latency", "lognormal", "drift", "day"), Cell("latency", "autocorrelated", "steady", "day")]
+
+
+def spread(counts: list[int]) -> list[int]:
+    """At most 101 of them: the percentiles."""
+    if len(counts) <= PERCENTILES:
+        return counts
+    return [counts[round(step * (len(counts) - 1) / (PERCENTILES - 1))] for step in range(PERCENTILES)]
 
 
 def simulate(cell: Cell, rollouts: int) -> dict[str, Any]:
@@ -291,10 +300,11 @@ def simulate(cell: Cell, rollouts: int) -> dict[str, Any]:
     failing = 0.0 if cell.gate == "latency" else ALLOWED_RATE * cell.worse if stops else USUAL_RATE
     slower = cell.worse if cell.gate == "latency" else 1.0
     ended: dict[str, list[Ended]] = {"ours": [], "earlier": [], "fixed": []}
-    for begun in range(0, rollouts, TOGETHER):
+    together = max(1, LOOKS_TOGETHER // design.looks)
+    for begun in range(0, rollouts, together):
         some = [
             requests(np.random.default_rng([crc32(repr(cell).encode()), turn]), design, cell, slower, failing)
-            for turn in range(begun, min(begun + TOGETHER, rollouts))
+            for turn in range(begun, min(begun + together, rollouts))
         ]
         ended["ours"] += ours(some, design, cell.gate, stops)
         ended["earlier"] += [earlier(sides, design, cell.gate) for sides in some]
@@ -307,7 +317,7 @@ def simulate(cell: Cell, rollouts: int) -> dict[str, Any]:
         row[name] = {
             "taken_back": states.count("Failed") / rollouts,
             "passed": states.count("Passed") / rollouts,
-            "requests": sorted(count for state, count in each if state == "Failed"),
+            "requests": spread(sorted(count for state, count in each if state == "Failed")),
         }
     return row
 
@@ -336,26 +346,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="hack/bench gates")
     parser.add_argument("--rollouts", type=int, default=400, help="of each row")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only", default="", help="rows whose names have this in them; the others stay as recorded")
     parser.add_argument("--dry", action="store_true", help="print only; leave docs/benchmarks as it is")
     options = parser.parse_args()
-    rows = []
+    chosen = [cell for cell in cells() if options.only in named(asdict(cell))]
+    file = FOLDER / "gates.json"
+    old = json.loads(file.read_text())["rows"] if file.is_file() and not options.dry else []
+    rows = {named(row): row for row in old}
     with ProcessPoolExecutor(options.processes) as pool:
-        for row in pool.map(simulate, cells(), repeat(options.rollouts)):
-            rows.append(row)
-            print(
-                f"{named(row)}: ours {row['ours']['taken_back']:.1%}, before {row['earlier']['taken_back']:.1%}",
-                flush=True,
-            )
-    record = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit(), "machine": machine(), "rollouts": options.rollouts,
-        "targets": verdicts(rows), "rows": [shortened(row) for row in rows],
-    }  # fmt: skip
-    if options.dry:
-        print(page(record))
-        return
-    draw(rows, FOLDER / PLOT)
-    (FOLDER / "gates.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        for row in pool.map(simulate, chosen, repeat(options.rollouts)):
+            rows[named(row)] = {**row, "date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit()}
+            print(f"{named(row)}: {', '.join(f'{TITLES[who]} {caught(row[who])}' for who in TITLES)}", flush=True)
+            if not options.dry:
+                write([rows[name] for cell in cells() if (name := named(asdict(cell))) in rows])
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """The record, the page and its plot. After each row: what was simulated is kept."""
+    record = {"machine": machine(), "targets": verdicts(rows), "rows": rows}
+    (FOLDER / "gates.json").write_text(json.dumps(record, ensure_ascii=False) + "\n")
     (FOLDER / "gates.md").write_text(page(record))
+    draw(rows, FOLDER / PLOT)
 
 
 PLOT = "gates.svg"
@@ -370,25 +381,10 @@ def named(row: dict[str, Any]) -> str:
     return f"{row['gate']}: {worse}; {kind}{row['world']}; {DESIGNS[row['design']].title}"
 
 
-def shortened(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without each roll-out's requests."""
-    return {
-        name: {"taken_back": each["taken_back"], "passed": each["passed"], "median_requests": middle(each)}
-        if isinstance(each, dict)
-        else each
-        for name, each in row.items()
-    }
-
-
-def middle(found: dict[str, Any]) -> float | None:
-    """The median number of the candidate's requests until it was taken back."""
-    return median(found["requests"]) if found["requests"] else None
-
-
 def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The targets, over the worst row of each kind."""
-    equal = max(row["ours"]["taken_back"] for row in rows if row["worse"] == 1)
-    worse = min(row["ours"]["taken_back"] for row in rows if row["worse"] != 1)
+    equal = max((row["ours"]["taken_back"] for row in rows if row["worse"] == 1), default=0.0)
+    worse = min((row["ours"]["taken_back"] for row in rows if row["worse"] != 1), default=1.0)
     return [
         target("equal versions taken back, worst row", "at most 1 %", equal, equal <= MOST_EQUAL),
         target("worse versions caught, worst row", "at least 95 %", worse, worse >= LEAST_WORSE),
@@ -426,15 +422,24 @@ def page(record: dict[str, Any]) -> str:
         parts += [f"## {title}", table(heads, lines)]
         if not equal:
             parts.append("Taken back, after the median number of the candidate's requests.")
-    stamp = f"{record['date']}, commit {record['commit']}, {record['rollouts']} roll-outs a row."
+    made = sorted(
+        {f"{row['date']}, commit {row['commit']}, {row['rollouts']} roll-outs a row" for row in record["rows"]}
+    )
+    stamp = f"{'; '.join(made)}."
     parts += [f"![share of roll-outs taken back over requests]({PLOT})", stamp, "## How it was simulated", METHOD]
     return "\n\n".join(parts) + "\n"
 
 
 def caught(found: dict[str, Any]) -> str:
     """One judge's share and requests."""
-    after = f", {found['median_requests']:.0f}" if found["median_requests"] else ""
+    after = f", {median(found['requests']):.0f}" if found["requests"] else ""
     return f"{found['taken_back']:.1%}{after}"
+
+
+def by(found: dict[str, Any], at: Array) -> Array:
+    """Share of one row's roll-outs that one judge has taken back by these numbers of requests."""
+    counts = np.array(found["requests"])
+    return np.asarray(found["taken_back"] * np.searchsorted(counts, at, side="right") / max(1, len(counts)))
 
 
 def draw(rows: list[dict[str, Any]], file: Path) -> None:
@@ -453,11 +458,10 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
                 row for row in rows if row["gate"] == gate and (row["worse"] == 1) == equal and row["design"] != "ten"
             ]
             for judge, colour in colours.items():
-                counts = np.sort(np.concatenate([np.array(row[judge]["requests"], float) for row in chosen]))
-                total = sum(row["rollouts"] for row in chosen)
+                at = np.geomspace(10, 10_000, 200)
+                parts = [by(row[judge], at) for row in chosen] or [np.zeros_like(at)]
                 label = f"{TITLES[judge]}, {'equal' if equal else 'worse'}"
-                area.step([10, *counts, 10_000], [0, *np.arange(1, len(counts) + 1) / total, len(counts) / total],
-                          style, where="post", color=colour, label=label)  # fmt: skip
+                area.plot(at, np.mean(parts, axis=0), style, color=colour, label=label)
         area.set_title(f"{gate}: taken back by now", fontsize=9)
         area.set_xscale("log")
         area.set_xlabel("requests of the candidate")
