@@ -133,7 +133,7 @@ class ErrorTrials:
 
     def state(self) -> tuple[Array, Array]:
         """As trials.ErrorTrial.state."""
-        n, bad, others, _ = self.sums
+        n, bad, others, others_bad = self.sums
         share = bad / np.maximum(n, 1)
         clumping = self.clumps.factor(share * (1 - share))
         ready = (n >= self.rules.least) & (self.clumps.blocks >= clumps.LEAST_BLOCKS)
@@ -143,7 +143,8 @@ class ErrorTrials:
             return mixed(scores, clumping) >= -np.log(error)
 
         worse = self.shared.evidence(self.pairs.clumping()) >= -np.log(self.rules.false_alarm)
-        worse |= (others < self.rules.least) | (self.pairs.sums[0] < n / 2)
+        worse |= self.pairs.sums[0] < n / 2
+        worse = np.where(others < self.rules.least, others_bad <= self.allowed * others, worse)
         failed = ready & (share > self.allowed) & sure(MORE, self.allowed, self.rules.false_alarm) & worse
         excluded = trials.ERROR_SLACK * self.allowed
         return failed, ready & (share <= self.allowed) & sure(LESS, excluded, self.rules.false_pass)

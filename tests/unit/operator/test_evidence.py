@@ -105,6 +105,9 @@ def test_errors_that_stable_has_too_are_not_the_candidates_fault() -> None:
 
 def test_without_enough_requests_of_stable_the_threshold_alone_decides() -> None:
     assert run(ErrorTrial(0.01, RULES), *[(Counts(10, 5), Counts())] * 10) == "Failed"
+    assert run(ErrorTrial(0.01, RULES), *[(Counts(10, 5), Counts(1, 0))] * 10) == "Failed"
+    # As far as they go, they are as bad.
+    assert run(ErrorTrial(0.01, RULES), *[(Counts(10, 10), Counts(1, 1))] * 10) == "Inconclusive"
 
 
 def test_after_the_switch_stables_errors_of_before_are_what_is_usual() -> None:

@@ -240,7 +240,7 @@ class ErrorTrial:
         """Whether the candidate is surely worse than stable, or stable says nothing about it."""
         own, other, error = self.own, self.other, self.rules.false_alarm
         if other.requests < self.rules.least:
-            return True
+            return other.share <= self.allowed
         if self.switched:
             usual = other.high(error / 2)
             return odds.evidence(odds.MORE, own.bad, own.requests, usual, clumping) >= log(2 / error)
