@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import httpx
@@ -122,6 +123,7 @@ _WANTED = (
     contract.METRIC_DOWNLOAD_SIZE_BYTES, contract.METRIC_DOWNLOADED_BYTES, contract.METRIC_DOWNLOAD_RATE,
     contract.METRIC_ADAPTER_LOADED, contract.METRIC_ADAPTER_FAILED, contract.METRIC_API_REQUESTS,
     contract.METRIC_FIRST_TOKEN, contract.METRIC_INTER_TOKEN,
+    contract.METRIC_FIRST_TOKEN_FINE, contract.METRIC_INTER_TOKEN_FINE,
 )  # fmt: skip
 _STARTS = tuple(f"{before}{name}" for name in _WANTED for before in ("", "# TYPE "))
 MAX_LINE_CHARACTERS = 1000
@@ -161,9 +163,20 @@ def read(text: str) -> Figures:
         },
         requests=sum(sample.value for sample in requests),
         errors=sum(s.value for s in requests if s.labels.get("status", "").startswith(SERVER_ERROR)),
-        first_token=_histogram(samples.get(contract.METRIC_FIRST_TOKEN, ())),
-        inter_token=_histogram(samples.get(contract.METRIC_INTER_TOKEN, ())),
+        first_token=_fine(samples.get(contract.METRIC_FIRST_TOKEN_FINE, ()))
+        or _histogram(samples.get(contract.METRIC_FIRST_TOKEN, ())),
+        inter_token=_fine(samples.get(contract.METRIC_INTER_TOKEN_FINE, ()))
+        or _histogram(samples.get(contract.METRIC_INTER_TOKEN, ())),
     )
+
+
+def _fine(samples: Iterable[Sample]) -> dict[float, float]:
+    """Counts up to each bound, from those of each bucket alone. Empty of a runtime that has none."""
+    counts = {float(s.labels["le"]): s.value for s in samples if s.name.endswith("_total")}
+    if not counts:
+        return {}
+    bounds = (*contract.FINE_BOUNDS_SECONDS, math.inf)
+    return dict(zip(bounds, accumulate(counts.get(bound, 0.0) for bound in bounds), strict=True))
 
 
 def _histogram(samples: Iterable[Sample]) -> dict[float, float]:

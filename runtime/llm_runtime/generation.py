@@ -182,9 +182,11 @@ class Generation:
         metrics.rate.add(count)
         if before is not None:
             metrics.inter_token.observe((now - before) / count, count)
+            metrics.inter_token_fine.observe((now - before) / count, count)
         elif self._first_token_seconds is None:
             self._first_token_seconds = now - self._started_at
             metrics.first_token.observe(self._first_token_seconds)
+            metrics.first_token_fine.observe(self._first_token_seconds)
 
     def _note(self, index: int, events: list[TokenEvent], tokens: int) -> None:
         _add(self._said[index], events, tokens)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
+from math import inf
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -14,11 +15,14 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from llm_runtime.contract import (
+    FINE_BOUNDS_SECONDS,
     METRIC_ADAPTER_FAILED,
     METRIC_ADAPTER_LOADED,
     METRIC_API_REQUESTS,
     METRIC_FIRST_TOKEN,
+    METRIC_FIRST_TOKEN_FINE,
     METRIC_INTER_TOKEN,
+    METRIC_INTER_TOKEN_FINE,
     METRIC_REQUESTS_RUNNING,
     METRIC_REQUESTS_WAITING,
     METRIC_TOKENS_PER_SECOND,
@@ -103,6 +107,25 @@ class Tally(Collector):
         yield HistogramMetricFamily(self._name, self._documentation, buckets=sums, sum_value=self._sum)
 
 
+class FineTally(Collector):
+    """Samples in buckets of 5 %, by which two versions are compared. Only buckets that were hit make a series."""
+
+    def __init__(self, name: str, documentation: str) -> None:
+        self._name, self._documentation = name, documentation
+        self._counts: dict[int, int] = {}
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """Count `value`, in seconds, as often as it happened."""
+        bucket = bisect_left(FINE_BOUNDS_SECONDS, value)
+        self._counts[bucket] = self._counts.get(bucket, 0) + count
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(self._name, self._documentation, labels=["le"])
+        for bucket, count in sorted(self._counts.items()):
+            family.add_metric([floatToGoString((*FINE_BOUNDS_SECONDS, inf)[bucket])], count)
+        yield family
+
+
 @dataclass(frozen=True, slots=True)
 class Sources:
     """What is asked at each scrape; None for a part that this server does not have."""
@@ -149,7 +172,14 @@ class Metrics:
             buckets=FIRST_TOKEN_BUCKETS, registry=registry,
         )  # fmt: skip
         self.inter_token = Tally(METRIC_INTER_TOKEN, "Between two tokens of one sequence.", INTER_TOKEN_BUCKETS)
-        registry.register(self.inter_token)
+        self.first_token_fine = FineTally(
+            METRIC_FIRST_TOKEN_FINE, "Samples of the time to the first token, by bucket of 5 %, not cumulative."
+        )
+        self.inter_token_fine = FineTally(
+            METRIC_INTER_TOKEN_FINE, "Samples of the time between two tokens, by bucket of 5 %, not cumulative."
+        )
+        for each in (self.inter_token, self.first_token_fine, self.inter_token_fine):
+            registry.register(each)
         self.usage_written = Counter("llm_usage_rows_written_total", "Usage rows stored.", registry=registry)
         self.usage_dropped = Counter("llm_usage_rows_dropped_total", "Usage rows lost.", registry=registry)
         self.usage_pending = Gauge("llm_usage_rows_pending", "Usage rows not stored yet.", registry=registry)

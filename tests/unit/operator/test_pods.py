@@ -90,6 +90,20 @@ def test_what_a_runtime_exposes_is_what_the_operator_reads():
     assert figures.download is None
 
 
+def test_samples_of_a_bucket_of_5_percent_are_read_where_the_runtime_has_them():
+    metrics = Metrics()
+    for seconds in (0.0001, 0.03, 0.03, 0.0318, 1000.0):
+        metrics.first_token.observe(seconds)
+        metrics.first_token_fine.observe(seconds)
+    text = metrics.render().decode()
+
+    found = read(text).first_token
+
+    assert tuple(found) == (*contract.FINE_BOUNDS_SECONDS, math.inf)
+    assert [found[bound] for bound in (0.001, 0.02898, 0.03043, 0.03195, 61.49, math.inf)] == [1, 1, 3, 4, 4, 5]
+    assert text.count("llm_time_to_first_token_fine_total{") == 4
+
+
 def test_a_fetching_pod_tells_how_far_it_is():
     text = "\n".join(
         f"# TYPE {name} gauge\n{name} {value}"
