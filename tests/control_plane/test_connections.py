@@ -12,10 +12,11 @@ import pytest
 from devstack.registry import MlflowServer
 from llm_operator.registry import AliasNotFound, MlflowRegistry, ModelNotFound, Reference, RegistryDenied
 from llm_operator.state import Connection
+from secrets_told import invented
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.timeout(120)]
-ADMIN = ("admin", "an administrator of MLflow")
-READER = ("reader", "one who may only look")
+ADMIN = ("admin", invented("mlflow-admin"))
+READER = ("reader", invented("mlflow-reader"))
 BOT = Reference("bot", alias="champion")
 
 
