@@ -13,9 +13,10 @@ import re
 import secrets
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -50,6 +51,7 @@ SHOWN = 20
 
 _used: dict[str, str] = {}
 _pages: dict[str, str] = {}
+_first: list[bytes] = []
 _summaries: list[str] = []
 
 
@@ -65,8 +67,14 @@ def invented(name: str) -> str:
 
 
 def page(url: str, name: str) -> None:
-    """Read this page from now on, every few seconds while it answers."""
+    """Read this page now, and then every few seconds while it answers."""
     _pages[url] = name
+    with suppress(httpx.HTTPError):
+        _first.append(_titled(name, url, httpx.get(url, timeout=20, trust_env=False).content))
+
+
+def _titled(name: str, url: str, content: bytes) -> bytes:
+    return f"# {name}: {urlsplit(url).path}\n".encode() + content + b"\n"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -90,7 +98,7 @@ def searched(kubeconfig: Path, factory: pytest.TempPathFactory) -> Iterator[None
     _summaries.append(summary)
     canary = [each for each in found if each.secret == CANARY]
     assert canary, f"the search finds nothing: {CANARY} lies in a ConfigMap and was not found. {summary}"
-    assert not _pages or "pages" in seen, f"no page of {sorted(set(_pages.values()))} was ever read"
+    assert "logs" in seen, f"there is no log below {factory.getbasetemp()}"
     leaks = [str(each) for each in found if each.secret != CANARY]
     assert not leaks, f"{len(leaks)} places tell a secret:\n" + "\n".join(leaks[:SHOWN])
 
@@ -112,6 +120,7 @@ class Listener:
             limits=httpx.Limits(max_connections=None),
         )  # fmt: skip
         self._stop, self._followed = threading.Event(), set[tuple[str, str, int]]()
+        self._pods: dict[str, Json] = {}
 
     def start(self) -> None:
         for kind in (*KINDS, "Secret"):
@@ -129,6 +138,7 @@ class Listener:
 
     def seen(self, base: Path) -> dict[str, list[Path]]:
         """What was written down and what lies below `base`, by what it is; nothing empty."""
+        (self.folder / "first.pages").write_bytes(b"".join(_first))
         found = {
             "objects and Events": [*self.folder.glob("*.jsonl")],
             "logs": [file for file in base.rglob("*.log") if file.is_file()],
@@ -172,14 +182,9 @@ class Listener:
             if known not in self._followed and state.get("state", {}).keys() & {"running", "terminated"}:
                 self._followed.add(known)
                 self._in_background(self._write_log, meta["namespace"], meta["name"], *known)
-        port, pages = PAGES.get(meta.get("labels", {}).get("app.kubernetes.io/name", ""), (0, ()))
-        address, gone = status.get("podIP"), "deletionTimestamp" in meta
-        for each in pages if address else ():
-            url = f"http://{address}:{port}{each}"
-            if gone:
-                _pages.pop(url, None)
-            else:
-                page(url, f"pod {meta['namespace']}/{meta['name']}")
+        self._pods.pop(meta["uid"], None)
+        if status.get("podIP") and "deletionTimestamp" not in meta:
+            self._pods[meta["uid"]] = pod
 
     def _write_log(self, namespace: str, pod: str, _: str, container: str, restarts: int) -> None:
         name = f"{namespace}.{pod}.{container}.{restarts}.{secrets.token_hex(3)}.log"
@@ -188,14 +193,25 @@ class Listener:
                 file.write(piece)
 
     def _read_pages(self) -> None:
-        with (self.folder / "read.pages").open("ab", buffering=0) as file:
+        with (self.folder / "read.pages").open("ab", buffering=0) as file, httpx.Client(trust_env=False) as outside:
             while not self._stop.wait(PAGE_SECONDS):
-                for url, name in list(_pages.items()):
-                    try:
-                        text = httpx.get(url, timeout=2, trust_env=False).content
-                    except httpx.HTTPError:
-                        continue
-                    file.write(f"# {name}: {urlsplit(url).path}\n".encode() + text + b"\n")
+                asked = [(outside, url, name) for url, name in list(_pages.items())]
+                asked += [each for pod in list(self._pods.values()) for each in self._pages_of(pod, outside)]
+                for client, url, name in asked:
+                    with suppress(httpx.HTTPError):
+                        file.write(_titled(name, url, client.get(url, timeout=2).content))
+
+    def _pages_of(self, pod: Json, outside: httpx.Client) -> Iterator[tuple[httpx.Client, str, str]]:
+        """By whom each page of a pod can be read, where, and whose it is."""
+        meta, address = pod["metadata"], pod["status"]["podIP"]
+        port, pages = PAGES.get(meta.get("labels", {}).get("app.kubernetes.io/name", ""), (0, ()))
+        for each in pages:
+            name = f"pod {meta['namespace']}/{meta['name']}"
+            if ip_address(address).is_loopback:  # The API server hands nothing on to these.
+                yield outside, f"http://{address}:{port}{each}", name
+            else:
+                path = path_of("Pod", meta["namespace"], f"{meta['name']}:{port}")
+                yield self._client, f"{path}/proxy{each}", name
 
 
 @dataclass(frozen=True)

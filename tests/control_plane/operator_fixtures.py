@@ -244,6 +244,7 @@ class Operator:
         if self.restarts:
             threading.Thread(target=self._follow, args=(process,), daemon=True).start()
         eventually(lambda: self.answers("/livez"), 90)
+        secrets_told.page(f"http://127.0.0.1:{self.settings['port']}/metrics", f"operator of {self.log}")
 
     def _begin(self) -> subprocess.Popen[bytes]:
         environment = {
@@ -253,7 +254,6 @@ class Operator:
             "API_HOST": "127.0.0.1",
         }
         command = [sys.executable, "-m", "llm_operator", "--config", str(self.config)]
-        secrets_told.page(f"http://127.0.0.1:{self.settings['port']}/metrics", f"operator {self.log}")
         with self.log.open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
