@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from llm_operator.queue import DUE_A_SECOND, DUE_AT_ONCE_SECONDS, Backlog, Lanes, Queue
+from llm_operator.reconcile import Retry
+from llm_operator.reconcile.worker import _again
+from llm_operator.state import Key
 
 
 def backlog() -> Backlog[str]:
@@ -206,3 +209,10 @@ def test_pauses_stay_short_as_nobody_tells_that_a_cause_has_gone() -> None:
     }
     assert pauses["key"] <= 5
     assert pauses["deployment"] <= 37.5
+
+
+def test_what_fails_for_hours_is_told_ever_less_often(caplog: pytest.LogCaptureFixture) -> None:
+    queue: Queue[Key] = Queue()
+    for _ in range(1000):
+        _again(queue, Key("ApiKey", "team", "a"), Retry("no quota"))
+    assert len(caplog.records) == 10
