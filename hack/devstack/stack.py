@@ -25,7 +25,7 @@ class Stack:
     """A running development stack below one folder; leaving the `with` block ends all of it.
 
     `provider`, `context` and `image` choose the cluster as `Cluster.start` does; MLflow and the process node are always
-    local.
+    local. Every container on the process node has the variables `pods_have`, each `NAME=VALUE`.
     """
 
     cluster: Cluster
@@ -33,12 +33,19 @@ class Stack:
     node: Child
 
     def __init__(
-        self, folder: Path, *, provider: Provider = "auto", context: str | None = None, image: str | None = None
+        self,
+        folder: Path,
+        *,
+        provider: Provider = "auto",
+        context: str | None = None,
+        image: str | None = None,
+        pods_have: tuple[str, ...] = (),
     ) -> None:
         self.folder = folder
         self.provider = provider
         self.context = context
         self.image = image
+        self.pods_have = pods_have
         self._undo: list[tuple[str, Callable[[], None]]] = []
 
     def __enter__(self) -> Self:
@@ -91,6 +98,7 @@ class Stack:
             *("--env", "API_HOST=$(POD_IP)"),
             # The kernels are compiled once, as for an image, and not in each pod.
             *("--env", f"XDG_CACHE_HOME={CACHE / 'process-node'}"),
+            *(word for each in self.pods_have for word in ("--env", each)),
         ]
         # It makes its certificate with the cluster's own programs where they are on the PATH.
         env = {"PYTHONPATH": str(ROOT / "hack"), "PATH": self.cluster.environment()["PATH"]}

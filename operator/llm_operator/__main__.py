@@ -36,8 +36,9 @@ from llm_operator.watch import WATCHED, watch
 log = logging.getLogger("llm_operator")
 REST_SECONDS = 5.0
 """How long a registry that does not answer is left alone."""
-QUICK_WORKERS = 2
-"""For keys alone: they ask the API server only, so two keep up with a hundred changes a second."""
+QUICK_WORKERS = 3
+"""For keys alone: they ask the API server only, so the two that one namespace may have keep up with a hundred changes a
+second."""
 CANCEL_AGAIN_SECONDS = 0.5
 
 
@@ -53,14 +54,14 @@ async def _serve(settings: Settings, connections: Connections) -> None:
     """Probes → lease → workers, poll and watches."""
     cluster = await KubernetesCluster.connect()
     log.info("the API server is %s", cluster.where)
-    queue: Lanes[Key] = Lanes(quick=lambda key: key.kind in QUICK)
+    queue: Lanes[Key] = Lanes(lambda key: key.kind in QUICK, lambda key: key.namespace, QUICK_WORKERS, settings.workers)
     # API_HOST, as in the runtime: where pods share one machine, each listens on its own address.
     host = os.environ.get("API_HOST")
     identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     lease = Lease(cluster, settings.lease, identity, address=_webhook_address(settings, host))
     hearing = Hearing(WATCHED, settings.watch_namespaces)
     health = probes.Health(
-        queue.oldest, lambda: time.monotonic() - cluster.last_answer, lease, settings.lease.duration_seconds, hearing
+        queue.stuck, lambda: time.monotonic() - cluster.last_answer, lease, settings.lease.duration_seconds, hearing
     )
     receiver = webhooks.Receiver(connections, leader=lambda: lease.leader_address)
     servers = [await probes.serve(health, host, settings.port, lambda: _refresh(queue, hearing))]

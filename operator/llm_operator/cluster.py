@@ -35,6 +35,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "LLMDeployment": (API_VERSION, "llmdeployments"),
     "ApiKey": (API_VERSION, "apikeys"),
     "Deployment": ("apps/v1", "deployments"),
+    "ReplicaSet": ("apps/v1", "replicasets"),
     "Service": ("v1", "services"),
     "ConfigMap": ("v1", "configmaps"),
     "Secret": ("v1", "secrets"),

@@ -19,6 +19,7 @@ from llm_runtime.contract import KEY_PREFIX, hash_key
 
 log = logging.getLogger(__name__)
 DIGESTS_KEPT = 200_000
+ASKED_BY_NAME = 8
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def _readable(item: Manifest) -> ReadKey | None:
         return ReadKey(meta, ApiKeySpec.model_validate(item["spec"]), status_of(ApiKeyStatus, item))
     except (ValidationError, KeyError) as error:
         told = apikeys.unreadable(error)
-        log.warning("ApiKey %s/%s can't be read and opens nothing: %s", meta.namespace, meta.name, told)
+        # Its own status and an Event say so once; here it is met with each look at any key of the namespace.
+        log.debug("ApiKey %s/%s can't be read and opens nothing: %s", meta.namespace, meta.name, told)
         return None
 
 
@@ -109,7 +111,7 @@ async def api_key(outside: Outside, resource: Manifest) -> ObservedKey:
     status = status_of(ApiKeyStatus, resource)
     secret, deployments = await asyncio.gather(
         outside.cluster.get("Secret", meta.namespace, apikeys.secret_name(meta, spec)),
-        outside.cluster.list("LLMDeployment", meta.namespace),
+        _deployments(outside, meta.namespace, spec, status),
     )
     metas = [meta_of(item) for item in deployments]
     concerned = [each for each in metas if apikeys.opens(spec, each) or each.name in (status.deployments or ())]
@@ -120,9 +122,22 @@ async def api_key(outside: Outside, resource: Manifest) -> ObservedKey:
         secret=secret,
         deployments=tuple(metas),
         now=outside.clock(),
-        tiers={item["metadata"]["name"]: _tier_names(item) for item in deployments},
+        tiers={
+            each.name: _tier_names(item)
+            for each, item in zip(metas, deployments, strict=True)
+            if apikeys.opens(spec, each)
+        },
         given=await all_given(outside, concerned),
     )
+
+
+async def _deployments(outside: Outside, namespace: str, spec: ApiKeySpec, status: ApiKeyStatus) -> list[Manifest]:
+    """Those that the key may open or opened. Few names are asked for by name: a namespace may have thousands."""
+    named = sorted({*(spec.deployments or ()), *(status.deployments or ())})
+    if spec.selector is not None or len(named) > ASKED_BY_NAME:
+        return await outside.cluster.list("LLMDeployment", namespace)
+    found = await asyncio.gather(*(outside.cluster.get("LLMDeployment", namespace, name) for name in named))
+    return [item for item in found if item is not None]
 
 
 async def all_given(outside: Outside, deployments: Iterable[Meta]) -> dict[str, Given]:

@@ -158,7 +158,7 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         _database_missing(outside.cluster, meta, spec),
     )
     children = [child for group in listed for child in group if names.ours(child, meta)]
-    revisions = _revisions(children, pods)
+    revisions = _revisions(meta, children, pods)
     now = outside.clock()
     events, figures, coming, silent = await asyncio.gather(
         _events(outside.cluster, meta, pods),
@@ -243,11 +243,16 @@ async def _database_missing(cluster: Cluster, meta: Meta, spec: LLMDeploymentSpe
     return ""
 
 
-def _revisions(children: list[Manifest], pods: list[Manifest]) -> dict[str, RevisionChildren]:
+def _revisions(meta: Meta, children: list[Manifest], pods: list[Manifest]) -> dict[str, RevisionChildren]:
     def of(items: list[Manifest], revision: str) -> list[Manifest]:
         return [i for i in items if (i["metadata"].get("labels") or {}).get(names.REVISION_LABEL) == revision]
 
-    parts = [child for child in children if child["kind"] in ("Deployment", "ConfigMap")]
+    def named(child: Manifest) -> bool:
+        # Whoever writes a Deployment may give it our label and owner: by its name there is one.
+        revision = (child["metadata"].get("labels") or {}).get(names.REVISION_LABEL, "")
+        return bool(child["metadata"]["name"] == names.child(meta, revision))
+
+    parts = [child for child in children if child["kind"] in ("Deployment", "ConfigMap") and named(child)]
     known = {(part["metadata"].get("labels") or {}).get(names.REVISION_LABEL, "") for part in parts} - {""}
     return {
         revision: RevisionChildren(

@@ -19,6 +19,8 @@ LOOK_SECONDS = 1.0
 
 TOLD = ("RegistryReachable", "AdaptersReady")
 """The conditions that tell of a connection."""
+ABSENT = frozenset({Reason.ModelNotFound, Reason.AliasNotFound, Reason.VersionNotFound})
+REFUSED = frozenset({Reason.InvalidSpec, Reason.NotPermitted})
 ADAPTERS_RESOLVED = frozenset({Reason.AdaptersLoaded, Reason.AdapterLoading, Reason.NoReadyPods})
 
 
@@ -146,7 +148,8 @@ def moved(resource: Manifest, connection: str, found: dict[str, ModelSummary]) -
     status, names = resource.get("status") or {}, list[str]()
     asked = _mlflow(resource)
     doubtful = _status(resource, "RegistryReachable") == "False" or _status(resource, "ModelResolved") != "True"
-    if asked and _server(asked) == connection and (doubtful or _differs(asked, status.get("model") or {}, found)):
+    here = asked and _server(asked) == connection and not _settled(resource, asked, found)
+    if here and (doubtful or _differs(asked, status.get("model") or {}, found)):
         names.append(asked["name"])
     # Whether pods have loaded them is not for the registry to say.
     doubtful = _reason(resource, "AdaptersReady") not in ADAPTERS_RESOLVED
@@ -156,6 +159,25 @@ def moved(resource: Manifest, connection: str, found: dict[str, ModelSummary]) -
         if _server(asked) == connection and (doubtful or _differs(asked, known.get(adapter["name"], {}), found)):
             names.append(asked["name"])
     return names
+
+
+def _settled(resource: Manifest, asked: Manifest, found: dict[str, ModelSummary]) -> bool:
+    """Whether its fault was told and another look would find the same: thousands of them are not to be looked at."""
+    told = _reason(resource, "Stalled")
+    if told in REFUSED:
+        return not (resource.get("status") or {}).get("model")  # What runs may come back to a version that it had.
+    return told in ABSENT and not _there(asked, found.get(asked["name"]))
+
+
+def _there(asked: Manifest, model: ModelSummary | None) -> bool:
+    """Whether the registry may have what is asked for."""
+    if model is None:
+        return False
+    if asked.get("alias"):
+        return asked["alias"] in model.aliases
+    if asked.get("stage"):
+        return asked["stage"] in model.stages
+    return any(int(newest) >= int(asked["version"]) for newest in model.stages.values())
 
 
 def _differs(asked: Manifest, known: Manifest, found: dict[str, ModelSummary]) -> bool:

@@ -18,20 +18,22 @@ class Health:
 
     def __init__(
         self,
-        oldest: Callable[[], float],
+        stuck: Callable[[], float],
         silence: Callable[[], float],
         lease: Lease,
         lease_limit: float,
         hearing: Hearing,
     ) -> None:
-        self._oldest, self._silence, self._lease, self._lease_limit = oldest, silence, lease, lease_limit
+        self._stuck, self._silence, self._lease, self._lease_limit = stuck, silence, lease, lease_limit
         self._hearing = hearing
 
     def faults(self) -> list[str]:
         """What is stuck; empty when all is well."""
         found = []
-        if self._oldest() > STUCK_QUEUE_SECONDS:
-            found.append(f"a key has been in the queue or in work for {self._oldest():.0f} s")
+        if self._stuck() > STUCK_QUEUE_SECONDS:
+            found.append(
+                f"a key has been in work, or the next one of a namespace has waited, for {self._stuck():.0f} s"
+            )
         if self._silence() > STUCK_API_SECONDS:
             found.append(f"the API server was last heard {self._silence():.0f} s ago")
         if self._lease.age() > self._lease_limit:

@@ -1,14 +1,18 @@
-"""A keyed work queue with client-go's semantics; knows neither Kubernetes nor a clock of its own.
+"""A keyed work queue with client-go's semantics, fair between tenants; knows neither Kubernetes nor a clock of its own.
 
 A key waits at most once, is handled by one worker at a time, and comes back when it was added while being handled.
+Tenants take turns, none has all workers, and what comes back by itself does so at a bounded rate: however many objects
+of one are broken, the others are served as if they were alone.
 """
 
 import asyncio
 import heapq
 import itertools
+import math
 import random
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -17,8 +21,14 @@ QUICK_CAP_SECONDS, SLOW_CAP_SECONDS = 4.0, 30.0
 """The longest pauses between tries of what fails, before the jitter: of a few, or of the quick; and of many."""
 EACH_SECONDS = 0.5
 """By how much each slow item that fails lengthens the pause of all: together they are tried twice a second."""
+DUE_A_SECOND = 25.0
+"""So many items of one tenant come back by themselves (another try, another look) in a second. Events do not wait."""
+DUE_AT_ONCE_SECONDS = 8.0
+"""What a tenant has not used of that for so long may come at once."""
 TOGETHER_SECONDS = 4.0
-"""Within so long all that fail are tried once one of them has succeeded."""
+"""Within so long all that fail are tried once one of them has succeeded, as far as the rate allows."""
+
+_NOBODY = object()
 
 
 @dataclass
@@ -29,18 +39,33 @@ class Backlog(Generic[Item]):
     cap_seconds: float = 300.0
     each_seconds: float = 300.0
     jitter: Callable[[], float] = random.random
-    _ready: dict[Item, float] = field(default_factory=dict)
+    tenant: Callable[[Item], Hashable] = lambda _: None
+    most_of_one: int | None = None
+    """Of one tenant so many items are busy at most."""
+    _ready: dict[Hashable, dict[Item, float]] = field(default_factory=dict)
+    """By tenant, in the order in which they have their turns."""
+    _served: dict[Hashable, float] = field(default_factory=dict)
+    """When a tenant that waits had its last turn."""
+    _slots: dict[Hashable, float] = field(default_factory=dict)
+    """When the next item of a tenant may come back by itself."""
+    _admitted: set[Item] = field(default_factory=set)
+    """Items that wait for such a slot."""
     _busy: dict[Item, float] = field(default_factory=dict)
     _again: dict[Item, float] = field(default_factory=dict)
     _later: list[tuple[float, int, Item]] = field(default_factory=list)
     _due: dict[Item, float] = field(default_factory=dict)
-    _failures: dict[Item, int] = field(default_factory=dict)
+    _failures: dict[Hashable, dict[Item, int]] = field(default_factory=dict)
+    """By tenant: one's failures lengthen nobody else's pauses."""
     _count: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def add(self, item: Item, now: float) -> None:
         """Let `item` be handled as soon as possible."""
         self._due.pop(item, None)
-        (self._again if item in self._busy else self._ready).setdefault(item, now)
+        self._admitted.discard(item)
+        (self._again if item in self._busy else self._waiting(item)).setdefault(item, now)
+
+    def _waiting(self, item: Item) -> dict[Item, float]:
+        return self._ready.setdefault(self.tenant(item), {})
 
     def add_after(self, item: Item, seconds: float, now: float) -> None:
         """Let `item` be handled in `seconds`; an earlier appointment stands."""
@@ -52,10 +77,11 @@ class Backlog(Generic[Item]):
     def retry(self, item: Item, now: float) -> float:
         """Put `item` back after a failure; returns the delay: doubling, capped, with jitter of a quarter.
 
-        Nobody tells that a cause has gone, so the cap is low while few fail.
+        Nobody tells that a cause has gone, so the cap is low while few of a tenant fail.
         """
-        failures = self._failures[item] = self._failures.get(item, 0) + 1
-        cap = min(self.cap_seconds, max(QUICK_CAP_SECONDS, self.each_seconds * len(self._failures)))
+        failing = self._failures.setdefault(self.tenant(item), {})
+        failures = failing[item] = failing.get(item, 0) + 1
+        cap = min(self.cap_seconds, max(QUICK_CAP_SECONDS, self.each_seconds * len(failing)))
         delay = min(cap, self.base_seconds * 2.0 ** min(failures - 1, 32))
         delay *= 1 + 0.25 * self.jitter()
         self.add_after(item, delay, now)
@@ -63,32 +89,60 @@ class Backlog(Generic[Item]):
 
     def succeed(self, item: Item, now: float) -> None:
         """Forget the failures of `item`; others may have failed for the same cause, and are tried soon."""
-        if self._failures.pop(item, None) is None:
+        tenant = self.tenant(item)
+        failing = self._failures.get(tenant, {})
+        if failing.pop(item, None) is None:
             return
-        for other in self._failures:
-            if other not in self._busy:
-                self.add_after(other, TOGETHER_SECONDS * self.jitter(), now)
+        if not failing:
+            del self._failures[tenant]
+        for others in self._failures.values():
+            for other in others:
+                if other not in self._busy:
+                    self.add_after(other, TOGETHER_SECONDS * self.jitter(), now)
+
+    def failures(self, item: Item) -> int:
+        """How often `item` has failed without a success."""
+        return self._failures.get(self.tenant(item), {}).get(item, 0)
 
     def take(self, now: float) -> Item | None:
-        """The item that has waited longest, or None; it is busy until `done`."""
+        """The item that has waited longest of the tenant whose turn it is, or None; it is busy until `done`."""
         self._promote(now)
-        if not self._ready:
+        busy = Counter(map(self.tenant, self._busy))
+        turns = (who for who in self._ready if self.most_of_one is None or busy[who] < self.most_of_one)
+        if (tenant := next(turns, _NOBODY)) is _NOBODY:
             return None
-        item = next(iter(self._ready))
-        del self._ready[item]
+        waiting = self._ready.pop(tenant)
+        item = next(iter(waiting))
+        del waiting[item]
+        self._served.pop(tenant, None)
+        if waiting:
+            self._ready[tenant], self._served[tenant] = waiting, now
         self._busy[item] = now
         return item
 
     def done(self, item: Item) -> None:
         self._busy.pop(item, None)
         if item in self._again:
-            self._ready.setdefault(item, self._again.pop(item))
+            self._waiting(item).setdefault(item, self._again.pop(item))
 
     def _promote(self, now: float) -> None:
         while self._later and self._later[0][0] <= now:
             due, _, item = heapq.heappop(self._later)
-            if self._due.get(item) == due:
-                self.add(item, due)
+            if self._due.get(item) != due:
+                continue
+            if item not in self._admitted and (slot := self._slot(item, now)) > now:
+                self._admitted.add(item)
+                self._due[item] = slot
+                heapq.heappush(self._later, (slot, next(self._count), item))
+                continue
+            self.add(item, due)
+
+    def _slot(self, item: Item, now: float) -> float:
+        """When the tenant may have this item back; takes that slot."""
+        tenant = self.tenant(item)
+        free = max(self._slots.get(tenant, -math.inf), now - DUE_AT_ONCE_SECONDS)
+        self._slots[tenant] = free + 1 / DUE_A_SECOND
+        return free
 
     def next_due(self) -> float | None:
         while self._later and self._due.get(self._later[0][2]) != self._later[0][0]:
@@ -96,11 +150,17 @@ class Backlog(Generic[Item]):
         return self._later[0][0] if self._later else None
 
     def depth(self) -> int:
-        return len(self._ready) + len(self._again)
+        return sum(map(len, self._ready.values())) + len(self._again)
 
     def oldest(self, now: float) -> float:
         """Seconds that the item longest waiting or longest in work has been so."""
-        return max((now - since for since in (*self._ready.values(), *self._busy.values())), default=0.0)
+        waiting = (next(iter(each.values())) for each in self._ready.values())
+        return max((now - since for since in (*waiting, *self._busy.values())), default=0.0)
+
+    def stuck(self, now: float) -> float:
+        """Seconds that an item has been in work, or a tenant has waited for its turn: a long queue alone is neither."""
+        turns = (max(next(iter(each.values())), self._served.get(who, 0.0)) for who, each in self._ready.items())
+        return max((now - since for since in (*turns, *self._busy.values())), default=0.0)
 
 
 class Queue(Generic[Item]):
@@ -158,18 +218,46 @@ class Queue(Generic[Item]):
     def depth(self) -> int:
         return self._backlog.depth()
 
+    def failures(self, item: Item) -> int:
+        return self._backlog.failures(item)
+
     def oldest(self) -> float:
         return self._backlog.oldest(self._clock())
 
+    def stuck(self) -> float:
+        return self._backlog.stuck(self._clock())
+
+
+def _but_one(workers: int) -> int | None:
+    return workers - 1 if workers > 1 else None
+
 
 class Lanes(Generic[Item]):
-    """Two queues as one for those who add: items that must not wait behind slow work have workers of their own."""
+    """Two queues as one for those who add: items that must not wait behind slow work have workers of their own.
 
-    def __init__(self, quick: Callable[[Item], bool]) -> None:
+    `quick_workers` and `slow_workers` take from them. One tenant never has all of a lane's, where there are several.
+    """
+
+    def __init__(
+        self,
+        quick: Callable[[Item], bool],
+        tenant: Callable[[Item], Hashable] = lambda _: None,
+        quick_workers: int = 0,
+        slow_workers: int = 0,
+    ) -> None:
         # A webhook that is away, a quota: nobody tells that the cause has gone, so the pauses stay short. An API server
         # that is away altogether tells of everything when it is back.
-        self.quick: Queue[Item] = Queue(Backlog(cap_seconds=QUICK_CAP_SECONDS))
-        self.slow: Queue[Item] = Queue(Backlog(cap_seconds=SLOW_CAP_SECONDS, each_seconds=EACH_SECONDS))
+        self.quick: Queue[Item] = Queue(
+            Backlog(cap_seconds=QUICK_CAP_SECONDS, tenant=tenant, most_of_one=_but_one(quick_workers))
+        )
+        self.slow: Queue[Item] = Queue(
+            Backlog(
+                cap_seconds=SLOW_CAP_SECONDS,
+                each_seconds=EACH_SECONDS,
+                tenant=tenant,
+                most_of_one=_but_one(slow_workers),
+            )
+        )
         self._is_quick = quick
 
     def _of(self, item: Item) -> Queue[Item]:
@@ -186,3 +274,6 @@ class Lanes(Generic[Item]):
 
     def oldest(self) -> float:
         return max(self.quick.oldest(), self.slow.oldest())
+
+    def stuck(self) -> float:
+        return max(self.quick.stuck(), self.slow.stuck())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import secrets_told
 from devstack.cluster import Cluster
 
 HACK = Path(__file__).resolve().parents[2] / "hack"
@@ -19,8 +20,11 @@ HACK = Path(__file__).resolve().parents[2] / "hack"
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One local cluster for the whole session; tests keep apart by namespaces."""
     started = Cluster.start(tmp_path_factory.mktemp("cluster") / "state", provider="local")
-    yield started
-    started.stop()
+    try:
+        with secrets_told.searched(started.kubeconfig, tmp_path_factory):
+            yield started
+    finally:
+        started.stop()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-REPOSITORY, COMMIT, TOKEN = "team/bot", "0123456789" * 4, "hf_secret"
+from secrets_told import invented
+
+REPOSITORY, COMMIT, TOKEN = "team/bot", "0123456789" * 4, invented("hub-token")
 PIECE_BYTES = 16 << 10
 
 

@@ -22,6 +22,7 @@ import httpx
 import pytest
 import yaml
 
+import secrets_told
 from devstack.cluster import Cluster
 from devstack.ports import free_port
 from devstack.registry import MlflowServer
@@ -96,6 +97,11 @@ class Models:
 
     def __init__(self, server: MlflowServer) -> None:
         self.server, self.uri = server, server.uri
+        self.credentials = server.folder / "credentials"
+        """The account of the operator's connection. This server asks for none."""
+        self.credentials.mkdir()
+        (self.credentials / "username").write_text("operator")
+        (self.credentials / "password").write_text(secrets_told.invented("mlflow-password"))
 
     def call(self, path: str, method: str = "POST", **body: Any) -> Json:
         answer = httpx.request(method, f"{self.uri}/api/2.0/mlflow/{path}", json=body, timeout=20, trust_env=False)
@@ -238,6 +244,7 @@ class Operator:
         if self.restarts:
             threading.Thread(target=self._follow, args=(process,), daemon=True).start()
         eventually(lambda: self.answers("/livez"), 90)
+        secrets_told.page(f"http://127.0.0.1:{self.settings['port']}/metrics", f"operator of {self.log}")
 
     def _begin(self) -> subprocess.Popen[bytes]:
         environment = {
@@ -372,7 +379,8 @@ def account(api: Api) -> Iterator[Path]:
 def account_config(api: Api, folder: Path, namespace: str, name: str) -> Path:
     """A kubeconfig with a ServiceAccount's token."""
     path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
-    token = api.call("POST", path, {"spec": {"expirationSeconds": 7200}})["status"]["token"]
+    answer = api.call("POST", path, {"spec": {"expirationSeconds": 7200}})
+    token = secrets_told.used(f"token of {namespace}/{name}", answer["status"]["token"])
     file = folder / "kubeconfig"
     file.write_text(yaml.safe_dump(_kubeconfig(api, token)))
     return file
@@ -429,7 +437,7 @@ def settings(models: Models, lease: Json | None = None, **more: Any) -> Json:
         "settleSeconds": 0.5,
         "logFormat": "console",
         "lease": {"namespace": "llm-operator-system", "retrySeconds": 0.3, **(lease or {})},
-        "connections": {"default": {"trackingUri": models.uri}},
+        "connections": {"default": {"trackingUri": models.uri, "credentialsFolder": str(models.credentials)}},
         **more,
     }
 

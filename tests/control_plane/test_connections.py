@@ -20,10 +20,11 @@ from llm_operator.registry import (
     RegistryFault,
 )
 from llm_operator.state import Connection
+from secrets_told import invented
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.timeout(600)]
-ADMIN = ("admin", "an administrator of MLflow")
-READER = ("reader", "one who may only look")
+ADMIN = ("admin", invented("mlflow-admin"))
+READER = ("reader", invented("mlflow-reader"))
 BOT = Reference("bot", alias="champion")
 
 

@@ -21,11 +21,13 @@ from llm_runtime.models.fetch_adapter import fetch_adapter
 from llm_runtime.models.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llm_runtime.models.verify import is_whole
 from mlflow_fixtures import mlflow_server
+from secrets_told import invented
 from unit.runtime.models.fakes import safetensors, write_model
 
 __all__ = ["mlflow_server"]
 
 WEIGHTS_BYTES = 4 << 20
+PASSWORD, TOKEN = invented("mlflow-password"), invented("mlflow-token")
 
 
 @pytest.fixture
@@ -130,9 +132,10 @@ def test_what_a_run_logged_as_a_model_of_its_own(mlflow_server: str, tmp_path: P
 @pytest.mark.parametrize(
     ("access", "authorization"),
     [
-        ({"username": "me", "password": "secret"}, f"Basic {base64.b64encode(b'me:secret').decode()}"),
-        ({"token": "t0ken"}, "Bearer t0ken"),
+        ({"username": "me", "password": PASSWORD}, f"Basic {base64.b64encode(f'me:{PASSWORD}'.encode()).decode()}"),
+        ({"token": TOKEN}, f"Bearer {TOKEN}"),
     ],
+    ids=["password", "token"],
 )
 def test_an_adapter_comes_with_its_servers_credentials(
     front: Front, mlflow_server: str, tmp_path: Path, access: dict[str, str], authorization: str

@@ -20,12 +20,13 @@ from control_plane.operator_fixtures import SHORT_LEASE, Models, Operator, Place
 from devstack.ports import free_port
 from llm_operator import webhooks
 from llm_operator.settings import ConnectionSettings
+from secrets_told import invented
 from unit.operator.fakes import FixedConnections
 from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
-SECRET = "whsec-of-the-tests"
+SECRET = invented("webhook")
 EVENTS = ("model_version_alias.created", "model_version_alias.deleted", "model_version.created")
 POLL_SECONDS = 2.0
 Json = dict[str, Any]

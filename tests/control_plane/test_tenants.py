@@ -27,13 +27,14 @@ from devstack.cluster import Cluster
 from llm_operator.cluster import path_of
 from llm_operator.crds import API_VERSION
 from llm_runtime.contract import hash_key
+from secrets_told import invented
 from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
 ROLES = ("view", "edit", "admin")
-PASSWORD = "the password of the operator's own account"
-READER = "the password of the account that pods have"
+PASSWORD = invented("operators-account")
+READER = invented("pods-account")
 SECRET_KINDS = ("Secret", "ConfigMap", "Pod", "LLMDeployment", "ApiKey", "ServiceAccount")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from control_plane.operator_fixtures import Place
+from secrets_told import invented
 from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
@@ -53,6 +54,11 @@ def test_a_missing_database_secret_is_told_and_found_when_it_is_made(place: Plac
     assert told["reason"] == "DatabaseSecretMissing"
     eventually(lambda: place.events("DatabaseSecretMissing"))
     meta = {"name": "usage-db", "namespace": place.name}
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"url": "postgresql://a:b@c/d"}}
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": meta,
+        "stringData": {"url": f"postgresql://a:{invented('database')}@c/d"},
+    }
     place.api.apply(secret)
     eventually(lambda: place.condition("UsagePersistent")["reason"] == "DatabaseConfigured")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import secrets_told
 from devstack.registry import push
 from devstack.stack import Stack
 from e2e.world import MODEL, World
@@ -22,16 +23,27 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> Iterator[Stack]:
+def collector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[secrets_told.Collector]:
+    """Gets the traces of all pods."""
+    with secrets_told.collector(tmp_path_factory.mktemp("traces")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def stack(
+    tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path], collector: secrets_told.Collector
+) -> Iterator[Stack]:
     """A running stack with the operator installed from manifests/install.yaml and version 1 under `champion`."""
-    with Stack(tmp_path_factory.mktemp("stack"), provider="local") as running:
+    folder, pods_have = tmp_path_factory.mktemp("stack"), (f"OTEL_EXPORTER_OTLP_ENDPOINT={collector.address}",)
+    with Stack(folder, provider="local", pods_have=pods_have) as running:
         running.start(progress=lambda _: None)
         push(running.mlflow.uri, MODEL, models["first"], alias="champion")
         running.cluster.kubectl("apply", "--server-side", "-f", "-", stdin=running.install_manifest(poll_seconds=1))
         running.cluster.kubectl(
             "-n", "llm-operator-system", "rollout", "status", "deployment/llm-operator", "--timeout=120s"
         )
-        yield running
+        with secrets_told.searched(running.cluster.kubeconfig, tmp_path_factory):
+            yield running
 
 
 @pytest.fixture(scope="session")

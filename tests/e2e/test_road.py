@@ -19,6 +19,7 @@ from devstack.registry import push
 from e2e.reference import greedy
 from e2e.streams import texts_at_once
 from e2e.world import MODEL, World
+from secrets_told import Collector
 
 pytestmark = pytest.mark.e2e
 
@@ -82,6 +83,11 @@ def test_every_dialect_answers(client: httpx.Client) -> None:
     assert client.get("/readyz").status_code == 200
     assert client.get("/health").json()["model_loaded"] is True
     assert "tokens_generated_total" in client.get("/metrics").text
+
+
+def test_traces_reach_their_collector(world: World, client: httpx.Client, collector: Collector) -> None:
+    """Else there would be none to search for secrets at the end."""
+    world.until(lambda: b"/v1/completions" in collector.file.read_bytes(), "the trace of a request", 60)
 
 
 def test_a_changed_limit_reaches_the_running_pods(world: World, client: httpx.Client) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import secrets_told
 from devstack.registry import MlflowServer, push, set_alias
 from kind import figures
 from kind.figures import note
@@ -47,9 +48,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> KindCluster:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KindCluster]:
     """The cluster that hack/e2e-kind has started; it ends there, too."""
-    return KindCluster.attach(FOLDER)
+    attached = KindCluster.attach(FOLDER)
+    with secrets_told.searched(attached.kubeconfig, tmp_path_factory):
+        yield attached
 
 
 @pytest.fixture(scope="session")

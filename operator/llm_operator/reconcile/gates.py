@@ -151,9 +151,15 @@ async def _smoke(
     data = found.get("data") or {}
     asking = outside.asking.get(known)
     if asking is None:
+        try:
+            pod = await _own(outside, observed, candidate.revision, pods)
+        except ApiError as error:
+            return SmokeOutcome(waiting=f"whose the candidate's pods are can't be read: {error}")
+        if pod is None:
+            return SmokeOutcome(waiting="no ready pod is of the candidate's Deployment, though some have its labels")
         _make_room(outside)
         asking = outside.asking[known] = asyncio.create_task(
-            _ask_all(outside, pods[0], key, observed.meta.name, name, data)
+            _ask_all(outside, pod, key, observed.meta.name, name, data)
         )
     # The prompts of one deployment keep no worker from the others: a later look finds what has become of them.
     done, _ = await asyncio.wait({asking}, timeout=WORKER_SECONDS)
@@ -164,6 +170,28 @@ async def _smoke(
     if final:
         outside.smoke[known] = outcome
     return outcome
+
+
+async def _own(outside: Outside, observed: Observed, revision: str, pods: list[Manifest]) -> Manifest | None:
+    """The first of the pods that the revision's Deployment has made.
+
+    Anybody's pod may have its labels, and this one is given a key and judges the candidate.
+    """
+    deployment = observed.revisions[revision].deployment
+    for pod in pods:
+        by = _controller(pod)
+        if deployment is None or by is None or by["kind"] != "ReplicaSet":
+            continue
+        found = await outside.cluster.get("ReplicaSet", observed.meta.namespace, by["name"])
+        made_by = _controller(found) if found and found["metadata"]["uid"] == by["uid"] else None
+        if made_by is not None and made_by["uid"] == deployment["metadata"]["uid"]:
+            return pod
+    return None
+
+
+def _controller(manifest: Manifest) -> Manifest | None:
+    references: list[Manifest] = manifest["metadata"].get("ownerReferences") or []
+    return next((each for each in references if each.get("controller")), None)
 
 
 async def _ask_all(

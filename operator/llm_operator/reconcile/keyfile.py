@@ -50,14 +50,11 @@ async def reconcile(key: Key, outside: Outside) -> Done:
         return Done(gone=True)
     meta = observe.meta_of(resource)
     async with outside.key_files[of_deployment]:
-        before, known, own = await asyncio.gather(
-            cluster.get("Secret", meta.namespace, names.keys_secret(meta)),
-            keyring.api_keys(outside, meta.namespace),
-            _operators(outside, meta),
-        )
+        before = await cluster.get("Secret", meta.namespace, names.keys_secret(meta))
         if before is None or not names.owned(before, meta):
             outside.given.pop(of_deployment, None)
             return Done(gone=True)
+        known, own = await asyncio.gather(keyring.api_keys(outside, meta.namespace), _operators(outside, meta))
         held = await keyring.held(outside, meta, known, await keyring.given(outside, meta, before))
         after = keys.with_keys(before, meta, _access(resource), (*held, *own))
         delivery = await deliver(outside, meta, after, held, known, before)

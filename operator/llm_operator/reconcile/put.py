@@ -56,6 +56,11 @@ async def put(outside: Outside, owner: Meta, manifest: Manifest, live: Manifest 
         live = None
     applied = await cluster.apply(manifest) if live is None else await update(cluster, owner, manifest, live)
     if kind == "Secret":
+        # An apply leaves others' fields. A pod that mounts the Secret, or reads it by name, would take them for ours.
+        if others := (applied.get("data") or {}).keys() - manifest["data"].keys():
+            seen = {"resourceVersion": applied["metadata"]["resourceVersion"]}
+            none: Manifest = {"metadata": seen, "data": dict.fromkeys(sorted(others))}
+            applied = await cluster.patch(kind, meta["namespace"], meta["name"], none)
         outside.secrets[meta["namespace"], meta["name"]] = applied["metadata"]["resourceVersion"]
 
 

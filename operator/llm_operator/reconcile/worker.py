@@ -53,5 +53,7 @@ def _settle(lanes: Lanes[Key], key: Key, done: Done, resync_seconds: float) -> N
 
 def _again(queue: Queue[Key], key: Key, error: Exception) -> None:
     metrics.RETRIES.labels(key.kind).inc()
-    delay = queue.retry(key)
-    log.warning("%s %s/%s: again in %.1f s: %s", key.kind, key.namespace, key.name, delay, error)
+    delay, failures = queue.retry(key), queue.failures(key)
+    # The first, second, fourth, … time: thousands may fail for hours, and the object's status says so all the time.
+    level = logging.WARNING if failures & (failures - 1) == 0 else logging.DEBUG
+    log.log(level, "%s %s/%s: again in %.1f s: %s", key.kind, key.namespace, key.name, delay, error)

@@ -13,7 +13,7 @@ from llm_operator.cluster import ApiError, Conflict, NotFound, Refused, Unavaila
 from llm_operator.confined import Confined, work
 from llm_operator.observe import Outside
 from llm_operator.pods import Answer
-from llm_operator.registry import Choices, ModelNotFound, ModelSummary, Reference, RegistryFault
+from llm_operator.registry import AliasNotFound, Choices, ModelNotFound, ModelSummary, Reference, RegistryFault
 from llm_operator.settings import ConnectionSettings
 from llm_operator.state import Connection, Figures, Manifest, ModelVersion
 
@@ -155,6 +155,10 @@ class FakeCluster:
         wanted = deployment["spec"]["replicas"]
         for key in [k for k in self.objects if k[0] == "Pod" and k[2].startswith(f"{name}-played-")]:
             del self.objects[key]
+        by = {"kind": "Deployment", "name": name, "uid": deployment["metadata"]["uid"], "controller": True}
+        meta = {"name": name, "namespace": NAMESPACE, "uid": f"uid-of-{name}", "ownerReferences": [by]}
+        self.objects["ReplicaSet", NAMESPACE, name] = {"kind": "ReplicaSet", "metadata": meta}
+        made_by = {"kind": "ReplicaSet", "name": name, "uid": meta["uid"], "controller": True}
         for number in range(wanted):
             state = "True" if ready is None or number < ready else "False"
             pod = f"{name}-played-{number}"
@@ -162,7 +166,7 @@ class FakeCluster:
                 "apiVersion": "v1",
                 "kind": "Pod",
                 "metadata": {"name": pod, "namespace": NAMESPACE, "labels": deployment["metadata"]["labels"]}
-                | {"uid": f"uid-{self._next()}", "resourceVersion": self._next()},
+                | {"uid": f"uid-{self._next()}", "resourceVersion": self._next(), "ownerReferences": [made_by]},
                 "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": state}]},
             }
         deployment["status"] = {
@@ -188,7 +192,10 @@ def _merged(before: Any, change: Any) -> Any:
         return copy.deepcopy(change)
     merged = dict(before)
     for key, value in change.items():
-        merged[key] = _merged(before.get(key), value)
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = _merged(before.get(key), value)
     return merged
 
 
@@ -220,6 +227,8 @@ class FakeRegistry:
             raise fault
         if reference.name not in self.aliases:
             raise ModelNotFound(f"no model {reference.name}")
+        if reference.alias and reference.alias not in self.aliases[reference.name]:
+            raise AliasNotFound(f"no alias {reference}")
         version = reference.version or self.aliases[reference.name][reference.alias or ""]
         source = self.sources.get((reference.name, version), f"s3://{reference.name}/{version}")
         return ModelVersion(reference.name, version, source, "run", self.registered_at)
@@ -255,7 +264,10 @@ class FakeRegistry:
         self.summaries += 1
         if fault := self.breaks.get(connection.tracking_uri) or self.fault:
             raise fault
-        return {name: ModelSummary(dict(aliases), {}, self.model_made) for name, aliases in self.aliases.items()}
+        return {
+            name: ModelSummary(dict(aliases), {"None": max(aliases.values())} if aliases else {}, self.model_made)
+            for name, aliases in self.aliases.items()
+        }
 
 
 class FakePods:

@@ -30,7 +30,7 @@ def restored(world: World, *kept: str) -> dict[tuple[str, str, str], Manifest]:
             meta = {"name": key[2], "namespace": NAMESPACE, "labels": labels or {}}
             made = {"apiVersion": found["apiVersion"], "kind": key[0], "metadata": meta, "spec": spec}
             world.cluster._store("person", key, made)
-        elif found["metadata"].pop("ownerReferences", None):
+        elif key[0] not in ("Pod", "ReplicaSet") and found["metadata"].pop("ownerReferences", None):
             children[key] = copy.deepcopy(found)
     world.restarted("image")
     return children

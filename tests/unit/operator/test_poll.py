@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from typing import Any
 
 import pytest
 
@@ -65,14 +66,31 @@ async def test_a_silent_server_is_told_once() -> None:
     assert queue.added == ["bot", "bot"]
 
 
-async def test_a_model_that_was_not_there_is_looked_for_again() -> None:
+@pytest.mark.parametrize("before", [{}, {"bot": {"other": "1"}}])
+@pytest.mark.parametrize("asked", [{"alias": "champion"}, {"version": "1"}])
+async def test_what_was_not_there_wakes_its_deployment_when_it_is(
+    before: dict[str, Any], asked: dict[str, str]
+) -> None:
     world = World()
-    del world.registry.aliases["bot"]
-    await world.deploy()
+    world.registry.aliases = before if "alias" in asked else {}
+    await world.deploy(model={"mlflow": {"name": "bot", **asked}})
+    await reconcile(Key("LLMDeployment", NAMESPACE, "bot"), world.outside, Pace(60, 5))
+    poll, queue = await polled(world)
+    for _ in range(3):
+        await poll.look()
+    assert queue.added == []
+    world.registry.aliases["bot"] = {"champion": "1"}
+    await poll.look()
+    assert queue.added == ["bot"]
+
+
+async def test_a_refused_specification_is_not_looked_at_with_each_round() -> None:
+    world = World()
+    await world.deploy(pod={"env": [{"name": "PYTHONPATH", "value": "/tmp"}]})
     await reconcile(Key("LLMDeployment", NAMESPACE, "bot"), world.outside, Pace(60, 5))
     poll, queue = await polled(world)
     await poll.look()
-    assert queue.added == ["bot"]
+    assert queue.added == []
 
 
 async def rung(poll: Poll, *deliveries: tuple[str, str | None]) -> None:

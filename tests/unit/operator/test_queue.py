@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from llm_operator.queue import Backlog, Lanes, Queue
+from llm_operator.queue import DUE_A_SECOND, DUE_AT_ONCE_SECONDS, Backlog, Lanes, Queue
+from llm_operator.reconcile import Retry
+from llm_operator.reconcile.worker import _again
+from llm_operator.state import Key
 
 
 def backlog() -> Backlog[str]:
@@ -99,6 +103,72 @@ def test_oldest_counts_waiting_and_working_keys() -> None:
     assert queue.oldest(65) == 60
 
 
+def shared(**fields: Any) -> Backlog[str]:
+    """An item's first letter is its tenant."""
+    return Backlog(jitter=lambda: 0.0, tenant=lambda item: item[0], **fields)
+
+
+def test_tenants_take_turns_however_much_one_has() -> None:
+    queue = shared()
+    for number in range(5000):
+        queue.add(f"a{number}", 0)
+    for item in ("b0", "b1", "c0"):
+        queue.add(item, 1)
+    assert [queue.take(2) for _ in range(6)] == ["a0", "b0", "c0", "a1", "b1", "a2"]
+
+
+def test_one_tenant_never_has_all_workers() -> None:
+    queue = shared(most_of_one=2)
+    for item in ("a0", "a1", "a2"):
+        queue.add(item, 0)
+    assert [queue.take(0) for _ in range(3)] == ["a0", "a1", None]
+    queue.add("b0", 1)
+    assert queue.take(1) == "b0"
+    queue.done("a0")
+    assert queue.take(1) == "a2"
+
+
+def test_what_comes_back_by_itself_does_so_at_a_bounded_rate_and_events_do_not_wait() -> None:
+    queue = shared()
+    for number in range(1000):
+        queue.add_after(f"a{number}", 100, 0)
+    queue.add_after("b0", 100, 0)
+
+    def taken(now: float) -> int:
+        found = iter(lambda: queue.take(now), None)
+        return sum(1 for item in found if item.startswith("a"))
+
+    assert taken(100) == pytest.approx(DUE_A_SECOND * DUE_AT_ONCE_SECONDS, abs=1)
+    assert "b0" in queue._busy
+    queue.add("a999", 100)
+    assert queue.take(100) == "a999"
+    assert taken(101) == pytest.approx(DUE_A_SECOND, abs=1)
+    taken(200)
+    assert len(queue._busy) == 1001
+    assert not queue._admitted
+
+
+def test_one_tenants_failures_lengthen_nobody_elses_pauses() -> None:
+    queue = shared(cap_seconds=30, each_seconds=0.5)
+    for number in range(1000):
+        queue.retry(f"a{number}", 0)
+    assert max(queue.retry("a0", 0) for _ in range(20)) == 30
+    assert max(queue.retry("b0", 0) for _ in range(20)) == 4
+
+
+def test_a_long_queue_is_not_stuck_a_turn_that_does_not_come_is() -> None:
+    queue = shared()
+    for number in range(1000):
+        queue.add(f"a{number}", 0)
+    for now in range(1, 500):
+        item = queue.take(now)
+        assert item
+        queue.done(item)
+    assert queue.oldest(500) == 500
+    assert queue.stuck(500) == 1
+    assert queue.stuck(900) == 401
+
+
 async def test_a_waiting_worker_gets_what_comes_and_what_falls_due() -> None:
     queue: Queue[str] = Queue()
     waiting = asyncio.ensure_future(queue.get())
@@ -139,3 +209,10 @@ def test_pauses_stay_short_as_nobody_tells_that_a_cause_has_gone() -> None:
     }
     assert pauses["key"] <= 5
     assert pauses["deployment"] <= 37.5
+
+
+def test_what_fails_for_hours_is_told_ever_less_often(caplog: pytest.LogCaptureFixture) -> None:
+    queue: Queue[Key] = Queue()
+    for _ in range(1000):
+        _again(queue, Key("ApiKey", "team", "a"), Retry("no quota"))
+    assert len(caplog.records) == 10

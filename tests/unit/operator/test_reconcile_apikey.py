@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llm_operator.cluster import Refused
 from llm_operator.reconcile import Done, Pace, Retry, reconcile
 from llm_operator.registry import Reference
 from llm_operator.state import Connection, Key, ModelVersion
@@ -157,7 +158,7 @@ async def test_a_key_file_that_is_not_there_is_left_to_its_deployment() -> None:
     assert world.cluster.objects["Secret", NAMESPACE, "bot-keys"]["data"] == {"keys.json": "e30="}
 
 
-async def test_an_apikey_that_cannot_be_read_opens_nothing_and_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_apikey_that_cannot_be_read_opens_nothing_and_stops_no_other() -> None:
     world = World()
     await world.deploy()
     await world.put("ApiKey", "team", {"deployments": ["bot"]})
@@ -165,7 +166,21 @@ async def test_an_apikey_that_cannot_be_read_opens_nothing_and_stops_no_other(ca
     await world.put("ApiKey", "odd", {"deployments": ["bot"], "expiresAt": "some day"})
     await look(world, BOT)
     assert [key["name"] for key in known(world)["keys"]] == [f"{NAMESPACE}/team"]
-    assert "ApiKey team/odd can't be read and opens nothing: expiresAt" in caplog.text
+    await look(world, Key("ApiKey", NAMESPACE, "odd"))
+    assert "expiresAt" in world.condition("Ready", "odd", "ApiKey")["message"]
+
+
+async def test_a_key_that_names_its_deployments_asks_for_no_other() -> None:
+    """A namespace may have thousands, and each of its keys is looked at every minute."""
+    world = World()
+    await world.deploy()
+    world.cluster.faults["list", "LLMDeployment"] = Refused("too many")
+    await world.put("ApiKey", "team", {"deployments": ["bot"]})
+    await look(world)
+    assert world.condition("Ready", "team", "ApiKey")["reason"] == "Issued"
+    await world.put("ApiKey", "team", {"deployments": ["other"]})
+    await look(world)
+    assert world.condition("Ready", "team", "ApiKey")["reason"] == "DeploymentNotFound"
 
 
 async def test_a_deployment_that_cannot_be_read_stops_no_key() -> None:

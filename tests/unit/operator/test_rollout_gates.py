@@ -161,8 +161,10 @@ async def _pod(world: World, deployment: str) -> None:
     world.cluster.objects.pop(("Pod", NAMESPACE, f"{deployment}-0"), None)
     if found["spec"]["replicas"]:
         labels = found["spec"]["template"]["metadata"]["labels"]
+        played = world.cluster.objects["Pod", NAMESPACE, f"{deployment}-played-0"]["metadata"]
         ready = {"conditions": [{"type": "Ready", "status": "True"}], "podIP": "127.0.0.1"}
         meta = {"name": f"{deployment}-0", "namespace": NAMESPACE, "labels": labels}
+        meta["ownerReferences"] = played["ownerReferences"]
         world.cluster.objects["Pod", NAMESPACE, f"{deployment}-0"] = {"kind": "Pod", "metadata": meta, "status": ready}
 
 

@@ -24,10 +24,13 @@ class Known:
 
     def __init__(self, folder: Path) -> None:
         (folder / "webhookSecret").write_text(f"whsec-2\n{SECRET}\n")
+        (folder / "other").mkdir(exist_ok=True)
+        (folder / "other" / "webhookSecret").write_text("whsec-of-another\n")
         uri = "http://mlflow:5000"
         self.known = {
             "default": ConnectionSettings(tracking_uri=uri, credentials_folder=folder),
             "quiet": ConnectionSettings(tracking_uri=uri),
+            "other": ConnectionSettings(tracking_uri=uri, credentials_folder=folder / "other"),
         }
 
     def current(self) -> dict[str, ConnectionSettings]:
@@ -98,6 +101,7 @@ async def test_a_repeated_delivery_is_taken_once(sender: Sender) -> None:
         (401, {webhooks.SIGNATURE: ""}),
         (401, {webhooks.SIGNATURE: "v1,\udcffé"}),
         (401, {webhooks.ID: "d-2"}),
+        (401, {"to": "other"}),  # What one receiver was sent says nothing to another.
         (404, {"to": "unheard-of"}),
         (404, {"to": "quiet"}),
         (413, {"body": b"x" * ((1 << 20) + 1)}),

@@ -1,0 +1,3 @@
+"""What every tier has."""
+
+pytest_plugins = ["secrets_told"]

@@ -1,0 +1,96 @@
+"""Objects that only say they are an LLMDeployment's, and Secrets that are others between a look and a write."""
+
+from __future__ import annotations
+
+import base64
+import copy
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from llm_operator import observe
+from llm_operator.plans import names
+from llm_operator.reconcile import Pace, Retry, reconcile
+from llm_operator.state import Key, Manifest
+from unit.operator.fakes import NAMESPACE, FakeCluster, World
+from unit.operator.test_rollout_gates import look, world_with_prompts
+
+BOT = Key("LLMDeployment", NAMESPACE, "bot")
+
+
+async def served() -> tuple[World, Manifest]:
+    """Version 1 serves; also the resource."""
+    world = World()
+    await world.deploy()
+    await look(world, 3)
+    return world, world.cluster.objects["LLMDeployment", NAMESPACE, "bot"]
+
+
+async def test_a_deployment_with_our_label_and_owner_is_not_taken_for_the_revisions() -> None:
+    world, resource = await served()
+    revision = world.status()["stable"]["revision"]
+    forged = copy.deepcopy(world.cluster.objects["Deployment", NAMESPACE, f"bot-{revision}"])
+    forged["metadata"] |= {"name": "aaa"}
+    world.cluster._store("forge", ("Deployment", NAMESPACE, "aaa"), forged)
+    found = (await observe.deployment(world.outside, resource)).revisions[revision].deployment
+    assert found
+    assert found["metadata"]["name"] == f"bot-{revision}"
+
+
+@pytest.mark.parametrize("name", ["bot-registry", "bot-keys"])
+async def test_a_secret_that_was_there_before_adds_nothing_of_its_own(name: str) -> None:
+    world = World()
+    await world.deploy()
+    meta = observe.meta_of(world.cluster.objects["LLMDeployment", NAMESPACE, "bot"])
+    theirs = {"LLM_ARTIFACT_HOSTS": base64.b64encode(b"elsewhere.example.com").decode()}
+    await world.cluster.create({"kind": "Secret", "metadata": names.metadata(meta, name), "data": theirs})
+    await look(world, 3)
+    assert theirs.keys().isdisjoint(world.cluster.objects["Secret", NAMESPACE, name]["data"])
+    assert world.condition("Ready")["status"] == "True"
+
+
+class Swapping(FakeCluster):
+    """Somebody puts a Secret of their own in the place of one that was just read."""
+
+    swapped: str = ""
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        found = await super().get(kind, namespace, name)
+        if found and name == self.swapped:
+            theirs: dict[str, Any] = {"kind": kind, "metadata": {"name": name, "namespace": namespace}, "data": {}}
+            del self.objects[kind, namespace, name]
+            self.objects[kind, namespace, name] = {**theirs, "metadata": {**theirs["metadata"], "uid": "theirs",
+                                                                         "resourceVersion": self._next()}}  # fmt: skip
+            self.swapped = ""
+        return found
+
+
+async def test_a_secret_that_is_swapped_after_the_look_is_not_written_to() -> None:
+    world, _ = await served()
+    world.cluster.__class__ = Swapping
+    assert isinstance(world.cluster, Swapping)
+    world.outside.given.clear()
+    await world.deploy(access={"tiers": [{"name": "standard", "requestsPerMinute": 5}]})
+    world.cluster.swapped = "bot-keys"
+    for _ in range(2):
+        with suppress(Retry):
+            await reconcile(BOT, world.outside, Pace(60, 5))
+    assert world.condition("Stalled")["reason"] == "NameTaken"
+    found = world.cluster.objects["Secret", NAMESPACE, "bot-keys"]
+    assert (found["metadata"]["uid"], found["data"]) == ("theirs", {})
+
+
+async def test_a_pod_that_only_has_the_labels_gets_no_key_and_judges_nothing() -> None:
+    world = await world_with_prompts()
+    world.pods.asked.clear()
+    await reconcile(BOT, world.outside, Pace(60, 5))
+    for name in world.cluster.named("Deployment"):
+        world.cluster.play(name)
+    for (kind, _, _), found in world.cluster.objects.items():
+        if kind == "Pod":
+            found["metadata"].pop("ownerReferences", None)
+    for _ in range(3):
+        await reconcile(BOT, world.outside, Pace(60, 5))
+    assert world.pods.asked == []
+    assert "candidate's Deployment" in world.status()["candidate"]["verdict"][0]["message"]
