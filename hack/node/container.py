@@ -39,7 +39,7 @@ class Container:
     def __init__(self, spec: Json, host: Host, folder: Path, pod_spec: Json, backoff: Backoff) -> None:
         self.spec, self.host, self.folder, self.backoff = spec, host, folder, backoff
         self.grace_seconds = float(pod_spec.get("terminationGracePeriodSeconds", 30))
-        self.record = status.Record(spec["name"], spec["image"])
+        self.record = status.Record(spec["name"], spec["image"], sidecar=spec.get("restartPolicy") == "Always")
         self.process: Process | None = None
         self.attempt = -1
         self.stopping = False
@@ -101,6 +101,7 @@ class Container:
 
     async def follow(self, process: Process, started: datetime) -> None:
         self.record.started = "startupProbe" not in self.spec
+        self.record.begun |= self.record.started
         self.record.ready = self.record.started and "readinessProbe" not in self.spec
         self.host.publish()
         probes = asyncio.create_task(self.probe(process))
@@ -137,7 +138,7 @@ class Container:
         if verdict is False:
             await self.restart(process, "startup", text)
         elif verdict:
-            self.record.started = True
+            self.record.started = self.record.begun = True
             self.record.ready = "readinessProbe" not in self.spec
             self.host.publish()
         return verdict is True
