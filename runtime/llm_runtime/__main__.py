@@ -148,7 +148,12 @@ def _settings(config: Path | None, *, managed: bool = False) -> settings.Setting
 
 
 def _serve(
-    loaded: settings.Settings, keys: Path | None, adapters: Path | None, models: "Callable[[], ModelSource]", host: str, port: int
+    loaded: settings.Settings,
+    keys: Path | None,
+    adapters: Path | None,
+    models: "Callable[[], ModelSource]",
+    host: str,
+    port: int,
 ) -> FatalReport | None:
     _refuse_taken(host, port)
     # FastAPI takes a second to import, which `fetch` need not wait for.
