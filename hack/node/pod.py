@@ -127,8 +127,7 @@ class Pod:
         for each in self.inits:
             if each.record.sidecar:
                 self.beside.append(asyncio.create_task(each.run("Always")))
-                while not each.record.begun:
-                    await asyncio.sleep(0.02)
+                await each.begun.wait()
                 continue
             await each.run(policy)
             if each.record.exit_code != 0:

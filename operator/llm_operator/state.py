@@ -295,7 +295,7 @@ class Observed:
     adapters: tuple[ResolvedAdapter, ...] = ()
     """In the order of the specification."""
     adapters_beside_keys: bool = False
-    """Whether pods were given adapters, and the credentials to fetch them, beside their keys: by an earlier operator."""
+    """Whether an earlier operator gave pods adapters, and the credentials to fetch them, beside their keys."""
     connections: Mapping[str, Connection] = field(default_factory=dict)
     """Those that adapters come from, as far as the operator knows them."""
     figures: Mapping[str, Figures] = field(default_factory=dict)

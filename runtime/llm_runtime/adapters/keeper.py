@@ -67,7 +67,7 @@ class Adapters:
         chance: Callable[[], float] = random.random,
         news: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`most`: how many the engine holds. `chance`: 0 to 1. `news`: whether `fetch` may end otherwise than before."""
+        """`most`: how many the engine holds. `chance`: 0 to 1. `news`: whether `fetch` may end otherwise now."""
         self._list, self._fetch, self._most, self._news = wanted, fetch, most, news
         self._clock, self._chance = clock, chance
         self._engine: Engine | None = None
