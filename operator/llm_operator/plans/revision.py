@@ -33,13 +33,13 @@ def wanted(observed: Observed) -> Wanted | None:
 
 
 def _id(observed: Observed, model: ModelVersion) -> str:
-    plain = revision_id(observed.spec, model, anew(observed))
+    plain, fetching = (revision_id(observed.spec, model, anew(observed), adapters=each) for each in (False, True))
+    run = {name for name, each in observed.revisions.items() if each.wanted}
     if observed.spec.adapters is None:
-        return plain
-    running = observed.revisions.get(plain)
-    if observed.adapters_beside_keys and running is not None and running.wanted:
-        return plain  # Its pods fetch by themselves, and an upgrade restarts none.
-    return revision_id(observed.spec, model, anew(observed), adapters=True)
+        # The last adapter that goes restarts no pod: a server-side apply of an empty list takes the field away, too.
+        return fetching if fetching in run and plain not in run else plain
+    # Nor does an upgrade: these pods fetch by themselves.
+    return plain if observed.adapters_beside_keys and plain in run else fetching
 
 
 def anew(observed: Observed) -> str:

@@ -152,12 +152,14 @@ async def test_the_first_adapter_rolls_out_pods_with_a_container_that_alone_has_
     assert homes[0] != homes[1]
 
 
-async def test_what_is_there_without_adapters_is_as_it_was() -> None:
+async def test_the_last_adapter_that_goes_restarts_no_pod_and_its_container_goes_with_the_next_revision() -> None:
     world = Following()
     await world.deploy(adapters=[LEGAL])
     await world.look()
+    before = world.templates()
     await world.deploy()
     await world.look()
+    assert world.templates() == before
     assert world.delivered() == AdapterFile()  # Pods that have the container are still there.
     for name in world.cluster.named("Deployment"):
         if len(world.cluster.objects["Deployment", NAMESPACE, name]["spec"]["template"]["spec"]["initContainers"]) > 1:
