@@ -133,7 +133,8 @@ def _image(observed: Observed, revision: str) -> str | None:
 def template(children: RevisionChildren) -> Manifest | None:
     """The pods' template of a revision, as remembered or else as it runs."""
     stored = (children.config or {}).get("data", {}).get(workload.TEMPLATE_FILE)
-    return json.loads(stored) if stored else (children.deployment or {}).get("spec", {}).get("template")
+    found: Manifest | None = (children.deployment or {}).get("spec", {}).get("template")
+    return dict(json.loads(stored)) if stored else found
 
 
 def recovered(observed: Observed) -> LLMDeploymentStatus:
