@@ -120,8 +120,8 @@ class MockCodec:
         raise NotImplementedError("nobody asks the mock for log probabilities")
 
 
-def without(models: Path) -> ModelSource:
-    """In the place of the runtime's own ways to a model."""
+def without(models: Path, fetched: Path | None = None) -> ModelSource:
+    """In the place of the runtime's own ways to a model; it has no adapters."""
 
     async def find(config: RuntimeConfig) -> Path:
         return models

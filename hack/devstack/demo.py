@@ -140,7 +140,7 @@ def pod_state(pod: dict[str, Any]) -> str:
         if reason := state.get("waiting", {}).get("reason"):
             if reason != "PodInitializing":
                 return f"{name}: {reason}"
-        elif "running" in state and container in first:
+        elif "running" in state and container in first and not container.get("ready"):  # Ready: one that stays.
             return f"{name}: {container['name']} runs"
         elif "running" in state and not container.get("ready"):
             return f"{name}: {container['name']} runs, not ready yet"

@@ -42,10 +42,11 @@ class Container:
         self.folder = folder
         self.backoff = backoff
         self.grace_seconds = float(pod_spec.get("terminationGracePeriodSeconds", 30))
-        self.record = status.Record(spec["name"], spec["image"])
+        self.record = status.Record(spec["name"], spec["image"], sidecar=spec.get("restartPolicy") == "Always")
         self.process: Process | None = None
         self.attempt = -1
         self.stopping = False
+        self.begun = asyncio.Event()
 
     def log(self, previous: bool = False) -> Path:
         return self.folder / f"{self.attempt - previous}.log"
@@ -104,6 +105,8 @@ class Container:
 
     async def follow(self, process: Process, started: datetime) -> None:
         self.record.started = "startupProbe" not in self.spec
+        if self.record.started:
+            self.begin()
         self.record.ready = self.record.started and "readinessProbe" not in self.spec
         self.host.publish()
         probes = asyncio.create_task(self.probe(process))
@@ -114,6 +117,10 @@ class Container:
         self.record.ready = self.record.started = False
         self.record.state = status.terminated(code, started, datetime.now(UTC), words, self.record.container_id)
         self.host.publish()
+
+    def begin(self) -> None:
+        self.record.begun = True
+        self.begun.set()
 
     async def probe(self, process: Process) -> None:
         """Startup first; then readiness and liveness side by side."""
@@ -141,6 +148,7 @@ class Container:
             await self.restart(process, "startup", text)
         elif verdict:
             self.record.started = True
+            self.begin()
             self.record.ready = "readinessProbe" not in self.spec
             self.host.publish()
         return verdict is True

@@ -46,6 +46,8 @@ class Pod:
         spec = manifest["spec"]
         self.inits = [self.container(each) for each in spec.get("initContainers") or []]
         self.mains = [self.container(each) for each in spec["containers"]]
+        self.sidecars = [each for each in self.inits if each.record.sidecar]
+        self.beside: list[asyncio.Task[None]] = []
         self.volumes = Volumes(self.folder / "volumes", Tokens(api, manifest).get, settings.capacity())
         self.places: dict[str, Path] = {}
         self.refused: str | None = None
@@ -69,7 +71,8 @@ class Pod:
     @property
     def ready(self) -> bool:
         """Whether Services may send new connections here."""
-        return not self.stopping and bool(self.mains) and all(each.record.ready for each in self.mains)
+        lasting = [*self.sidecars, *self.mains]
+        return not self.stopping and bool(self.mains) and all(each.record.ready for each in lasting)
 
     def update(self, manifest: Json) -> None:
         """Take the newest object; a change of labels, annotations or spec refreshes the volumes at once."""
@@ -101,6 +104,7 @@ class Pod:
         policy = self.manifest["spec"].get("restartPolicy", "Always")
         if await self.initialise("Never" if policy == "Never" else "OnFailure"):
             await asyncio.gather(*(each.run(policy) for each in self.mains))
+            await self.stop(self.sidecars)
         self.publish()
 
     def refuse(self, problem: str) -> None:
@@ -124,8 +128,12 @@ class Pod:
                 await asyncio.sleep(1)
 
     async def initialise(self, policy: str) -> bool:
-        """Init containers one after the other; False when one failed for good."""
+        """Init containers one after the other; False when one failed for good. A sidecar goes on beside the others."""
         for each in self.inits:
+            if each.record.sidecar:
+                self.beside.append(asyncio.create_task(each.run("Always")))
+                await each.begun.wait()
+                continue
             await each.run(policy)
             if each.record.exit_code != 0:
                 return False
@@ -251,15 +259,22 @@ class Pod:
             return
         self.stopping = True
         self.publish()
-        await asyncio.gather(*(each.stop(self.deadline) for each in [*self.inits, *self.mains]))
+        await self.stop([each for each in [*self.inits, *self.mains] if not each.record.sidecar])
+        await self.stop(self.sidecars)
         ran = any(each.process for each in [*self.inits, *self.mains])
         await asyncio.wait({self.life}, timeout=0.5 if ran else 0.0)
-        for task in (self.life, self.refresher, self.publisher):
+        for task in (self.life, self.refresher, self.publisher, *self.beside):
             task.cancel()
         await self.send()
         if after is not None:
             await after()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def stop(self, containers: list[Container]) -> None:
+        """End these within what is left of the grace period; where the pod ends by itself, within all of it."""
+        grace = float(self.manifest["spec"].get("terminationGracePeriodSeconds", 30))
+        deadline = self.deadline if self.stopping else time.monotonic() + grace
+        await asyncio.gather(*(each.stop(deadline) for each in containers))
 
     def hasten(self) -> None:
         """A shorter grace period while stopping: kill what is left when it is over."""

@@ -38,8 +38,6 @@ def container_faults(spec: Json) -> Iterator[str]:
             yield f"container {name!r} has a grpc probe: use httpGet, tcpSocket or exec"
         if any(mount.get("subPathExpr") for mount in container.get("volumeMounts") or []):
             yield f"container {name!r} uses subPathExpr: use subPath"
-        if container in (spec.get("initContainers") or []) and container.get("restartPolicy") == "Always":
-            yield f"init container {name!r} is a sidecar (restartPolicy Always): make it a container"
 
 
 def volume_faults(spec: Json) -> Iterator[str]:

@@ -21,6 +21,15 @@ class Record:
     ready: bool = False
     started: bool = False
     container_id: str = ""
+    sidecar: bool = False
+    """An init container that is always started again: the next one waits for its start, not for its end."""
+    begun: bool = False
+    """It was started once."""
+
+    @property
+    def initialised(self) -> bool:
+        """As an init container: whether the next one may start."""
+        return self.begun if self.sidecar else self.exit_code == 0
 
     @property
     def exit_code(self) -> int | None:
@@ -66,8 +75,8 @@ def terminated(exit_code: int, started: datetime, finished: datetime, message: s
 
 def phase(inits: Sequence[Record], mains: Sequence[Record], restart_policy: str) -> str:
     """Pending, Running, Succeeded or Failed, by the kubelet's rules."""
-    if any(record.exit_code != 0 for record in inits):
-        dead = any(record.exit_code for record in inits) and restart_policy == "Never"
+    if not all(record.initialised for record in inits):
+        dead = any(record.exit_code for record in inits if not record.sidecar) and restart_policy == "Never"
         return "Failed" if dead else "Pending"
     if any("waiting" in record.state and not record.last_state for record in mains):
         return "Pending"
@@ -82,8 +91,9 @@ def phase(inits: Sequence[Record], mains: Sequence[Record], restart_policy: str)
 def conditions(pod: Json, inits: Sequence[Record], mains: Sequence[Record], phase: str, now: datetime) -> list[Json]:
     """Initialized, ContainersReady and Ready; the time of transition moves only when a status changes."""
     done = phase in ("Succeeded", "Failed")
-    uninitialized = [record.name for record in inits if record.exit_code != 0]
-    unready = [record.name for record in mains if not record.ready]
+    uninitialized = [record.name for record in inits if not record.initialised]
+    lasting = [*(record for record in inits if record.sidecar), *mains]
+    unready = [record.name for record in lasting if not record.ready]
     gates = [gate["conditionType"] for gate in pod["spec"].get("readinessGates") or []]
     previous = {entry["type"]: entry for entry in (pod.get("status") or {}).get("conditions") or []}
     shut = [gate for gate in gates if previous.get(gate, {}).get("status") != "True"]

@@ -262,6 +262,8 @@ class Given:
     """By `namespace/name` of the ApiKey."""
     left_out: frozenset[str] = frozenset()
     """ApiKeys for which it has no room."""
+    registries: bool = False
+    """Whether it brings the servers that adapters come from, and credentials: an earlier operator wrote it."""
     trouble: str = ""
     """Why it can't be read, or was not written the last time."""
 
@@ -294,6 +296,8 @@ class Observed:
     autoscaler: Manifest | None = None
     adapters: tuple[ResolvedAdapter, ...] = ()
     """In the order of the specification."""
+    adapters_beside_keys: bool = False
+    """Whether an earlier operator gave pods adapters, and the credentials to fetch them, beside their keys."""
     connections: Mapping[str, Connection] = field(default_factory=dict)
     """Those that adapters come from, as far as the operator knows them."""
     figures: Mapping[str, Figures] = field(default_factory=dict)
@@ -347,7 +351,9 @@ class Plan:
     """What should be: objects to apply, objects to delete, the status, what to tell, when to look again."""
 
     key_file: Manifest
-    """The Secret with the keys and the list of adapters. It goes first: a revocation waits for no other object."""
+    """The Secret with the keys. It goes first: a revocation waits for no other object."""
+    adapters: Manifest | None
+    """The Secret with the adapters, where pods have a container that fetches some."""
     objects: tuple[Manifest, ...]
     delete: tuple[Manifest, ...]
     status: LLMDeploymentStatus

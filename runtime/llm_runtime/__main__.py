@@ -5,8 +5,9 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ from llm_runtime.commands.push import push
 from llm_runtime.contract import (
     ADAPTERS_FLAG,
     CONFIG_FLAG,
+    FETCHED_FLAG,
     KEYS_FLAG,
     MODELS_FLAG,
     FatalReport,
@@ -49,6 +51,10 @@ Keys = Annotated[
 ]
 Adapters = Annotated[
     Path | None, typer.Option(ADAPTERS_FLAG, help="List of LoRA adapters to follow. None: adapters.json beside KEYS.")
+]
+Fetched = Annotated[
+    Path | None,
+    typer.Option(FETCHED_FLAG, help="Folder in which llm_runtime.fetcher tells of adapters. None: fetched here."),
 ]
 Models = Annotated[Path, typer.Option(MODELS_FLAG, help="Folder that holds fetched models.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on; over API_HOST.")]
@@ -79,6 +85,7 @@ def serve(
     config: Config = None,
     keys: Keys = None,
     adapters: Adapters = None,
+    fetched: Fetched = None,
     models: Models = Path("models"),
     host: Host = None,
     port: Port = None,
@@ -86,7 +93,8 @@ def serve(
     """Load the model and answer requests until SIGTERM."""
     with _fatal_is_last_line():
         loaded = _settings(config, managed=keys is not None)
-        failure = _serve(loaded, keys, adapters, models, host or loaded.host, loaded.port if port is None else port)
+        address = host or loaded.host, loaded.port if port is None else port
+        failure = _serve(loaded, keys, adapters, partial(_models, models, fetched), *address)
     if failure:
         logs.report_fatal(failure)
         raise typer.Exit(1)
@@ -139,7 +147,12 @@ def _settings(config: Path | None, *, managed: bool = False) -> settings.Setting
 
 
 def _serve(
-    loaded: settings.Settings, keys: Path | None, adapters: Path | None, models: Path, host: str, port: int
+    loaded: settings.Settings,
+    keys: Path | None,
+    adapters: Path | None,
+    models: "Callable[[], ModelSource]",
+    host: str,
+    port: int,
 ) -> FatalReport | None:
     _refuse_taken(host, port)
     # FastAPI takes a second to import, which `fetch` need not wait for.
@@ -149,7 +162,7 @@ def _serve(
     from llm_runtime.assembly import assemble
 
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    server = assemble(loaded, _models(models), keys, adapters)
+    server = assemble(loaded, models(), keys, adapters)
     try:
         HttpServer(create_app(server), host, port).run()
     except SystemExit as error:  # Uvicorn's way of saying that the port, free a moment ago, can't be had.
@@ -188,19 +201,22 @@ def _refusal(family: int, kind: int, protocol: int, _: str, address: tuple[Any, 
     return None
 
 
-def _models(models: Path) -> "ModelSource":
+def _models(models: Path, fetched: Path | None = None) -> "ModelSource":
+    from llm_runtime.adapters import Delivered
     from llm_runtime.aside import in_thread
     from llm_runtime.assembly import ModelSource
-    from llm_runtime.models.versions import Holder
+    from llm_runtime.models.versions import Holder, claim
 
-    hold = Holder()
+    hold, delivered = Holder(), Delivered(fetched, models, claim) if fetched else None
     return ModelSource(
         find=lambda config: in_thread(lambda: hold(_folder(config, models)))(),
         fetch=lambda config, progress, hub_token: in_thread(
             lambda: hold(_fetch(config, models, tell=progress, hub_token=hub_token))
         )(),
         start=_start,
-        fetch_adapter=lambda adapter, access: in_thread(lambda: _fetch_adapter(adapter, access, models))(),
+        fetch_adapter=delivered
+        or (lambda adapter, access: in_thread(lambda: _fetch_adapter(adapter, access, models))()),
+        **({"adapter_news": delivered.news} if delivered else {}),
     )
 
 

@@ -39,6 +39,8 @@ class ModelSource:
     start: Start
     fetch_adapter: Fetch | None = None
     """Bring an adapter to a folder; None: only the configuration's adapters are served."""
+    adapter_news: Callable[[], bool] = lambda: False
+    """Whether it may end otherwise than before."""
 
     async def load(self, config: RuntimeConfig) -> Loaded:
         return await self.start(config, await self.find(config))
@@ -115,7 +117,7 @@ def _adapters(config: RuntimeConfig, models: ModelSource, file: Path | None, par
     if file is None or models.fetch_adapter is None:
         return None
     room = config.engine.max_adapters - len(config.adapters)
-    adapters = Adapters(AdapterList(file), models.fetch_adapter, room)
+    adapters = Adapters(AdapterList(file), models.fetch_adapter, room, news=models.adapter_news)
     parts.append(adapters)
     return adapters
 

@@ -20,17 +20,24 @@ CONFIG_FILE = "config.json"
 KEYS_FILE = "keys.json"
 ADAPTERS_FILE = "adapters.json"
 """Beside the key file, and followed as it is: an `AdapterFile`."""
+REGISTRIES_FILE = "registries.json"
+"""What it takes to fetch adapters, for the container that does: a `RegistriesFile`."""
 MODEL_FOLDER = "current"
 """`fetch` leaves a symbolic link of this name in the models folder; `serve` loads what it points to."""
 
 CONFIG_MOUNT = "/etc/llm-runtime/config"
 KEYS_MOUNT = "/etc/llm-runtime/keys"
+ADAPTERS_MOUNT = "/etc/llm-runtime/adapters"
+FETCHED_MOUNT = "/var/lib/llm-runtime/fetched"
+"""There the container that fetches adapters tells the server what it has brought."""
 MODELS_MOUNT = "/models"
 SCRATCH_MOUNT = "/tmp"
 
 FETCH_COMMAND = ("python", "-m", "llm_runtime", "fetch")
 SERVE_COMMAND = ("python", "-m", "llm_runtime", "serve")
+FETCH_ADAPTERS_COMMAND = ("python", "-m", "llm_runtime.fetcher")
 CONFIG_FLAG, KEYS_FLAG, ADAPTERS_FLAG, MODELS_FLAG = "--config", "--keys", "--adapters", "--models"
+REGISTRIES_FLAG, FETCHED_FLAG = "--registries", "--fetched"
 """Paths travel as arguments only, never inside the configuration, so that a mount may lie anywhere."""
 
 LIVE_PATH, READY_PATH, METRICS_PATH = "/livez", "/readyz", "/metrics"
@@ -436,7 +443,7 @@ class PinnedAdapter(_Additive):
 class AdapterFile(_Additive):
     """The adapters that a server has loaded beside its model. Changed while it serves, nothing restarts.
 
-    It lies in a Secret beside the keys, so that credentials may differ by server, and change as the list does.
+    Where another container fetches them, the credentials are in its `RegistriesFile` and not here.
     """
 
     connections: dict[str, RegistryAccess] = {}
@@ -452,6 +459,13 @@ class AdapterFile(_Additive):
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"the adapter {min(twice)!r} is named twice")
         return self
+
+
+class RegistriesFile(_Additive):
+    """What it takes to fetch adapters: for the container that fetches them, and for no other."""
+
+    connections: dict[str, RegistryAccess] = {}
+    """As in the list of adapters, with credentials."""
 
 
 class FatalReport(_Section):

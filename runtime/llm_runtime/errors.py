@@ -9,10 +9,10 @@ Refusal (an answer to one request)           Fatal (the process can't serve)
 ├── Conflict            409                  ├── OutOfMemory
 ├── PayloadTooLarge     413                  ├── RegistryDenied
 ├── UnsupportedMedia    415                  ├── RegistryUnreachable
-├── QueueFull           429                  └── EngineFailed (any of these, in the engine's process)
+├── QueueFull           429                  └── Reported (any of these, in another process)
 ├── RateLimited         429
 │   └── LimitTooSmall
-├── QuotaExceeded       429
+├── QuotaExceeded       429                      └── EngineFailed
 ├── ServiceUnavailable  503
 └── GenerationFailed    500
 """
@@ -190,8 +190,8 @@ class RegistryUnreachable(Fatal):
     retryable = True
 
 
-class EngineFailed(Fatal):
-    """The engine's process could not do what it was asked; it has said why."""
+class Reported(Fatal):
+    """Another process could not do what it was asked; it has said why."""
 
     def __init__(self, report: FatalReport) -> None:
         super().__init__(report.message)
@@ -199,5 +199,9 @@ class EngineFailed(Fatal):
 
     @property
     def reason(self) -> str:
-        """The reason that the engine's process gave."""
+        """The reason that the other process gave."""
         return self.report.reason
+
+
+class EngineFailed(Reported):
+    """The other process is the engine's."""

@@ -34,7 +34,8 @@ def hide(private: Mapping[str, str]) -> None:
     _hidden.update(private)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """`text` without what `hide` was told of."""
     for value, name in _hidden.items():
         if value in text:
             text = text.replace(value, f"${name}")
@@ -71,7 +72,7 @@ def add_file(server: ServerConfig) -> None:
 def report_fatal(report: FatalReport, stream: TextIO | None = None) -> None:
     """Print the fatal error as the process's last line, which the kubelet copies to the pod's status."""
     now = datetime.now(UTC).isoformat()
-    line = {"timestamp": now, "level": "CRITICAL", "reason": report.reason, "message": _shown(report.message)}
+    line = {"timestamp": now, "level": "CRITICAL", "reason": report.reason, "message": shown(report.message)}
     print(json.dumps(line), file=stream or sys.stdout, flush=True)
 
 
@@ -98,9 +99,9 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         try:
-            return _shown(orjson.dumps(line, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS).decode())
+            return shown(orjson.dumps(line, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS).decode())
         except TypeError:  # orjson refuses half of a surrogate pair, and numbers of more than 64 bits.
-            return _shown(json.dumps(line, default=str))
+            return shown(json.dumps(line, default=str))
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -110,7 +111,7 @@ class ConsoleFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        return _shown(super().format(record))
+        return shown(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         pairs = [f"{key}={value}" for key, value in _extras(record).items()]

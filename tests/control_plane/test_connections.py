@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
-import httpx
 import pytest
 
 from devstack.registry import MlflowServer
+from guarded_mlflow import ADMIN, READER, ask, guarded_mlflow
 from llm_operator.registry import (
     AliasNotFound,
     CachedRegistry,
@@ -20,20 +19,9 @@ from llm_operator.registry import (
     RegistryFault,
 )
 from llm_operator.state import Connection
-from secrets_told import invented
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.timeout(600)]
-ADMIN = ("admin", invented("mlflow-admin"))
-READER = ("reader", invented("mlflow-reader"))
 BOT = Reference("bot", alias="champion")
-
-
-def ask(uri: str, path: str, auth: tuple[str, str] | None = None, workspace: str = "", **body: Any) -> None:
-    """POST as an administrator does."""
-    headers = {"X-MLFLOW-WORKSPACE": workspace} if workspace else {}
-    url = f"{uri}/api/{path}"
-    answer = httpx.post(url, json=body, auth=auth, headers=headers, timeout=20, trust_env=False)
-    assert answer.is_success, answer.text
 
 
 def register(uri: str, source: str, auth: tuple[str, str] | None = None, workspace: str = "") -> None:
@@ -46,20 +34,9 @@ def register(uri: str, source: str, auth: tuple[str, str] | None = None, workspa
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that wants a name and a password."""
-    folder = tmp_path_factory.mktemp("guarded")
-    settings = folder / "auth.ini"
-    settings.write_text(
-        "[mlflow]\ndefault_permission = READ\n"
-        f"database_uri = sqlite:///{folder / 'users.db'}\nadmin_username = {ADMIN[0]}\nadmin_password = {ADMIN[1]}\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
-    env = {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the tests"}
-    server = MlflowServer(folder, env=env, options=("--app-name", "basic-auth"))
-    server.start()
-    register(server.uri, "s3://models/bot", ADMIN)
-    ask(server.uri, "2.0/mlflow/users/create", ADMIN, username=READER[0], password=READER[1])
-    yield server.uri
-    server.stop()
+    with guarded_mlflow(tmp_path_factory.mktemp("guarded")) as uri:
+        register(uri, "s3://models/bot", ADMIN)
+        yield uri
 
 
 @pytest.fixture(scope="module")

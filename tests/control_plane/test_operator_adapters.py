@@ -17,8 +17,8 @@ pytest_plugins = ["control_plane.operator_fixtures"]
 
 
 def versions(place: Place) -> dict[str, str]:
-    data = (place.get("Secret", "bot-keys") or {})["data"]
-    listed: list[dict[str, Any]] = json.loads(base64.b64decode(data["adapters.json"])).get("adapters", [])
+    data = (place.get("Secret", "bot-adapters") or {}).get("data", {})
+    listed: list[dict[str, Any]] = json.loads(base64.b64decode(data.get("adapters.json", "e30="))).get("adapters", [])
     return {adapter["name"]: adapter["version"] for adapter in listed}
 
 
@@ -42,7 +42,7 @@ def test_adapters_come_move_and_go_in_the_pods_that_run(place: Place) -> None:
     place.models.create(name)
     with pod_metrics() as pod:  # Both pods are there.
         place.kubelet.fate[place.name, "1"] = pod.ready
-        place.deploy(replicas=2)
+        place.deploy(replicas=2, adapters=[])
         revision, before = place.ready()["stable"]["revision"], pods(place)
         place.deploy(replicas=2, adapters=[{"name": "legal", "mlflow": {"name": name, "alias": "champion"}}])
         eventually(lambda: versions(place) == {"legal": "1"})
@@ -59,7 +59,7 @@ def test_adapters_come_move_and_go_in_the_pods_that_run(place: Place) -> None:
         assert place.events("AdaptersLoaded")
         assert not set(pods(place).values()) & set(before.values())
         assert pods(place).keys() == before.keys()
-        place.deploy(replicas=2)
+        place.deploy(replicas=2, adapters=[])
         eventually(lambda: versions(place) == {})
         assert place.ready()["stable"]["revision"] == revision
         assert pods(place).keys() == before.keys()

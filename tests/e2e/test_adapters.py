@@ -25,6 +25,7 @@ kind: LLMDeployment
 metadata: {{name: {NAME}}}
 spec:
   model: {{mlflow: {{name: {MODEL}, version: 1}}}}
+  adapters: []
   engine: {{maxModelLength: 256, maxBatchSize: 32}}
   server: {{completionCache: {{enabled: false}}}}
   replicas: 2

@@ -171,7 +171,10 @@ class LLMDeploymentSpec(Section):
         ]
         | None
     ) = None
-    """LoRA adapters of the model. Added, moved or removed, they reach the running pods without new ones."""
+    """LoRA adapters of the model. Added, moved or removed, they reach the running pods without new ones.
+
+    Written at all, be it empty, it gives the pods a container that fetches adapters: that makes a new revision.
+    """
     default_adapter: AdapterName | None = None
     """The adapter that answers for the bare name; `<name>:base` then is the model alone. Changed without new pods."""
     engine: EngineSpec = EngineSpec()

@@ -62,6 +62,7 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
     looks = [seconds for seconds in asked if seconds is not None]
     return Plan(
         key_file=_key_file(observed),
+        adapters=adapters.secret(observed) if _with_adapters(observed, objects) else None,
         objects=objects,
         delete=prune(observed, objects, decision),
         status=status,
@@ -139,9 +140,16 @@ def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Mani
     return tuple(found), lost
 
 
+def _with_adapters(observed: Observed, objects: Iterable[Manifest]) -> bool:
+    """Whether pods of some revision, be they still to come, have a container that fetches adapters."""
+    templates = [revision.template(each) for each in observed.revisions.values()]
+    templates += [each["spec"]["template"] for each in objects if each["kind"] == "Deployment"]
+    return any(workload.fetches_adapters(each) for each in templates)
+
+
 def _key_file(observed: Observed) -> Manifest:
     held = (*observed.keys, *([observed.operator_key] if observed.operator_key else []))
-    return keys.keys_secret(observed.meta, observed.spec.access, held, adapters.adapter_file(observed))
+    return keys.keys_secret(observed.meta, observed.spec.access, held, adapters.beside_keys(observed))
 
 
 def prune(observed: Observed, objects: Iterable[Manifest], decision: rollout.Decision) -> tuple[Manifest, ...]:

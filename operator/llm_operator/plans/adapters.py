@@ -1,7 +1,10 @@
 """The adapters of the running pods: the list that they follow, and what the status says of it."""
 
+from collections.abc import Callable
+
 from llm_operator.crds import AdapterStatus
-from llm_operator.state import Connection, Fault, Observed, ResolvedAdapter
+from llm_operator.plans import keys, names, revision, workload
+from llm_operator.state import Connection, Fault, Manifest, Observed, ResolvedAdapter
 from llm_runtime import contract
 
 
@@ -29,12 +32,29 @@ def _pin(adapter: ResolvedAdapter, known: AdapterStatus | None) -> AdapterStatus
     )
 
 
-def adapter_file(observed: Observed) -> str:
-    """What the runtime follows, in the order of the specification, with the credentials to fetch it."""
-    wanted = pinned(observed)
-    used = sorted({each.connection for each in wanted} & observed.connections.keys())
+def secret(observed: Observed) -> Manifest:
+    """What pods with a container that fetches adapters mount: the server the list, that container both."""
+    listed, registries = _file(observed, _address), contract.RegistriesFile(connections=_used(observed, _access))
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": names.metadata(observed.meta, names.adapters_secret(observed.meta)),
+        "type": "Opaque",
+        "data": keys.encode({contract.ADAPTERS_FILE: listed, contract.REGISTRIES_FILE: _text(registries)}),
+    }
+
+
+def beside_keys(observed: Observed) -> str:
+    """The list as pods without such a container mount it: with the credentials, as long as some know no other way."""
+    fetching = observed.adapters_beside_keys and any(
+        each.wanted and not workload.fetches_adapters(revision.template(each)) for each in observed.revisions.values()
+    )
+    return _file(observed, _access) if fetching else _text(contract.AdapterFile())
+
+
+def _file(observed: Observed, access: Callable[[Connection], contract.RegistryAccess]) -> str:
     file = contract.AdapterFile(
-        connections={name: _access(observed.connections[name]) for name in used},
+        connections=_used(observed, access),
         adapters=tuple(
             contract.PinnedAdapter(
                 name=each.name,
@@ -43,11 +63,27 @@ def adapter_file(observed: Observed) -> str:
                 version=each.version,
                 sub_path=each.sub_path or "",
             )
-            for each in wanted
+            for each in pinned(observed)
         ),
         default_adapter=observed.spec.default_adapter or "",
     )
+    return _text(file)
+
+
+def _used(
+    observed: Observed, access: Callable[[Connection], contract.RegistryAccess]
+) -> dict[str, contract.RegistryAccess]:
+    used = sorted({each.connection for each in pinned(observed)} & observed.connections.keys())
+    return {name: access(observed.connections[name]) for name in used}
+
+
+def _text(file: contract.AdapterFile | contract.RegistriesFile) -> str:
     return file.model_dump_json(by_alias=True, exclude_defaults=True)
+
+
+def _address(connection: Connection) -> contract.RegistryAccess:
+    """What the server knows of it: which version of which registry answers."""
+    return contract.RegistryAccess(tracking_uri=connection.tracking_uri, workspace=connection.workspace)
 
 
 def _access(connection: Connection) -> contract.RegistryAccess:

@@ -45,15 +45,16 @@ the tiers, which travel in the key file.
 """
 
 
-def revision_id(spec: LLMDeploymentSpec, model: ModelVersion, anew: str = "") -> str:
+def revision_id(spec: LLMDeploymentSpec, model: ModelVersion, anew: str = "", *, adapters: bool = False) -> str:
     """Ten hexadecimal digits over the user's inputs and the resolved version.
 
     Fields at their defaults are left out, so that a newer operator with more fields computes the same id and restarts
-    no pod. `anew` marks a number that was registered anew.
+    no pod. `anew` marks a number that was registered anew. `adapters`: whether the pods have a container that fetches
+    some; which ones is no part of a revision.
     """
     inputs = spec.model_dump(mode="json", include=REVISION_FIELDS, exclude_defaults=True)  # type: ignore[arg-type]
     # A revision is one version, whichever of alias, stage or number led to it.
-    version = {"version": model.version} | ({"anew": anew} if anew else {})
+    version = {"version": model.version} | ({"anew": anew} if anew else {}) | ({"adapters": True} if adapters else {})
     canonical = json.dumps({**version, **_pruned(inputs)}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 

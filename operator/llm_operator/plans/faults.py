@@ -19,8 +19,10 @@ _CREATE = {"CreateContainerConfigError", "CreateContainerError", "RunContainerEr
 
 RECENT = timedelta(minutes=10)
 """A container that ended longer ago than this, and runs again, is not why its pod is not ready now."""
-OWN_CONTAINERS = (names.FETCH_CONTAINER, names.RUNTIME_CONTAINER)
+OWN_CONTAINERS = (names.FETCH_CONTAINER, names.ADAPTERS_CONTAINER, names.RUNTIME_CONTAINER)
 """Others were put into the pod by somebody else: a mesh, an agent."""
+LASTING = (names.ADAPTERS_CONTAINER, names.RUNTIME_CONTAINER)
+"""Those that run as long as the pod."""
 KILLS_FOR_GOOD = 3
 """After so many restarts, running out of memory is not chance."""
 
@@ -65,8 +67,8 @@ def of_pod(
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
         return _unschedulable(pod, scheduled.get("message", ""))
-    containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
-    for container in containers:
+    # What fetches adapters comes last: the model and the server say more about the pod.
+    for container in sorted(_containers(pod), key=lambda each: each["name"] == names.ADAPTERS_CONTAINER):
         if fault := _of_container(pod, container, now):
             return fault
     return _of_events(pod, events)
@@ -160,7 +162,9 @@ def _of_exit(pod: Manifest, container: Manifest, ended: Manifest, waiting: str) 
     own = container["name"] in OWN_CONTAINERS
     what = f"container {container['name']} of pod {_name(pod)}{'' if own else ' (not one of the operator)'}"
     logs = f"{_kubectl(pod)} logs {_name(pod)} -c {container['name']} --previous"
-    out_of_memory, often = ended.get("reason") == "OOMKilled", container.get("restartCount", 0) >= KILLS_FOR_GOOD
+    # A version does not fail by what only fetches adapters.
+    often = container.get("restartCount", 0) >= KILLS_FOR_GOOD and container["name"] != names.ADAPTERS_CONTAINER
+    out_of_memory = ended.get("reason") == "OOMKilled"
     report = report_from_termination_message(ended.get("message") or "") if own else None
     if report is not None:
         # Killed by the kernel is not yet too small: the same pod may have served for days.
@@ -192,7 +196,7 @@ def _whose(pod: Manifest, reason: str) -> str:
 
 def _memory_field(container: str) -> str:
     """Where the limit of one of the operator's containers is written."""
-    field = "spec.pod.fetchResources" if container == names.FETCH_CONTAINER else "spec.resources"
+    field = "spec.resources" if container == names.RUNTIME_CONTAINER else "spec.pod.fetchResources"
     return f"{field}.limits.memory"
 
 
@@ -227,8 +231,8 @@ def restarts(pods: Iterable[Manifest]) -> list[Restart]:
         Restart(_name(pod), container["name"], int(container["restartCount"]), finished, fault)
         for pod in pods
         if not pod["metadata"].get("deletionTimestamp")
-        for container in pod.get("status", {}).get("containerStatuses") or []
-        if container["name"] in OWN_CONTAINERS and container.get("restartCount")
+        for container in _containers(pod)
+        if container["name"] in LASTING and container.get("restartCount")
         if _failed(ended := container.get("lastState", {}).get("terminated") or {})
         if (finished := _time(ended.get("finishedAt"))) and (fault := _of_exit(pod, container, ended, ""))
     ]
@@ -352,13 +356,18 @@ def _describe(pod: Manifest) -> str:
     return f"{_kubectl(pod)} describe pod {_name(pod)}"
 
 
+def _containers(pod: Manifest) -> list[Manifest]:
+    """What is said of each container, those that come first first."""
+    status = pod.get("status", {})
+    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+
+
 def waits_for_containers(pod: Manifest) -> bool:
     """Whether a pod has a node but no container yet: then only Events say why."""
     status = pod.get("status", {})
     if pod["metadata"].get("deletionTimestamp") or _condition(status, "PodScheduled").get("status") != "True":
         return False
-    containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
-    reasons = {(c.get("state", {}).get("waiting") or {}).get("reason") for c in containers}
+    reasons = {(c.get("state", {}).get("waiting") or {}).get("reason") for c in _containers(pod)}
     return status.get("phase", "Pending") == "Pending" and reasons <= {"ContainerCreating", "PodInitializing"}
 
 

@@ -89,17 +89,25 @@ def given(secret: Manifest, before: Given | None = None, keys: Iterable[HeldKey]
     """What a key file gives, and which of `keys` it has no room for. A file that can't be read gives nothing."""
     mark = digest(secret)
     if before is not None and before.digest == mark:
-        records = before.records
+        records, registries = before.records, before.registries
     else:
         try:
             file = contract.KeyFile.model_validate_json(decode(secret, contract.KEYS_FILE) or "")
         except ValueError:
             file = contract.KeyFile(salt="")
-        records = {each.name: each for each in file.keys}
+        records, registries = {each.name: each for each in file.keys}, _registries(secret)
     if keys is None:
-        return Given(mark, records, before.left_out, before.trouble) if before else Given(mark, records)
+        left_out, trouble = (before.left_out, before.trouble) if before else (frozenset[str](), "")
+        return Given(mark, records, left_out, registries, trouble)
     wanted = {f"{key.meta.namespace}/{key.meta.name}" for key in keys if not key.spec.suspended}
-    return Given(mark, records, frozenset(wanted - records.keys()))
+    return Given(mark, records, frozenset(wanted - records.keys()), registries)
+
+
+def _registries(secret: Manifest) -> bool:
+    try:
+        return bool(json.loads(decode(secret, contract.ADAPTERS_FILE) or "{}").get("connections"))
+    except (ValueError, AttributeError):
+        return False
 
 
 def _figures(limits: LimitsSpec | TierSpec) -> dict[str, int | None]:
@@ -107,7 +115,7 @@ def _figures(limits: LimitsSpec | TierSpec) -> dict[str, int | None]:
 
 
 def keys_secret(meta: Meta, access: AccessSpec, keys: Iterable[HeldKey], adapters: str) -> Manifest:
-    """The key file as the pods mount it, and beside it the list of adapters: both change while the pods run."""
+    """The key file as the pods mount it, and beside it the adapters of those that fetch them by themselves."""
     text = key_file(meta, access, keys, ROOM_BYTES - _size(adapters))
     return _mounted(meta, encode({contract.KEYS_FILE: text, contract.ADAPTERS_FILE: adapters}))
 

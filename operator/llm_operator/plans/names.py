@@ -11,8 +11,10 @@ PREVIEW_LABEL = f"{GROUP}/preview"
 KEYS_ANNOTATION = f"{GROUP}/keys"
 MANAGED_BY = "llm-operator"
 FETCH_CONTAINER = "fetch"
-RUNTIME_CONTAINER = "runtime"
 """The init container that brings the model."""
+ADAPTERS_CONTAINER = "adapters"
+"""The init container that stays and brings adapters: it alone has the credentials for that."""
+RUNTIME_CONTAINER = "runtime"
 KEY_LABEL = f"{GROUP}/apikey"
 MANAGED_SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY}"
 
@@ -91,7 +93,7 @@ def reserved(name: str, secret: Manifest | None) -> bool:
     return by_operator or any(each.get("apiVersion") == API_VERSION and each.get("controller") for each in owners)
 
 
-_RESERVED_ENDS = ("-keys", "-registry", "-operator-key", "-llm-key")
+_RESERVED_ENDS = ("-keys", "-registry", "-adapters", "-operator-key", "-llm-key")
 
 
 def key_label(meta: Meta) -> str:
@@ -114,6 +116,11 @@ def registry_secret(meta: Meta) -> str:
     return f"{meta.name}-registry"
 
 
+def adapters_secret(meta: Meta) -> str:
+    """Name of the Secret with the list of adapters and the credentials to fetch them."""
+    return f"{meta.name}-adapters"
+
+
 def candidate_service(meta: Meta) -> str:
     """Name of the Service that finds the candidate's pods during a roll-out."""
     return f"{meta.name}-candidate"
@@ -134,4 +141,6 @@ def itself(meta: Meta) -> str:
     return meta.name
 
 
-_NAMES = (itself, keys_secret, registry_secret, candidate_service, stable_service, operator_key_secret)
+_NAMES = (
+    itself, keys_secret, registry_secret, adapters_secret, candidate_service, stable_service, operator_key_secret,
+)  # fmt: skip

@@ -8,7 +8,7 @@ from llm_operator.crds import LLMDeploymentStatus, RevisionStatus
 from llm_operator.plans import names, source, workload
 from llm_operator.plans.config import config_text, revision_id, runtime_config
 from llm_operator.plans.rollout import Wanted
-from llm_operator.state import Manifest, ModelVersion, Observed
+from llm_operator.state import Manifest, ModelVersion, Observed, RevisionChildren
 from llm_runtime import contract
 
 
@@ -28,8 +28,18 @@ def wanted(observed: Observed) -> Wanted | None:
     model = observed.resolution.model
     if model is None:
         return None
-    revision = revision_id(observed.spec, model, anew(observed))
+    revision = _id(observed, model)
     return Wanted(revision, model.version, _image(observed, revision) or observed.spec.image or observed.image)
+
+
+def _id(observed: Observed, model: ModelVersion) -> str:
+    plain, fetching = (revision_id(observed.spec, model, anew(observed), adapters=each) for each in (False, True))
+    run = {name for name, each in observed.revisions.items() if each.wanted}
+    if observed.spec.adapters is None:
+        # The last adapter that goes restarts no pod: a server-side apply of an empty list takes the field away, too.
+        return fetching if fetching in run and plain not in run else plain
+    # Nor does an upgrade: these pods fetch by themselves.
+    return plain if observed.adapters_beside_keys and plain in run else fetching
 
 
 def anew(observed: Observed) -> str:
@@ -116,9 +126,15 @@ def _image(observed: Observed, revision: str) -> str | None:
     children = observed.revisions.get(revision)
     if pinned or children is None:
         return pinned
+    found = template(children)
+    return str(found["spec"]["containers"][0]["image"]) if found else None
+
+
+def template(children: RevisionChildren) -> Manifest | None:
+    """The pods' template of a revision, as remembered or else as it runs."""
     stored = (children.config or {}).get("data", {}).get(workload.TEMPLATE_FILE)
-    template = json.loads(stored) if stored else (children.deployment or {}).get("spec", {}).get("template")
-    return str(template["spec"]["containers"][0]["image"]) if template else None
+    found: Manifest | None = (children.deployment or {}).get("spec", {}).get("template")
+    return dict(json.loads(stored)) if stored else found
 
 
 def recovered(observed: Observed) -> LLMDeploymentStatus:

@@ -68,6 +68,8 @@ def pod_template(
 ) -> Manifest:
     """The pod of a new revision: fetch, then serve, under the restricted Pod Security profile.
 
+    With spec.adapters, be it empty, another container fetches these while the first serves.
+
     `fetch_resources` are those of the init container where the specification has none. `app_armor`: the profile to
     write, if any.
     """
@@ -100,12 +102,21 @@ def pod_template(
                 "seccompProfile": {"type": "RuntimeDefault"},
                 **({"appArmorProfile": {"type": app_armor}} if app_armor else {}),
             },
-            "initContainers": [_fetch(image, meta, spec, fetch_resources)],
+            "initContainers": [
+                _fetch(image, meta, spec, fetch_resources),
+                *([_fetch_adapters(image, spec, fetch_resources)] if spec.adapters is not None else []),
+            ],
             "containers": [_serve(image, spec)],
             "volumes": _volumes(meta, spec, revision),
             **{name: value for name, value in optional.items() if value},
         },
     }
+
+
+def fetches_adapters(template: Manifest | None) -> bool:
+    """Whether pods of this template have a container that fetches adapters."""
+    inits = template["spec"].get("initContainers") or [] if template else []
+    return any(each["name"] == names.ADAPTERS_CONTAINER for each in inits)
 
 
 def uses(template: Manifest) -> Iterator[tuple[str, str, bool]]:
@@ -139,13 +150,13 @@ def _spread(meta: Meta, spec: LLMDeploymentSpec) -> list[Manifest] | None:
     return [{**selector, **constraint} for constraint in plain(spec.pod.topology_spread_constraints) or []] or None
 
 
-def _container(name: str, image: str, pod: PodSpec, command: tuple[str, ...], *flags: str) -> Manifest:
+def _container(name: str, image: str, pod: PodSpec, command: tuple[str, ...], args: list[str]) -> Manifest:
     return {
         "name": name,
         "image": image,
         **({"imagePullPolicy": pod.image_pull_policy} if pod.image_pull_policy else {}),
         "command": list(command),
-        "args": [contract.CONFIG_FLAG, CONFIG_PATH, *flags, contract.MODELS_FLAG, contract.MODELS_MOUNT],
+        "args": [*args, contract.MODELS_FLAG, contract.MODELS_MOUNT],
         # The last log line is a FatalReport: it reaches the pod's status without a path to agree on.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
@@ -159,7 +170,8 @@ def _container(name: str, image: str, pod: PodSpec, command: tuple[str, ...], *f
 def _fetch(image: str, meta: Meta, spec: LLMDeploymentSpec, resources: Manifest) -> Manifest:
     model, pod = spec.model, spec.pod
     credentials, registry = model.credentials_secret_ref, bool(model.mlflow)
-    return _container(names.FETCH_CONTAINER, image, pod, contract.FETCH_COMMAND) | {
+    config = [contract.CONFIG_FLAG, CONFIG_PATH]
+    return _container(names.FETCH_CONTAINER, image, pod, contract.FETCH_COMMAND, config) | {
         # Beside the registry's credentials no variable of a tenant's choice: it could bring code that reads them.
         **({"envFrom": [{"secretRef": {"name": credentials.name}}]} if credentials and not registry else {}),
         "env": [
@@ -177,6 +189,32 @@ def _fetch(image: str, meta: Meta, spec: LLMDeploymentSpec, resources: Manifest)
             {"name": "tmp", "mountPath": contract.SCRATCH_MOUNT},
         ],
     }
+
+
+def _fetch_adapters(image: str, spec: LLMDeploymentSpec, resources: Manifest) -> Manifest:
+    """Stays as long as the pod, and alone has the registries' credentials."""
+    listed, registries = (f"{contract.ADAPTERS_MOUNT}/{f}" for f in (contract.ADAPTERS_FILE, contract.REGISTRIES_FILE))
+    args = [contract.ADAPTERS_FLAG, listed, contract.REGISTRIES_FLAG, registries]
+    args += [contract.FETCHED_FLAG, contract.FETCHED_MOUNT]
+    given = plain(spec.pod.fetch_resources) if spec.pod.fetch_resources else resources
+    # It is idle but for a moment: what it may take is the other's, what is kept for it is what it takes when idle.
+    limits = {name: most for name, most in (given.get("limits") or {}).items() if name in IDLE}
+    return _container(names.ADAPTERS_CONTAINER, image, spec.pod, contract.FETCH_ADAPTERS_COMMAND, args) | {
+        "restartPolicy": "Always",
+        "env": [_home()],
+        "resources": {"requests": IDLE, **({"limits": limits} if limits else {})},
+        "volumeMounts": [
+            {"name": "registries", "mountPath": contract.ADAPTERS_MOUNT, "readOnly": True},
+            {"name": "fetched", "mountPath": contract.FETCHED_MOUNT},
+            {"name": "models", "mountPath": contract.MODELS_MOUNT},
+            # Not the server's: Python and libraries look below HOME for code and settings.
+            {"name": "adapters-tmp", "mountPath": contract.SCRATCH_MOUNT},
+        ],
+    }
+
+
+IDLE = {"cpu": "10m", "memory": "64Mi"}
+"""What the container that fetches adapters takes while it fetches none: 38 MiB."""
 
 
 _CREDENTIALS = (
@@ -209,8 +247,13 @@ def _credential(secret: str, name: str) -> Manifest:
 
 
 def _serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
-    command = contract.SERVE_COMMAND, contract.KEYS_FLAG, KEYS_PATH
-    return _container(names.RUNTIME_CONTAINER, image, spec.pod, *command) | {
+    args = [contract.CONFIG_FLAG, CONFIG_PATH, contract.KEYS_FLAG, KEYS_PATH]
+    adapters = spec.adapters is not None
+    if adapters:
+        args += [contract.ADAPTERS_FLAG, f"{contract.ADAPTERS_MOUNT}/{contract.ADAPTERS_FILE}"]
+        args += [contract.FETCHED_FLAG, contract.FETCHED_MOUNT]
+    told = (("adapters", contract.ADAPTERS_MOUNT), ("fetched", contract.FETCHED_MOUNT))
+    return _container(names.RUNTIME_CONTAINER, image, spec.pod, contract.SERVE_COMMAND, args) | {
         "env": [_home(), *source.path(spec.model.uri), *_databases(spec.database), *(plain(spec.pod.env) or [])],
         "ports": [{"name": "http", "containerPort": contract.PORT, "protocol": "TCP"}],
         **({"resources": plain(spec.resources)} if spec.resources else {}),
@@ -221,6 +264,7 @@ def _serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
         "volumeMounts": [
             {"name": "config", "mountPath": contract.CONFIG_MOUNT, "readOnly": True},
             {"name": "keys", "mountPath": contract.KEYS_MOUNT, "readOnly": True},
+            *({"name": name, "mountPath": path, "readOnly": True} for name, path in told if adapters),
             *source.mount(spec.model.uri),
             {"name": "models", "mountPath": contract.MODELS_MOUNT},
             {"name": "tmp", "mountPath": contract.SCRATCH_MOUNT},
@@ -259,9 +303,21 @@ def _volumes(meta: Meta, spec: LLMDeploymentSpec, revision: str) -> list[Manifes
     return [
         {"name": "config", "configMap": {"name": names.child(meta, revision)}},
         {"name": "keys", "secret": {"secretName": names.keys_secret(meta)}},
+        *(_adapters(meta) if spec.adapters is not None else []),
         *([registry] if spec.model.mlflow else source.volume(spec.model.uri)),
         {"name": "models", **_models(spec)},
         {"name": "tmp", "emptyDir": {}},
+    ]
+
+
+def _adapters(meta: Meta) -> list[Manifest]:
+    """The server gets the list out of the Secret, and nothing else in it."""
+    listed = [{"key": contract.ADAPTERS_FILE, "path": contract.ADAPTERS_FILE}]
+    return [
+        {"name": "adapters", "secret": {"secretName": names.adapters_secret(meta), "items": listed}},
+        {"name": "registries", "secret": {"secretName": names.adapters_secret(meta)}},
+        {"name": "fetched", "emptyDir": {}},
+        {"name": "adapters-tmp", "emptyDir": {}},
     ]
 
 

@@ -119,10 +119,13 @@ async def _prune(outside: Outside, meta: Meta, plan: Plan) -> list[Trouble]:
             continue  # Its kind is gone, and it with it.
         except ApiError as error:
             found.append(_kept(child["kind"], about["name"], error))
-    try:
-        await _forget_credentials(outside, meta, plan)
-    except ApiError as error:
-        found.append(_kept("Secret", names.registry_secret(meta), error))
+    wanted = [plan.adapters, *plan.objects]
+    secrets = {each["metadata"]["name"] for each in wanted if each is not None and each["kind"] == "Secret"}
+    for name in {names.registry_secret(meta), names.adapters_secret(meta)} - secrets:
+        try:
+            await _forget_credentials(outside, meta, name)
+        except ApiError as error:
+            found.append(_kept("Secret", name, error))
     return found
 
 
@@ -131,10 +134,7 @@ def _kept(kind: str, name: str, error: ApiError) -> Trouble:
     return Trouble(Fault(Reason.ApplyFailed, said), passing=passes(error), side=True)
 
 
-async def _forget_credentials(outside: Outside, meta: Meta, plan: Plan) -> None:
-    name = names.registry_secret(meta)
-    if any(o["kind"] == "Secret" and o["metadata"]["name"] == name for o in plan.objects):
-        return
+async def _forget_credentials(outside: Outside, meta: Meta, name: str) -> None:
     outside.secrets.pop((meta.namespace, name), None)
     secret = await outside.cluster.get("Secret", meta.namespace, name)
     if secret is not None and names.owned(secret, meta):

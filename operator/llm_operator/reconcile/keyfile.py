@@ -20,7 +20,7 @@ from llm_operator.observe import Outside
 from llm_operator.plans import keys, names
 from llm_operator.plans.reasons import Reason
 from llm_operator.reconcile.applying import Trouble
-from llm_operator.reconcile.put import NameTaken, put, refused
+from llm_operator.reconcile.put import NameTaken, NotApplied, put, refused
 from llm_operator.reconcile.result import Done, Retry
 from llm_operator.reconcile.standing import passes
 from llm_operator.state import Fault, HeldKey, Key, Manifest, Meta
@@ -106,12 +106,24 @@ async def deliver(
     return Delivery(found, keyring.late(known, owner, given))
 
 
+async def deliver_adapters(outside: Outside, owner: Meta, secret: Manifest | None) -> Trouble | None:
+    """Write the Secret with the adapters, where there is to be one, and return why it was not written."""
+    if secret is None:
+        return None
+    try:
+        await put(outside, owner, secret)
+    except (NotApplied, ApiError) as error:
+        return Trouble(refused(secret, error), passing=passes(error))
+    return None
+
+
 async def tell_pods(outside: Outside, owner: Meta, secret: Manifest, pods: Iterable[Manifest]) -> Trouble | None:
-    """Tell the pods of the key file, and return why the first of them can't be told: it learns of it later.
+    """Tell the pods of the key file and of the adapters, and return why the first can't be told: it learns of it later.
 
     A pod whose annotations change gets its Secret volumes refreshed at once, not within the kubelet's minute.
     """
-    digest = keys.digest(secret)
+    adapters = outside.secrets.get((owner.namespace, names.adapters_secret(owner)))
+    digest = keys.digest(secret) + (f".{adapters}" if adapters else "")
     untold = [pod["metadata"]["name"] for pod in pods if keys.untold(pod, digest)]
     answers = await asyncio.gather(*(_tell(outside.cluster, owner.namespace, pod, digest) for pod in untold))
     found = next((each for each in answers if each is not None), None)

@@ -51,6 +51,8 @@ async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> 
         observed = await observe.deployment(outside, resource)
     except ValidationError as error:
         return await _refuse(outside, resource, _unreadable(error))
+    given = await keyring.given(outside, observed.meta)
+    observed = replace(observed, adapters_beside_keys=given is not None and given.registries)
     if refusal := policy.refusal(observed, outside.policy):
         return await _refuse(outside, resource, refusal)
     observed = await gates.gather(outside, observed)
@@ -61,10 +63,11 @@ async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> 
         observed = replace(observed, keys=await keyring.held(outside, observed.meta, known, given))
         plan = plans.deployment(observed, settle_seconds=pace.settle_seconds, now=outside.clock())
         delivery = await keyfile.deliver(outside, observed.meta, plan.key_file, observed.keys, known)
+    troubles = [delivery.trouble, await keyfile.deliver_adapters(outside, observed.meta, plan.adapters)]
     if delivery.trouble is None:
         pods = [pod for each in observed.revisions.values() for pod in each.pods]
-        delivery = replace(delivery, trouble=await keyfile.tell_pods(outside, observed.meta, plan.key_file, pods))
-    applied = await apply(outside, observed, plan, [delivery.trouble] if delivery.trouble else [])
+        troubles.append(await keyfile.tell_pods(outside, observed.meta, plan.key_file, pods))
+    applied = await apply(outside, observed, plan, [each for each in troubles if each is not None])
     fault, late = applied.fault, tuple(dict.fromkeys((*delivery.late, *_late_keys(observed))))
     if not standing.lasts(outside, key, applied.passing):
         raise Retry(fault.message if fault else "", Done(wake=late))
@@ -83,7 +86,7 @@ async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> 
 async def check_secrets(key: Key, outside: Outside, pace: Pace) -> Done:
     """Have the Secrets of an LLMDeployment changed since they were written? They are not watched, so one GET asks."""
     meta = Meta("LLMDeployment", key.namespace, key.name, "", 0)
-    for name in (names.keys_secret(meta), names.registry_secret(meta)):
+    for name in (names.keys_secret(meta), names.registry_secret(meta), names.adapters_secret(meta)):
         known = outside.secrets.get((key.namespace, name))
         live = await outside.cluster.get("Secret", key.namespace, name) if known else None
         if known and (live or {}).get("metadata", {}).get("resourceVersion") != known:

@@ -5,7 +5,6 @@ matter what was missed, and another engine gets everything anew. Only the event 
 """
 
 import asyncio
-import hashlib
 import itertools
 import logging
 import random
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llm_runtime import errors
+from llm_runtime.adapters.delivery import LOOK_SECONDS, identity
 from llm_runtime.adapters.file import AdapterList
 from llm_runtime.contract import FatalReport, PinnedAdapter, RegistryAccess
 from llm_runtime.request import Engine
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.25
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 300.0
 READY_SECONDS = 120.0
 """A new server waits so long for its adapters before it says that it is ready without them."""
@@ -66,9 +65,10 @@ class Adapters:
         most: int,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
+        news: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`most`: how many the engine holds. `chance`: 0 to 1."""
-        self._list, self._fetch, self._most = wanted, fetch, most
+        """`most`: how many the engine holds. `chance`: 0 to 1. `news`: whether `fetch` may end otherwise now."""
+        self._list, self._fetch, self._most, self._news = wanted, fetch, most, news
         self._clock, self._chance = clock, chance
         self._engine: Engine | None = None
         self._places: dict[str, _Place] = {}
@@ -110,7 +110,7 @@ class Adapters:
 
     def look(self) -> None:
         """Begin whatever is to be done. Returns at once."""
-        if self._list.refresh():
+        if self._list.refresh() | self._news():
             for place in self._places.values():  # It may be the credentials that were wrong.
                 place.retry_at = 0.0
         if self._engine is None:
@@ -221,7 +221,7 @@ class Adapters:
         except BaseException:
             place.identity = before
             raise
-        place.loaded, place.identity = adapter, _identity(adapter, access)
+        place.loaded, place.identity = adapter, identity(adapter, access)
         place.fault, place.failures = None, 0
         log.info("adapter loaded", extra={"adapter": adapter.name, "model": adapter.model, "version": adapter.version})
 
@@ -255,8 +255,3 @@ class Adapters:
             log.warning("dropping the adapter %s failed: %s", name, fatal)
         else:
             log.info("adapter dropped", extra={"adapter": name})
-
-
-def _identity(adapter: PinnedAdapter, access: RegistryAccess) -> str:
-    parts = (access.tracking_uri, access.workspace, adapter.model, adapter.version, adapter.sub_path)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()

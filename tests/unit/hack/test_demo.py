@@ -114,6 +114,9 @@ def test_a_pods_state_names_what_it_waits_for() -> None:
     assert demo.pod_state(pod(initContainerStatuses=[fetched], containerStatuses=[loading])) == (
         "bot-1: runtime runs, not ready yet"
     )
+    stays = {"name": "adapters", "ready": True, "state": {"running": {}}}
+    conditions = [{"type": "Ready", "status": "True"}]
+    assert demo.pod_state(pod(initContainerStatuses=[fetched, stays], conditions=conditions)) == "bot-1 is ready"
     broken = {"name": "runtime", "ready": False, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
     assert demo.pod_state(pod(containerStatuses=[broken])) == "bot-1: CrashLoopBackOff"
     unplaced = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}

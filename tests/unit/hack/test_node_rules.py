@@ -54,7 +54,6 @@ def test_ordinary_pod_is_accepted() -> None:
         (spec(volumes=[{"name": "h", "hostPath": {"path": "/x", "type": "Socket"}}]), "hostPath type Socket"),
         (spec(volumes=[{"name": "p", "projected": {"sources": [{"clusterTrustBundle": {}}]}}]), "clusterTrustBundle"),
         (spec(container={"volumeMounts": [{"name": "v", "mountPath": "/v", "subPathExpr": "x"}]}), "subPathExpr"),
-        (spec(initContainers=[{"name": "s", "command": ["x"], "restartPolicy": "Always"}]), "sidecar"),
     ],
 )
 def test_refusal_names_the_culprit(pod: dict[str, Any], words: str) -> None:

@@ -237,3 +237,19 @@ def test_restarts_are_listed_also_of_ready_pods_and_only_of_our_containers() -> 
     [found] = faults.restarts([killed, restarted("istio-proxy"), restarted(exitCode=0, reason="Completed")])
     assert (found.count, found.fault.reason, found.finished.minute) == (2, "OutOfMemory", 59)
     assert found.words.startswith("pod p, restart 2 of container runtime: ")
+
+
+def test_a_fetcher_of_adapters_that_ends_is_told_after_the_server_and_never_ends_a_version() -> None:
+    dead = {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-01-01T00:00:00Z"}
+    adapters = {"name": "adapters", "restartCount": 9, "state": {"running": {}}, "lastState": {"terminated": dead}}
+    alone = pod(initContainerStatuses=[adapters])
+    fault = faults.of_pod(alone)
+    assert fault
+    assert (fault.reason, fault.terminal) == ("OutOfMemory", False)
+    assert "spec.pod.fetchResources.limits.memory" in fault.message
+    assert [each.container for each in faults.restarts([alone])] == ["adapters"]
+    report = {"exitCode": 1, "message": '{"reason": "ModelCorrupt", "message": "cut short"}'}
+    server = {"name": "runtime", "restartCount": 1, "state": {"terminated": report}}
+    both = faults.of_pod(pod(initContainerStatuses=[adapters], containerStatuses=[server]))
+    assert both
+    assert both.reason == "ModelCorrupt"

@@ -116,7 +116,11 @@ def test_golden(folder: Path) -> None:
     case = yaml.safe_load((folder / "in.yaml").read_text())
     plan = plans.deployment(observed(case), settle_seconds=5, now=datetime(2026, 1, 1, tzinfo=UTC))
     status = plan.status.model_dump(mode="json", by_alias=True, exclude_none=True)
-    made = {"about": case["about"], "objects": [plan.key_file, *plan.objects], "status": status}
+    made = {
+        "about": case["about"],
+        "objects": [plan.key_file, *filter(None, [plan.adapters]), *plan.objects],
+        "status": status,
+    }
     text = yaml.dump(made, Dumper=_Dumper, sort_keys=False, width=120)
     if os.environ.get("UPDATE_GOLDEN"):
         (folder / "out.yaml").write_text(text)

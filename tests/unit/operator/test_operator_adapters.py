@@ -1,25 +1,25 @@
-"""spec.adapters: resolved like the model, delivered beside the keys, and never a reason for a new pod."""
+"""spec.adapters: resolved like the model, delivered while pods run, the credentials to one container alone."""
 
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llm_operator.crds import LLMDeploymentSpec
-from llm_operator.plans.config import revision_id
 from llm_operator.poll import Poll
 from llm_operator.reconcile import Done, Pace, reconcile
 from llm_operator.registry import AliasNotFound, CachedRegistry, RegistryUnreachable
 from llm_operator.settings import ConnectionSettings
 from llm_operator.state import Connection, Figures, Key, ModelVersion
 from llm_runtime.contract import AdapterFile
-from unit.operator.fakes import NAMESPACE, FakeRegistry, World
+from unit.operator.fakes import NAMESPACE, URI, FakeRegistry, World
 
 PACE = Pace(verify_seconds=60, settle_seconds=5)
 BOT = Key("LLMDeployment", NAMESPACE, "bot")
 LEGAL = {"name": "legal", "mlflow": {"name": "law", "alias": "champion"}}
+PASSWORD = "only for who fetches"
 FRENCH = {"name": "french", "mlflow": {"name": "fr", "version": "5", "subPath": "peft"}}
 
 
@@ -49,8 +49,19 @@ class Following(World):
         return await reconcile(BOT, self.outside, PACE)
 
     def delivered(self) -> AdapterFile:
-        data = self.cluster.objects["Secret", NAMESPACE, "bot-keys"]["data"]["adapters.json"]
-        return AdapterFile.model_validate_json(base64.b64decode(data))
+        return AdapterFile.model_validate_json(self.secret("bot-adapters", "adapters.json"))
+
+    def shown(self, pod: dict[str, Any], container: dict[str, Any]) -> set[str]:
+        """The files that a container is shown of Secrets."""
+        mounted = {each["name"] for each in container["volumeMounts"]}
+        found = set[str]()
+        for volume in (each["secret"] for each in pod["volumes"] if each["name"] in mounted and "secret" in each):
+            data = self.cluster.objects["Secret", NAMESPACE, volume["secretName"]]["data"]
+            found |= {each["path"] for each in volume["items"]} if "items" in volume else data.keys()
+        return found
+
+    def secret(self, name: str, field: str) -> str:
+        return base64.b64decode(self.cluster.objects["Secret", NAMESPACE, name]["data"][field]).decode()
 
     def versions(self) -> dict[str, str]:
         return {adapter.name: adapter.version for adapter in self.delivered().adapters}
@@ -99,7 +110,7 @@ async def test_adapters_are_resolved_and_delivered_with_what_it_takes_to_fetch_t
 
 async def test_adapters_added_moved_and_removed_make_no_new_pods() -> None:
     world = Following()
-    await world.deploy()
+    await world.deploy(adapters=[])
     await world.look()
     before = world.templates()
     await world.deploy(adapters=[LEGAL, FRENCH])
@@ -118,12 +129,45 @@ async def test_adapters_added_moved_and_removed_make_no_new_pods() -> None:
     assert "AdaptersReady" not in kinds
 
 
-def test_adapters_are_no_part_of_the_revision() -> None:
-    specs = [
-        {"model": {"mlflow": {"name": "bot", "alias": "champion"}}, **more} for more in ({}, {"adapters": [LEGAL]})
-    ]
-    ids = {revision_id(LLMDeploymentSpec.model_validate(spec), ModelVersion("bot", "1")) for spec in specs}
-    assert len(ids) == 1
+async def test_the_first_adapter_rolls_out_pods_with_a_container_that_alone_has_the_credentials(tmp_path: Path) -> None:
+    world = Following()
+    (tmp_path / "password").write_text(PASSWORD)
+    world.connections.known["default"] = ConnectionSettings(tracking_uri=URI, credentials_folder=tmp_path)
+    await world.deploy()
+    await world.look()
+    assert ("Secret", NAMESPACE, "bot-adapters") not in world.cluster.objects
+    assert [each["name"] for each in world.templates()[0]["spec"]["initContainers"]] == ["fetch"]
+    await world.deploy(adapters=[LEGAL])
+    await world.look()
+    (new,) = (each["spec"] for each in world.templates())
+    (_, adapters), (serve,) = new["initContainers"], new["containers"]
+    assert adapters["restartPolicy"] == "Always"
+    assert world.shown(new, adapters) == {"adapters.json", "registries.json"}
+    assert world.shown(new, serve) == {"adapters.json", "keys.json"}
+    assert PASSWORD in world.secret("bot-adapters", "registries.json")
+    for name, field in (("bot-adapters", "adapters.json"), ("bot-keys", "adapters.json"), ("bot-keys", "keys.json")):
+        assert PASSWORD not in world.secret(name, field)
+    # Below HOME lie code and settings of Python's libraries.
+    homes = [[m["name"] for m in each["volumeMounts"] if m["mountPath"] == "/tmp"] for each in (serve, adapters)]
+    assert homes[0] != homes[1]
+
+
+async def test_the_last_adapter_that_goes_restarts_no_pod_and_its_container_goes_with_the_next_revision() -> None:
+    world = Following()
+    await world.deploy(adapters=[LEGAL])
+    await world.look()
+    before = world.templates()
+    await world.deploy()
+    await world.look()
+    assert world.templates() == before
+    assert world.delivered() == AdapterFile()  # Pods that have the container are still there.
+    for name in world.cluster.named("Deployment"):
+        if len(world.cluster.objects["Deployment", NAMESPACE, name]["spec"]["template"]["spec"]["initContainers"]) > 1:
+            for kind in ("Deployment", "ConfigMap"):
+                del world.cluster.objects[kind, NAMESPACE, name]
+    await world.look()
+    await world.look()
+    assert ("Secret", NAMESPACE, "bot-adapters") not in world.cluster.objects
 
 
 async def test_pods_are_nudged_when_an_adapter_moves_and_not_otherwise() -> None:

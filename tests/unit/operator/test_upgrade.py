@@ -16,8 +16,8 @@ import yaml
 
 from llm_operator import plans
 from llm_operator.crds import LLMDeploymentStatus
-from llm_operator.plans import names
-from llm_operator.state import Manifest, Observed, RevisionChildren
+from llm_operator.plans import keys, names, workload
+from llm_operator.state import Manifest, ModelVersion, Observed, Resolution, RevisionChildren
 from unit.operator.test_golden import META, observed
 
 RECORDED = sorted((Path(__file__).resolve().parents[2] / "upgrade").glob("*/*.yaml"))
@@ -44,6 +44,7 @@ def upgraded(case: dict[str, Any]) -> Observed:
         revisions={revision: children},
         children=tuple(found),
         image="example.com/llm-runtime:next",
+        adapters_beside_keys=keys.given(_of("Secret", case["out"]["objects"])).registries,
     )
 
 
@@ -79,6 +80,35 @@ def test_of_a_settled_deployment_an_upgrade_changes_nothing_but_what_its_monitor
     assert changed <= {"ServiceMonitor"}  # It leaves out the Services of candidates, which tell of the same pods.
     assert not plan.delete
     assert plan.status == settled
+
+
+ADAPTERS = next(file for file in reversed(RECORDED) if file.stem == "adapters" and "0.1.0.dev121" in file.parts)
+"""Rendered when servers fetched adapters by themselves, with credentials beside their keys."""
+
+
+def test_pods_that_fetch_adapters_by_themselves_keep_what_they_need_and_no_others_are_given_it() -> None:
+    case = yaml.safe_load(ADAPTERS.read_text())
+    world = upgraded(case)
+    before = keys.decode(_of("Secret", case["out"]["objects"]), "adapters.json")
+    plan = plans.deployment(world, settle_seconds=5, now=LATER)
+    assert keys.decode(plan.key_file, "adapters.json") == before
+    assert plan.adapters is None
+    assert before
+    assert '"password":"p"' in before
+
+    moved = replace(world, resolution=Resolution(ModelVersion("support-bot", "4", "s3://bot/4", "run")))
+    plan = plans.deployment(moved, settle_seconds=5, now=LATER)
+    made = [each["spec"]["template"] for each in plan.objects if each["kind"] == "Deployment"]
+    assert sorted(map(workload.fetches_adapters, made)) == [False, True]
+    assert keys.decode(plan.key_file, "adapters.json") == before
+    assert plan.adapters is not None
+    assert '"password":"p"' in (keys.decode(plan.adapters, "registries.json") or "")
+
+    (old,) = moved.revisions.values()
+    assert old.deployment
+    gone = replace(old, deployment={**old.deployment, "spec": {**old.deployment["spec"], "replicas": 0}}, pods=())
+    plan = plans.deployment(replace(moved, revisions={old.revision: gone}), settle_seconds=5, now=LATER)
+    assert keys.decode(plan.key_file, "adapters.json") == "{}"
 
 
 def test_there_is_something_recorded() -> None:

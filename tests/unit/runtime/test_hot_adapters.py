@@ -21,7 +21,7 @@ from llm_runtime.app import create_app
 from llm_runtime.aside import in_thread
 from llm_runtime.auth import KeyRing
 from llm_runtime.cache.completions import CompletionCache
-from llm_runtime.contract import PinnedAdapter, RegistryAccess
+from llm_runtime.contract import FatalReport, PinnedAdapter, RegistryAccess
 from waiting import until
 
 SERVER = {"default": {"trackingUri": "http://mlflow", "password": "secret"}}
@@ -181,6 +181,24 @@ async def test_a_changed_list_is_tried_at_once(file: Path) -> None:
     await world.look()
     world.shelf.faults.clear()
     write(file, ("legal", "1"), connections={"default": {"trackingUri": "http://mlflow", "password": "right"}})
+    await world.look()
+    assert world.states() == [("legal", "1", "loaded")]
+
+
+async def test_what_another_container_tells_anew_is_tried_at_once(file: Path) -> None:
+    write(file, ("legal", "1"))
+    world, told = World(file), list[bool]()
+    world.adapters = Adapters(
+        AdapterList(file), world.shelf, 4, lambda: world.now, lambda: 0.5, news=lambda: bool(told and told.pop())
+    )
+    world.adapters.attach(world.engine)
+    world.shelf.faults["legal-1"] = errors.Reported(FatalReport(reason="RegistryDenied", message="wrong password"))
+    await world.look()
+    assert world.adapters.report()[0]["reason"] == "RegistryDenied"
+    world.shelf.faults.clear()
+    await world.look()
+    assert world.states() == [("legal", None, "failed")]
+    told.append(True)
     await world.look()
     assert world.states() == [("legal", "1", "loaded")]
 

@@ -1,0 +1,248 @@
+"""Fetches adapters for the server beside it, and alone has the credentials: `python -m llm_runtime.fetcher`.
+
+It follows the list of adapters and the registries' credentials. What is to be fetched is a child's work: this process
+lives as long as the pod and stays small, and a download of what is not wanted any more ends with its process. It gives
+up on nothing by itself: a pod one of whose containers has ended gets no requests.
+"""
+
+import argparse
+import logging
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from llm_runtime import errors, logs
+from llm_runtime.adapters import AdapterList
+from llm_runtime.adapters.delivery import LOOK_SECONDS, Outcome, identity, read, write
+from llm_runtime.adapters.keeper import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
+from llm_runtime.contract import (
+    ADAPTERS_FLAG,
+    FETCHED_FLAG,
+    MODELS_FLAG,
+    REGISTRIES_FLAG,
+    FatalReport,
+    PinnedAdapter,
+    RegistriesFile,
+    RegistryAccess,
+)
+from llm_runtime.models.fetch_adapter import fetch_adapter
+from llm_runtime.models.verify import MANIFEST
+from llm_runtime.mounted import MountedFile
+
+log = logging.getLogger(__name__)
+
+HIDDEN_CHARACTERS = 8
+"""Shorter passwords are words that stand in any line."""
+
+
+class Job(BaseModel):
+    """One version to be brought, and who to be for it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    adapter: PinnedAdapter
+    access: RegistryAccess
+
+    @property
+    def identity(self) -> str:
+        return identity(self.adapter, self.access)
+
+
+_JOBS = TypeAdapter(list[Job])
+
+
+class Child(Protocol):
+    """A process that fetches; a test's stand-in has these methods too."""
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+        ...
+
+    def kill(self) -> None: ...
+
+
+@dataclass
+class _Retry:
+    job: Job
+    failures: int
+    at: float
+
+
+class AdaptersFetcher:
+    """Keeps what is told beside what is wanted. `chance`: 0 to 1."""
+
+    def __init__(
+        self,
+        adapters: Path,
+        registries: Path,
+        models: Path,
+        told: Path,
+        start: Callable[[list[Job]], Child],
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._list, self._registries = AdapterList(adapters), MountedFile(registries)
+        self._models, self._told, self._start = models, told, start
+        self._clock, self._chance = clock, chance
+        self._access: Mapping[str, RegistryAccess] = {}
+        self._retries: dict[str, _Retry] = {}
+        self._child: Child | None = None
+        self._jobs: list[Job] = []
+        """The child's."""
+
+    def look(self) -> None:
+        """Begin and end whatever is to be. Returns at once."""
+        if self._list.refresh() | self._take_registries():
+            self._retries.clear()  # It may be the credentials that were wrong.
+        wanted = {
+            each.name: Job(adapter=each, access=self._access[each.connection])
+            for each in self._list.wanted.adapters
+            if each.connection in self._access  # Else the server says so: its list lacks it, too.
+        }
+        for file in self._told.glob("*.json"):
+            if file.stem not in {each.name for each in self._list.wanted.adapters}:
+                file.unlink()
+        if self._child is not None and not self._over(self._child, wanted):
+            return
+        due = [job for job in wanted.values() if not self._brought(job) and self._may(job)]
+        if due:
+            try:
+                self._jobs, self._child = due, self._start(due)
+            except OSError as error:
+                for job in due:
+                    self._settle(job, f"could not be started: {error}")
+
+    def stop(self) -> None:
+        """End what runs."""
+        if self._child is not None:
+            self._child.kill()
+
+    def _over(self, child: Child, wanted: Mapping[str, Job]) -> bool:
+        code = child.poll()
+        if code is None:
+            if all(wanted.get(job.adapter.name) == job for job in self._jobs if not self._brought(job)):
+                return False
+            child.kill()
+        else:
+            ended = f"ended with signal {-code}" if code < 0 else f"ended with exit code {code}"
+            for job in self._jobs:
+                self._settle(job, f"{ended}; its log may say why" if code else "")
+        self._child = None
+        return True
+
+    def _settle(self, job: Job, trouble: str) -> None:
+        """An attempt is over; `trouble`: why it told nothing itself."""
+        name = job.adapter.name
+        if self._brought(job):
+            self._retries.pop(name, None)
+            return
+        if trouble:
+            said = f"fetching {job.adapter.model} version {job.adapter.version} {trouble}"
+            write(self._told, name, Outcome(identity=job.identity, report=_report("InternalError", said)))
+        before = self._retries.get(name)
+        failures = before.failures + 1 if before and before.job == job else 1
+        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(failures - 1, 16))
+        self._retries[name] = _Retry(job, failures, self._clock() + pause * (0.75 + 0.5 * self._chance()))
+
+    def _may(self, job: Job) -> bool:
+        retry = self._retries.get(job.adapter.name)
+        return retry is None or retry.job != job or self._clock() >= retry.at
+
+    def _brought(self, job: Job) -> bool:
+        """Whether it is told, and still there: who shares the volume may have made room."""
+        told = read(self._told, job.adapter.name)
+        if told is None or told.identity != job.identity or not told.folder:
+            return False
+        return (self._models / told.folder / MANIFEST).is_file()
+
+    def _take_registries(self) -> bool:
+        content = self._registries.news()
+        if content is None:
+            return False
+        try:
+            self._access = RegistriesFile.model_validate_json(content).connections
+        except ValidationError as error:
+            # Without the input: it holds credentials.
+            log.error(
+                "The registries in %s are not valid (%s); the last good ones stay in force",
+                self._registries.path,
+                "; ".join(str(each["msg"]) for each in error.errors(include_input=False)),
+            )
+            return False
+        return True
+
+
+def fetch_all(jobs: list[Job], models: Path, told: Path) -> None:
+    """The child's work: bring each, and tell what became of it."""
+    private = (secret for job in jobs for secret in (job.access.password, job.access.token))
+    logs.hide({secret: "CREDENTIALS" for secret in private if len(secret) >= HIDDEN_CHARACTERS})
+    for job in jobs:
+        try:
+            folder = fetch_adapter(job.adapter, job.access, models)
+            outcome = Outcome(identity=job.identity, folder=folder.name)
+        except errors.Fatal as fatal:
+            outcome = Outcome(identity=job.identity, report=_report(fatal.reason, str(fatal)))
+        except Exception as error:
+            log.exception("Fetching the adapter %s failed", job.adapter.name)
+            said = f"{type(error).__name__}: {error}; see the log of the container that fetches adapters"
+            outcome = Outcome(identity=job.identity, report=_report("InternalError", said))
+        if outcome.report:
+            log.error("adapter not fetched: %s", outcome.report.message, extra={"adapter": job.adapter.name})
+        write(told, job.adapter.name, outcome)
+
+
+def _report(reason: str, message: str) -> FatalReport:
+    # The server reads it, and shows it.
+    return FatalReport(reason=reason, message=logs.shown(message))
+
+
+def _run(adapters: Path, registries: Path, models: Path, told: Path) -> None:
+    """Until SIGTERM."""
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
+
+    def start(jobs: list[Job]) -> Child:
+        command = [sys.executable, "-m", "llm_runtime.fetcher", MODELS_FLAG, str(models), FETCHED_FLAG, str(told)]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE)
+        assert child.stdin is not None
+        with suppress(BrokenPipeError), child.stdin:  # Its exit code says so.
+            child.stdin.write(_JOBS.dump_json(jobs, by_alias=True))
+        return child
+
+    fetcher = AdaptersFetcher(adapters, registries, models, told, start)
+    while not over.wait(LOOK_SECONDS):
+        try:
+            fetcher.look()
+        except Exception:
+            log.exception("looking at the adapters failed")
+    fetcher.stop()
+
+
+def main() -> None:
+    """Entry point. Without a list it is the child: what to bring comes by standard input."""
+    parser = argparse.ArgumentParser(prog="python -m llm_runtime.fetcher", description="Fetch adapters for a server.")
+    parser.add_argument(ADAPTERS_FLAG, type=Path, help="the list to follow")
+    parser.add_argument(REGISTRIES_FLAG, type=Path, help="the registries and their credentials, followed, too")
+    parser.add_argument(MODELS_FLAG, type=Path, required=True, help="folder that holds fetched models")
+    parser.add_argument(FETCHED_FLAG, type=Path, required=True, help="folder in which the server is told")
+    given = parser.parse_args()
+    logs.configure("json", "INFO")
+    if given.adapters:
+        _run(given.adapters, given.registries, given.models, given.fetched)
+    else:
+        fetch_all(_JOBS.validate_json(sys.stdin.buffer.read()), given.models, given.fetched)
+
+
+if __name__ == "__main__":
+    main()
