@@ -50,7 +50,8 @@ class Pod:
         self.stopping = False
         self.deadline = float("inf")
         self.started_at = status.stamp(datetime.now(UTC))
-        self.dirty, self.nudged, self.shortened = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.dirty = asyncio.Event()
+        self.nudged = asyncio.Event()
         self.mounted = asyncio.Event()
         self.update(manifest)
         self.life = asyncio.create_task(self.live())

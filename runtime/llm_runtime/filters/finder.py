@@ -1,6 +1,7 @@
-"""Finds what must not pass, in a whole text or while it comes. All patterns run on RE2: no pattern and no text can make
+"""Finds what must not pass, in a whole text or in a stream.
 
-it slow, which `re` can't promise of patterns that are somebody else's.
+All patterns run on RE2, whose time is linear in the text. Python's `re` can take exponential time, and the patterns are
+written by users.
 """
 
 import re

@@ -47,9 +47,10 @@ class AdapterReader:
     max_rank: int
 
     def __call__(self, folder: Path, shapes: Shapes) -> Adapter:
-        """Raises ModelNotFound (no such files), ModelCorrupt (files are not whole or not numbers) or ModelUnsupported
+        """Read the adapter in `folder` and check it against the model's `shapes`.
 
-        (of another base, a higher rank, more than plain LoRA). The message says what to do.
+        Raises ModelNotFound (no such files), ModelCorrupt (files are not whole or not numbers) or ModelUnsupported (for
+        another base model, of a higher rank, or more than plain LoRA). The message says what to do.
         """
         config = _config(folder)
         targets = self._targets(folder, config, shapes)

@@ -147,9 +147,10 @@ def eos_token_ids(settings: dict[str, Any]) -> set[int]:
 
 
 def sampling_defaults(generation: dict[str, Any]) -> dict[str, float]:
-    """What a generation_config.json recommends for requests that do not say: only fields that a request may have, and
+    """Sampling parameters that generation_config.json recommends for requests that leave them out.
 
-    only values that it may have. `do_sample` is left out, as in vLLM's server: a client that wants greedy asks for it.
+    Only fields and values that a request may have. `do_sample` is left out, as in vLLM's server: a client that wants
+    greedy sampling asks for it.
     """
     found = {}
     for name, (least, most) in _SAMPLING.items():

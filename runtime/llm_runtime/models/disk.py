@@ -21,9 +21,9 @@ SPARE_BYTES = 64 * MIB
 
 
 def check_room(folder: Path, needed_bytes: int, removable_bytes: int = 0) -> None:
-    """Raise DiskFull unless the file system of `folder` has room for `needed_bytes` and a little more,
+    """Raise DiskFull unless the file system of `folder` has room for `needed_bytes` and a little more.
 
-    once `removable_bytes` of versions that nobody uses are gone.
+    `removable_bytes` is the size of unused versions, which can be removed first.
     """
     if has_room(folder, needed_bytes - removable_bytes):
         return

@@ -106,9 +106,9 @@ def locate(artifacts: Artifacts, sub_path: str = "") -> Located:
 
 
 def locate_pickles(artifacts: Artifacts) -> Located:
-    """The .bin files of the one folder that has some, and what belongs beside them. Raises ModelNotFound,
+    """The .bin files of the one folder that has some, and what belongs beside them.
 
-    ModelCorrupt, or ConfigInvalid where several folders have some.
+    Raises ModelNotFound, ModelCorrupt, or ConfigInvalid when several folders have some.
     """
     found = {folder: pickles for folder in artifacts.folders() if (pickles := _bins(artifacts, folder))}
     if not found:

@@ -114,10 +114,10 @@ def versions_in(models: Path) -> list[Version]:
 
 
 def evict(models: Path, keep_bytes: int, room_bytes: int, now: float | None = None) -> None:
-    """Remove versions, the one not used for longest first, until all together have at most `keep_bytes` and the disk
+    """Remove versions until all together take at most `keep_bytes` and the disk has `room_bytes` free.
 
-    has `room_bytes` free. What is in use or was just used stays. None goes, and DiskFull is raised, where that would
-    not make room enough.
+    The least recently used version goes first; versions that are in use, or were until just now, stay. When that would
+    not make enough room, none is removed and DiskFull is raised.
     """
     moment = time.time() if now is None else now
     there = versions_in(models)

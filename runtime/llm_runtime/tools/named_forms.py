@@ -20,9 +20,10 @@ class NamedForm(Tagged):
         self, name: str, *, section: tuple[str, str] = ("", ""), begin: str, call: tuple[str, str, str],
         head: str, end: str,
     ) -> None:  # fmt: skip
-        """`section`: its first and last word; `begin` and `end`: a call's. `call`: what a model writes before the name,
+        """The words that a model writes around calls.
 
-        before and after the arguments; `head` is a regular expression for what it may write up to these.
+        `section`: the first and last word around all calls; `begin` and `end`: around one call. `call`: what it writes
+        before the name, and before and after the arguments; `head`: a regular expression for what may precede these.
         """
         self.name, self._section, self._begin_word, self._call = name, section, begin, call
         around = [word for word in section if word]

@@ -19,10 +19,11 @@ class XmlForm(Tagged):
         self, name: str, *, openings: tuple[str, ...], head: tuple[str, str], argument: tuple[str, str, str], end: str,
         section: tuple[str, str] = ("", ""), between: str = "\n", loose: bool = False,
     ) -> None:  # fmt: skip
-        """As a model writes them: `head` before and after the name, `argument` before, between and after key and value,
+        """The words that a model writes around calls.
 
-        `section` around all calls. Where white space stands in these, a model may write other white space; `loose`: it
-        may leave out the first word of the head and the last of the end.
+        `head`: before and after the name; `argument`: before, between and after key and value; `section`: around all
+        calls. Where these have white space, the model may write other white space. `loose`: it may leave out the first
+        word of the head and the last of the end.
         """
         self.name, self._argument, self._end = name, argument, end
         self.openings = (*openings, *(word for word in section[1:] if word))
