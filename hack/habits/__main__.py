@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from habits.code import PARTS, ROOT, sources
+from habits.map import stale_map
 from habits.unused import unused_code
 
 MOST_MODULES = 18
@@ -30,7 +31,14 @@ LEAST_WORDS = 4
 
 def main() -> None:
     """Print each fault on a line of its own."""
-    faults = [*doubled_assignments(), *full_folders(), *short_descriptions(), *cut_docstrings(), *unused_code()]
+    faults = [
+        *doubled_assignments(),
+        *full_folders(),
+        *short_descriptions(),
+        *cut_docstrings(),
+        *stale_map(),
+        *unused_code(),
+    ]
     print("\n".join(faults))
     sys.exit(bool(faults))
 

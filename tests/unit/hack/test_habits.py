@@ -6,6 +6,7 @@ import pytest
 
 from habits import __main__ as habits
 from habits import figures
+from habits import map as code_map
 from habits.code import Source
 
 
@@ -59,3 +60,22 @@ def test_the_figures_of_a_part_are_those_of_its_files(tmp_path: Path, monkeypatc
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     figure = figures.row("bench", [source(tmp_path / "bench", text, name) for name in ("a.py", "b.py")])
     assert figure == ("bench", "10 / 2", "5, 5, 5", "3, 3, 3", "0 of 2", "20.0", "20.0 %", "0", "2", "0")
+
+
+def test_the_map_names_each_module_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "architecture.md"
+    page.write_text(f"Before\n{code_map.BEGIN}| `gone` | A module that was deleted. |\n{code_map.END}After\n")
+    module = source(tmp_path, '"""Does this | that.\n\nMore."""\n', "bench/made.py")
+    for name, value in (
+        ("ROOT", tmp_path),
+        ("PAGE", page),
+        ("sources", lambda part: [module] if part == "bench" else []),
+    ):
+        monkeypatch.setattr(code_map, name, value)
+    assert list(code_map.stale_map())
+    code_map.main()
+    assert not list(code_map.stale_map())
+    text = page.read_text()
+    assert "| `made` | Does this \\| that. |" in text
+    assert "gone" not in text
+    assert text.startswith("Before\n") and text.endswith("After\n")
