@@ -78,4 +78,5 @@ def test_the_map_names_each_module_and_no_other(tmp_path: Path, monkeypatch: pyt
     text = page.read_text()
     assert "| `made` | Does this \\| that. |" in text
     assert "gone" not in text
-    assert text.startswith("Before\n") and text.endswith("After\n")
+    assert text.startswith("Before\n")
+    assert text.endswith("After\n")
