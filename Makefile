@@ -20,7 +20,7 @@ e2e-kind: ## The suite on a real kind cluster; ARGS="up" keeps one, "down" remov
 e2e-compose: ## The suite on the compose stack, where Docker 25 answers; ARGS="up" keeps it, "down" removes it
 	hack/e2e-compose $(ARGS)
 
-check: ## Format, lint, types, import rules, generated files
+check: ## Format, lint, types, import rules, habits, generated files
 	hack/check
 
 audit: ## Known vulnerabilities of what is installed, from PyPI and vuln.go.dev; ARGS go to pip-audit

@@ -33,7 +33,6 @@ from devstack.registry import mlflow_server, push
 from devstack.store import BUCKET, client, s3_store
 
 PEER, OURS, BARE, HASHED = WHO = ("download_artifacts", "llm-runtime fetch", "bare sockets", "bare, hashed")
-TARGET = 1.5
 WAYS = ("proxied folder", "proxied s3", "signed s3", "direct s3")
 PROXIED = {"MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false"}
 QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}

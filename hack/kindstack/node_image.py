@@ -14,8 +14,6 @@ from kindstack.engine import Engine
 from kindstack.shell import ROOT, KindError
 
 RECIPE = ROOT / "hack" / "kind" / "node"
-# kubeadm's names for the images of a control plane, from the sources of the release that is built.
-CONSTANTS = "cmd/kubeadm/app/constants/constants.go"
 # What hack/kind/node/manifests/default-cni.yaml calls the images of the pods' network.
 NETWORK = ["localhost/podnet:1", "localhost/kube-router:1"]
 TARGETS = ("kubernetes", "coredns", "pause", "node")

@@ -62,7 +62,7 @@ async def watch(add: Callable[[Key], None], namespaces: tuple[str, ...], identit
     raise RuntimeError("the watches ended by themselves")
 
 
-def _registry(add: Callable[[Key], object], hearing: Hearing) -> kopf.OperatorRegistry:
+def _registry(add: Callable[[Key], object], hearing: Hearing) -> kopf.OperatorRegistry:  # noqa: C901 (holds its handlers)
     registry = kopf.OperatorRegistry()
 
     labels: dict[str, dict[str, str]] = {}

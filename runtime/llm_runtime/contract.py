@@ -101,192 +101,203 @@ class _Section(BaseModel):
 
 
 class MlflowVersion(_Section):
-    """One pinned version of a registered model; an alias never gets this far."""
+    """One pinned version of a registered model. Aliases are resolved before they get here."""
 
     tracking_uri: str
     """Address of the MLflow server."""
     name: str
-    """The registered model."""
+    """Name of the registered model."""
     version: str
-    """Its version, a number."""
+    """Number of the version, such as `3`."""
     sub_path: str = ""
-    """Folder inside the version's artifacts, where they hold several candidates."""
+    """Folder inside the version's artifacts, such as `model/final`, where they hold several models."""
     anew: str | None = None
-    """Tells it from an earlier version of the same number, which was deleted: a volume may still hold that one."""
+    """Mark of a version whose number was deleted and registered anew; a volume may still hold the earlier one."""
 
 
 class ModelConfig(_Section):
-    """What to load and under which name to serve it."""
+    """The model to load, and the name to serve it under."""
 
     name: str
-    """The model id that clients send: the LLMDeployment's name."""
+    """Model id that clients send: the LLMDeployment's name."""
     mlflow: MlflowVersion | None = None
-    """A version from MLflow; exactly one of this, `path` and `uri`."""
+    """Version from MLflow. Write exactly one of `mlflow`, `path` and `uri`."""
     path: str | None = None
-    """A local folder instead of MLflow (stand-alone use)."""
+    """Local folder of the model, without MLflow (stand-alone use)."""
     uri: str | None = None
-    """`models:/name/3`, `models:/name@alias`, `models:/name/Stage` (also `Production|latest`: the first that there is),
-    `models:/m-…`, `runs:/…`, `mlflow-artifacts:/…`,
-    `hf://org/name@revision`, `file:///folder`, or `s3://`, `gs://`, `abfss://` where that client is installed.
-    What may move is resolved once, when the model is fetched (stand-alone use)."""
+    """Address of the model: `models:/name/3`, `models:/name@alias`, `models:/name/Stage` (also `Production|latest`: the
+    first that exists), `models:/m-…`, `runs:/…`, `mlflow-artifacts:/…`, `hf://org/name@revision`, `file:///folder`, or
+    `s3://`, `gs://`, `abfss://` where that client is installed. An address that may move is resolved once, when the
+    model is fetched (stand-alone use)."""
     tracking_uri: str | None = None
-    """Address of the MLflow server for `uri`; none: MLFLOW_TRACKING_URI."""
+    """Address of the MLflow server for `uri`. Absent: MLFLOW_TRACKING_URI."""
     sub_path: str | None = None
-    """Folder inside what `uri` or `path` names, where it holds several candidates."""
+    """Folder inside what `uri` or `path` names, such as `model/final`, where it holds several models."""
     system_prompt: str = ""
-    """Put before every conversation that brings no system message of its own."""
+    """System message put before every conversation that brings none of its own."""
     chat_template: str = ""
-    """A Jinja template that takes the place of the tokenizer's own."""
+    """Jinja template for chats, in the place of the tokenizer's own."""
 
 
 class AdapterConfig(_Section):
     """A LoRA adapter to load beside the model."""
 
     name: str
-    """Clients ask for it as `<model>:<name>`."""
+    """Name of the adapter, which clients ask for as `<model>:<name>`."""
     path: str
-    """Folder in PEFT's format: adapter_config.json and adapter_model.safetensors."""
+    """Folder of the adapter in PEFT's format: adapter_config.json and adapter_model.safetensors."""
 
 
 class EngineConfig(_Section):
-    """How to run the model. Lengths are in tokens."""
+    """How the engine runs the model. Lengths are in tokens."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU where there is one."""
+    """Device to compute on. auto: a GPU where there is one, otherwise the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the weights; auto keeps the model's own on a GPU and takes float32 on a CPU."""
+    """Number format of the weights. auto: the model's own on a GPU, float32 on a CPU."""
     max_model_length: Annotated[int, Field(ge=16)] = 4096
-    """Prompt and answer together, at most."""
+    """Longest sequence in tokens, prompt and answer together."""
     max_batch_size: Annotated[int, Field(ge=1)] = 64
-    """Sequences that run together, at most; fewer where memory does not hold their caches."""
+    """Largest number of sequences that run together; fewer where memory does not hold their KV caches."""
     max_batch_tokens: Annotated[int, Field(ge=16)] = 2048
-    """Tokens of one forward pass, at most."""
+    """Largest number of tokens in one forward pass."""
     max_queue_length: Annotated[int, Field(ge=1)] = 1024
-    """Requests that may wait for a place in the batch; one more gets 429."""
+    """Largest number of requests that wait for a place in the batch; one more gets 429."""
     kv_cache_bytes: Annotated[int, Field(ge=1)] | None = None
-    """Memory for keys and values; None: four fifths of what is free after loading; on an unlimited CPU, up to 4 GiB."""
+    """Memory for the KV cache in bytes. Absent: four fifths of what is free after loading; on a CPU without a memory
+    limit, at most 4 GiB."""
     prefix_caching: bool = True
-    """Keep keys and values of prompt beginnings, so that the next prompt that begins alike need not compute them."""
+    """Whether to keep the keys and values of prompt prefixes, so that the next prompt that begins alike need not
+    compute them."""
     quantization: Literal["none", "int8"] = "none"
-    """int8 keeps linear weights as 8-bit integers with a scale for each output: less memory, small quality loss."""
+    """Quantization of the linear weights. int8: 8-bit integers with a scale for each output, which saves memory at a
+    small loss of quality."""
     inter_token_goal_seconds: Annotated[float, Field(gt=0)] = 0.1
-    """Prompts are read in chunks sized so that running streams rarely wait longer for their next token."""
+    """Longest time in seconds that running streams should wait for their next token; prompts are computed in chunks of
+    a size that rarely exceeds it."""
     max_adapters: Annotated[int, Field(ge=1)] = 16
-    """LoRA adapters in memory, at most; the one not used for longest makes room."""
+    """Largest number of LoRA adapters in memory; the least recently used makes room."""
     max_adapter_rank: Annotated[int, Field(ge=1)] = 64
-    """Adapters of a higher rank are refused."""
+    """Largest rank of a LoRA adapter; a higher one is refused."""
     step_trace: str = ""
-    """A file that gets a line of JSON for each step: how long its parts took and what was in it. Empty: none."""
+    """File that gets a line of JSON for each step: how long its parts took and what was in it. Empty: none."""
 
 
 class FilterPattern(_Section):
-    """A pattern of your own for the filters."""
+    """A further pattern that the filters look for."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
-    """What a match is called in its place: `[NAME]`."""
+    """Name of the pattern; a match is replaced by `[NAME]`."""
     regex: Annotated[str, Field(min_length=1, max_length=1000)]
-    """What to find, in Python's syntax without look-around and back-references."""
+    """Regular expression to find, such as `EMP-[0-9]{6}`, in Python's syntax without look-around and
+    back-references."""
 
 
 class FiltersConfig(_Section):
-    """What must not pass in prompts, and not in answers: e-mail addresses, phone, card and account numbers, …"""
+    """Filters for personal data in prompts and answers: e-mail addresses, phone, card and account numbers and more."""
 
     pii: Literal["Disabled", "Mask", "Reject"] = "Disabled"
-    """Personal data in prompts. Mask: the model sees `[EMAIL]` instead; Reject: the request gets 400."""
+    """Personal data in prompts. Mask: the model sees a placeholder such as `[EMAIL]` instead. Reject: the request gets
+    400."""
     output: Literal["Disabled", "Mask"] = "Disabled"
-    """Personal data and control characters in answers."""
+    """Personal data and control characters in answers. Mask: data become placeholders such as `[EMAIL]`, characters
+    are removed."""
     patterns: Annotated[tuple[FilterPattern, ...], Field(max_length=32)] = ()
-    """What else counts as such data."""
+    """Further patterns that count as personal data, in prompts and answers."""
 
 
 class CompletionCacheConfig(_Section):
-    """Answers that were given before, for requests that are equal. Each key has its own."""
+    """Cache of answers to equal requests. Each key has its own."""
 
     enabled: bool = True
-    """Whether to keep any."""
+    """Whether answers are cached at all."""
     entries: Annotated[int, Field(ge=1)] = 10_000
-    """How many to keep in memory; the one not asked for longest goes."""
+    """Number of answers that each server keeps in memory; the least recently used makes room."""
     ttl_seconds: Annotated[int, Field(ge=1)] = 3600
-    """For how long."""
+    """Seconds for which an answer is kept."""
     # Left out while it is off: operators write the file for older runtimes, too, which refuse what they do not know.
     sampled: Annotated[bool, Field(exclude_if=lambda sampled: not sampled)] = False
-    """Keep also what was sampled, not only what can have but one answer (greedy, seeded): an equal prompt then gets the
-    answer that the first one got, for `ttlSeconds`."""
+    """Whether to cache sampled answers too, not only deterministic ones (greedy or with a seed): an equal prompt then
+    gets the answer of the first one, for `ttlSeconds`."""
     database: bool = False
-    """Keep them in the database, too, for other replicas and later starts. Their texts are stored there."""
+    """Whether to keep answers in the database too, for other replicas and later starts. Their texts are stored
+    there."""
 
 
 class SessionsConfig(_Section):
     """Conversations that `/v1/chat` continues by `session_id`."""
 
     enabled: bool = True
-    """Whether a `session_id` is taken."""
+    """Whether requests may name a `session_id`."""
     ttl_seconds: Annotated[int, Field(ge=1)] = 7200
-    """How long after its last message a conversation is kept."""
+    """Seconds for which a conversation is kept after its last message."""
     max_sessions: Annotated[int, Field(ge=1)] = 10_000
-    """In memory, at most; the one not used for longest goes."""
+    """Largest number of conversations in memory; the least recently used makes room."""
     max_messages: Annotated[int, Field(ge=2)] = 200
-    """Of one conversation, at most; the oldest go."""
+    """Largest number of messages of one conversation; the oldest make room."""
 
 
 class ServerConfig(_Section):
-    """How to answer HTTP."""
+    """How the server answers HTTP."""
 
     max_request_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
-    """Largest request body; a larger one gets 413."""
+    """Largest request body in bytes; a larger one gets 413."""
     max_prompt_characters: Annotated[int, Field(ge=1)] = 32_000
-    """Longest prompt."""
+    """Longest prompt in characters; a longer one gets 400."""
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
-    """Longest time that one request may take."""
+    """Longest time in seconds that one request may take."""
     lazy_load: bool = False
-    """Load the model with the first request instead of at the start; whoever comes meanwhile waits for it."""
+    """Whether to load the model with the first request instead of at the start; requests that come meanwhile wait for
+    it."""
     body_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """Longest time that a client may take to send its body; then it gets 408."""
+    """Longest time in seconds that a client may take to send its body; then it gets 408."""
     keep_alive_seconds: Annotated[int, Field(ge=1)] = 120
-    """How long an idle connection is kept: longer than what stands in front keeps its own, which else answers 502."""
+    """Seconds for which an idle connection is kept. Must be longer than a load balancer in front keeps its own, which
+    otherwise answers 502."""
     slot_timeout_seconds: Annotated[float, Field(ge=0)] = 30.0
-    """Longest time that a request waits for one of its key's concurrent places; then it gets 429."""
+    """Longest time in seconds that a request waits for one of its key's concurrent places; then it gets 429."""
     filters: FiltersConfig = FiltersConfig()
-    """What must not pass in prompts and answers."""
+    """Filters for personal data in prompts and answers."""
     completion_cache: CompletionCacheConfig = CompletionCacheConfig()
-    """Answers to repeated deterministic requests."""
+    """Cache of answers to repeated deterministic requests."""
     sessions: SessionsConfig = SessionsConfig()
-    """Conversations of `/v1/chat`."""
+    """Conversations that `/v1/chat` continues by `session_id`."""
     trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
-    """Addresses or networks of proxies whose `X-Forwarded-For` is believed; `*`: all."""
+    """Addresses or networks of proxies whose `X-Forwarded-For` is trusted, such as `10.0.0.0/8`; `*` is all."""
     cors_origins: tuple[str, ...] = ()
-    """Origins whose browsers may call."""
+    """Origins whose browsers may call the endpoint, such as `https://chat.example.com`. None by default."""
     trusted_hosts: tuple[str, ...] = ()
-    """Host headers that are answered; empty: any."""
+    """Host headers that are answered, such as `chat.example.com`. All by default."""
     log_format: Literal["json", "console"] = "json"
-    """How to log. A terminal gets `console` where nothing is said."""
+    """Format of the log: a JSON object per line, or text for people. A terminal gets `console` unless a format is
+    set."""
     log_file: str = ""
-    """A file to log to as well; empty: standard output only."""
+    """File to log to beside standard output. Empty: none."""
     log_file_bytes: Annotated[int, Field(ge=4096)] = 10 << 20
-    """Size at which it is put aside and a new one begun."""
+    """Size in bytes at which the log file is put aside and a new one begun."""
     log_file_backups: Annotated[int, Field(ge=0, le=100)] = 5
-    """How many of those put aside are kept."""
+    """Number of log files put aside that are kept."""
     drain_seconds: Annotated[float, Field(ge=0)] = 120.0
-    """How long running streams may go on after SIGTERM."""
+    """Seconds that running streams may go on after SIGTERM."""
 
 
 class Tier(_Section):
-    """What its keys may use. An absent limit limits nothing. Months are UTC's."""
+    """Limits for each of the tier's keys. An absent limit is unlimited."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-    """Keys name it."""
+    """Name of the tier, such as `gold`, by which keys choose it."""
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
-    """Requests within a minute."""
+    """Requests allowed in a minute. Absent: unlimited."""
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
-    """Tokens of prompts and answers within a minute."""
+    """Tokens of prompts and answers allowed in a minute. Absent: unlimited."""
     requests_per_month: Annotated[int, Field(ge=1)] | None = None
-    """Requests within a month."""
+    """Requests allowed in a month of UTC. Absent: unlimited."""
     tokens_per_month: Annotated[int, Field(ge=1)] | None = None
-    """Tokens of prompts and answers within a month."""
+    """Tokens of prompts and answers allowed in a month of UTC. Absent: unlimited."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = 5
-    """Requests at the same time; more wait for their turn."""
+    """Requests that may run at the same time; more wait for their turn."""
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
-    """Of two requests that wait for the model, the one with the higher number goes first."""
+    """Priority among requests that wait for the model, from -100 to 100: the higher number goes first."""
 
 
 STANDARD_TIER = Tier(name="standard")
@@ -294,42 +305,47 @@ STANDARD_TIER = Tier(name="standard")
 
 
 class DatabaseConfig(_Section):
-    """Usage, and what else is kept. The address comes from DATABASE_URL or from here."""
+    """Where usage, budgets and conversations are stored. The address comes from DATABASE_URL or from here."""
 
     url: str = ""
-    """`postgresql://…` or `sqlite:///file`; empty: `sqlite:///llm-runtime.db`; `none`: keep nothing."""
+    """Address of the database, `postgresql://…` or `sqlite:///file`; `none` keeps nothing. Empty:
+    `sqlite:///llm-runtime.db`."""
     flush_seconds: Annotated[float, Field(gt=0)] = 1.0
-    """How long a usage row may wait to be written: what a kill -9 can lose."""
+    """Longest time in seconds that a usage row waits to be written, which is what a kill -9 can lose."""
     max_pending_rows: Annotated[int, Field(ge=1)] = 100_000
-    """Rows kept while the database is away; then the oldest are dropped, and counted."""
+    """Largest number of rows kept while the database is down; then the oldest are dropped, and counted."""
     retention_days: Annotated[int, Field(ge=0)] = 90
-    """Rows of single requests are deleted after so many days, and daily sums of callers without a key; other sums stay.
+    """Days after which rows of single requests, and daily sums of callers without a key, are deleted; other sums stay.
     0: never."""
     store_prompts: bool = False
-    """Store prompts and answers beside the usage."""
+    """Whether to store prompts and answers beside the usage."""
 
 
 class RuntimeConfig(_Section):
     """The configuration file: everything a pod needs to know but its secrets."""
 
     model: ModelConfig
+    """The model to load, and the name to serve it under."""
     adapters: tuple[AdapterConfig, ...] = ()
+    """LoRA adapters to load beside the model."""
     default_adapter: str | None = None
-    """The adapter that answers for the bare name of the model; `<model>:base` then is the model itself.
-    None: the bare name is the model."""
+    """Adapter that answers for the bare name of the model; `<model>:base` then is the model itself. Absent: the bare
+    name is the model."""
     engine: EngineConfig = EngineConfig()
+    """How the engine runs the model."""
     server: ServerConfig = ServerConfig()
+    """How the server answers HTTP."""
     authentication: Literal["Required", "Disabled"] = "Required"
-    """Required: only holders of a key. Disabled: everybody who reaches the port."""
+    """Required: only callers with a valid key are served. Disabled: everybody who reaches the port is served."""
     tiers: tuple[Tier, ...] = ()
-    """What the keys may use, by tier."""
+    """Limits by tier, which keys choose by its name."""
     default_tier: str = STANDARD_TIER.name
-    """The tier of keys that name none, and of clients without a key, each by its address."""
+    """Tier of keys that name none, and of callers without a key, who are told apart by their address."""
     database: DatabaseConfig = DatabaseConfig()
-    """What is kept."""
+    """Where usage, budgets and conversations are stored."""
     model_cache_bytes: Annotated[int, Field(ge=1)] | None = None
-    """How much all fetched versions may take together. For a new one, those not used for longest are removed, never one
-    in use. None: all are kept."""
+    """Size in bytes of all fetched versions together. A new version removes those least recently used, never one in
+    use. Absent: all versions are kept."""
 
     @model_validator(mode="after")
     def _default_tier_exists(self) -> "RuntimeConfig":
@@ -340,48 +356,56 @@ class RuntimeConfig(_Section):
 
 
 class _Additive(_Section):
-    """A part of the key file. Unknown fields are skipped: a newer operator writes for older pods too, as its own
+    """A part of the key file, in which unknown fields are skipped.
 
-    update restarts none of them, and a pod that refused the whole file would no longer hear of revoked keys.
+    A newer operator writes for older pods too, as its own update restarts none of them. A pod that refused the whole
+    file would no longer hear of revoked keys.
     """
 
     model_config = ConfigDict(extra="ignore")
 
 
 class Limits(_Additive):
-    """What a key may use beyond or below its tier; what is absent is the tier's."""
+    """Limits of one key that override those of its tier."""
 
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Requests allowed in a minute. Absent: as the tier says."""
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of prompts and answers allowed in a minute. Absent: as the tier says."""
     requests_per_month: Annotated[int, Field(ge=1)] | None = None
+    """Requests allowed in a month of UTC. Absent: as the tier says."""
     tokens_per_month: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of prompts and answers allowed in a month of UTC. Absent: as the tier says."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
+    """Requests that may run at the same time; more wait for their turn. Absent: as the tier says."""
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
+    """Priority among requests that wait for the model, from -100 to 100: the higher number goes first. Absent: as the
+    tier says."""
 
 
 class KeyRecord(_Additive):
     """One API key as the runtime knows it: never the key, only its digest."""
 
     id: str
-    """The public part of the key."""
+    """Public part of the key, which logs show."""
     digest: str
-    """`hash_key(key, salt)`, hexadecimal."""
+    """Digest of the key, `hash_key(key, salt)`, in hexadecimal."""
     name: str
-    """`namespace/name` of the ApiKey, for logs."""
+    """Name of the ApiKey, `namespace/name`, for logs."""
     owner: str = ""
-    """Who holds it, for the usage log."""
+    """Person or team that holds the key, for the usage log."""
     expires_at: datetime | None = None
-    """From then on the key is refused with 403."""
+    """Time from which the key is refused with 403. Absent: the key never expires."""
     suspended: bool = False
-    """The key is refused with 403 while this is true."""
+    """Whether the key is refused with 403 for the time being."""
     tier: str = ""
-    """Name of its tier; "" is the default one."""
+    """Name of the key's tier. Empty: the default one."""
     limits: Limits = Limits()
-    """Of its own, over the tier's."""
+    """Limits of this key alone; each one overrides that of its tier."""
     adapters: tuple[str, ...] = ()
-    """Adapters that it may use beside the model itself; none named: all."""
+    """Names of the adapters that the key may use beside the model itself. Empty: all."""
     admin: bool = False
-    """It may manage models and keys. Of no effect in a key file: the operator manages there."""
+    """Whether the key may manage models and keys. Ignored in a key file: the operator manages there."""
 
 
 class FileTier(Tier):
@@ -399,43 +423,44 @@ class KeyFile(_Additive):
     salt: str
     """Key of the digests: the LLMDeployment's uid."""
     keys: tuple[KeyRecord, ...] = ()
-    """All keys that open this deployment."""
+    """Keys that this deployment accepts."""
     tiers: tuple[FileTier, ...] = ()
-    """What the keys may use, by tier; with `defaultTier` they take the place of the configuration's."""
+    """Limits by tier; with `defaultTier` they take the place of the configuration's."""
     default_tier: str = ""
-    """The tier of keys that name none, and of clients without a key. Empty: the configuration says which and what."""
+    """Tier of keys that name none, and of callers without a key, who are told apart by their address. Empty: the
+    configuration's tiers count."""
 
 
 class RegistryAccess(_Additive):
-    """An MLflow server and what it asks of those who fetch from it."""
+    """An MLflow server, and the credentials for fetching from it."""
 
     tracking_uri: str
-    """Its address."""
+    """Address of the MLflow server."""
     workspace: str = ""
-    """MLflow's workspace; empty: the default one."""
+    """Name of MLflow's workspace. Empty: the default one."""
     username: str = ""
-    """For basic authentication."""
+    """User name for basic authentication."""
     password: Annotated[str, Field(repr=False)] = ""
-    """For basic authentication."""
+    """Password for basic authentication."""
     token: Annotated[str, Field(repr=False)] = ""
-    """A bearer token."""
+    """Bearer token, instead of basic authentication."""
     ca: str = ""
-    """Certificate authority as PEM text; empty: those that Python trusts."""
+    """Certificate authority of the server as PEM text. Empty: those that Python trusts."""
     artifact_hosts: tuple[str, ...] = ()
     """Hosts, as `host` or `host:port`, that serve artifacts beside the server: credentials go to no other."""
 
 
 class PinnedAdapter(_Additive):
-    """A LoRA adapter as a version of a registered model; an alias never gets this far."""
+    """A LoRA adapter as a version of a registered model. Aliases are resolved before they get here."""
 
     name: Annotated[str, Field(pattern=ADAPTER_NAME)]
-    """Clients ask for it as `<model>:<name>`."""
+    """Name of the adapter, which clients ask for as `<model>:<name>`."""
     connection: str = "default"
-    """The MLflow server, one of `connections`."""
+    """MLflow server of the adapter, one of `connections`."""
     model: str
-    """The registered model."""
+    """Name of the registered model."""
     version: str
-    """Its version, a number."""
+    """Number of the version, such as `3`."""
     sub_path: str = ""
     """Folder inside the version's artifacts, where they hold several adapters."""
 
@@ -447,11 +472,11 @@ class AdapterFile(_Additive):
     """
 
     connections: dict[str, RegistryAccess] = {}
-    """The servers that the adapters come from, by name. What is loaded stays when its server is not here any more."""
+    """MLflow servers that the adapters come from, by name. A loaded adapter stays when its server is removed here."""
     adapters: tuple[PinnedAdapter, ...] = ()
-    """In the order of the specification; over `engine.maxAdapters` the first are loaded."""
+    """Adapters in the order of the specification; beyond `engine.maxAdapters` only the first are loaded."""
     default_adapter: str = ""
-    """The one that answers for the bare name of the model, over the configuration's; empty: as configured there."""
+    """Adapter that answers for the bare name of the model, over the configuration's. Empty: the configuration's."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "AdapterFile":
@@ -475,9 +500,10 @@ class FatalReport(_Section):
     """
 
     reason: str
-    """CamelCase, from `errors.Fatal` subclasses: ModelNotFound, ModelCorrupt, DiskFull, RegistryDenied, …"""
+    """Cause in one CamelCase word, from `errors.Fatal` subclasses: ModelNotFound, ModelCorrupt, DiskFull,
+    RegistryDenied and others."""
     message: str
-    """What happened, to what, what to do next."""
+    """Explanation for people: what happened, to what, and what to do next."""
 
 
 def format_key(key_id: str, secret: str) -> str:

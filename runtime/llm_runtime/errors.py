@@ -146,8 +146,6 @@ class GenerationFailed(Refusal):
 class Fatal(Exception):
     """The process cannot do its work. Its class name is the `reason` that reaches the LLMDeployment's conditions."""
 
-    retryable: ClassVar[bool] = False
-
     @property
     def reason(self) -> str:
         """CamelCase reason, as conditions and FatalReport carry it."""
@@ -173,8 +171,6 @@ class ModelUnsupported(Fatal):
 class DiskFull(Fatal):
     """Not enough room for the model."""
 
-    retryable = True
-
 
 class OutOfMemory(Fatal):
     """Not enough memory for the model, or for the keys and values of even one sequence."""
@@ -186,8 +182,6 @@ class RegistryDenied(Fatal):
 
 class RegistryUnreachable(Fatal):
     """The registry did not answer, or not sensibly, after all retries."""
-
-    retryable = True
 
 
 class Reported(Fatal):

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from llm_operator.crds.schema import Section, rules
+from llm_operator.crds.schema import Section, described_by, rules
+from llm_runtime.contract import Limits, Tier
 
 PerMinute = Annotated[int, Field(ge=1, le=1_000_000_000)]
 PerMonth = Annotated[int, Field(ge=1, le=1_000_000_000_000_000, json_schema_extra={"format": "int64"})]
@@ -16,44 +17,33 @@ STANDARD = "standard"
 """The tier that is always there, with no limit but the concurrent requests, until one of that name is written."""
 
 
+@described_by(Tier)
 class TierSpec(Section):
-    """What each of its keys may use. An absent limit limits nothing; months are UTC's."""
+    """Limits for each of the tier's keys. An absent limit is unlimited."""
 
     name: TierName
-    """ApiKeys name it in spec.tier."""
     requests_per_minute: PerMinute | None = None
-    """Requests within a minute."""
     tokens_per_minute: PerMinute | None = None
-    """Tokens of prompts and answers within a minute."""
     requests_per_month: PerMonth | None = None
-    """Requests within a month."""
     tokens_per_month: PerMonth | None = None
-    """Tokens of prompts and answers within a month."""
     max_concurrent: Concurrent = 5
-    """Requests at the same time; more wait for their turn."""
     priority: Priority = 0
-    """Of two requests that wait for the model, the one with the higher number goes first."""
 
 
+@described_by(Limits)
 class LimitsSpec(Section):
-    """What one key may use beyond or below its tier; what is absent is the tier's."""
+    """Limits of one key that override those of its tier."""
 
     requests_per_minute: PerMinute | None = None
-    """Requests within a minute."""
     tokens_per_minute: PerMinute | None = None
-    """Tokens of prompts and answers within a minute."""
     requests_per_month: PerMonth | None = None
-    """Requests within a UTC month."""
     tokens_per_month: PerMonth | None = None
-    """Tokens of prompts and answers within a UTC month."""
     max_concurrent: Concurrent | None = None
-    """Requests at the same time; more wait for their turn."""
     priority: Priority | None = None
-    """Of two requests that wait for the model, the one with the higher number goes first."""
 
 
 class AccessSpec(Section):
-    """Who may call the endpoint, and how much. Changed tiers reach running pods like keys do: within seconds."""
+    """Who may call the endpoint, and how much. Running pods pick up changed tiers within seconds, without a restart."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -65,9 +55,9 @@ class AccessSpec(Section):
         )
     )
     authentication: Literal["Required", "Disabled"] = "Required"
-    """Required: only holders of an ApiKey. Disabled: everybody who reaches the Service."""
+    """Required: only callers with a valid ApiKey are served. Disabled: everybody who reaches the Service is served."""
     default_tier: TierName = STANDARD
-    """The tier of ApiKeys that name none, and of callers without a key, each by its address."""
+    """Tier of ApiKeys that name none, and of callers without a key, who are told apart by their address."""
     tiers: (
         Annotated[
             tuple[TierSpec, ...],
@@ -78,7 +68,8 @@ class AccessSpec(Section):
         ]
         | None
     ) = None
-    """What the holders of keys may use, by tier. Written names replace the built-in standard, too."""
+    """Limits by tier. An entry named standard replaces the built-in tier, which limits concurrent requests alone.
+    Absent: only the built-in tier."""
 
     def tier_names(self) -> tuple[str, ...]:
         """Every tier that an ApiKey may name here."""

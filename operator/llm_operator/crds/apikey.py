@@ -18,11 +18,11 @@ MOMENT = (
 
 
 class DeploymentSelector(LabelSelector):
-    """Chooses LLMDeployments of this namespace by their labels."""
+    """Selects LLMDeployments in this namespace by their labels."""
 
 
 class ApiKeySpec(Section):
-    """Whose key it is and what it opens."""
+    """Who holds the key and which LLMDeployments accept it."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -33,7 +33,7 @@ class ApiKeySpec(Section):
         )
     )
     owner: Annotated[str, Field(max_length=256)] = ""
-    """Who holds the key, for logs and usage."""
+    """Person or team that holds the key, such as `web-team@example.com`, for logs and usage reports."""
     deployments: (
         Annotated[
             tuple[ObjectName, ...],
@@ -41,7 +41,8 @@ class ApiKeySpec(Section):
         ]
         | None
     ) = None
-    """LLMDeployments of this namespace, by name."""
+    """Names of the LLMDeployments in this namespace that accept the key. Write exactly one of `deployments` and
+    `selector`."""
     selector: (
         Annotated[
             DeploymentSelector,
@@ -56,25 +57,26 @@ class ApiKeySpec(Section):
         ]
         | None
     ) = None
-    """LLMDeployments of this namespace, by their labels."""
+    """Labels of the LLMDeployments in this namespace that accept the key."""
     tier: TierName | None = None
-    """A name of spec.access.tiers of the LLMDeployments; absent: the default tier of each."""
+    """Tier of the key, by its name in `spec.access.tiers` of the LLMDeployments. Absent: the default tier of each."""
     limits: LimitsSpec = LimitsSpec()
-    """Of this key, over those of its tier."""
+    """Limits of this key alone; each one overrides that of its tier."""
     adapters: (
         Annotated[tuple[Short, ...], Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"})] | None
     ) = None
-    """Adapters that the key may use beside the model itself, by name; absent or empty: all."""
+    """Names of the adapters that the key may use beside the model itself. Absent or empty: all."""
     expires_at: Annotated[datetime, Field(json_schema_extra={"pattern": MOMENT})] | None = None
-    """The key stops working then."""
+    """Time from which the key is refused, in RFC 3339, such as `2027-01-31T00:00:00Z`. Absent: the key never
+    expires."""
     secret_name: Annotated[ObjectName, Field(max_length=253)] | None = None
-    """The Secret to write the key to, under `api-key`; absent: <name>-llm-key."""
+    """Secret that the key is written to, under `api-key`. Absent: `<name>-llm-key`."""
     suspended: bool = False
-    """The key does not work while this is true."""
+    """Whether the key is refused for the time being."""
 
 
 class ApiKeyRoot(Section):
-    """A key for the holders of which one or more LLMDeployments answer."""
+    """An API key that one or more LLMDeployments of its namespace accept."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -85,4 +87,4 @@ class ApiKeyRoot(Section):
         )
     )
     spec: ApiKeySpec
-    """Whose key it is and what it opens."""
+    """Who holds the key and which LLMDeployments accept it."""

@@ -128,20 +128,20 @@ ImageReference = Annotated[
 
 
 class Condition(Section):
-    """One aspect of an object's state, as metav1.Condition."""
+    """One aspect of an object's state, in the form of metav1.Condition."""
 
     type: Annotated[str, Field(max_length=64)]
-    """What this is about: Ready, Available, ModelResolved, …"""
+    """Aspect that the condition is about, such as Ready, Available or ModelResolved."""
     status: Literal["True", "False", "Unknown"]
-    """Whether it holds."""
+    """Whether the condition holds; Unknown means that it could not be determined."""
     observed_generation: int | None = Field(default=None, json_schema_extra={"format": "int64"})
-    """The metadata.generation that this was decided on."""
+    """The metadata.generation that the condition was computed from."""
     last_transition_time: Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
-    """When `status` last changed."""
+    """Time at which `status` last changed, in RFC 3339."""
     reason: Annotated[str, Field(max_length=64), cut(63)]
-    """One word from the documented list of reasons."""
+    """Cause in one CamelCase word; docs/reference.md lists all of them."""
     message: Annotated[Text, cut(4096)]
-    """What happened, to what, and what to do next."""
+    """Explanation for people: what happened, to what, and what to do next."""
 
 
 Conditions = Annotated[

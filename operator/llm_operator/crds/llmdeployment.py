@@ -9,73 +9,72 @@ from llm_operator.crds.common import ImageReference, NamedAnnotations, NamedLabe
 from llm_operator.crds.model import DEFAULT_ADAPTER_EXISTS, MAX_ADAPTERS, AdapterName, AdapterSpec, ModelSpec
 from llm_operator.crds.pod import PodSpec, Resources
 from llm_operator.crds.rollout import RolloutSpec
-from llm_operator.crds.schema import Section, rules
+from llm_operator.crds.schema import Section, described_by, rules
 from llm_operator.crds.server import DatabaseSpec, ServerSpec
+from llm_runtime.contract import EngineConfig
 
 
+@described_by(EngineConfig)
 class EngineSpec(Section):
-    """How to run the model. Lengths are in tokens."""
+    """How the engine runs the model. Lengths are in tokens."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU where the pod has one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The weights' number format; auto keeps the model's own where the device is good at it."""
     max_model_length: Annotated[int, Field(ge=16, le=1_048_576)] = 4096
-    """Prompt and answer together, at most."""
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Sequences that run together, at most."""
     max_batch_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
-    """Tokens of one forward pass, at most."""
     kv_cache_memory: Size | None = None
-    """Memory for keys and values, as a quantity; absent: what the model leaves, but for a reserve."""
+    """Memory for the KV cache, as a quantity such as `8Gi`. Absent: four fifths of what is free after loading; on a CPU
+    without a memory limit, at most 4 GiB."""
     prefix_caching: bool = True
-    """Keep keys and values of prompt beginnings, so that the next prompt that begins alike need not compute them."""
     quantization: Literal["none", "int8"] = "none"
-    """int8 keeps linear weights as 8-bit integers: less memory, a small loss of quality."""
 
 
 class AutoscalingMetric(Section):
-    """One figure that decides how many pods run."""
+    """A metric that decides how many pods run."""
 
     type: Literal["CPU", "QueueDepth", "RunningRequests", "TokensPerSecond"]
-    """CPU: average use in percent of the request. The others are the pods' own metrics, served by a metrics adapter."""
+    """Metric to follow. CPU: average utilization in percent of the CPU request. The others are the pods' own metrics,
+    which need a metrics adapter in the cluster."""
     target: Annotated[int, Field(ge=1, le=1_000_000)]
-    """The average per pod to keep."""
+    """Average per pod that the autoscaler keeps, in the unit of the metric (percent for CPU)."""
 
 
 class ScalingPolicy(Section):
-    """How far one step may go."""
+    """How much one scaling step may change."""
 
     type: Literal["Pods", "Percent"]
-    """What `value` counts."""
+    """Unit of `value`: a number of pods, or percent of the current pods."""
     value: Annotated[int, Field(ge=1, le=1000)]
-    """Pods or percent."""
+    """Largest change within `periodSeconds`, in pods or percent."""
     period_seconds: Annotated[int, Field(ge=1, le=1800)]
-    """In how long."""
+    """Length in seconds of the period that `value` is about."""
 
 
 class ScalingRules(Section):
-    """How to scale in one direction."""
+    """Rules for scaling in one direction."""
 
     stabilization_window_seconds: Annotated[int, Field(ge=0, le=3600)] | None = None
-    """Act on the most cautious recommendation of this window."""
+    """Seconds of past recommendations to consider, of which the most cautious counts. Absent: the
+    HorizontalPodAutoscaler's default."""
     select_policy: Literal["Max", "Min", "Disabled"] | None = None
-    """Which policy counts."""
+    """Which policy counts when there are several: Max allows the largest change, Min the smallest, Disabled none.
+    Absent: Max."""
     policies: Annotated[tuple[ScalingPolicy, ...], Field(max_length=8)] | None = None
-    """The policies."""
+    """Policies that bound each scaling step. Absent: the HorizontalPodAutoscaler's defaults."""
 
 
 class ScalingBehavior(Section):
-    """The HorizontalPodAutoscaler's behavior."""
+    """How fast the HorizontalPodAutoscaler scales in each direction."""
 
     scale_up: ScalingRules | None = None
-    """Towards more pods."""
+    """Rules for adding pods. Absent: the HorizontalPodAutoscaler's defaults."""
     scale_down: ScalingRules | None = None
-    """Towards fewer pods."""
+    """Rules for removing pods. Absent: the HorizontalPodAutoscaler's defaults."""
 
 
 class AutoscalingSpec(Section):
-    """A HorizontalPodAutoscaler on this LLMDeployment's scale subresource."""
+    """A HorizontalPodAutoscaler that sets `spec.replicas` through the scale subresource."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -83,31 +82,31 @@ class AutoscalingSpec(Section):
         )
     )
     min_replicas: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Pods at least."""
+    """Lower bound for the number of pods."""
     max_replicas: Annotated[int, Field(ge=1, le=1000)]
-    """Pods at most."""
+    """Upper bound for the number of pods."""
     metrics: Annotated[tuple[AutoscalingMetric, ...], Field(min_length=1, max_length=8)]
-    """The figures to follow; the one that asks for most pods wins."""
+    """Metrics to follow; the one that asks for most pods wins."""
     behavior: ScalingBehavior | None = None
-    """How fast to go."""
+    """How fast to scale in each direction. Absent: the HorizontalPodAutoscaler's defaults."""
 
 
 class ClaimSource(Section):
-    """A PersistentVolumeClaim of this namespace."""
+    """A PersistentVolumeClaim in this namespace."""
 
     claim_name: ObjectName
-    """Its name. With several replicas it must be ReadWriteMany."""
+    """Name of the PersistentVolumeClaim, which must be ReadWriteMany for more than one replica."""
 
 
 class EmptyDirSource(Section):
-    """A folder that lives as long as its pod."""
+    """A folder that exists as long as its pod."""
 
     size_limit: Quantity | None = None
-    """The pod is evicted when it writes more."""
+    """Size above which the pod is evicted, as a quantity such as `40Gi`. Absent: no limit."""
 
 
 class ModelCacheSpec(Section):
-    """Where the weights are kept."""
+    """Volume that keeps the downloaded weights."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -118,49 +117,50 @@ class ModelCacheSpec(Section):
         )
     )
     persistent_volume_claim: ClaimSource | None = None
-    """A shared volume: each version is downloaded once."""
+    """Shared volume on which each version is downloaded once for all pods."""
     empty_dir: EmptyDirSource | None = None
-    """Each pod downloads for itself (the default)."""
+    """Folder of each pod, so that every pod downloads for itself, as it does without `modelCache`."""
     max_size: Size | None = None
-    """What all versions on the volume may take together: for a new one, those not used for longest are removed, never
-    one in use. Absent: all stay."""
+    """Size of all versions on the volume together, as a quantity such as `200Gi`. A new version removes those least
+    recently used, never one in use. Absent: all versions are kept."""
 
 
 class ServiceMonitorSpec(Section):
-    """A ServiceMonitor for the Prometheus operator."""
+    """A ServiceMonitor for the Prometheus Operator."""
 
     enabled: Literal["Auto", "Enabled", "Disabled"] = "Auto"
-    """Auto: when the cluster has the ServiceMonitor CRD. Enabled: say so in a condition when it has not."""
+    """Auto: made when the cluster has the ServiceMonitor CRD. Enabled: a missing CRD is reported in a condition.
+    Disabled: never made."""
     interval: Annotated[str, Field(max_length=16, pattern=r"^[0-9]+(ms|s|m|h)$")] = "15s"
-    """How often Prometheus scrapes."""
+    """How often Prometheus scrapes the pods, such as `30s` or `1m`."""
     labels: NamedLabels | None = None
-    """Labels by which your Prometheus selects ServiceMonitors, like `release: prometheus`."""
+    """Labels by which your Prometheus selects ServiceMonitors, such as `release: prometheus`."""
 
 
 class MonitoringSpec(Section):
-    """How the endpoint is watched."""
+    """How the endpoint is monitored."""
 
     service_monitor: ServiceMonitorSpec = ServiceMonitorSpec()
-    """Scraping by the Prometheus operator."""
+    """ServiceMonitor that has the Prometheus Operator scrape the pods."""
 
 
 class ServiceSpec(Section):
     """The Service in front of the pods."""
 
     type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
-    """How the Service is published."""
+    """Type of the Service, which decides from where it can be reached."""
     port: Annotated[int, Field(ge=1, le=65_535)] = 80
-    """Its port."""
+    """Port that the Service listens on."""
     annotations: NamedAnnotations | None = None
-    """Annotations of the Service, for load balancers."""
+    """Annotations of the Service, such as those that a cloud's load balancer reads."""
 
 
 class LLMDeploymentSpec(Section):
-    """What to serve and how."""
+    """The model to serve and how to serve it."""
 
     model_config = ConfigDict(json_schema_extra=rules(DEFAULT_ADAPTER_EXISTS))
     model: ModelSpec
-    """What to serve."""
+    """Model to serve, from MLflow or by its address."""
     adapters: (
         Annotated[
             tuple[AdapterSpec, ...],
@@ -171,45 +171,46 @@ class LLMDeploymentSpec(Section):
         ]
         | None
     ) = None
-    """LoRA adapters of the model. Added, moved or removed, they reach the running pods without new ones.
+    """LoRA adapters to load beside the model. Running pods pick up every change without a restart.
 
-    Written at all, be it empty, it gives the pods a container that fetches adapters: that makes a new revision.
+    Writing the list for the first time, even empty, adds a container that fetches adapters to the pods: a new revision.
     """
     default_adapter: AdapterName | None = None
-    """The adapter that answers for the bare name; `<name>:base` then is the model alone. Changed without new pods."""
+    """Adapter that answers for the bare name of the model; `<name>:base` then is the model alone. A change needs no new
+    pods. Absent: the bare name is the model."""
     engine: EngineSpec = EngineSpec()
-    """How to run the model."""
+    """How the engine runs the model."""
     server: ServerSpec = ServerSpec()
-    """How to answer HTTP."""
+    """How the pods answer HTTP."""
     access: AccessSpec = AccessSpec()
     """Who may call the endpoint, and how much."""
     replicas: Annotated[int, Field(ge=0, le=1000, json_schema_extra={"format": "int32"})] = 1
-    """How many pods serve. Written by the autoscaler when there is one."""
+    """Number of pods that serve. With `autoscaling` the autoscaler writes it."""
     autoscaling: AutoscalingSpec | None = None
-    """Let a HorizontalPodAutoscaler choose `replicas`."""
+    """HorizontalPodAutoscaler that sets `replicas`. Absent: the number of pods is fixed."""
     image: ImageReference | None = None
-    """The runtime's image for these pods, like `registry.example.com/llm-runtime:1.4-cpu`; absent: the one in the
-    operator's configuration when the revision is made. A changed image is a new revision."""
+    """Runtime image of the pods, such as `registry.example.com/llm-runtime:1.4-cpu`. A changed image makes a new
+    revision. Absent: the image in the operator's configuration when the revision is made."""
     resources: Resources | None = None
-    """Compute resources of each pod's serving container."""
+    """Compute resources of the serving container, such as `limits: {nvidia.com/gpu: 1}`."""
     rollout: RolloutSpec = RolloutSpec()
-    """How a new version reaches the clients."""
+    """How a new version or a changed specification replaces what serves."""
     model_cache: ModelCacheSpec | None = None
-    """Where the weights are kept; absent: an emptyDir per pod."""
+    """Volume that keeps the downloaded weights. Absent: an emptyDir in each pod."""
     database: DatabaseSpec = DatabaseSpec()
-    """Where usage, budgets and conversations are kept."""
+    """Where usage, budgets and conversations are stored."""
     monitoring: MonitoringSpec = MonitoringSpec()
-    """How the endpoint is watched."""
+    """How the endpoint is monitored."""
     service: ServiceSpec = ServiceSpec()
     """The Service in front of the pods."""
     pod: PodSpec = PodSpec()
-    """What the pods look like beyond the model."""
+    """Further settings of the pods, such as node selection, labels and environment variables."""
     suspend: bool = False
-    """Stop all pods and start no roll-out; the Service and the keys stay."""
+    """Whether to stop all pods and start no roll-out; the Service and the keys stay."""
 
 
 class LLMDeploymentRoot(Section):
-    """One endpoint that serves a model from your MLflow registry and follows its promotions."""
+    """An endpoint that serves a model from your MLflow registry and follows its promotions."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -224,4 +225,4 @@ class LLMDeploymentRoot(Section):
         )
     )
     spec: LLMDeploymentSpec
-    """What to serve and how."""
+    """The model to serve and how to serve it."""

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from llm_operator.crds.common import IntegerText, ObjectName
-from llm_operator.crds.schema import Section, rules
+from llm_operator.crds.schema import Section, described_by, rules
+from llm_runtime.contract import AdapterConfig, ModelConfig
 
 MAX_ADAPTERS = 8
 """Half of what an engine holds: each may be replaced while requests still run with its old version."""
@@ -56,7 +57,7 @@ class MlflowModel(Section):
 
     model_config = ConfigDict(json_schema_extra=rules(ONE_REFERENCE))
     name: Annotated[str, Field(min_length=1, max_length=256)]
-    """The registered model's name."""
+    """Name of the registered model in MLflow."""
     alias: (
         Annotated[
             str,
@@ -72,13 +73,13 @@ class MlflowModel(Section):
         ]
         | None
     ) = None
-    """Serve the version that this alias names, and roll out whenever it is moved."""
+    """Alias whose version is served, such as `champion`. Moving it starts a roll-out."""
     version: IntegerText | None = None
-    """Serve this version and no other."""
+    """Number of the version to serve, such as `3`, wherever aliases point."""
     stage: Literal["None", "Staging", "Production", "Archived"] | None = None
-    """Serve the newest version in this stage. MLflow deprecates stages: prefer `alias`."""
+    """Stage whose newest version is served. MLflow deprecates stages: prefer `alias`."""
     connection: Annotated[str, Field(min_length=1, max_length=63)] = "default"
-    """Which MLflow server: a name under `connections` in the operator's configuration."""
+    """MLflow server, by its name under `connections` in the operator's configuration."""
     sub_path: Annotated[
         str,
         Field(
@@ -91,11 +92,11 @@ class MlflowModel(Section):
             ),
         ),
     ] = ""
-    """Folder inside the version's artifacts, where they hold several models."""
+    """Folder inside the version's artifacts, such as `model/final`, where they hold several models."""
 
 
 class ServedModel(MlflowModel):
-    """The registered model that an LLMDeployment serves, and who decides on a roll-out."""
+    """The registered model that an LLMDeployment serves, and whether new versions roll out by themselves."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -107,39 +108,39 @@ class ServedModel(MlflowModel):
         )
     )
     update_policy: Literal["Auto", "Manual"] = "Auto"
-    """Auto: a moved alias starts a roll-out. Manual: it is told, and waits for the annotation
-    llm-operator.dev/approve-version with the version's number, which the condition UpdateAvailable spells."""
+    """Auto: a moved alias starts a roll-out. Manual: the new version is reported in the condition UpdateAvailable and
+    waits until the annotation llm-operator.dev/approve-version has its number."""
 
 
 class CredentialsSecret(Section):
-    """A Secret of this namespace."""
+    """A Secret in this namespace."""
 
     name: ObjectName
-    """Its name."""
+    """Name of the Secret to read."""
 
 
+@described_by(ModelConfig)
 class ModelSpec(Section):
-    """What to serve."""
+    """The model to serve. Write exactly one of mlflow and uri."""
 
     model_config = ConfigDict(json_schema_extra=rules(ONE_SOURCE))
     mlflow: ServedModel | None = None
-    """A version from the MLflow registry."""
+    """Registered model in MLflow, whose promotions are followed."""
     uri: Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=rules(*URI))] | None = None
-    """Files that are in no registry: `hf://org/name@<commit>`, `pvc://claim/folder`, `file:///folder` in the image,
-    `s3://`, `gs://` or `abfss://`. Nothing is polled for: another version is another address."""
+    """Address of model files outside a registry: `hf://org/name@<commit>`, `pvc://claim/folder`, `file:///folder` in
+    the image, `s3://`, `gs://` or `abfss://`. Nothing is polled: write another address for another version."""
     credentials_secret_ref: CredentialsSecret | None = None
-    """Its keys are environment variables of the fetching container, and of no other: HF_TOKEN, HF_ENDPOINT, AWS_…
-    Beside a model in MLflow only those of a store: AWS_…, AZURE_…, MLFLOW_S3_…"""
+    """Secret whose keys become environment variables of the container that fetches the model, and of no other:
+    HF_TOKEN, HF_ENDPOINT, AWS_ and others. For a model in MLflow only those of an artifact store are taken (AWS_,
+    AZURE_, MLFLOW_S3_)."""
     system_prompt: Annotated[str, Field(max_length=32_768)] = ""
-    """Put before every conversation that brings no system message of its own."""
     chat_template: Annotated[str, Field(max_length=65_536)] = ""
-    """A Jinja template that takes the place of the tokenizer's own."""
 
 
+@described_by(AdapterConfig)
 class AdapterSpec(Section):
-    """A LoRA adapter beside the model, loaded into the running pods."""
+    """A LoRA adapter that running pods load beside the model."""
 
     name: AdapterName
-    """Clients ask for it as `<LLMDeployment>:<name>`."""
     mlflow: MlflowModel
-    """A version from the MLflow registry that holds an adapter in PEFT's format."""
+    """Registered model in MLflow whose artifacts are the adapter in PEFT's format."""

@@ -70,160 +70,161 @@ _NO_PROFILES = (
 
 
 class Toleration(Section):
-    """Lets pods run on nodes with a matching taint."""
+    """Allows the pods on nodes with a matching taint."""
 
     key: Key | None = None
-    """The taint's key; absent with operator Exists: every taint."""
+    """Key of the taint. Absent, with operator Exists: every taint matches."""
     operator: Literal["Exists", "Equal"] | None = None
-    """Equal (default) compares `value`; Exists does not."""
+    """How the taint is matched: Equal compares `value`, Exists does not. Absent: Equal."""
     value: Line | None = None
-    """The taint's value."""
+    """Value of the taint, for operator Equal."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """The taint's effect; absent: all effects."""
+    """Effect of the taint. Absent: all effects match."""
     toleration_seconds: Annotated[int, Field(ge=0, le=2**53, json_schema_extra={"format": "int64"})] | None = None
-    """How long a NoExecute taint is tolerated."""
+    """Seconds for which a NoExecute taint is tolerated. Absent: for ever."""
 
 
 class NodeRequirement(Section):
-    """One condition on a node's labels."""
+    """A requirement on a node's labels or fields."""
 
     key: Key
-    """The label's key."""
+    """Key of the node's label or field, such as `topology.kubernetes.io/zone`."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
-    """How `values` are compared."""
+    """How the node's value is compared with `values`."""
     values: Annotated[tuple[Short, ...], Field(max_length=32)] | None = None
-    """The values to compare with."""
+    """Values to compare with: none for Exists and DoesNotExist, one whole number for Gt and Lt."""
 
 
 Requirements = Annotated[tuple[NodeRequirement, ...], Field(max_length=16)]
 
 
 class NodeTerm(Section):
-    """Conditions that must all hold."""
+    """Requirements that a node must all meet."""
 
     match_expressions: Requirements | None = None
-    """On the node's labels."""
+    """Requirements on the node's labels."""
     match_fields: Requirements | None = None
-    """On the node's fields (metadata.name)."""
+    """Requirements on the node's fields (metadata.name)."""
 
 
 class PreferredNodeTerm(Section):
-    """A wish with a weight."""
+    """A preference for nodes, with a weight."""
 
     weight: Weight
-    """1 to 100."""
+    """Weight of this preference beside the others, from 1 to 100."""
     preference: NodeTerm
-    """What is preferred."""
+    """Requirements that a preferred node meets."""
 
 
 class NodeSelector(Section):
-    """At least one of the terms must hold."""
+    """A choice of nodes by terms, of which at least one must match."""
 
     node_selector_terms: Annotated[tuple[NodeTerm, ...], Field(min_length=1, max_length=16)]
-    """The terms."""
+    """Terms, of which a node must match at least one."""
 
 
 class NodeAffinity(Section):
-    """Rules on nodes."""
+    """Rules on the nodes that pods are scheduled to."""
 
     required_during_scheduling_ignored_during_execution: NodeSelector | None = None
-    """Must hold."""
+    """Nodes that a pod must be scheduled to; it stays pending where there is none."""
     preferred_during_scheduling_ignored_during_execution: (
         Annotated[tuple[PreferredNodeTerm, ...], Field(max_length=16)] | None
     ) = None
-    """Should hold."""
+    """Nodes that the scheduler prefers, by weight."""
 
 
 class LabelRequirement(Section):
-    """One condition on an object's labels."""
+    """A requirement on an object's labels."""
 
     key: Key
-    """The label's key."""
+    """Key of the label, such as `app`."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    """How `values` are compared."""
+    """How the label's value is compared with `values`."""
     values: Annotated[tuple[Short, ...], Field(max_length=32)] | None = None
-    """The values to compare with."""
+    """Values to compare with: none for Exists and DoesNotExist."""
 
 
 class LabelSelector(Section):
-    """Chooses objects by their labels."""
+    """Selects objects by their labels; all requirements must be met."""
 
     match_labels: LabelMap | None = None
-    """Labels that must have exactly these values."""
+    """Labels that an object must have with exactly these values."""
     match_expressions: Annotated[tuple[LabelRequirement, ...], Field(max_length=16)] | None = None
-    """Further conditions."""
+    """Further requirements on the labels, all of which must be met."""
 
 
 class PodTerm(Section):
-    """Near or away from pods with these labels."""
+    """Other pods, and the area around them that a rule is about."""
 
     label_selector: LabelSelector | None = None
-    """Which pods."""
+    """Selects the other pods by their labels."""
     namespaces: Annotated[tuple[Short, ...], Field(max_length=16)] | None = None
-    """In which namespaces; absent: this one."""
+    """Namespaces of the other pods. Absent: this one."""
     topology_key: Key
-    """What counts as one place: kubernetes.io/hostname, topology.kubernetes.io/zone, …"""
+    """Node label whose value makes an area, such as `kubernetes.io/hostname` or `topology.kubernetes.io/zone`."""
 
 
 class PreferredPodTerm(Section):
-    """A wish with a weight."""
+    """A preference about other pods, with a weight."""
 
     weight: Weight
-    """1 to 100."""
+    """Weight of this preference beside the others, from 1 to 100."""
     pod_affinity_term: PodTerm
-    """What is preferred."""
+    """Other pods, and the area around them that the preference is about."""
 
 
 class PodAffinity(Section):
-    """Rules on other pods."""
+    """Rules on the other pods beside which pods are scheduled."""
 
     required_during_scheduling_ignored_during_execution: Annotated[tuple[PodTerm, ...], Field(max_length=16)] | None = (
         None
     )
-    """Must hold."""
+    """Rules that must be met; a pod stays pending where they can't be."""
     preferred_during_scheduling_ignored_during_execution: (
         Annotated[tuple[PreferredPodTerm, ...], Field(max_length=16)] | None
     ) = None
-    """Should hold."""
+    """Rules that the scheduler tries to meet, by weight."""
 
 
 class Affinity(Section):
-    """Where pods may or should run."""
+    """Rules on where pods are scheduled."""
 
     node_affinity: NodeAffinity | None = None
-    """Rules on nodes."""
+    """Rules on the nodes that pods are scheduled to."""
     pod_affinity: PodAffinity | None = None
-    """Near which pods."""
+    """Rules that place pods near other pods."""
     pod_anti_affinity: PodAffinity | None = None
-    """Away from which pods."""
+    """Rules that keep pods away from other pods."""
 
 
 class TopologySpread(Section):
-    """Spreads the pods over places."""
+    """Spreads the pods over areas such as nodes or zones."""
 
     max_skew: Annotated[int, Field(ge=1, le=2**31 - 1, json_schema_extra={"format": "int32"})]
-    """The largest difference between two places."""
+    """Largest difference in the number of pods between two areas."""
     topology_key: Key
-    """What counts as one place."""
+    """Node label whose value makes an area, such as `topology.kubernetes.io/zone`."""
     when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"]
-    """What to do when it can't be kept."""
+    """DoNotSchedule: a pod stays pending where `maxSkew` can't be kept. ScheduleAnyway: it is scheduled where the
+    difference is least."""
     label_selector: LabelSelector | None = None
-    """Which pods are counted; absent: the pods of this LLMDeployment."""
+    """Selects the pods that are counted. Absent: the pods of this LLMDeployment."""
 
 
 class KeySelector(Section):
-    """One key of a Secret or ConfigMap of this namespace."""
+    """A key in a Secret or ConfigMap of this namespace."""
 
     name: ObjectName
-    """The object's name."""
+    """Name of the Secret or ConfigMap."""
     key: Line
-    """The key in its data."""
+    """Key in the object's data."""
     optional: bool | None = None
-    """Whether the pod starts without it."""
+    """Whether the pod starts where the object or the key is missing. Absent: it does not."""
 
 
 class EnvSource(Section):
-    """Where a variable's value comes from."""
+    """Where a variable's value comes from. Write exactly one."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -234,9 +235,9 @@ class EnvSource(Section):
         )
     )
     secret_key_ref: KeySelector | None = None
-    """A key of a Secret."""
+    """Key of a Secret that holds the value."""
     config_map_key_ref: KeySelector | None = None
-    """A key of a ConfigMap."""
+    """Key of a ConfigMap that holds the value."""
 
 
 def env_refusal(name: str) -> str | None:
@@ -247,7 +248,8 @@ def env_refusal(name: str) -> str | None:
 
 
 class EnvVar(Section):
-    """An environment variable of the serving container (never of the one that fetches with registry credentials)."""
+    """An environment variable of the serving container; the container that fetches with registry credentials never gets
+    it."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -266,18 +268,18 @@ class EnvVar(Section):
         )
     )
     name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")]
-    """The variable."""
+    """Name of the environment variable, such as `LOG_LEVEL`."""
     value: Text | None = None
-    """Its value as it is."""
+    """Value of the variable as it is."""
     value_from: EnvSource | None = None
-    """Or where to read it."""
+    """Source of the value, instead of `value`."""
 
 
 class ImagePullSecret(Section):
     """A Secret with credentials for an image registry."""
 
     name: ObjectName
-    """The Secret's name."""
+    """Name of the Secret with the credentials."""
 
 
 Amounts = Annotated[
@@ -303,7 +305,7 @@ _EXTENDED = "(k.startsWith('hugepages-') || k.contains('/') && !k.contains('kube
 
 
 class Resources(Section):
-    """Compute resources of a container."""
+    """Compute resources of a container, by the resource's name."""
 
     # What is no quantity at all is told by the pattern.
     model_config = ConfigDict(
@@ -321,9 +323,9 @@ class Resources(Section):
         )
     )
     limits: Amounts | None = None
-    """At most: `{nvidia.com/gpu: 1, memory: 24Gi}`."""
+    """Most that the container may use, such as `{nvidia.com/gpu: 1, memory: 24Gi}`."""
     requests: Amounts | None = None
-    """At least: `{cpu: 2}`."""
+    """Amount that the container's node keeps for it, such as `{cpu: 2}`."""
 
 
 def _by(*keys: str) -> dict[str, Any]:
@@ -332,14 +334,14 @@ def _by(*keys: str) -> dict[str, Any]:
 
 
 class PodSpec(Section):
-    """What the pods look like beyond the model."""
+    """Settings of the pods that have nothing to do with the model."""
 
     node_selector: NamedLabels | None = None
-    """Labels that a node must have."""
+    """Labels that a node must have, such as `gpu: a100`."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] | None = None
     """Taints that the pods tolerate."""
     affinity: Affinity | None = None
-    """Where the pods may or should run."""
+    """Rules on where pods are scheduled."""
     topology_spread_constraints: (
         Annotated[
             tuple[TopologySpread, ...],
@@ -347,21 +349,22 @@ class PodSpec(Section):
         ]
         | None
     ) = None
-    """How the pods spread over places."""
+    """How the pods spread over areas such as nodes or zones."""
     priority_class_name: Line | None = None
-    """PriorityClass of the pods."""
+    """Name of the pods' PriorityClass. Absent: the cluster's default."""
     runtime_class_name: Line | None = None
-    """RuntimeClass of the pods, `nvidia` on many GPU clusters."""
+    """Name of the pods' RuntimeClass, `nvidia` on many GPU clusters. Absent: the node's default."""
     image_pull_secrets: (
         Annotated[tuple[ImagePullSecret, ...], Field(max_length=8, json_schema_extra=_by("name"))] | None
     ) = None
-    """Credentials for the runtime image's registry."""
+    """Secrets with credentials for the registry of the runtime image."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    """When the kubelet pulls the runtime image; absent: Always for the tag latest and for none, else IfNotPresent."""
+    """When the kubelet pulls the runtime image. Absent: Always for the tag latest and for no tag, otherwise
+    IfNotPresent."""
     fetch_resources: Resources | None = None
-    """Compute resources of the init container that fetches the model; absent: the operator's configuration says."""
+    """Compute resources of the init container that fetches the model. Absent: those in the operator's configuration."""
     env: Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=_by("name"))] | None = None
-    """Environment variables of the serving container."""
+    """Environment variables of the serving container, such as `LOG_LEVEL`."""
     labels: Annotated[LabelMap, Field(json_schema_extra=rules(QUALIFIED, _OWN_LABELS))] | None = None
     """Further labels of the pods."""
     annotations: (

@@ -15,39 +15,39 @@ Ratio = Annotated[float, Field(ge=0.01, le=1000)]
 
 
 class CanaryStep(Section):
-    """A share of the traffic, and how long the candidate has it at least."""
+    """A share of the traffic, and how long the candidate is judged at it."""
 
     weight: Annotated[int, Field(ge=1, le=99)]
-    """Percent of the traffic that the candidate gets at most."""
+    """Largest share of the traffic that the candidate gets, in percent."""
     hold_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
-    """How long the step lasts once its pods are ready."""
+    """Seconds that the step lasts once its pods are ready."""
 
 
 DEFAULT_STEPS = (CanaryStep(weight=10, hold_seconds=120), CanaryStep(weight=50, hold_seconds=300))
 
 
 class ParentReference(Section):
-    """A Gateway."""
+    """A Gateway that a route attaches to."""
 
     name: ObjectName
-    """Its name."""
+    """Name of the Gateway object."""
     namespace: Annotated[ObjectName, Field(max_length=63)] | None = None
-    """Its namespace; absent: this one."""
+    """Namespace of the Gateway. Absent: this one."""
     section_name: Line | None = None
-    """One of its listeners; absent: all."""
+    """Name of one listener of the Gateway. Absent: all listeners."""
 
 
 class HttpRouteSpec(Section):
     """An HTTPRoute of the Gateway API in front of the Services."""
 
     parent_refs: Annotated[tuple[ParentReference, ...], Field(min_length=1, max_length=8)]
-    """The Gateways that it attaches to."""
+    """Gateways that the route attaches to."""
     hostnames: Annotated[tuple[Line, ...], Field(max_length=16)] | None = None
-    """The host names that it answers for; absent: all of the Gateway's."""
+    """Host names that the route answers for, such as `chat.example.com`. Absent: all of the Gateway's."""
 
 
 class CanarySpec(Section):
-    """Traffic in steps."""
+    """Settings of the Canary strategy."""
 
     steps: (
         Annotated[
@@ -66,39 +66,40 @@ class CanarySpec(Section):
         ]
         | None
     ) = None
-    """Absent: 10 % for 120 s, then 50 % for 300 s."""
+    """Shares of the traffic, increasing from step to step. Absent: 10 % for 120 s, then 50 % for 300 s."""
     http_route: HttpRouteSpec | None = None
-    """Exact weights by an HTTPRoute. Absent: the share follows from the numbers of pods."""
+    """HTTPRoute that gives the exact shares. Absent: the share follows from the numbers of pods."""
 
 
 class BlueGreenSpec(Section):
-    """The switch."""
+    """Settings of the BlueGreen strategy."""
 
     hold_seconds: Annotated[int, Field(ge=0, le=86_400)] | None = None
-    """How long the old pods stay ready after the switch, to turn back to if a gate fails or a new pod crashes. Absent:
-    60 where there are gates other than smoke prompts, else 0."""
+    """Seconds that the old pods stay ready after the switch, to switch back if a gate fails or a new pod crashes.
+    Absent: 60 with gates other than smoke prompts, otherwise 0."""
 
 
 class SmokePrompts(Section):
-    """Prompts with expected answers, asked before the candidate gets traffic."""
+    """Prompts with expected answers, sent before the candidate gets traffic."""
 
     config_map: ObjectName
-    """A ConfigMap of this namespace: each entry is a prompt, docs/rollouts.md shows its form."""
+    """ConfigMap in this namespace, of which each entry is a prompt; docs/rollouts.md shows its form."""
 
 
 class PrometheusQuery(Section):
-    """A figure that Prometheus computes."""
+    """A number that Prometheus computes, and its upper bound."""
 
     server: Annotated[str, Field(max_length=512, pattern=r"^https?://")] | None = None
-    """Its address, one of prometheus.allowed in the operator's configuration; absent: prometheus.url there."""
+    """Address of the Prometheus server, one of prometheus.allowed in the operator's configuration. Absent:
+    prometheus.url there."""
     query: Annotated[str, Field(min_length=1, max_length=2048)]
-    """PromQL with one number as its answer; {candidate} and {stable} stand for the two revisions."""
+    """PromQL with one number as its result; {candidate} and {stable} stand for the two revisions."""
     max: Annotated[float, Field(ge=-1e15, le=1e15)]
-    """The candidate fails above this."""
+    """Upper bound of the number, above which the candidate fails."""
 
 
 class GateSpec(Section):
-    """One thing that the candidate must show. Exactly one kind per entry."""
+    """A check that the candidate must pass. Write exactly one kind of check per entry."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -111,38 +112,40 @@ class GateSpec(Section):
         )
     )
     smoke_prompts: SmokePrompts | None = None
-    """Answers must be as expected."""
+    """Prompts whose answers must be as expected."""
     max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Share of the candidate's answers with a status of 500 or above: 0.01 is one in a hundred."""
+    """Largest share of the candidate's responses with a status of 500 or above, where 0.01 is one in a hundred."""
     max_time_to_first_token_p95_ratio: Ratio | None = None
-    """95th percentile of the time to the first token, candidate over stable: 1.3 is 30 % slower."""
+    """Largest ratio of candidate to stable for the 95th percentile of the time to the first token, where 1.3 is 30 %
+    slower."""
     max_inter_token_p95_ratio: Ratio | None = None
-    """95th percentile of the time between two tokens, candidate over stable."""
+    """Largest ratio of candidate to stable for the 95th percentile of the time between two tokens, where 1.3 is 30 %
+    slower."""
     prometheus_query: PrometheusQuery | None = None
-    """A figure that Prometheus computes."""
+    """A number that Prometheus computes, and its upper bound."""
     min_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 50
-    """Samples that each side must have before error rate and ratios are judged."""
+    """Samples that each side must have before the error rate and the ratios are judged."""
 
 
 class RolloutSpec(Section):
-    """How a new version or a changed specification reaches the clients."""
+    """How a new version or a changed specification replaces what serves."""
 
     strategy: Literal["Auto", "Rolling", "BlueGreen", "Canary", "Recreate"] = "Auto"
-    """BlueGreen: all new pods beside the old, then switch. Rolling: pod by pod. Canary: traffic in steps. Recreate: the
-    old go first, an interruption. Auto: BlueGreen where both fit, else Rolling; a single pod waits for room, as Auto
-    never interrupts."""
+    """BlueGreen: all new pods start beside the old, then traffic switches. Rolling: pod by pod. Canary: traffic moves
+    in steps. Recreate: the old pods go first, an interruption. Auto: BlueGreen where both fit, otherwise Rolling; a
+    single pod waits for room, as Auto never interrupts."""
     canary: CanarySpec | None = None
-    """The steps of strategy Canary."""
+    """Settings of the Canary strategy."""
     blue_green: BlueGreenSpec | None = None
-    """The switch of strategy BlueGreen, also where Auto has chosen it."""
+    """Settings of the BlueGreen strategy, also where Auto has chosen it."""
     gates: Annotated[tuple[GateSpec, ...], Field(max_length=MAX_GATES)] | None = None
-    """What a candidate must show; one that fails is rolled back at once."""
+    """Checks that the candidate must pass; one that fails rolls it back at once. Absent: none."""
     drain_seconds: Annotated[int, Field(ge=0, le=3600)] = 120
-    """How long running streams may go on in a pod that is told to stop."""
+    """Seconds that running streams may go on in a pod that is being stopped."""
     progress_deadline_seconds: Annotated[int, Field(ge=10, le=86_400)] = 1800
-    """A new revision that makes no progress in this time has failed; the old one keeps serving. Holds do not count."""
+    """Seconds without progress after which a new revision has failed; the old one keeps serving. Holds do not count."""
     revision_history_limit: Annotated[int, Field(ge=0, le=20)] = 5
-    """How many old revisions are kept, without pods, to go back to."""
+    """Number of old revisions that are kept, without pods, for a rollback."""
 
     @property
     def steps(self) -> tuple[CanaryStep, ...]:

@@ -1,6 +1,7 @@
 """Pydantic model → structural OpenAPI v3 schema, as a CustomResourceDefinition wants it."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
@@ -17,6 +18,21 @@ class Section(BaseModel):
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True, use_attribute_docstrings=True
     )
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def described_by(source: type[BaseModel]) -> Callable[[type[AnySection]], type[AnySection]]:
+    """Fields without a docstring have the description of the same field of `source`: a setting is described once."""
+
+    def describe(section: type[AnySection]) -> type[AnySection]:
+        for name, field in section.model_fields.items():
+            field.description = field.description or source.model_fields[name].description
+        section.model_rebuild(force=True)
+        return section
+
+    return describe
 
 
 def rules(*rules: tuple[str, str]) -> Json:

@@ -11,146 +11,149 @@ Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-ti
 
 
 class AvailableVersion(Section):
-    """A version that waits for somebody's word."""
+    """A version that waits for a person's approval."""
 
     version: Short
-    """Its number."""
+    """Number of the version in the registry."""
     registered_at: Time | None = None
-    """When the registry says that it was made."""
+    """Time at which the version was registered, according to the registry."""
     since: Time | None = None
-    """When it was first seen under the reference."""
+    """Time at which the version was first seen under the reference."""
 
 
 class ModelStatus(Section):
-    """The version that the reference in the specification was last resolved to."""
+    """The version that the reference in the specification last resolved to."""
 
     name: Annotated[str, Field(max_length=1024)]
-    """The registered model; for a uri, the repository or folder."""
+    """Name of the registered model; for a uri, the repository or folder."""
     version: Short
-    """Its version; for a uri, the first digits of the commit, or of a digest of the address."""
+    """Number of the version; for a uri, the first digits of the commit, or of a digest of the address."""
     alias: Annotated[str, Field(max_length=256)] | None = None
-    """The alias that named it."""
+    """Alias that the version was found by."""
     stage: Short | None = None
-    """The stage it was in."""
+    """Stage that the version was found in."""
     connection: Short | None = None
-    """The MLflow server it was found on."""
+    """MLflow server that the version was found on, by the connection's name."""
     source: Annotated[str, Field(max_length=2048), cut(2048)] | None = None
-    """Where its artifacts are."""
+    """Address of the version's artifacts."""
     run_id: Annotated[Short, cut(63)] | None = None
-    """The run that made it."""
+    """MLflow run that made the version."""
     registered_at: Time | None = None
-    """When the registry says that it was made: another moment under the same number is another version."""
+    """Time at which the version was registered, according to the registry. Another time under the same number is
+    another version."""
     anew: Short | None = None
-    """Of a number that was registered anew while it was in use: tells its revisions from those before."""
+    """Mark of a number that was registered anew while it was in use, which tells its revisions from those before."""
     resolved_at: Time | None = None
-    """When this version was first seen under the reference."""
+    """Time at which this version was first seen under the reference."""
     available: AvailableVersion | None = None
-    """What the reference stands for now, while updatePolicy Manual keeps it from being rolled out."""
+    """Version that the reference points to now, while updatePolicy Manual keeps it from being rolled out."""
 
 
 class AdapterStatus(Section):
-    """The version that an adapter's reference was last resolved to: what the pods are told to load."""
+    """The version that an adapter's reference last resolved to, which the pods are told to load."""
 
     name: Short
-    """The adapter."""
+    """Name of the adapter in the specification."""
     model: Annotated[str, Field(max_length=256)]
-    """The registered model."""
+    """Name of the registered model."""
     version: Short
-    """Its version."""
+    """Number of the version in the registry."""
     alias: Annotated[str, Field(max_length=256)] | None = None
-    """The alias that named it."""
+    """Alias that the version was found by."""
     stage: Short | None = None
-    """The stage it was in."""
+    """Stage that the version was found in."""
     connection: Short = "default"
-    """The MLflow server it was found on."""
+    """MLflow server that the version was found on, by the connection's name."""
     sub_path: Annotated[str, Field(max_length=1024)] | None = None
-    """The folder inside its artifacts."""
+    """Folder inside the version's artifacts that is the adapter."""
     ready_replicas: int | None = Field(default=None, json_schema_extra={"format": "int32"})
-    """Ready pods in which this version answers."""
+    """Number of ready pods in which this version answers."""
     resolved_at: Time | None = None
-    """When this version was first seen under the reference."""
+    """Time at which this version was first seen under the reference."""
 
 
 class RevisionStatus(Section):
-    """One revision: the resolved version together with everything that shapes its pods."""
+    """A revision: a resolved version together with everything that shapes its pods."""
 
     revision: Short
-    """Its id; its Deployment and ConfigMap are named <name>-<revision>."""
+    """Id of the revision; its Deployment and ConfigMap are named `<name>-<revision>`."""
     version: Short
-    """The model version it serves."""
+    """Model version that the revision serves."""
     image: Annotated[str, Field(max_length=512)] | None = None
-    """The runtime image, pinned when the revision was made."""
+    """Runtime image of the revision, fixed when it was made."""
     started_at: Time | None = None
-    """When its roll-out began; for the stable revision, when it took over."""
+    """Time at which its roll-out began; for the stable revision, at which it took over."""
 
 
 class GateVerdict(Section):
-    """What one gate says of the candidate."""
+    """Result of one gate for the candidate."""
 
     name: Annotated[str, Field(max_length=320), cut(320)]
-    """The gate."""
+    """Name of the gate, such as `maxErrorRate`."""
     state: Literal["Passed", "Failed", "Waiting", "TooFewSamples"]
-    """Waiting: no answer yet. TooFewSamples: not judged, it counts as passed when the step's hold is over."""
+    """Waiting: there is no result yet. TooFewSamples: not judged; it counts as passed when the step's hold is over."""
     figure: Annotated[str, Field(max_length=64)] | None = None
-    """What was measured."""
+    """Value that was measured for the candidate."""
     threshold: Annotated[str, Field(max_length=64)] | None = None
-    """What is allowed."""
+    """Value that the gate allows."""
     message: Annotated[str, Field(max_length=1024), cut(1024)] | None = None
-    """What lies behind it."""
+    """Details behind the result, for people."""
 
 
 class CandidateStatus(RevisionStatus):
-    """The revision that is being rolled out, or that failed to."""
+    """The revision that is being rolled out, or whose roll-out failed."""
 
     strategy: Literal["Rolling", "BlueGreen", "Canary", "Recreate"] | None = None
-    """How it is rolled out."""
+    """Strategy by which the candidate is rolled out."""
     strategy_reason: Annotated[str, Field(max_length=1024), cut(1024)] | None = None
-    """Why so."""
+    """Explanation of why this strategy is used."""
     surge: int | None = Field(default=None, json_schema_extra={"format": "int32"})
-    """Rolling: pods beyond spec.replicas; 0 where the cluster has no room for one."""
+    """Rolling: number of pods beyond spec.replicas; 0 where the cluster has no room for one."""
     replicas: int | None = Field(default=None, json_schema_extra={"format": "int32"})
-    """Rolling: how many pods it has been given so far."""
+    """Rolling: number of pods that the candidate was given so far."""
     step: int | None = Field(default=None, json_schema_extra={"format": "int32"})
-    """Canary: the step that runs, from 1; one more than there are steps while it grows to all pods."""
+    """Canary: number of the current step, from 1; one more than there are steps while the candidate grows to all
+    pods."""
     weight: int | None = Field(default=None, json_schema_extra={"format": "int32"})
-    """Percent of the traffic that it gets at most now; 0: none. BlueGreen: 100 once the Service has turned to it."""
+    """Largest share of the traffic that the candidate gets now, in percent; 0: none. BlueGreen: 100 once the Service
+    has switched to it."""
     step_started_at: Time | None = None
-    """When the hold of the step, or after the switch, began: its pods were ready."""
+    """Time at which the hold of the step, or after the switch, began, as all its pods were ready."""
     traffic_since: Time | None = None
-    """When it first got traffic."""
+    """Time at which the candidate first got traffic."""
     restarts: int | None = Field(default=None, json_schema_extra={"format": "int32"})
-    """How often its containers had restarted by then: one more is a crash."""
+    """Number of container restarts before the candidate first got traffic; one more is a crash."""
     progressed_at: Time | None = None
-    """When it last got further; its deadline counts from here."""
+    """Time at which the roll-out last made progress; its deadline counts from here."""
     paused: bool | None = None
-    """The annotation says pause: it stays where it is."""
+    """Whether the annotation llm-operator.dev/rollout pauses the roll-out where it is."""
     verdict: Annotated[tuple[GateVerdict, ...], Field(max_length=10)] | None = None
-    """What each gate says of it."""
+    """Result of each gate for the candidate."""
 
     outcome: Literal["Failed"] | None = None
-    """Failed: it was given up; a new version or a changed specification is tried afresh."""
+    """Failed: the candidate was given up; a new version or a changed specification is tried afresh."""
     reason: Annotated[Short, cut(63)] | None = None
-    """Why it failed."""
+    """Cause of the failure in one CamelCase word."""
     message: Annotated[Text, cut(4096)] | None = None
-    """The pod's own report."""
+    """Explanation of the failure, as the pod reported it."""
 
 
 class HistoryEntry(Section):
-    """A revision that ended."""
+    """A revision that no longer serves, or never did."""
 
     revision: Short
-    """Its id."""
+    """Id of the earlier revision."""
     version: Short
-    """The model version it served."""
+    """Model version that the revision served."""
     started_at: Time | None = None
-    """When it began."""
+    """Time at which the revision began."""
     ended_at: Time | None = None
-    """When it ended."""
+    """Time at which the revision ended."""
     outcome: Literal["Superseded", "RolledBack", "Failed", "Replaced"]
-    """Superseded: served until the next took over. RolledBack: served until the annotation rollback-to took it back.
-    Replaced: given up for a newer one before it served."""
+    """Superseded: it served until the next took over. RolledBack: it served until the annotation rollback-to took it
+    back. Failed: its roll-out failed. Replaced: it was given up for a newer one before it served."""
     message: Annotated[Text, cut(1024)] | None = None
-    """Why."""
+    """Explanation of why the revision ended."""
 
     @property
     def served(self) -> bool:
@@ -159,64 +162,64 @@ class HistoryEntry(Section):
 
 
 class DirectiveStatus(Section):
-    """An annotation of a person, as it was understood when it was first seen."""
+    """An annotation that a person wrote, as it was understood when it was first seen."""
 
     value: Annotated[str, Field(max_length=256), cut(256)]
-    """Its value."""
+    """Value of the annotation."""
     revision: Annotated[Short, cut(63)] | None = None
-    """What it is about: it has no effect on any other roll-out. Absent: on nothing."""
+    """Revision that the annotation is about; it has no effect on any other roll-out. Absent: it is about none."""
     instead_of: Short | None = None
-    """rollback-to: the revision that was wanted then; a newer wish ends the roll-back."""
+    """Revision that was wanted when rollback-to was written; a newer wish ends the rollback."""
 
 
 class LLMDeploymentStatus(Section):
-    """What is the case, as the operator last saw it."""
+    """State of the LLMDeployment as the operator last saw it."""
 
     observed_generation: int | None = Field(default=None, json_schema_extra={"format": "int64"})
-    """The metadata.generation that this status is about."""
+    """The metadata.generation that this status was computed from."""
     conditions: Conditions = ()
-    """Ready (the summary), Reconciling, Stalled, and one for each part of the work."""
+    """Conditions Ready (the summary), Reconciling, Stalled, and one for each part of the work."""
     model: ModelStatus | None = None
-    """What the model reference stands for."""
+    """Version that the model's reference last resolved to."""
     adapters: Annotated[
         tuple[AdapterStatus, ...],
         Field(
             max_length=8, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
         ),
     ] = ()
-    """What the adapters' references stand for."""
+    """Versions that the adapters' references last resolved to."""
     stable: RevisionStatus | None = None
     """The revision that serves."""
     candidate: CandidateStatus | None = None
-    """The revision that is being rolled out, or that failed to."""
+    """The revision that is being rolled out, or whose roll-out failed."""
     history: Annotated[tuple[HistoryEntry, ...], Field(max_length=20)] = ()
-    """Earlier revisions, newest first."""
+    """Earlier revisions, the newest first."""
     directive: DirectiveStatus | None = None
-    """The annotation llm-operator.dev/rollout."""
+    """Annotation llm-operator.dev/rollout, as it was understood."""
     rollback: DirectiveStatus | None = None
-    """The annotation llm-operator.dev/rollback-to."""
+    """Annotation llm-operator.dev/rollback-to, as it was understood."""
     replicas: int | None = Field(default=None, json_schema_extra={"format": "int32"})
-    """Pods of the serving revision."""
+    """Number of pods of the serving revision."""
     ready_replicas: int | None = Field(default=None, json_schema_extra={"format": "int32"})
-    """Ready pods of the serving revision."""
+    """Number of ready pods of the serving revision."""
     selector: Annotated[str, Field(max_length=512)] | None = None
     """Label selector of the pods, for autoscalers."""
     url: Annotated[str, Field(max_length=512)] | None = None
-    """Where clients inside the cluster reach the endpoint."""
+    """Address under which clients inside the cluster reach the endpoint."""
 
 
 class ApiKeyStatus(Section):
-    """What is the case, as the operator last saw it."""
+    """State of the ApiKey as the operator last saw it."""
 
     observed_generation: int | None = Field(default=None, json_schema_extra={"format": "int64"})
-    """The metadata.generation that this status is about."""
+    """The metadata.generation that this status was computed from."""
     conditions: Conditions = ()
-    """Ready, Reconciling, Stalled."""
+    """Conditions Ready (the summary), Reconciling and Stalled."""
     prefix: Short | None = None
-    """The public part of the key, as logs show it."""
+    """Public part of the key, as logs show it."""
     secret_name: Line | None = None
-    """The Secret that holds the key under `api-key`."""
+    """Secret that holds the key under `api-key`."""
     issued_at: Time | None = None
-    """When the key was made."""
+    """Time at which the key was made."""
     deployments: Annotated[tuple[Short, ...], Field(max_length=1000)] | None = None
-    """The LLMDeployments that take this key."""
+    """Names of the LLMDeployments that accept this key."""

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.crds.common import quantity_value
 from llm_operator.crds.model import ModelSpec
+from llm_operator.crds.schema import Section
 from llm_operator.crds.server import ServerSpec
 from llm_operator.state import Connection, ModelVersion
 from llm_runtime.contract import (
@@ -21,6 +24,8 @@ from llm_runtime.contract import (
     ServerConfig,
     SessionsConfig,
 )
+
+Made = TypeVar("Made", bound=BaseModel)
 
 REVISION_FIELDS = {
     "model": {
@@ -74,21 +79,12 @@ def runtime_config(
     kept = cache is not None and cache.persistent_volume_claim is not None
     return RuntimeConfig(
         model=_model(name, spec.model, model, connection, (anew or None) if kept else None),
-        engine=EngineConfig(
-            device=spec.engine.device,
-            dtype=spec.engine.dtype,
-            max_model_length=spec.engine.max_model_length,
-            max_batch_size=spec.engine.max_batch_size,
-            max_batch_tokens=spec.engine.max_batch_tokens,
-            kv_cache_bytes=int(quantity_value(spec.engine.kv_cache_memory)) if spec.engine.kv_cache_memory else None,
-            prefix_caching=spec.engine.prefix_caching,
-            quantization=spec.engine.quantization,
-        ),
+        engine=_section(EngineConfig, spec.engine, kv_cache_bytes=_bytes(spec.engine.kv_cache_memory)),
         server=_server(spec.server, spec.rollout.drain_seconds),
         authentication=spec.access.authentication,
         # The address is a secret: it comes through the environment.
-        database=DatabaseConfig(retention_days=spec.database.retention_days, store_prompts=spec.database.store_prompts),
-        model_cache_bytes=int(quantity_value(cache.max_size)) if cache and cache.max_size else None,
+        database=_section(DatabaseConfig, spec.database),
+        model_cache_bytes=_bytes(cache.max_size) if cache else None,
     )
 
 
@@ -109,30 +105,26 @@ def _model(
 
 
 def _server(spec: ServerSpec, drain_seconds: int) -> ServerConfig:
-    filters, cache, sessions = spec.filters, spec.completion_cache, spec.sessions
-    own = tuple(FilterPattern(name=pattern.name, regex=pattern.regex) for pattern in filters.patterns or ())
-    return ServerConfig(
-        max_request_bytes=int(quantity_value(spec.max_request_bytes)),
-        max_prompt_characters=spec.max_prompt_characters,
-        request_timeout_seconds=spec.request_timeout_seconds,
-        body_timeout_seconds=spec.body_timeout_seconds,
-        keep_alive_seconds=spec.keep_alive_seconds,
-        slot_timeout_seconds=spec.slot_timeout_seconds,
-        filters=FiltersConfig(
-            pii=filters.pii,
-            output=filters.output,
-            patterns=own,
-        ),
-        completion_cache=CompletionCacheConfig(
-            enabled=cache.enabled, entries=cache.entries, ttl_seconds=cache.ttl_seconds, database=cache.database
-        ),
-        sessions=SessionsConfig(enabled=sessions.enabled, ttl_seconds=sessions.ttl_seconds),
-        trusted_proxies=ServerConfig().trusted_proxies if spec.trusted_proxies is None else spec.trusted_proxies,
-        cors_origins=spec.cors_origins or (),
-        trusted_hosts=spec.trusted_hosts or (),
-        log_format=spec.log_format,
+    own = tuple(FilterPattern(name=pattern.name, regex=pattern.regex) for pattern in spec.filters.patterns or ())
+    return _section(
+        ServerConfig,
+        spec,
+        max_request_bytes=_bytes(spec.max_request_bytes),
+        filters=_section(FiltersConfig, spec.filters, patterns=own),
+        completion_cache=_section(CompletionCacheConfig, spec.completion_cache),
+        sessions=_section(SessionsConfig, spec.sessions),
         drain_seconds=drain_seconds,
     )
+
+
+def _section(made: type[Made], spec: Section, **own: Any) -> Made:
+    """A section of the configuration: each field that `spec` has under the same name and says, and `own` besides."""
+    same = {name: value for name in made.model_fields if (value := getattr(spec, name, None)) is not None}
+    return made(**{**same, **own})
+
+
+def _bytes(quantity: str | None) -> int | None:
+    return int(quantity_value(quantity)) if quantity else None
 
 
 def config_text(config: RuntimeConfig) -> str:

@@ -26,11 +26,6 @@ class CacheStatistics:
     waiting: int
     """Answers that are being computed now, for others to take."""
 
-    @property
-    def hit_ratio(self) -> float:
-        asked = self.hits + self.misses
-        return self.hits / asked if asked else 0.0
-
 
 class CompletionCache:
     """Answers by digest: in memory those asked for last, behind it the database where there is one."""

@@ -164,7 +164,7 @@ leases = Table(
     Index(None, "budget", "expires_at"),
     Index(None, "expires_at"),
 )
-"""What a replica keeps sealed of a month's budget: certainly not used, and given back for it when it is gone.
+"""Leases: the part of a month's budget that is set aside for a replica, certainly not used, and returned if it dies.
 
 The row with budget "" says that the replica lives.
 """

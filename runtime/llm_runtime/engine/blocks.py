@@ -1,8 +1,10 @@
-"""The key-value cache's bookkeeping: which block belongs to whom, and which ones hold a known beginning of a text.
+"""Bookkeeping of the KV cache: which block belongs to which sequence, and which blocks hold a known prefix. Pure.
 
-Pure: it knows block numbers and token ids, no tensors. A sequence holds its blocks by reference count, so sequences
-that begin alike share the blocks of their common beginning. A block that is full is remembered under what it holds and
-what comes before it; once nobody holds it, it stays findable until its room is needed, the longest unused first.
+The cache is divided into blocks of equal size, as memory is into pages (PagedAttention, vLLM, 2023): a sequence takes
+blocks as it grows, and nothing is lost to fragmentation. Sequences with the same prefix share its blocks by reference
+count. A full block is indexed by its tokens and the block before it, which makes a tree of prefixes (prefix caching, as
+in SGLang's RadixAttention). When no sequence holds it any more it stays in the index until its memory is needed; the
+least recently used block goes first. This module knows block numbers and token ids, no tensors.
 """
 
 from collections import OrderedDict, deque
@@ -10,10 +12,10 @@ from collections.abc import Sequence as Run
 from dataclasses import dataclass, field
 
 BLOCK_TOKENS = 32
-"""Tokens of one block: small enough to share most of a common prompt, large enough to read at full speed."""
+"""Tokens per block: small enough to share most of a common prompt, large enough to be read at full speed."""
 
 _Key = tuple[int, tuple[int, ...]]
-"""Serial number of the text before the block, and the block's own tokens. Exact: there is no hash to collide."""
+"""Serial number of the prefix before the block, and the block's own tokens. Exact, so that no hashes can collide."""
 
 
 @dataclass(slots=True)
@@ -22,41 +24,47 @@ class Blocks:
 
     numbers: list[int]
     root: int
-    """Stands for the weights that computed it: prefixes are shared under one root only."""
+    """Number of the weights that computed the blocks: prefixes are shared under one root only."""
     known: list[int] = field(default_factory=list)
-    """Serial numbers of the leading blocks that are findable by others."""
+    """Serial numbers of the leading blocks that are in the index."""
 
 
 class BlockPool:
     """`size` blocks of BLOCK_TOKENS tokens each."""
 
     def __init__(self, size: int, sharing: bool = True) -> None:
-        """Without `sharing` nothing is ever found again."""
-        self.size, self._sharing = size, sharing
+        """Without `sharing` no block is indexed."""
+        self.size = size
+        self._sharing = sharing
         self._free = deque(range(size))
+        """Blocks that hold nothing."""
         self._holders = [0] * size
-        self._found: dict[_Key, tuple[int, int]] = {}
+        """Reference count of each block."""
+        self._index: dict[_Key, tuple[int, int]] = {}
+        """Block number and serial number of each known prefix."""
         self._keys: dict[int, _Key] = {}
+        """Key of each indexed block."""
         self._unused: OrderedDict[int, None] = OrderedDict()
+        """Indexed blocks that no sequence holds, the least recently used first."""
         self._serials = 0
 
     @property
     def available(self) -> int:
-        """Blocks that can be taken now: empty ones, and ones that hold only what nobody uses."""
+        """Number of blocks that can be taken now: free ones, and indexed ones that no sequence holds."""
         return len(self._free) + len(self._unused)
 
     @staticmethod
     def needed(tokens: int) -> int:
-        """Blocks that so many tokens take."""
+        """Number of blocks for so many tokens."""
         return -(-tokens // BLOCK_TOKENS)
 
     def new_root(self) -> int:
-        """A number for weights that share no prefix with any other."""
+        """A root for weights that share no prefix with any others."""
         self._serials += 1
         return self._serials
 
     def take(self, tokens: int, root: int, token_ids: Run[int] = ()) -> Blocks | None:
-        """Room for `tokens` tokens, what is known of `token_ids` already in it; None while there is not enough."""
+        """Blocks for `tokens` tokens, of which the known prefix of `token_ids` is computed already; None if too few."""
         blocks = Blocks([], root)
         while hit := self._next_known(blocks, token_ids):
             self._hold(hit[0])
@@ -70,18 +78,19 @@ class BlockPool:
         return blocks
 
     def give_back(self, blocks: Blocks) -> None:
-        """The sequence is over. Its end is forgotten before its beginning, which more texts share."""
+        """Release the blocks of a finished sequence, its end first: more texts share its beginning."""
         for number in reversed(blocks.numbers):
             self._release(number)
         blocks.numbers.clear()
 
     def skip(self, blocks: Blocks, token_ids: Run[int], computed: int) -> int:
-        """How far the tokens are known by now; `computed` of them are. Found blocks take the place of empty ones.
+        """Skip tokens that another sequence has computed meanwhile; returns how many are computed, `computed` so far.
 
-        The last token is never skipped: what follows it has still to be computed.
+        Indexed blocks take the place of the sequence's own. The last token is never skipped: the model has to
+        compute it to predict the next.
         """
         if computed != len(blocks.known) * BLOCK_TOKENS:
-            return computed  # Amid a block, or before one that holds nothing yet.
+            return computed  # In the middle of a block, or before one that is not full yet.
         while hit := self._next_known(blocks, token_ids):
             self._hold(hit[0])
             place = len(blocks.known)
@@ -91,21 +100,22 @@ class BlockPool:
         return len(blocks.known) * BLOCK_TOKENS
 
     def remember(self, blocks: Blocks, token_ids: Run[int], computed: int) -> None:
-        """Make the full blocks among the first `computed` tokens findable."""
+        """Put the full blocks among the first `computed` tokens into the index."""
         while self._sharing and (start := len(blocks.known) * BLOCK_TOKENS) + BLOCK_TOKENS <= computed:
             key = self._key(blocks, token_ids, start)
-            if key not in self._found:
+            if key not in self._index:
                 self._serials += 1
                 number = blocks.numbers[len(blocks.known)]
-                self._found[key], self._keys[number] = (number, self._serials), key
-            blocks.known.append(self._found[key][1])
+                self._index[key] = (number, self._serials)
+                self._keys[number] = key
+            blocks.known.append(self._index[key][1])
 
     def _next_known(self, blocks: Blocks, token_ids: Run[int]) -> tuple[int, int] | None:
-        """Number and serial number of the block that continues `blocks.known`."""
+        """Number and serial number of the indexed block that continues `blocks.known`."""
         start = len(blocks.known) * BLOCK_TOKENS
         if not self._sharing or start + BLOCK_TOKENS >= len(token_ids):
             return None
-        return self._found.get(self._key(blocks, token_ids, start))
+        return self._index.get(self._key(blocks, token_ids, start))
 
     def _key(self, blocks: Blocks, token_ids: Run[int], start: int) -> _Key:
         before = blocks.known[-1] if blocks.known else blocks.root
@@ -116,7 +126,7 @@ class BlockPool:
             number = self._free.popleft()
         else:
             number, _ = self._unused.popitem(last=False)
-            del self._found[self._keys.pop(number)]
+            del self._index[self._keys.pop(number)]
         self._holders[number] = 1
         return number
 

@@ -1,29 +1,36 @@
-"""How many prompt tokens may share a step with running streams, so that those get their next token in time. Pure."""
+"""How many prompt tokens may share a step with running streams, so that those get their next token in time. Pure.
+
+Prompts are computed in chunks beside the decoding streams (chunked prefill, Sarathi-Serve, 2024). A large chunk delays
+every stream, a small one the first token of the new request. Instead of a fixed chunk size, the budget measures how
+long a decoding step takes and how much each prompt token adds, and sizes the chunk so that the step meets the goal for
+the time between two tokens.
+"""
 
 LEAST_TOKENS = 16
-"""Prompts advance by at least so much even when decoding alone takes longer than the goal: nobody starves."""
+"""Smallest chunk, even when decoding alone takes longer than the goal: no prompt starves."""
 _NEW_WEIGHT = 0.2
-"""Of a new measurement in the running means: a busy machine should not swing the budget with every step."""
+"""Weight of a new measurement in the moving averages; small, so that one slow step does not swing the budget."""
 
 
 class PrefillBudget:
-    """Learns two figures from the steps it is shown: the time of a decoding step, and of one prompt token more."""
+    """Learns two times from the steps it observes: that of a decoding step, and that of each prompt token."""
 
     def __init__(self, most_tokens: int, goal_seconds: float) -> None:
-        """`goal_seconds` is what a step should take at most while anybody waits for its next token."""
-        self._most, self._goal = most_tokens, goal_seconds
+        """`goal_seconds` is the longest that a step should take while streams run."""
+        self._most = most_tokens
+        self._goal = goal_seconds
         self._decode_seconds: float | None = None
         self._token_seconds: float | None = None
 
     def tokens(self) -> int:
-        """Prompt tokens for a step that also decodes."""
+        """Number of prompt tokens for a step that also decodes."""
         if self._token_seconds is None:
             return min(self._most, 4 * LEAST_TOKENS)
         left = (self._goal - (self._decode_seconds or 0.0)) / self._token_seconds
         return min(max(int(left), LEAST_TOKENS), self._most)
 
     def observe(self, decode_tokens: int, prompt_tokens: int, seconds: float) -> None:
-        """Learn from a step of so many tokens of each kind."""
+        """Learn from a step: its tokens of each kind, and how long it took."""
         if not prompt_tokens:
             self._decode_seconds = _mean(self._decode_seconds, seconds)
         elif prompt_tokens >= LEAST_TOKENS:

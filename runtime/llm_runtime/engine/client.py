@@ -351,9 +351,9 @@ class ClientStream:
 
 
 class _Mailbox:
-    """Where the events of one request lie until they are read. The link holds it, not the stream: a stream that
+    """The events of one request, until they are read.
 
-    nobody holds any more can then be told from one that is waited for.
+    The link holds the mailbox, not the stream, so that a stream that nobody holds any more is garbage-collected.
     """
 
     __slots__ = ("_waiter", "client", "events", "loop", "over")

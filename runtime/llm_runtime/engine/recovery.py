@@ -1,7 +1,12 @@
-"""Steps that go wrong: find the request at fault, spare the others, and get by with less memory.
+"""Steps that fail: find the request at fault, spare the others, and get by with less memory.
 
-A step that raises is run again in halves until the span at fault is alone. That is safe because a forward only writes
-keys and values at the positions of its own spans: to write them twice changes nothing.
+All requests of a batch share one forward pass, so an exception does not say whose fault it is. The failed batch is
+bisected, as `git bisect` or group testing do: it runs again in halves until the span at fault is alone, and only that
+request fails. Running a span twice is safe because a forward pass is idempotent: it only writes keys and values at its
+own positions, the same ones again.
+
+When memory runs out, the number of tokens per pass is halved at once and doubled after a while without trouble, as
+TCP does with its congestion window.
 """
 
 import logging
@@ -17,19 +22,19 @@ from llm_runtime.engine.sequence import Sampled, Sequence
 log = logging.getLogger(__name__)
 
 CALM_STEPS = 64
-"""After so many steps without trouble, twice as much is tried again."""
+"""Number of steps without trouble after which the token limit is doubled."""
 
 Spans = tuple[Span, ...]
 
 
 class Runner(Protocol):
-    """The computing half: the real one needs torch, the tests' one a script. Called from one thread only."""
+    """What computes a batch: torch in production, a script in tests. Called from one thread only."""
 
     def forward(self, batch: Batch) -> list[Sampled]:
-        """Compute the spans and choose a token for each that samples, in order.
+        """Compute the spans, and sample a token for each that asks for one, in order.
 
-        May be called again for the same spans, or for a part of them, after it raised: until it returns it must leave
-        the sequences alone. Raises StepOutOfMemory when fewer tokens might do.
+        After an exception it is called again for the same spans or a part of them, so it must not change the sequences
+        before it returns. Raises StepOutOfMemory when fewer tokens may fit.
         """
         ...
 
@@ -38,28 +43,28 @@ class Runner(Protocol):
         ...
 
     def install_adapter(self, key: str, adapter: Any) -> None:
-        """Serve what `read_adapter` gave to sequences whose `adapter` is `key`."""
+        """Use what `read_adapter` returned for sequences whose `adapter` is `key`."""
         ...
 
     def drop_adapter(self, key: str) -> None:
-        """Forget an adapter; no sequence of a later batch names it."""
+        """Drop an adapter that no sequence of a later batch names."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a span could not be computed: the exception's name. Not the exception: its frames hold the memory."""
+    """Why a span could not be computed: the exception's name. The exception itself would keep its frames' memory."""
 
     name: str
 
 
 Answer = Sampled | Fault | None
-"""Of one span; None where it has nothing to sample."""
+"""Result of one span; None when it samples nothing."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a batch: the part of it that was computed, what was sampled for that, and who failed."""
+    """Result of a batch: the part that was computed, the tokens sampled for it, and the sequences that failed."""
 
     batch: Batch
     sampled: list[Sampled] = field(default_factory=list)
@@ -67,16 +72,16 @@ class Outcome:
 
 
 class CarefulRunner:
-    """Runs batches, whole while all goes well."""
+    """Runs batches: whole as long as all goes well, in parts after a failure."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.token_limit: int | None = None
-        """Tokens of one forward, after memory ran out; None: no limit."""
+        """Largest number of tokens in one forward pass, after memory ran out; None: no limit."""
         self._calm_steps = 0
 
     def run(self, batch: Batch) -> Outcome:
-        """Compute `batch`, as much of it as can be."""
+        """Compute as much of `batch` as can be."""
         self._calm_steps += 1
         answers = [answer for part in self._parts(batch.spans) for answer in self._compute(part)]
         self._grow(batch.tokens)
@@ -88,11 +93,13 @@ class CarefulRunner:
             sampled = self.runner.forward(Batch(spans))
         except (StepOutOfMemory, MemoryError) as error:
             self._shrink(spans, error)
-            fault, halves = Fault(type(error).__name__), _halves(spans) or _split(spans[0])
+            fault = Fault(type(error).__name__)
+            halves = _halves(spans) or _split(spans[0])
         except Exception as error:
-            # Once for each request at fault, and not for every half on the way to it.
-            log.log(logging.ERROR if len(spans) == 1 else logging.DEBUG, "A forward failed", exc_info=True)
-            fault, halves = Fault(type(error).__name__), _halves(spans)
+            # One error for each request at fault, not for every half on the way to it.
+            log.log(logging.ERROR if len(spans) == 1 else logging.DEBUG, "Forward pass failed", exc_info=True)
+            fault = Fault(type(error).__name__)
+            halves = _halves(spans)
         else:
             return _in_order(spans, sampled)
         if halves is None:
@@ -102,7 +109,7 @@ class CarefulRunner:
         return self._compute_in_turn(halves)
 
     def _compute_in_turn(self, halves: tuple[Spans, Spans]) -> list[Answer]:
-        """Two halves of one span: the second needs what the first has written."""
+        """Compute two halves of one span: the second reads the keys and values of the first."""
         [first] = self._compute(halves[0])
         return [first] if isinstance(first, Fault) else self._compute(halves[1])
 
@@ -121,12 +128,14 @@ class CarefulRunner:
 
     def _shrink(self, spans: Spans, error: Exception) -> None:
         tokens = sum(span.count for span in spans)
-        self.token_limit, self._calm_steps = max(tokens // 2, 1), 0
-        log.warning("No memory for a step of %d tokens; smaller steps for a while: %s", tokens, error)
+        self.token_limit = max(tokens // 2, 1)
+        self._calm_steps = 0
+        log.warning("Out of memory in a step of %d tokens; steps are smaller for a while: %s", tokens, error)
 
     def _grow(self, tokens: int) -> None:
         if self.token_limit is not None and self._calm_steps >= CALM_STEPS:
-            self.token_limit, self._calm_steps = 2 * self.token_limit, 0
+            self.token_limit = 2 * self.token_limit
+            self._calm_steps = 0
             if self.token_limit >= tokens:
                 self.token_limit = None
 
@@ -142,7 +151,7 @@ def _halves(spans: Spans) -> tuple[Spans, Spans] | None:
 
 
 def _split(span: Span) -> tuple[Spans, Spans] | None:
-    """A chunk of a prompt as two, the second of which samples."""
+    """The chunk of a prompt as two chunks, of which only the second samples."""
     first = span.count // 2
     if not first:
         return None

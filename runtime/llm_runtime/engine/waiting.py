@@ -1,4 +1,10 @@
-"""The queue before the batch: by priority, and within one priority by turns between tenants. Pure."""
+"""The queue before the batch: strict priorities, and fair queueing between tenants within one priority. Pure.
+
+Without it, a tenant that sends a thousand requests at once would have everybody else wait behind them. The queue keeps
+one line per priority and tenant (fair queueing, Nagle, RFC 970, 1985). The next request comes from the highest
+priority; there from the tenant with the fewest running sequences, and among equals from the one whose last turn was
+longest ago, which is round robin.
+"""
 
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -6,15 +12,16 @@ from collections.abc import Iterator
 from llm_runtime.engine.sequence import Sequence
 
 MAX_TENANTS = 1024
-"""Whose last turn is remembered. Who is forgotten had none for longest, and comes before all that are remembered."""
+"""Tenants whose last turn is remembered. A forgotten one had its turn longest ago, and so goes first."""
 
 
 class WaitingQueue:
-    """First the highest priority; of its tenants the one with the fewest running sequences, then who waited longest."""
+    """Waiting sequences in lines by priority and tenant."""
 
     def __init__(self) -> None:
         self._lines: dict[tuple[int, str], deque[Sequence]] = {}
         self._turns: dict[str, int] = {}
+        """Number of the last turn of each tenant, the oldest first."""
         self._taken = 0
         self._count = 0
 
@@ -30,12 +37,12 @@ class WaitingQueue:
         self._count += 1
 
     def first(self, running: Counter[str]) -> Sequence | None:
-        """Whose turn it is; `running` counts each tenant's running sequences."""
+        """The sequence whose turn it is; `running` counts each tenant's running sequences."""
         line = self._line(running)
         return line[0] if line else None
 
     def pop(self, sequence: Sequence) -> None:
-        """Take out `sequence`, which `first` has just named."""
+        """Take out `sequence`, which `first` has just returned."""
         key = sequence.request.priority, sequence.request.tenant
         self._lines[key].popleft()
         self._count -= 1
@@ -61,5 +68,5 @@ class WaitingQueue:
             return None
         highest = max(priority for priority, _ in self._lines)
         tenants = [tenant for priority, tenant in self._lines if priority == highest]
-        turn = min(tenants, key=lambda tenant: (running[tenant], self._turns.get(tenant, 0)))
-        return self._lines[highest, turn]
+        tenant = min(tenants, key=lambda tenant: (running[tenant], self._turns.get(tenant, 0)))
+        return self._lines[highest, tenant]

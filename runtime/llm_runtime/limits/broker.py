@@ -1,4 +1,11 @@
-"""Between the leases of this process and the truth they share: one task that asks for all of them together."""
+"""The broker: one task that exchanges the shares of all callers of this process with their store, in batches.
+
+Requests never talk to the store themselves. A lease that needs something says so (`want`); the task collects all that
+do and sends them in one transaction, urgent ones first (group commit, as databases do with their log). A heartbeat
+tells the store that this replica lives, without which its leases expire, and returns how many replicas there are. When
+the store does not answer in time it counts as down: every waiting request is decided by what is known locally, and the
+heartbeat tries again once a second.
+"""
 
 import asyncio
 import logging
@@ -17,77 +24,88 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TICK_SECONDS = 1.0
+"""Interval at which all held leases are looked at, wanted or not."""
 HEARTBEATS = 6
-"""In the time of a lease."""
+"""Heartbeats within the time of a lease."""
 EXCHANGE_SECONDS = 2.0
-"""Longest time that one exchange may take, and so that a request waits for the shared truth; then it counts as away."""
+"""Exchange timeout, and so the longest time that a request waits for the store; then the store counts as down."""
 CLOSE_SECONDS = 5.0
+"""Longest time at the end for returning all shares."""
 LEASE_SECONDS = 30.0
+"""Time after its last heartbeat at which a replica's leases expire."""
 TRUST = 0.8
-"""For this part of a lease's time its holder relies on it: clocks and answers take their time."""
+"""Part of a lease's time for which its holder relies on it. The rest allows for delays and for clocks that differ."""
 BATCH = 200
+"""Largest number of budgets in one exchange."""
 
 
 class StoreAway(Exception):
-    """The shared truth does not answer; what was asked has not happened, or may have."""
+    """The store does not answer. What was asked may have happened or not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """What a heartbeat tells."""
+    """The store's answer to a heartbeat."""
 
     replicas: int
+    """Number of live replicas."""
     now: float
-    """The store's clock, in seconds since 1970."""
+    """Time on the store's clock, in seconds since 1970."""
 
 
 class Store(Protocol):
-    """Where the shared truth lies. Every method raises `StoreAway`."""
+    """Where shared limits are stored. Every method raises `StoreAway`."""
 
     name: str
-    """For the log."""
+    """Name for the log."""
     lease_seconds: float
-    """A replica that has not been heard of for so long is dead, and what it kept sealed goes back."""
+    """Time after its last heartbeat at which a replica counts as dead; its leases are returned then."""
 
     def exchange(self, asks: Sequence[Ask]) -> Coroutine[Any, Any, list[Grant]]:
-        """Answer all, at once and whole."""
+        """Apply all asks in one transaction."""
         ...
 
     def heartbeat(self) -> Coroutine[Any, Any, Presence]:
-        """Say that this replica lives, and put back what dead ones kept."""
+        """Say that this replica lives, and return the leases of dead ones."""
         ...
 
     async def leave(self) -> None:
-        """This replica ends; it has given back what it held."""
+        """Forget this replica, which has returned what it held."""
         ...
 
 
 class Broker:
-    """The `Desk` of all leases on one store. Enter it to start the task, leave it to give everything back."""
+    """The `Desk` of all leases on one store. Entering it starts the task, leaving it returns all shares."""
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
-        self.away, self.replicas = False, 1
-        self._store, self._clock = store, clock
+        self.away = False
+        self.replicas = 1
+        self._store = store
+        self._clock = clock
         self._held: dict[str, Lease] = {}
-        """By budget: those that hold or owe something, or for which somebody waits."""
+        """Leases by budget: those that hold or owe something, or for which a request waits."""
         self._wanted: dict[str, Lease] = {}
+        """Leases to exchange in the next round."""
         self._urgent: dict[str, Lease] = {}
+        """Leases to exchange first, as a request waits."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
-        self._ticked_at = self._beaten_at = -math.inf
+        self._ticked_at = -math.inf
+        self._beaten_at = -math.inf
         self._offset: float | None = None
+        """Difference between the store's clock and this process's, once it is known."""
 
     def wall(self) -> float:
-        """Seconds since 1970 by the store's clock, as far as it was heard of."""
+        """Seconds since 1970 on the store's clock; on this machine's until the store has answered once."""
         return time.time() if self._offset is None else self._clock() + self._offset
 
-    def sealed_is_ours(self, now: float) -> bool:
+    def leases_are_valid(self, now: float) -> bool:
         return now - self._beaten_at < self._store.lease_seconds * TRUST
 
     def held(self, budget: str) -> Lease | None:
-        """The lease of a budget, if it has to be used again because it holds something."""
+        """The lease of a budget, if there is one that holds something: it must be used again."""
         return self._held.get(budget)
 
     def keep(self, lease: Lease) -> None:
@@ -152,12 +170,13 @@ class Broker:
         except StoreAway as error:
             self._note(away=True, why=error)
             return
-        self._beaten_at, self.replicas = self._clock(), max(1, presence.replicas)
+        self._beaten_at = self._clock()
+        self.replicas = max(1, presence.replicas)
         self._offset = presence.now - self._beaten_at
         self._note(away=False)
 
     async def _exchange(self, *, closing: bool = False) -> None:
-        """For all that are wanted, those first for which somebody waits, also if they come while this is under way."""
+        """Exchange all wanted leases in batches, urgent ones first, also those that become so meanwhile."""
         while (self._urgent or self._wanted) and not self.away:
             batch = [self._next() for _ in range(min(BATCH, len(self._urgent) + len(self._wanted)))]
             leases = {lease.budget: lease for lease in batch}
@@ -167,11 +186,11 @@ class Broker:
                 lease.wake()
                 if lease.empty:
                     self._held.pop(lease.budget, None)
-            await asyncio.sleep(0)  # Ten thousand busy callers must not hold up a stream.
+            await asyncio.sleep(0)  # Streams go on between two batches, however many callers are busy.
 
     def _next(self) -> Lease:
-        some = self._urgent or self._wanted
-        return some.pop(next(iter(some)))
+        leases = self._urgent or self._wanted
+        return leases.pop(next(iter(leases)))
 
     async def _exchange_batch(self, leases: Sequence[Lease], closing: bool) -> None:
         planned = [(lease, ask) for lease in leases if (ask := lease.plan(self._clock(), closing=closing))]
@@ -191,7 +210,7 @@ class Broker:
                     lease.fail(ask)
 
     async def _answer(self, work: Coroutine[Any, Any, T]) -> T:
-        """Its result. Work that takes too long is told to stop, and nobody waits until it has: that takes as long."""
+        """The result of `work`. After the timeout it is cancelled without waiting for its end, which may hang too."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._forget)
@@ -204,10 +223,10 @@ class Broker:
     def _forget(self, task: "asyncio.Task[Any]") -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # Looked at, or asyncio would complain of one that nobody waited for.
+            task.exception()  # Retrieved, or asyncio would log that it never was.
 
     def _note(self, *, away: bool, why: Exception | None = None) -> None:
-        """Known to everybody at once; said in the log once."""
+        """Note whether the store is down: tell all leases, and the log once."""
         if away and not self.away:
             log.error(
                 "%s does not answer; limits go on with what was last known: %s", self._store.name, why or "see above"

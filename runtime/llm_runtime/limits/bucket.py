@@ -1,44 +1,46 @@
-"""A minute's limit as a bucket that drains: what was used goes away at limit/60 a second. Pure: time is an argument.
+"""A minute's limit as a leaky bucket: what was used drains at limit / 60 per second. Pure: time is an argument.
 
-A token bucket seen from below: instead of the level it keeps what is missing from a full bucket. A new bucket is then
-zero, whatever the limit, and a changed limit applies at once without forgetting what was used.
+This is the token bucket of traffic shaping (Turner, 1986), turned over: it keeps the used amount instead of the tokens
+left. A new bucket is zero whatever the limit is, and a changed limit applies at once without forgetting what was used.
 """
 
 MINUTE_SECONDS = 60.0
 EPSILON = 1e-6
-"""Rounding of sums of floats must not refuse the request that waited exactly as long as it was told."""
+"""Tolerance, so that rounding does not refuse a request that waited exactly as long as it was told."""
 
 
 class Bucket:
-    """What was used of a minute's limit and has not drained. `at` is when `used` was right, on the caller's clock."""
+    """Amount used of a minute's limit that has not drained: `used` as of `at`, in seconds on the caller's clock."""
 
     __slots__ = ("at", "used")
 
     def __init__(self, used: float = 0.0, at: float = 0.0) -> None:
-        self.used, self.at = used, at
+        self.used = used
+        self.at = at
 
     def drain(self, limit: float, now: float) -> float:
-        """What is still used at `now`. A clock that goes back drains nothing."""
+        """The used amount at `now`. A clock that goes back drains nothing."""
         if now > self.at:
             left = self.used - (now - self.at) * limit / MINUTE_SECONDS
-            self.used, self.at = (left if left > 0.0 else 0.0), now
+            self.used = left if left > 0.0 else 0.0
+            self.at = now
         return self.used
 
     def room(self, limit: float, now: float) -> float:
-        """How much may be taken at once; negative after more was settled than reserved."""
+        """Amount that may be taken now; negative after a request used more than it had reserved."""
         return limit - self.drain(limit, now)
 
     def take(self, amount: float) -> None:
         self.used += amount
 
     def give(self, amount: float) -> None:
-        """Put back, up to full; a negative amount takes more, beyond empty if need be."""
+        """Return `amount`. A negative amount takes more, even beyond the limit."""
         self.used = max(0.0, self.used - amount)
 
     def wait_seconds(self, limit: float, now: float, amount: float) -> float:
-        """Until `amount` may be taken, if nobody else takes any."""
+        """Seconds until `amount` may be taken, if nobody else takes any."""
         return max(0.0, (amount - self.room(limit, now)) * MINUTE_SECONDS / limit)
 
     def full_seconds(self, limit: float, now: float) -> float:
-        """Until nothing counts as used any more."""
+        """Seconds until the bucket has drained."""
         return self.drain(limit, now) * MINUTE_SECONDS / limit

@@ -1,4 +1,8 @@
-"""One limit of one caller, in the memory of this process alone."""
+"""One limit of one caller: what every budget can do, and the budgets of this process alone.
+
+A request reserves an estimate before it runs and settles what it really used afterwards, as a hotel does with a credit
+card. `lease` has the budgets that several replicas share.
+"""
 
 import asyncio
 from typing import Protocol
@@ -8,42 +12,42 @@ from llm_runtime.limits.month import Month
 
 
 class Budget(Protocol):
-    """One limit of one caller, wherever the truth about it lies. `now` is the monotonic clock's."""
+    """One limit of one caller, local or shared. `now` is in seconds on the monotonic clock."""
 
     limit: int
     month: Month | None
-    """The month that it is for; None for a minute's limit."""
+    """Month of the limit; None for a limit per minute."""
 
     def room(self, now: float) -> float:
-        """How much may be taken at once, without asking anybody."""
+        """Amount that may be taken now, without asking the store."""
         ...
 
     def take(self, now: float, amount: int) -> None:
-        """Reserve; `room` has been looked at."""
+        """Reserve `amount`; the caller has checked `room`."""
         ...
 
     def give(self, now: float, amount: int) -> None:
-        """Put back what was not used; a negative amount takes more, beyond the limit if need be."""
+        """Return what was not used. A negative amount takes more, even beyond the limit."""
         ...
 
     def remaining(self, now: float) -> float:
-        """How much is left, of all replicas together as far as it is known here."""
+        """Amount left for all replicas together, as far as this one knows."""
         ...
 
     def worth_asking(self, now: float, amount: int) -> bool:
-        """Whether `ask` may find more than `room` shows."""
+        """Whether asking the store may find more than `room` shows."""
         ...
 
     def ask(self, amount: int) -> "asyncio.Future[None]":
-        """Try to get so much from where the truth lies that `amount` fits; whether it does, `room` tells then."""
+        """Ask the store for enough that `amount` fits; afterwards `room` tells whether it does."""
         ...
 
     def idle(self, now: float) -> bool:
-        """Whether this object is as good as a new one."""
+        """Whether a new object would be the same."""
         ...
 
     def forgettable(self) -> bool:
-        """Whether it may be forgotten although it is not idle, for want of memory."""
+        """Whether it may be dropped when memory is short, although it is not idle."""
         ...
 
 
@@ -57,7 +61,7 @@ class _Local:
         return False
 
     def ask(self, amount: int) -> "asyncio.Future[None]":
-        raise AssertionError("a limit of this process alone has nobody to ask")
+        raise AssertionError("a local budget has no store to ask")
 
 
 class LocalMinute(_Local):
@@ -68,7 +72,8 @@ class LocalMinute(_Local):
     month: Month | None
 
     def __init__(self, limit: int, now: float) -> None:
-        self.limit, self.month = limit, None
+        self.limit = limit
+        self.month = None
         self._bucket = Bucket(at=now)
 
     def room(self, now: float) -> float:
@@ -95,7 +100,8 @@ class LocalMonth(_Local):
     month: Month | None
 
     def __init__(self, limit: int, month: Month) -> None:
-        self.limit, self.month = limit, month
+        self.limit = limit
+        self.month = month
         self._used = 0
 
     def room(self, now: float) -> float:

@@ -1,7 +1,12 @@
-"""One limit of one caller that several replicas share: what this one holds of it, and when it asks for more.
+"""This replica's share of one caller's limit, and when it asks the store for more.
 
-Requests take from what is held, without a word to anybody. Before that runs out more is fetched behind their backs; a
-request waits only where it needs more than is there. What lies idle goes back, so that others can use it.
+The share is a local cache of a distributed counter (`exchange` names the source). Requests spend it in memory. The
+lease prefetches in the background: it measures the recent pace, aims at a target that lasts for a few seconds, and
+refills when less than half of the target is left (a low-water mark). A request waits for the store only when it needs
+more than the share has. A share that lies idle is returned, sooner when the limit is nearly used up.
+
+When the store is down, a month's share can be spent to its end. A minute's limit goes on locally at its part of the
+rate, limit / replicas, and what was spent meanwhile is booked as a debt when the store is back.
 """
 
 import asyncio
@@ -12,80 +17,103 @@ from llm_runtime.limits.bucket import EPSILON, Bucket
 from llm_runtime.limits.exchange import Ask, Grant
 from llm_runtime.limits.month import Month
 
-AHEAD_SECONDS = 2.0
-AHEAD_REQUESTS = 8
-"""What is held should last so long at the recent pace, and for so many requests of the usual size."""
-SEAL_SECONDS = 10.0
-"""How long the sealed part of a month's share should last: through a short absence of the database."""
-AHEAD_PART = 20
-"""All replicas together take at most limit / this of a minute's limit ahead, and keep at most twice that."""
-IDLE_SECONDS, SCARCE_IDLE_SECONDS = 15.0, 2.0
-"""When what lies idle goes back; the shorter time where less than a quarter of the limit is left."""
+PREFETCH_SECONDS = 2.0
+"""How long a share should last at the recent pace."""
+PREFETCH_REQUESTS = 8
+"""Number of requests of the usual size that a share should be enough for, whatever the pace."""
+LEASED_SECONDS = 10.0
+"""How long the leased part of a month's share should last: through a short outage of the database."""
+PREFETCH_PART = 20
+"""All replicas together prefetch at most limit / this of a minute's limit, and hold at most twice that."""
+IDLE_SECONDS = 15.0
+"""Time without a request after which a share is returned."""
+SCARCE_IDLE_SECONDS = 2.0
+"""The same when less than a quarter of the limit is left."""
 RECHECK_SECONDS = 1.0
-"""A limit that was found used up is asked about again so often, as another replica may have given something back."""
+"""Interval at which an exhausted limit is asked about again: another replica may have returned something."""
 PACE_SECONDS = 1.0
+"""Time constant of the moving average of the pace."""
 
 
 class Desk(Protocol):
-    """Where leases ask; `broker.Broker`."""
+    """The `Broker`, as a lease sees it."""
 
     @property
     def away(self) -> bool:
-        """The shared truth can't be asked now."""
+        """Whether the store is down."""
         ...
 
     @property
-    def replicas(self) -> int: ...
+    def replicas(self) -> int:
+        """Number of live replicas, this one included."""
+        ...
 
-    def sealed_is_ours(self, now: float) -> bool:
-        """Whether nobody can have taken our sealed parts for a dead replica's."""
+    def leases_are_valid(self, now: float) -> bool:
+        """Whether the store certainly still keeps this replica's leases."""
         ...
 
     def want(self, lease: "Lease", *, urgent: bool = False) -> None:
-        """Ask for `lease` soon; before all others, if somebody waits."""
+        """Exchange `lease` soon; before all others if it is urgent, as a request waits."""
         ...
 
     def keep(self, lease: "Lease") -> None:
-        """`lease` holds something now that must go back one day."""
+        """Remember `lease`: it holds something that must be returned one day."""
         ...
 
-    def holds(self, lease: "Lease") -> bool: ...
+    def holds(self, lease: "Lease") -> bool:
+        """Whether `lease` is remembered."""
+        ...
 
 
 class Lease:
-    """What both kinds of shared limits have in common. Amounts are requests or tokens."""
+    """What the shares of a minute's and of a month's limit have in common. Amounts are requests or tokens."""
 
     def __init__(self, desk: Desk, budget: str, limit: int, month: Month | None, now: float) -> None:
-        self.budget, self.limit, self.month = budget, limit, month
+        self.budget = budget
+        self.limit = limit
+        self.month = month
         self._desk = desk
-        self._open = 0
-        """May be used at once. Negative: owed, as more was settled than reserved or the database was away."""
-        self._sealed = 0
-        self._low = self._target = 0
-        """How much should lie open; below `_low` more is fetched, which is 0 while that is under way or of no use."""
-        self._touched_at = self._planned_at = now
+        self._prepaid = 0
+        """Amount that can be spent at once. Negative: debt, as requests used more than they had reserved."""
+        self._leased = 0
+        """Amount that the store keeps for this replica."""
+        self._target = 0
+        """Amount that should be prepaid."""
+        self._refill_below = 0
+        """Low-water mark of the prepaid part; 0 while a refill is under way, or would find nothing."""
+        self._touched_at = now
+        self._planned_at = now
         self._answered_at: float | None = None
-        self._taken = self._takes = self._size = 0
+        self._taken = 0
+        """Amount taken since the last plan."""
+        self._takes = 0
+        """Number of requests since the last plan."""
+        self._size = 0
+        """Usual amount of one request."""
         self._pace = 0.0
-        self._starved = False
+        """Amount taken per second, as a moving average."""
+        self._denied = False
+        """Whether the last exchange granted nothing: then the share is returned, as others may have use for it."""
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        """Requests that wait for the next exchange, with what each needs."""
         self._asking: list[tuple[int, asyncio.Future[None]]] = []
+        """Requests that wait for the exchange under way."""
 
     def room(self, now: float) -> float:
-        return self.remaining(now) if self._desk.away else self._open
+        return self.remaining(now) if self._desk.away else self._prepaid
 
     def take(self, now: float, amount: int) -> None:
-        self._open -= amount
+        self._prepaid -= amount
         self._taken += amount
         self._takes += 1
         self._touched_at = now
-        if self._open < self._low or self._desk.away:
-            self._low = 0
+        if self._prepaid < self._refill_below or self._desk.away:
+            self._refill_below = 0
             self._desk.want(self)
 
     def give(self, now: float, amount: int) -> None:
-        self._open += amount
-        if self._open < 0:
+        self._prepaid += amount
+        if self._prepaid < 0:
             self._desk.want(self)
         else:
             self._desk.keep(self)
@@ -111,88 +139,96 @@ class Lease:
     def forgettable(self) -> bool:
         return not self._desk.holds(self)
 
-    # What follows is the desk's side.
+    # What follows is for the broker.
 
     @property
     def empty(self) -> bool:
-        """Nothing held, nothing owed, nobody waiting: the desk may forget it."""
-        return not (self._open or self._sealed or self._waiting or self._asking)
+        """Whether nothing is held, nothing owed and no request waits: the broker may forget it."""
+        return not (self._prepaid or self._leased or self._waiting or self._asking)
 
     def plan(self, now: float, *, closing: bool = False) -> Ask | None:
-        """What to ask now, if anything. What it gives back is no longer held; `accept` or `fail` must follow."""
+        """What to ask now, if anything. What is returned is deducted at once; `accept` or `fail` must follow."""
         waiting = [amount for amount, answer in self._waiting if not answer.done()]
-        self._asking, self._waiting = self._waiting, []
-        ahead, seal = self._measure(now, waiting)
+        self._asking = self._waiting
+        self._waiting = []
+        target, leased = self._measure(now, waiting)
         scarce = 4 * self.remaining(now) < self.limit
         idle = now - self._touched_at >= (SCARCE_IDLE_SECONDS if scarce else IDLE_SECONDS)
-        resting = closing or self._starved or idle
+        resting = closing or self._denied or idle
         if resting and not waiting:
-            ahead = seal = 0
-            self._starved = False
-        give = 0 if waiting and self._open >= 0 else self._surplus(ahead)
-        self._open -= give
-        self._target = ahead
-        short = 2 * self._open < ahead or 2 * self._sealed < seal
-        if not (waiting or give or short or self._sealed > 2 * seal):
+            target = 0
+            leased = 0
+            self._denied = False
+        give = 0 if waiting and self._prepaid >= 0 else self._surplus(target)
+        self._prepaid -= give
+        self._target = target
+        # Half and double: small changes of the pace cause no exchange.
+        short = 2 * self._prepaid < target or 2 * self._leased < leased
+        if not (waiting or give or short or self._leased > 2 * leased):
             return None
-        need = max(0, min(waiting) - self._open) if waiting else 0
-        demand = max(0, sum(waiting) - self._open)
-        ahead = max(0, ahead - max(0, self._open - sum(waiting)))
-        return Ask(self.budget, self.limit, self.month, give, need, demand, ahead, seal, self._desk.replicas)
+        need = max(0, min(waiting) - self._prepaid) if waiting else 0
+        demand = max(0, sum(waiting) - self._prepaid)
+        prefetch = max(0, target - max(0, self._prepaid - sum(waiting)))
+        return Ask(self.budget, self.limit, self.month, give, need, demand, prefetch, leased, self._desk.replicas)
 
     def accept(self, ask: Ask, grant: Grant, now: float) -> None:
-        """The answer to what `plan` asked."""
-        self._open += grant.amount
-        self._sealed = grant.sealed
+        """Take the store's answer to what `plan` asked."""
+        self._prepaid += grant.amount
+        self._leased = grant.leased
         self._answered_at = now
-        self._low = self._target // 2 if grant.amount >= ask.demand + ask.ahead else 0
+        self._refill_below = self._target // 2 if grant.amount >= ask.demand + ask.prefetch else 0
         self._see(grant.used, now)
         if ask.need and not grant.amount:
-            # It is too little for us; together with what others hold it may be enough for somebody.
-            self._starved = True
+            # This share and those of others are each too small for a request; together one may be enough.
+            self._denied = True
             self._desk.want(self)
         self.wake()
 
     def fail(self, ask: Ask) -> None:
-        """No answer. What was to go back may have arrived, so it is not used; what is owed stays owed."""
-        self._open += min(0, ask.give)
+        """No answer came. What was returned may have arrived, so it counts as returned; a debt stays a debt."""
+        self._prepaid += min(0, ask.give)
         self.wake()
 
     def wake(self) -> None:
-        """Those who waited for an answer look again."""
+        """Let the requests of the exchange that has ended look again."""
         for _, answer in self._asking:
             if not answer.done():
                 answer.set_result(None)
         self._asking = []
 
     def release(self) -> None:
-        """Nobody will answer: everybody looks again."""
-        self._asking, self._waiting = self._asking + self._waiting, []
+        """The store is down: let all waiting requests look again."""
+        self._asking += self._waiting
+        self._waiting = []
         self.wake()
 
     def come_back(self, now: float) -> None:
-        """The shared truth can be asked again."""
+        """The store answers again."""
 
     def _measure(self, now: float, waiting: Sequence[int]) -> tuple[int, int]:
-        """How much to hold open and sealed, from the pace and the requests of late."""
-        elapsed, self._planned_at = max(0.0, now - self._planned_at), now
+        """How much should be prepaid and leased, by the recent pace and size of requests."""
+        elapsed = max(0.0, now - self._planned_at)
+        self._planned_at = now
         self._pace = (self._taken + self._pace * PACE_SECONDS) / (elapsed + PACE_SECONDS)
         if count := self._takes + len(waiting):
             self._size = (self._taken + sum(waiting)) // count
-        self._taken = self._takes = 0
-        ahead = max(int(self._pace * AHEAD_SECONDS), self._size * AHEAD_REQUESTS)
-        return self._ahead(ahead), int(self._pace * SEAL_SECONDS)
+        self._taken = 0
+        self._takes = 0
+        target = max(int(self._pace * PREFETCH_SECONDS), self._size * PREFETCH_REQUESTS)
+        return self._bounded(target), int(self._pace * LEASED_SECONDS)
 
-    def _surplus(self, ahead: int) -> int:
-        """What should go back; negative: what is owed."""
-        if self._open < 0 or not ahead:
-            return self._open
-        return self._open - ahead if self._open > 2 * ahead else 0
+    def _surplus(self, target: int) -> int:
+        """How much to return; negative: the debt."""
+        if self._prepaid < 0 or not target:
+            return self._prepaid
+        return self._prepaid - target if self._prepaid > 2 * target else 0
 
-    def _ahead(self, wished: int) -> int:
+    def _bounded(self, target: int) -> int:
+        """How much of `target` may be prefetched."""
         raise NotImplementedError
 
     def _see(self, used: float, now: float) -> None:
+        """Note what all replicas have used."""
         raise NotImplementedError
 
 
@@ -202,48 +238,49 @@ class SharedMonth(Lease):
     _used = 0
 
     def remaining(self, now: float) -> float:
-        sealed = self._sealed if not self._desk.away or self._desk.sealed_is_ours(now) else 0
-        return self._open + sealed + self.limit - self._used
+        leased = self._leased if not self._desk.away or self._desk.leases_are_valid(now) else 0
+        return self._prepaid + leased + self.limit - self._used
 
-    def _ahead(self, wished: int) -> int:
-        return wished
+    def _bounded(self, target: int) -> int:
+        return target
 
     def _see(self, used: float, now: float) -> None:
         self._used = int(used)
 
 
 class SharedMinute(Lease):
-    """A share of a minute's limit. While the truth is away it goes on by itself, at its part of the speed."""
+    """A share of a minute's limit. While the store is down it goes on locally, at its part of the rate."""
 
     def __init__(self, desk: Desk, budget: str, limit: int, now: float) -> None:
         super().__init__(desk, budget, limit, None, now)
         self._seen = Bucket(at=now)
-        """As the truth was last seen."""
-        self._alone = 0
-        """Taken beyond what was held, while the truth was away."""
+        """The shared bucket as it was last seen."""
+        self._unbooked = 0
+        """Amount taken beyond the share while the store was down."""
 
     def remaining(self, now: float) -> float:
-        speed = self.limit / (self._desk.replicas if self._desk.away else 1)
-        return self._open + self.limit - self._seen.drain(speed, now) + EPSILON
+        rate = self.limit / (self._desk.replicas if self._desk.away else 1)
+        return self._prepaid + self.limit - self._seen.drain(rate, now) + EPSILON
 
     def take(self, now: float, amount: int) -> None:
-        if self._desk.away and (beyond := amount - max(0, self._open)) > 0:
+        if self._desk.away and (beyond := amount - max(0, self._prepaid)) > 0:
             self._seen.take(beyond)
-            self._alone += beyond
-            self._open += beyond
+            self._unbooked += beyond
+            self._prepaid += beyond
         super().take(now, amount)
 
     def come_back(self, now: float) -> None:
-        """What was taken meanwhile and has not drained is owed."""
+        """What was taken meanwhile and has not drained yet becomes a debt."""
         used = self._seen.drain(self.limit / self._desk.replicas, now)
-        self._open -= min(self._alone, int(used))
-        self._alone = 0
+        self._prepaid -= min(self._unbooked, int(used))
+        self._unbooked = 0
 
     def _measure(self, now: float, waiting: Sequence[int]) -> tuple[int, int]:
         return super()._measure(now, waiting)[0], 0
 
-    def _ahead(self, wished: int) -> int:
-        return min(wished, self.limit // (AHEAD_PART * self._desk.replicas))
+    def _bounded(self, target: int) -> int:
+        return min(target, self.limit // (PREFETCH_PART * self._desk.replicas))
 
     def _see(self, used: float, now: float) -> None:
-        self._seen.used, self._seen.at = used, now
+        self._seen.used = used
+        self._seen.at = now

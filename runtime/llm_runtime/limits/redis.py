@@ -1,4 +1,4 @@
-"""The truth about minutes in Redis or Valkey: a script for each limit asked about, atomic, on the server's clock."""
+"""Shared limits per minute in Redis or Valkey: one atomic Lua script per budget, on the server's clock."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
@@ -17,7 +17,7 @@ REPLICAS = PREFIX + "replicas"
 TIMEOUT_SECONDS = 1.0
 
 EXCHANGE = """
-local limit, give, need, demand, ahead = unpack(cjson.decode(ARGV[1]))
+local limit, give, need, demand, prefetch = unpack(cjson.decode(ARGV[1]))
 local replicas, minute, caution = unpack(cjson.decode(ARGV[2]))
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -32,7 +32,7 @@ local room = math.floor(limit - used + 1e-6)
 local amount = 0
 if room >= need then
   if room > demand then
-    amount = demand + math.min(ahead, math.floor((room - demand) / (caution * replicas)))
+    amount = demand + math.min(prefetch, math.floor((room - demand) / (caution * replicas)))
   elseif need > 0 then
     amount = math.max(0, room)
   end
@@ -42,7 +42,7 @@ redis.call('HSET', KEYS[1], 'used', string.format('%.17g', used), 'at', string.f
 redis.call('PEXPIRE', KEYS[1], math.ceil(1000 * (used * minute / limit + minute)))
 return {amount, string.format('%.17g', used)}
 """
-"""`exchange.minute`, in the server: a test holds both against each other."""
+"""`exchange.minute` in Lua; a test compares both."""
 
 PRESENCE = """
 local time = redis.call('TIME')
@@ -54,7 +54,7 @@ return {redis.call('ZCARD', KEYS[1]), string.format('%.17g', now)}
 
 
 class RedisStore:
-    """One replica's way to the shared limits in Redis."""
+    """The `Store` in Redis, as one replica sees it."""
 
     name = "Redis"
     lease_seconds = LEASE_SECONDS
@@ -75,7 +75,7 @@ class RedisStore:
         if not asks:
             return []
         try:
-            # Left without its context, a pipeline that fails keeps its place in the pool for good.
+            # Outside of a context, a pipeline that fails never returns its connection to the pool.
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for ask in asks:
                     await cast(
@@ -103,7 +103,7 @@ class RedisStore:
 
 
 async def _again_if_cut(ask: Callable[[], Any]) -> Any:
-    """What `ask` answers, which may happen twice: Redis cuts connections that idle, and all when it restarts."""
+    """The result of `ask`, tried twice: Redis closes idle connections, and all of them when it restarts."""
     try:
         return await ask()
     except exceptions.ConnectionError:
@@ -111,5 +111,5 @@ async def _again_if_cut(ask: Callable[[], Any]) -> Any:
 
 
 def _words(ask: Ask) -> list[str]:
-    amounts = [ask.limit, ask.give, ask.need, ask.demand, ask.ahead]
+    amounts = [ask.limit, ask.give, ask.need, ask.demand, ask.prefetch]
     return [str(amounts), str([ask.replicas, MINUTE_SECONDS, CAUTION])]

@@ -1,7 +1,9 @@
-"""The truth about shared limits in the database: tables `budgets` and `leases`.
+"""Shared limits in the database: tables `budgets` and `leases`.
 
-A transaction locks the rows of the budgets it is about, computes in Python with the same functions that everything
-else uses, and writes back. Budgets are always locked before leases, and in the order of their ids.
+A transaction locks the rows of its budgets (SELECT … FOR UPDATE), computes in Python with the functions of `exchange`,
+and writes back. Budgets are always locked before leases and in the order of their ids, so that two replicas can't
+deadlock. The leases are those of Gray and Cheriton (1989): a replica renews them by its heartbeat, and those of a dead
+one expire, on the database's clock.
 """
 
 import time
@@ -21,7 +23,7 @@ from llm_runtime.limits.bucket import Bucket
 from llm_runtime.limits.exchange import Ask, Grant
 
 PRESENCE = ""
-"""The budget of the row that says that a replica lives."""
+"""Budget of the lease that a replica holds for as long as it lives."""
 KEEP_MINUTE_SECONDS = 3600.0
 KEEP_MONTH_SECONDS = 31 * 86400.0
 CLEAN_ROWS = 1000
@@ -35,7 +37,7 @@ GIVE_BACK = update(budgets).where(budgets.c.id == bindparam("budget")).values(us
 
 
 class SqlStore:
-    """One replica's way to the shared limits in its database."""
+    """The `Store` in a database, as one replica sees it."""
 
     name = "The database"
 
@@ -70,7 +72,7 @@ class SqlStore:
         return Presence(replicas, now)
 
     async def leave(self) -> None:
-        """What is still sealed expires: it may have been asked about in a statement whose answer was lost."""
+        """Remaining leases are left to expire: an exchange whose answer was lost may still change them."""
         mine = delete(leases).where(leases.c.replica == self._replica, leases.c.budget == PRESENCE)
         try:
             async with self._database.begin() as connection:
@@ -79,14 +81,14 @@ class SqlStore:
             raise StoreAway(str(error)) from error
 
     async def _now(self, connection: AsyncConnection) -> float:
-        """The database's clock, which for SQLite is this machine's."""
+        """Time on the database's clock, which for SQLite is this machine's."""
         if self._database.postgres:
             answer = await connection.execute(text("SELECT extract(epoch FROM clock_timestamp())::float8"))
             return float(answer.scalar_one())
         return time.time()
 
     async def _try_exchange(self, asks: Sequence[Ask]) -> list[Grant] | None:
-        """None where a row is missing: creating it here would lock rows out of order."""
+        """None when a row is missing: creating it here would lock rows out of order."""
         names = [ask.budget for ask in asks]
         async with self._database.begin() as connection:
             now = await self._now(connection)
@@ -97,11 +99,11 @@ class SqlStore:
             mine = select(leases.c.budget, leases.c.amount).where(
                 leases.c.replica == self._replica, leases.c.budget.in_(names)
             )
-            sealed = {row.budget: row.amount for row in await connection.execute(mine)}
-            grants = [_grant(known[ask.budget], sealed.get(ask.budget, 0), ask, now) for ask in asks]
+            leased = {row.budget: row.amount for row in await connection.execute(mine)}
+            grants = [_grant(known[ask.budget], leased.get(ask.budget, 0), ask, now) for ask in asks]
             await connection.execute(RAISE, [_row(ask, grant, now) for ask, grant in zip(asks, grants, strict=True)])
-            kept = {ask.budget: grant.sealed for ask, grant in zip(asks, grants, strict=True)}
-            await self._keep(connection, {name: kept[name] for name in names if kept[name] or name in sealed}, now)
+            kept = {ask.budget: grant.leased for ask, grant in zip(asks, grants, strict=True)}
+            await self._keep(connection, {name: kept[name] for name in names if kept[name] or name in leased}, now)
         return grants
 
     async def _create(self, asks: Sequence[Ask]) -> None:
@@ -109,11 +111,11 @@ class SqlStore:
         async with self._database.begin() as connection:
             await connection.execute(self._insert(budgets).on_conflict_do_nothing(), rows)
 
-    async def _keep(self, connection: AsyncConnection, sealed: dict[str, int], now: float) -> None:
-        kept = {name: amount for name, amount in sealed.items() if amount}
+    async def _keep(self, connection: AsyncConnection, leased: dict[str, int], now: float) -> None:
+        kept = {name: amount for name, amount in leased.items() if amount}
         if kept:
             await self._upsert(connection, kept, now)
-        if gone := sorted(set(sealed) - set(kept)):
+        if gone := sorted(set(leased) - set(kept)):
             mine = delete(leases).where(leases.c.replica == self._replica, leases.c.budget.in_(gone))
             await connection.execute(mine)
 
@@ -127,14 +129,14 @@ class SqlStore:
         await connection.execute(insert.on_conflict_do_update(index_elements=["replica", "budget"], set_=change), rows)
 
     async def _renew(self, connection: AsyncConnection, now: float) -> None:
-        """Only what has not expired: that may be on its way back already."""
+        """Renew what has not expired; an expired lease may be on its way back already."""
         mine = leases.c.replica == self._replica
         renewed = update(leases).where(mine, leases.c.expires_at >= now).values(expires_at=now + self.lease_seconds)
         await connection.execute(renewed)
         await self._upsert(connection, {PRESENCE: 0}, now)
 
     async def _reclaim(self, connection: AsyncConnection, now: float) -> None:
-        """Give back what dead replicas kept sealed."""
+        """Return the leases of dead replicas to their budgets."""
         dead = select(leases.c.budget).where(leases.c.expires_at < now, leases.c.budget != PRESENCE).distinct()
         if not (names := list((await connection.execute(dead)).scalars())):
             return
@@ -149,17 +151,17 @@ class SqlStore:
             await connection.execute(GIVE_BACK, rows)
 
     async def _clean(self, connection: AsyncConnection, now: float) -> None:
-        """Forget limits that have long been whole again. Rows in use now are passed by."""
+        """Delete budgets that have long been unused. Rows that are locked now are skipped."""
         old = select(budgets.c.id).where(budgets.c.expires_at < now).order_by(budgets.c.id).limit(CLEAN_ROWS)
         names = list((await connection.execute(old.with_for_update(skip_locked=True))).scalars())
         if names:
             await connection.execute(delete(budgets).where(budgets.c.id.in_(names)))
 
 
-def _grant(bucket: Bucket, sealed: int, ask: Ask, now: float) -> Grant:
+def _grant(bucket: Bucket, leased: int, ask: Ask, now: float) -> Grant:
     if ask.month is None:
         return exchange.minute(bucket, ask, now)
-    return exchange.month(round(bucket.used), sealed, ask)
+    return exchange.month(round(bucket.used), leased, ask)
 
 
 def _row(ask: Ask, grant: Grant, now: float) -> dict[str, object]:

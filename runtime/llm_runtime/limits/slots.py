@@ -1,26 +1,33 @@
-"""Concurrent requests of one caller: so many places, and a queue in which nobody overtakes."""
+"""Concurrent requests of one caller: a fair semaphore with a bounded first-in, first-out queue.
+
+Unlike asyncio's Semaphore, it hands a place over to the first waiter at the moment it becomes free, so that no request
+that comes later can take it; it can be resized, and it estimates when to try again: by Little's law, the queue's length
+times the mean time that a place is held.
+"""
 
 import asyncio
 from collections import deque
 
 MAX_WAITING = 100
-"""Of one caller. Whoever sends more than this at once gains nothing by waiting."""
+"""Longest queue of one caller. A request beyond it would wait in vain."""
 SMOOTHING = 0.2
 """Weight of the latest request in the mean time that a place is held."""
 RETRY_SECONDS = (1.0, 60.0)
+"""Shortest and longest time after which a refused client is told to try again."""
 
 
 class NoPlace(Exception):
-    """All places are taken, and the queue is full or the time to wait is over."""
+    """All places are taken, and the queue is full or the wait timed out."""
 
 
 class Slots:
-    """The places of one caller. `limit` None counts and never makes anybody wait."""
+    """The places of one caller. With `limit` None they are only counted."""
 
     __slots__ = ("_hold_seconds", "_queue", "limit", "running")
 
     def __init__(self, limit: int | None) -> None:
-        self.limit, self.running = limit, 0
+        self.limit = limit
+        self.running = 0
         self._queue: deque[asyncio.Future[None]] = deque()
         self._hold_seconds = RETRY_SECONDS[0]
 
@@ -33,14 +40,14 @@ class Slots:
         return not self.running and not self._queue
 
     def resize(self, limit: int | None) -> None:
-        """A larger limit lets those in at once who wait; a smaller one takes no place away from who has it."""
+        """A larger limit admits waiters at once. A smaller one interrupts no request that runs."""
         self.limit = limit
         self._admit()
 
     async def enter(self, timeout_seconds: float) -> None:
         """Take a place, or wait for one in the order of arrival. Raises `NoPlace`.
 
-        A caller that gives up while it waits leaves no trace, also when it was handed its place at that very moment.
+        A caller that is cancelled while it waits loses no place, even if it was handed one at that moment.
         """
         if self._free() and not self._queue:
             self.running += 1
@@ -59,14 +66,14 @@ class Slots:
             raise
 
     def leave(self, held_seconds: float | None = None) -> None:
-        """Give the place to whoever waits longest. `held_seconds` goes into the estimate of how long others wait."""
+        """Pass the place to the longest waiter. `held_seconds` goes into the estimate of how long others wait."""
         if held_seconds is not None:
             self._hold_seconds += SMOOTHING * (max(0.0, held_seconds) - self._hold_seconds)
         self.running -= 1
         self._admit()
 
     def retry_after_seconds(self) -> float:
-        """When one more is likely to find a place: those before it, at the pace of late."""
+        """Estimated seconds until a new request finds a place."""
         shortest, longest = RETRY_SECONDS
         turns = (len(self._queue) + 1) / (self.limit or 1)
         return min(longest, max(shortest, turns * self._hold_seconds))
@@ -78,7 +85,7 @@ class Slots:
         while self._queue and self._free():
             place = self._queue.popleft()
             if not place.done():
-                # The place changes hands here: nobody who comes before the waiter wakes can take it.
+                # Handed over here: a request that comes before the waiter wakes can't take it.
                 self.running += 1
                 place.set_result(None)
 

@@ -20,10 +20,10 @@ class NamedForm(Tagged):
         self, name: str, *, section: tuple[str, str] = ("", ""), begin: str, call: tuple[str, str, str],
         head: str, end: str,
     ) -> None:  # fmt: skip
-        """`section` has the words around all calls, `begin` and `end` are those of a call.
+        """The words that a model writes around calls.
 
-        `call` is what a model writes before the name, before the arguments, and after them. `head` is a regular
-        expression for everything that is accepted before the arguments.
+        `section`: the first and last word around all calls; `begin` and `end`: around one call. `call`: what it writes
+        before the name, and before and after the arguments; `head`: a regular expression for what may precede these.
         """
         self.name = name
         self._section = section

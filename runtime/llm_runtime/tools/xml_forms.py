@@ -19,11 +19,11 @@ class XmlForm(Tagged):
         self, name: str, *, openings: tuple[str, ...], head: tuple[str, str], argument: tuple[str, str, str], end: str,
         section: tuple[str, str] = ("", ""), between: str = "\n", loose: bool = False,
     ) -> None:  # fmt: skip
-        """The texts that a model writes.
+        """The words that a model writes around calls.
 
-        `head` is before and after the name; `argument` before, between and after key and value; `section` around all
-        calls. White space in them matches any white space. `loose`: the first word of the head and the last one of the
-        end may be missing.
+        `head`: before and after the name; `argument`: before, between and after key and value; `section`: around all
+        calls. Where these have white space, the model may write other white space. `loose`: it may leave out the first
+        word of the head and the last of the end.
         """
         self.name = name
         self._argument = argument

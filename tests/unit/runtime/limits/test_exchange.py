@@ -16,7 +16,7 @@ wishes = st.tuples(
     st.integers(0, 60),  # needs
     st.integers(0, 60),  # and others wait for so many
     st.integers(0, 100),  # ahead
-    st.integers(0, 100),  # sealed
+    st.integers(0, 100),  # leased
 )
 
 
@@ -25,10 +25,10 @@ def test_three_replicas_never_use_more_than_a_months_limit_also_when_one_dies(
     limit: int, wishes: list[tuple[int, ...]], dies: int
 ) -> None:
     used, spent = 0, 0
-    held, sealed, dead = [0, 0, 0], [0, 0, 0], set[int]()
+    held, leased, dead = [0, 0, 0], [0, 0, 0], set[int]()
     for number, (replica, use, give, need, more, ahead, seal) in enumerate(wishes):
         if number == dies:
-            used -= sealed[0]  # Its lease expires.
+            used -= leased[0]  # Its lease expires.
             dead.add(0)
         if replica in dead:
             continue
@@ -38,28 +38,28 @@ def test_three_replicas_never_use_more_than_a_months_limit_also_when_one_dies(
         back = min(give, held[replica])
         held[replica] -= back
         ask = Ask("k", limit, NOVEMBER, back, need, need + more, ahead, seal, replicas=3)
-        grant = month(used, sealed[replica], ask)
+        grant = month(used, leased[replica], ask)
         held[replica] += grant.amount
-        used, sealed[replica] = int(grant.used), grant.sealed
+        used, leased[replica] = int(grant.used), grant.leased
         living = [r for r in range(3) if r not in dead]
-        assert spent + sum(held[r] for r in living) + sum(sealed[r] for r in living) <= used <= limit
+        assert spent + sum(held[r] for r in living) + sum(leased[r] for r in living) <= used <= limit
         assert grant.amount == 0 or grant.amount >= need
     assert spent <= limit
 
 
-def test_what_was_used_without_a_grant_is_booked_beyond_the_limit_and_from_the_sealed_part_first() -> None:
-    grant = month(90, 20, Ask("k", 100, NOVEMBER, give=-50, seal=20))
-    assert (grant.used, grant.sealed, grant.amount) == (120, 0, 0)
+def test_what_was_used_without_a_grant_is_booked_beyond_the_limit_and_from_the_leased_part_first() -> None:
+    grant = month(90, 20, Ask("k", 100, NOVEMBER, give=-50, lease=20))
+    assert (grant.used, grant.leased, grant.amount) == (120, 0, 0)
 
 
-def test_sealed_tokens_serve_their_replica_when_the_months_limit_is_used_up() -> None:
-    grant = month(100, 20, Ask("k", 100, NOVEMBER, need=15, demand=15, seal=5))
-    assert (grant.used, grant.sealed, grant.amount) == (100, 5, 15)
+def test_leased_tokens_serve_their_replica_when_the_months_limit_is_used_up() -> None:
+    grant = month(100, 20, Ask("k", 100, NOVEMBER, need=15, demand=15, lease=5))
+    assert (grant.used, grant.leased, grant.amount) == (100, 5, 15)
 
 
 def test_near_the_end_everybody_gets_exactly_what_is_asked() -> None:
-    assert month(90, 0, Ask("k", 100, NOVEMBER, need=5, demand=5, ahead=50, replicas=3)).amount == 5
-    assert month(10, 0, Ask("k", 100, NOVEMBER, need=5, demand=5, ahead=50, replicas=3)).amount == 5 + 85 // 6
+    assert month(90, 0, Ask("k", 100, NOVEMBER, need=5, demand=5, prefetch=50, replicas=3)).amount == 5
+    assert month(10, 0, Ask("k", 100, NOVEMBER, need=5, demand=5, prefetch=50, replicas=3)).amount == 5 + 85 // 6
 
 
 @given(limit=st.integers(1, 300), wishes=st.lists(wishes, max_size=40))

@@ -19,7 +19,7 @@ class Desk:
         self.away, self.replicas = False, 3
         self.wanted: set[str] = set()
 
-    def sealed_is_ours(self, now: float) -> bool:
+    def leases_are_valid(self, now: float) -> bool:
         return True
 
     def want(self, lease: Lease, *, urgent: bool = False) -> None:
@@ -36,7 +36,7 @@ class Desk:
 async def test_a_month_is_never_exceeded_whatever_is_lost_on_the_way(seed: int) -> None:
     chance, limit = random.Random(seed), random.Random(seed).choice([50, 500, 5000])
     leases = [SharedMonth(Desk(), "key/month", limit, NOVEMBER, 0.0) for _ in range(3)]
-    used, sealed, spent, now = 0, [0, 0, 0], 0, 0.0
+    used, leased, spent, now = 0, [0, 0, 0], 0, 0.0
     running: list[tuple[SharedMonth, int]] = []
 
     for _ in range(600):
@@ -54,21 +54,21 @@ async def test_a_month_is_never_exceeded_whatever_is_lost_on_the_way(seed: int) 
             holder.give(now, unused)
             spent -= unused
         elif chance.random() < 0.05:
-            used, sealed[number] = used - sealed[number], 0  # Its lease expired; it does not know.
+            used, leased[number] = used - leased[number], 0  # Its lease expired; it does not know.
         else:
             if chance.random() < 0.7:
                 lease.ask(amount)
             if ask := lease.plan(now):
                 arrived, answered = chance.random() < 0.9, chance.random() < 0.9
                 if arrived:
-                    grant = month(used, sealed[number], ask)
-                    used, sealed[number] = int(grant.used), grant.sealed
+                    grant = month(used, leased[number], ask)
+                    used, leased[number] = int(grant.used), grant.leased
                     if answered:
                         lease.accept(ask, grant, now)
                 if not (arrived and answered):
                     lease.fail(ask)
         held = sum(int(lease.room(now)) for lease in leases)
-        assert spent + held + sum(sealed) <= used <= limit
+        assert spent + held + sum(leased) <= used <= limit
 
 
 async def test_those_who_wait_are_answered_together_and_the_next_plan_asks_for_the_rest() -> None:
@@ -99,7 +99,7 @@ async def test_more_is_fetched_before_what_is_held_runs_out() -> None:
     lease.ask(10)
     ask = lease.plan(0.0)
     assert ask
-    assert ask.ahead == 80
+    assert ask.prefetch == 80
     lease.accept(ask, Grant(90, 90), 0.0)
     desk.wanted.clear()
     for _ in range(5):

@@ -46,7 +46,7 @@ async def used(database: Database) -> dict[str, float]:
         return {row.id: row.used for row in await connection.execute(select(budgets.c.id, budgets.c.used))}
 
 
-async def sealed(database: Database) -> int:
+async def leased(database: Database) -> int:
     async with database.begin() as connection:
         return sum((await connection.execute(select(leases.c.amount))).scalars())
 
@@ -137,8 +137,8 @@ async def test_everything_unused_is_given_back_at_the_end(database: Database) ->
         for _ in range(300):
             (await limits.admit(who, 100)).settle(60)
             await asyncio.sleep(0.001)
-        assert await sealed(database) > 0
-    assert await sealed(database) == 0
+        assert await leased(database) > 0
+    assert await leased(database) == 0
     figures = await used(database)
     assert figures[f"key/tokens_per_month/{month_name()}"] == 300 * 60
     assert figures["key/requests_per_minute"] <= 300
@@ -158,13 +158,13 @@ async def test_what_lies_idle_goes_back_to_the_others(database: Database) -> Non
             await asyncio.sleep(0.05)
             ahead += 1.0
         assert await used(database) == {f"key/tokens_per_month/{month_name()}": 500}
-        assert await sealed(database) == 0
+        assert await leased(database) == 0
 
 
-async def test_what_a_dead_replica_kept_sealed_goes_back_when_its_lease_expires(database: Database) -> None:
+async def test_what_a_dead_replica_had_leased_goes_back_when_its_lease_expires(database: Database) -> None:
     dead, living, month = SqlStore(database), SqlStore(database), month_of(time.time())
     await dead.heartbeat()
-    grants = await dead.exchange([Ask("key/x", 1000, month, need=10, demand=10, ahead=20, seal=100)])
+    grants = await dead.exchange([Ask("key/x", 1000, month, need=10, demand=10, prefetch=20, lease=100)])
     assert grants == [Grant(30, 130, 100)]
     assert (await living.heartbeat()).replicas == 2
     assert (await used(database))["key/x"] == 130
@@ -172,7 +172,7 @@ async def test_what_a_dead_replica_kept_sealed_goes_back_when_its_lease_expires(
         await connection.execute(update(leases).where(leases.c.amount > 0).values(expires_at=0))
     await living.heartbeat()
     assert (await used(database))["key/x"] == 30
-    # The dead one was only asleep: it learns that nothing is sealed for it any more.
+    # The dead one was only asleep: it learns that nothing is leased for it any more.
     assert await dead.exchange([Ask("key/x", 1000, month, need=10, demand=10)]) == [Grant(10, 40, 0)]
 
 

@@ -1,0 +1,1 @@
+"""How readable the code is: `python -m habits` judges it in `make check`, `habits.figures` prints a table."""

@@ -1,0 +1,55 @@
+"""The map of docs/architecture.md: each module with its docstring's summary. `python -m habits.map` writes it again."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+
+from habits.code import ROOT, Source, sources
+
+PAGE = ROOT / "docs" / "architecture.md"
+BEGIN = "<!-- map: made by `PYTHONPATH=hack python -m habits.map`; do not edit -->\n"
+END = "<!-- end of map -->\n"
+PARTS = ("operator", "runtime", "hack", "bench")
+
+
+def main() -> None:
+    """Write the map into the page."""
+    PAGE.write_text(updated(PAGE.read_text()))
+
+
+def updated(page: str) -> str:
+    """`page` with the map as the code is now."""
+    before, _, rest = page.partition(BEGIN)
+    return before + BEGIN + "\n" + "\n".join(lines()) + "\n" + END + rest.partition(END)[2]
+
+
+def lines() -> Iterator[str]:
+    folders: dict[str, list[Source]] = defaultdict(list)
+    for part in PARTS:
+        for file in sources(part):
+            if "migrations" not in file.path.parts:
+                folders[str(file.path.parent.relative_to(ROOT))].append(file)
+    for folder, files in sorted(folders.items(), key=lambda item: (PARTS.index(item[0].split("/")[0]), item[0])):
+        own = next((summary(file) for file in files if file.path.stem == "__init__"), "")
+        yield f"### {folder}/\n"
+        if own:
+            yield f"{own}\n"
+        yield "| module | what for |\n| --- | --- |"
+        yield from (f"| `{file.path.stem}` | {summary(file)} |" for file in files if file.path.stem != "__init__")
+        yield ""
+
+
+def summary(file: Source) -> str:
+    """The docstring's first paragraph on one line."""
+    text = (ast.get_docstring(file.tree) or "").split("\n\n")[0]
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def stale_map() -> Iterator[str]:
+    """Each module stands on the map, and each name on it exists: it is what the code says."""
+    if PAGE.read_text() != updated(PAGE.read_text()):
+        yield "docs/architecture.md: the map is out of date: run hack/generate"
+
+
+if __name__ == "__main__":
+    main()
