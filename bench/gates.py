@@ -284,7 +284,7 @@ def cells() -> list[Cell]:
     found += [Cell("latency", "lognormal", world, "steps") for world in worlds]
     found += [Cell("latency", kind, "drift", "steps") for kind in ("heavy tail", "bimodal")]
     found += [Cell("latency", "autocorrelated", "bursts", "busy"), Cell("errors", "lognormal", "steady", "day")]
-    return found + [Cell("latency", "lognormal", "drift", "day"), Cell("latency", "autocorrelated", "steady", "day")]
+    return [*found, Cell("latency", "lognormal", "drift", "day"), Cell("latency", "autocorrelated", "steady", "day")]
 
 
 def spread(counts: list[int]) -> list[int]:
