@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm_operator.plans.evidence import clumps, odds, trials
-from llm_operator.plans.evidence.buckets import NEARLY
+from llm_operator.plans.evidence.buckets import HALF, NEARLY
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MORE, LESS = np.array(odds.MORE), np.array(odds.LESS)
@@ -206,7 +206,7 @@ class LatencyTrials:
             over = 1 - reference[each, inside - 1] / samples[:, 0]
             under = 1 - reference[each, inside] / samples[:, 0]
             wanted = 1 - trials.QUANTILE
-            nearer = (under > 0) & (np.log(wanted / under) < np.log(over / wanted))
+            nearer = (over > HALF) | ((under > 0) & (np.log(wanted / under) < np.log(over / wanted)))
         found = np.where(nearer, inside, inside - 1)
         return np.where(above == 0, 0, np.where(above >= finite, finite - 1, found))
 

@@ -63,7 +63,7 @@ def write(new: Sequence[Run], folder: Path = FOLDER) -> Path:
     (folder / JSON).write_text(
         json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
-    for old in folder.glob("*.svg"):
+    for old in folder.glob("peers-*.svg"):
         old.unlink()
     images = plots.draw(runs, folder)
     (folder / PAGE).write_text(page(runs, images), encoding="utf-8")

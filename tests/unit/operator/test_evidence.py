@@ -180,6 +180,13 @@ def test_buckets_of_two_runtimes_are_compared_by_the_bounds_that_each_has() -> N
     assert (Buckets() + counted(values)).samples == 4
 
 
+def test_the_95th_percentile_is_looked_for_where_there_are_samples_on_both_sides() -> None:
+    assert Buckets.of({0.1: 0.0, 0.2: 90.0, 0.4: 94.0, 0.8: 99.0, inf: 100.0}).near(0.95) == 0.4
+    assert Buckets.of({0.1: 0.0, 0.2: 100.0, inf: 100.0}).near(0.95) == 0.2
+    assert Buckets.of({0.1: 0.0, 0.2: 0.0, inf: 100.0}).near(0.95) == 0.2
+    assert Buckets.of({0.1: 100.0, 0.2: 100.0, inf: 100.0}).near(0.95) == 0.1
+
+
 def test_equal_versions_stay_in_play_however_often_one_looks() -> None:
     """100 roll-outs of 200 looks each at the allowed limit itself, the hardest: at most a handful fail at 1 %."""
     failed = 0

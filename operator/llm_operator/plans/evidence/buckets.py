@@ -10,6 +10,9 @@ NEARLY = 1 + 1e-9
 """Bounds are products of floats: two that differ by less are one."""
 
 
+HALF = 0.5
+
+
 @dataclass(frozen=True)
 class Buckets:
     """Samples up to each upper bound, cumulative, bounds in order."""
@@ -54,7 +57,7 @@ class Buckets:
         return Buckets(self.bounds, tuple(each / 2 for each in self.upto))
 
     def near(self, quantile: float) -> float:
-        """The finite bound whose share of samples beyond it is nearest to 1 - quantile."""
+        """The finite bound whose share of samples beyond it is nearest to 1 - quantile, and no more than a half."""
         finite = len(self.bounds) - (self.bounds[-1] == inf)
         above = bisect_left(self.upto, quantile * self.samples, 0, finite)
         if above >= finite:
@@ -63,5 +66,5 @@ class Buckets:
             return self.bounds[0]
         wanted, over = 1 - quantile, 1 - self.upto[above - 1] / self.samples
         under = 1 - self.upto[above] / self.samples
-        nearer = under > 0 and log(wanted / under) < log(over / wanted)
+        nearer = over > HALF or (under > 0 and log(wanted / under) < log(over / wanted))
         return self.bounds[above if nearer or above == finite else above - 1]
