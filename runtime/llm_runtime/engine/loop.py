@@ -89,7 +89,7 @@ class StepLoop:
         while not self._inbox.empty():
             self._carry_out(self._inbox.get())
 
-    def _carry_out(self, command: Command | Callable[[], None]) -> None:  # noqa: C901 (a case for each command)
+    def _carry_out(self, command: Command | Callable[[], None]) -> None:
         match command:
             case Submit():
                 self._submit(command)
