@@ -69,7 +69,7 @@ def broken(number: int) -> Json:
         ("LLMDeployment", {"model": {"mlflow": {"name": "there", "alias": "champion", "connection": "nowhere"}}}),
         ("LLMDeployment", {"model": there, "pod": {"priorityClassName": "system-node-critical"}}),
         ("LLMDeployment", {"model": model, "database": {"secretRef": {"name": "absent", "key": "url"}}}),
-        ("LLMDeployment", {"model": {"uri": "hf://a/b@main", "credentialsSecretRef": {"name": "absent"}}}),
+        ("LLMDeployment", {"model": {"uri": f"hf://a/b@{0:040d}", "credentialsSecretRef": {"name": "absent"}}}),
         ("ApiKey", {"owner": "o", "deployments": [f"absent-{number}"]}),
         ("ApiKey", {"owner": "o", "selector": {"matchLabels": {"team": "nobody"}}}),
         ("ApiKey", {"owner": "o", "deployments": ["bot"], "secretName": "taken"}),

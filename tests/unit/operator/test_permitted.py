@@ -125,8 +125,8 @@ async def test_an_adapter_of_a_connection_that_is_not_for_the_namespace_is_not_f
     await look(world)
     assert world.condition("AdaptersReady")["reason"] == REFUSED
     assert world.condition("Ready")["status"] == "True"
-    file = keys.decode(world.cluster.objects["Secret", NAMESPACE, "bot-keys"], contract.ADAPTERS_FILE) or ""
-    assert "password" not in file
+    secret = world.cluster.objects["Secret", NAMESPACE, "bot-adapters"]
+    assert keys.decode(secret, contract.REGISTRIES_FILE) == "{}"
 
 
 async def test_the_poll_wakes_what_is_shut_out_or_let_in_and_not_what_is_known() -> None:
