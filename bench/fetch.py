@@ -48,7 +48,7 @@ if who == "download_artifacts":
     call = lambda: download_artifacts(uri, dst_path=out)
 elif who == "llm-runtime fetch":
     from llm_runtime.contract import ModelConfig
-    from llm_runtime.models.fetch import fetch
+    from llm_runtime.fetching.fetch import fetch
     call = lambda: fetch(ModelConfig(name="x", uri=uri), Path(out))
 else:
     from bench.bare import read_all

@@ -27,12 +27,16 @@ from llm_operator.plans.evidence import Buckets, Counts, ErrorTrial, LatencyTria
 Array = np.ndarray[Any, np.dtype[Any]]
 Random = np.random.Generator
 
-ALLOWED_RATIO, ALLOWED_RATE, USUAL_RATE, LEAST = 1.3, 0.01, 0.005, 50
+ALLOWED_RATIO = 1.3
+ALLOWED_RATE = 0.01
+USUAL_RATE = 0.005
+LEAST = 50
 TAIL = 0.05
 FINE = (*(0.005 * 1.05**step for step in range(193)), inf)
 COARSE = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, inf)
 """What the runtime counted by before, and the judge before judged by."""
-RULES, HOLD_SECONDS = Rules(least=LEAST), 60
+RULES = Rules(least=LEAST)
+HOLD_SECONDS = 60
 PERCENTILES = 101
 LOOKS_TOGETHER = 60_000
 """How many looks of roll-outs are in memory at once."""
@@ -56,10 +60,12 @@ class Design:
 
     def rates(self) -> tuple[Array, Array]:
         """Requests a second of both sides, by look."""
-        own, other = np.full(self.looks, self.candidate), np.full(self.looks, self.stable)
+        own = np.full(self.looks, self.candidate)
+        other = np.full(self.looks, self.stable)
         if self.later is not None:
             half = self.looks // 2
-            own[half:], other[half:] = self.later, self.stable + self.candidate - self.later
+            own[half:] = self.later
+            other[half:] = self.stable + self.candidate - self.later
         return own, other
 
 
@@ -139,7 +145,8 @@ def drift(random: Random, looks: int) -> Array:
 def spells(random: Random, looks: int, seconds: float, length: float, part: float) -> Array:
     """Looks within spells of `length` seconds on average, a share `part` of all the time."""
     stay = np.exp(-seconds / length)
-    inside, found = random.random() < part, np.zeros(looks, bool)
+    inside = random.random() < part
+    found = np.zeros(looks, bool)
     for index in range(looks):
         if random.random() > stay:
             inside = random.random() < part
@@ -149,8 +156,11 @@ def spells(random: Random, looks: int, seconds: float, length: float, part: floa
 
 def requests(random: Random, design: Design, cell: Cell, slower: float, rate: float) -> list[Side]:
     """Both sides of one roll-out: the candidate's first."""
-    looks, world = design.looks, cell.world
-    common, failures, busy = np.ones(looks), np.zeros(looks), np.ones(looks)
+    looks = design.looks
+    world = cell.world
+    common = np.ones(looks)
+    failures = np.zeros(looks)
+    busy = np.ones(looks)
     if world == "drift":
         common = drift(random, looks)
     if world in ("bursts", "incidents"):
@@ -194,13 +204,15 @@ Ended = tuple[str, int]
 
 def ours(rollouts: list[list[Side]], design: Design, gate: str, stops: bool) -> list[Ended]:
     """Today's gates on many roll-outs. `stops`: a roll-out ends at the first look that passes, after 60 s."""
-    rows, looks = len(rollouts), design.looks
+    rows = len(rollouts)
+    looks = design.looks
     ended: list[Ended | None] = [None] * rows
     judge: Callable[[int], tuple[Array, Array]]
     if gate == "latency":
         by_latency = LatencyTrials(rows, ALLOWED_RATIO, RULES, FINE)
         own, other = (np.array([counted(sides[who], looks, FINE) for sides in rollouts]) for who in (0, 1))
-        count, judge = own[:, :, -1].cumsum(axis=1), lambda look: by_latency.look(own[:, look], other[:, look])
+        count = own[:, :, -1].cumsum(axis=1)
+        judge = lambda look: by_latency.look(own[:, look], other[:, look])  # noqa: E731
     else:
         by_errors = ErrorTrials(rows, ALLOWED_RATE, RULES)
         both = [np.array([errors(sides[who], looks) for sides in rollouts]) for who in (0, 1)]
@@ -217,7 +229,8 @@ def operators(sides: list[Side], design: Design, gate: str, stops: bool) -> Ende
     """The same by the operator's own code."""
     # The two ratios that decide; the others are only for the interval.
     ratios = (ALLOWED_RATIO, ALLOWED_RATIO * 1.5)
-    late, wrong = LatencyTrial(ALLOWED_RATIO, RULES, ratios=ratios), ErrorTrial(ALLOWED_RATE, RULES)
+    late = LatencyTrial(ALLOWED_RATIO, RULES, ratios=ratios)
+    wrong = ErrorTrial(ALLOWED_RATE, RULES)
     counts = [counted(side, design.looks, FINE).astype(float).tolist() for side in sides]
     failed = [np.array(errors(side, design.looks), float).T.tolist() for side in sides]
     seen = 0
@@ -247,7 +260,9 @@ def earlier(sides: list[Side], design: Design, gate: str) -> Ended:
 
 def p95(upto: Array) -> Array:
     """By look, as Prometheus' histogram_quantile."""
-    looks, rank, bounds = np.arange(len(upto)), 0.95 * upto[:, -1], np.array([0, *COARSE[:-1]])
+    looks = np.arange(len(upto))
+    rank = 0.95 * upto[:, -1]
+    bounds = np.array([0, *COARSE[:-1]])
     index = np.minimum((upto < rank[:, None]).sum(axis=1), len(COARSE) - 2)
     beneath = np.where(index > 0, upto[looks, index - 1], 0)
     inside = np.maximum(upto[looks, index] - beneath, 1)
@@ -261,20 +276,26 @@ def fixed(sides: list[Side], gate: str) -> Ended:
     if len(own.look) < FIXED:
         return "Inconclusive", len(own.look)
     other = sides[1].look <= own.look[FIXED - 1]
-    mine, theirs = own.seconds[:FIXED], sides[1].seconds[other]
+    mine = own.seconds[:FIXED]
+    theirs = sides[1].seconds[other]
     if gate == "latency":
         if not len(theirs):
             return "Inconclusive", FIXED
         late = float(np.quantile(theirs, 1 - TAIL))
-        share, usual, pairs = float((mine > ALLOWED_RATIO * late).mean()), TAIL, 1 / FIXED + 1 / len(theirs)
+        share = float((mine > ALLOWED_RATIO * late).mean())
+        usual = TAIL
+        pairs = 1 / FIXED + 1 / len(theirs)
     else:
-        share, usual, pairs = float(own.failed[:FIXED].mean()), ALLOWED_RATE, 1 / FIXED
+        share = float(own.failed[:FIXED].mean())
+        usual = ALLOWED_RATE
+        pairs = 1 / FIXED
     return ("Failed" if share > usual + FIXED_Z * sqrt(usual * (1 - usual) * pairs) else "Passed"), FIXED
 
 
 def cells() -> list[Cell]:
     """All that is simulated."""
-    worlds, failing = ("drift", "bursts", "own spells"), ("steady", "clumps", "incidents")
+    worlds = ("drift", "bursts", "own spells")
+    failing = ("steady", "clumps", "incidents")
     found = [Cell("latency", kind, "steady", "hold", 2) for kind in LATENCIES]
     found += [Cell("latency", "lognormal", world, "hold", 2) for world in worlds]
     found += [Cell("errors", "lognormal", world, "busy", 3) for world in failing]
@@ -296,7 +317,8 @@ def spread(counts: list[int]) -> list[int]:
 
 def simulate(cell: Cell, rollouts: int) -> dict[str, Any]:
     """One row: shares of roll-outs that each judge takes back, and after how many requests."""
-    design, stops = DESIGNS[cell.design], cell.worse != 1
+    design = DESIGNS[cell.design]
+    stops = cell.worse != 1
     failing = 0.0 if cell.gate == "latency" else ALLOWED_RATE * cell.worse if stops else USUAL_RATE
     slower = cell.worse if cell.gate == "latency" else 1.0
     ended: dict[str, list[Ended]] = {"ours": [], "earlier": [], "fixed": []}
@@ -370,7 +392,8 @@ def write(rows: list[dict[str, Any]]) -> None:
 
 
 PLOT = "gates.svg"
-MOST_EQUAL, LEAST_WORSE = 0.01, 0.95
+MOST_EQUAL = 0.01
+LEAST_WORSE = 0.95
 TITLES = {"ours": "ours", "earlier": "before", "fixed": "fixed"}
 
 
@@ -411,7 +434,8 @@ def page(record: dict[str, Any]) -> str:
         for row in record["rows"]:
             if (row["worse"] == 1) != equal:
                 continue
-            name, judges = named(row), [row[judge] for judge in TITLES]
+            name = named(row)
+            judges = [row[judge] for judge in TITLES]
             if equal:
                 lines.append((name, *(f"{each['taken_back']:.1%}" for each in judges)))
             else:

@@ -12,12 +12,14 @@ from llm_operator.plans.evidence import clumps, odds, trials
 from llm_operator.plans.evidence.buckets import HALF, NEARLY
 
 Array = np.ndarray[Any, np.dtype[Any]]
-MORE, LESS = np.array(odds.MORE), np.array(odds.LESS)
+MORE = np.array(odds.MORE)
+LESS = np.array(odds.LESS)
 
 
 def costs(grid: Array, share: Array) -> Array:
     """As odds.cost."""
-    return np.log1p(np.multiply.outer(share, grid - 1))
+    found: Array = np.log1p(np.multiply.outer(share, grid - 1))
+    return found
 
 
 def mixed(scores: Array, clumping: Array) -> Array:
@@ -45,7 +47,8 @@ class Clumps:
             half = clumps.MOST_BLOCKS // 2
             self.sums[:, full, :half] = self.sums[:, full].reshape(3, len(full), half, 2).sum(axis=3)
             self.sums[:, full, half:] = 0
-            self.blocks[full], self.looks[full] = half, self.looks[full] * 2
+            self.blocks[full] = half
+            self.looks[full] = self.looks[full] * 2
 
     def factor(self, unit: Array) -> Array:
         """As clumps.Clumps.factor."""
@@ -66,11 +69,13 @@ class Pairs:
     """As trials.Pairs: requests and bad ones of both sides."""
 
     def __init__(self, rows: int) -> None:
-        self.sums, self.clumps = np.zeros((4, rows)), Clumps(rows)
+        self.sums = np.zeros((4, rows))
+        self.clumps = Clumps(rows)
 
     def add(self, rows: Array, n: Array, bad: Array, others: Array, others_bad: Array) -> None:
         """One look of the chosen roll-outs."""
-        total, all_bad = n + others, bad + others_bad
+        total = n + others
+        all_bad = bad + others_bad
         weight = n * others / total
         with np.errstate(all="ignore"):
             chance = np.where(total > 1, all_bad * (total - all_bad) * weight / (total * (total - 1)), 0.0)
@@ -81,7 +86,9 @@ class Pairs:
         """As trials.Pairs.clumping."""
         n, bad, others, others_bad = self.sums
         with np.errstate(all="ignore"):
-            own, other, both = bad / n, others_bad / others, (bad + others_bad) / (n + others)
+            own = bad / n
+            other = others_bad / others
+            both = (bad + others_bad) / (n + others)
             equal = both * (1 - both) * (1 / n + 1 / others)
             unit = (own * (1 - own) / n + other * (1 - other) / others) / equal
         return np.where(np.isfinite(unit) & (n > 0), self.clumps.factor(np.nan_to_num(unit)), 1.0)
@@ -91,14 +98,18 @@ class Shared:
     """As trials.Shared."""
 
     def __init__(self, rows: int, grid: Array) -> None:
-        self.grid, self.count, self.taken = grid, np.zeros(rows), np.zeros((rows, len(grid)))
+        self.grid = grid
+        self.count = np.zeros(rows)
+        self.taken = np.zeros((rows, len(grid)))
 
     def add(self, rows: Array, n: Array, bad: Array, others: Array, others_bad: Array) -> None:
         """One look of the chosen roll-outs."""
         all_bad = bad + others_bad
-        all_good, share = n + others - all_bad, n / (n + others)
+        all_good = n + others - all_bad
+        share = n / (n + others)
         few = all_bad <= all_good
-        counts, totals = np.where(few, bad, bad - n), np.where(few, all_bad, all_good)
+        counts = np.where(few, bad, bad - n)
+        totals = np.where(few, all_bad, all_good)
         both = (all_bad > 0) & (all_good > 0)
         taken = np.where(few[:, None], costs(self.grid, share), costs(1 / self.grid, share)) * totals[:, None]
         self.count[rows] += np.where(both, counts, 0)
@@ -113,9 +124,13 @@ class ErrorTrials:
     """As trials.ErrorTrial, beside a stable with traffic."""
 
     def __init__(self, rows: int, allowed: float, rules: trials.Rules) -> None:
-        self.allowed, self.rules = allowed, rules
-        self.sums, self.waiting = np.zeros((4, rows)), np.zeros((4, rows))
-        self.clumps, self.pairs, self.shared = Clumps(rows), Pairs(rows), Shared(rows, MORE)
+        self.allowed = allowed
+        self.rules = rules
+        self.sums = np.zeros((4, rows))
+        self.waiting = np.zeros((4, rows))
+        self.clumps = Clumps(rows)
+        self.pairs = Pairs(rows)
+        self.shared = Shared(rows, MORE)
 
     def look(self, n: Array, bad: Array, others: Array, others_bad: Array) -> tuple[Array, Array]:
         """One look of all; who fails now, and who passes."""
@@ -140,7 +155,8 @@ class ErrorTrials:
 
         def sure(grid: Array, limit: float, error: float) -> Array:
             scores = bad[:, None] * np.log(grid) - n[:, None] * costs(grid, np.array(limit))
-            return mixed(scores, clumping) >= -np.log(error)
+            found: Array = mixed(scores, clumping) >= -np.log(error)
+            return found
 
         worse = self.shared.evidence(self.pairs.clumping()) >= -np.log(self.rules.false_alarm)
         worse |= self.pairs.sums[0] < n / 2
@@ -154,7 +170,8 @@ class LatencyTrials:
     """As trials.LatencyTrial, beside a stable with traffic, for the two ratios that decide."""
 
     def __init__(self, rows: int, allowed: float, rules: trials.Rules, bounds: tuple[float, ...]) -> None:
-        self.rules, finite = rules, bounds[:-1]
+        self.rules = rules
+        finite = bounds[:-1]
         self.ratios = (allowed, allowed * trials.SLACK)
         self.late = [[bisect_left(bounds, ratio * each / NEARLY) for each in finite] for ratio in (1.0, *self.ratios)]
         self.maybe = [
@@ -162,8 +179,12 @@ class LatencyTrials:
         ]
         self.late_table, self.maybe_table = (np.minimum(np.array(t), len(finite)) for t in (self.late, self.maybe))
         self.own, self.stable, self.reference = (np.zeros((rows, len(bounds))) for _ in range(3))
-        self.samples, self.others, self.excess = np.zeros(rows), np.zeros(rows), np.zeros(rows)
-        self.pairs, self.more, self.less = Pairs(rows), Shared(rows, MORE), Shared(rows, LESS)
+        self.samples = np.zeros(rows)
+        self.others = np.zeros(rows)
+        self.excess = np.zeros(rows)
+        self.pairs = Pairs(rows)
+        self.more = Shared(rows, MORE)
+        self.less = Shared(rows, LESS)
 
     def look(self, own: Array, stable: Array) -> tuple[Array, Array]:
         """One look of all, samples up to each bound; who fails now, and who passes."""
@@ -182,26 +203,34 @@ class LatencyTrials:
         return self.state()
 
     def _beside(self, rows: Array) -> None:
-        reference, own, stable = self.reference[rows], self.own[rows], self.stable[rows]
-        near, each = self._near(reference), np.arange(len(rows))
+        reference = self.reference[rows]
+        own = self.own[rows]
+        stable = self.stable[rows]
+        near = self._near(reference)
+        each = np.arange(len(rows))
 
         def beyond(histogram: Array, index: Array) -> Array:
             return histogram[:, -1] - histogram[each, index]
 
-        n, total = own[:, -1], own[:, -1] + stable[:, -1]
-        share, others = n / total, beyond(stable, near)
+        n = own[:, -1]
+        total = own[:, -1] + stable[:, -1]
+        share = n / total
+        others = beyond(stable, near)
         mine = (beyond(own, self.late_table[0][near]) + beyond(own, self.maybe_table[0][near])) / 2
         self.pairs.add(rows, n, mine, stable[:, -1], others)
-        surely, maybe = beyond(own, self.late_table[1][near]), beyond(own, self.maybe_table[1][near])
+        surely = beyond(own, self.late_table[1][near])
+        maybe = beyond(own, self.maybe_table[1][near])
         self.excess[rows] += (surely + maybe) / 2 * (1 - share) - others * share
         self.more.add(rows, n, surely, stable[:, -1], others)
         self.less.add(rows, n, beyond(own, self.maybe_table[2][near]), stable[:, -1], others)
 
     def _near(self, reference: Array) -> Array:
         """As Buckets.near, its index."""
-        samples, finite = reference[:, -1:], reference.shape[1] - 1
+        samples = reference[:, -1:]
+        finite = reference.shape[1] - 1
         above = (reference[:, :finite] < trials.QUANTILE * samples).sum(axis=1)
-        inside, each = np.clip(above, 1, finite - 1), np.arange(len(reference))
+        inside = np.clip(above, 1, finite - 1)
+        each = np.arange(len(reference))
         with np.errstate(all="ignore"):
             over = 1 - reference[each, inside - 1] / samples[:, 0]
             under = 1 - reference[each, inside] / samples[:, 0]
@@ -215,6 +244,7 @@ class LatencyTrials:
         clumping = self.pairs.clumping()
         ready = np.minimum(self.samples, self.others) >= self.rules.least
         ready &= self.pairs.clumps.blocks >= clumps.LEAST_BLOCKS
-        more, less = self.more.evidence(clumping), self.less.evidence(clumping)
+        more = self.more.evidence(clumping)
+        less = self.less.evidence(clumping)
         failed = ready & (more >= -np.log(self.rules.false_alarm))
         return failed, ready & ~failed & (self.excess <= 0) & (less >= -np.log(self.rules.false_pass))

@@ -8,7 +8,7 @@ from typing import Any
 from bench.models import MAX_LENGTH
 from bench.servers import MAX_SEQUENCES
 from bench.workload import Ask, answer_tokens
-from llm_runtime.engine.threads import configure_threads
+from llm_runtime.machine.threads import configure_threads
 
 
 class Engine:
@@ -17,7 +17,7 @@ class Engine:
     def __init__(self, folder: Path, dtype: str) -> None:
         configure_threads()
         from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig
-        from llm_runtime.models.build import build_model
+        from llm_runtime.loading.build import build_model
 
         settings = EngineConfig.model_validate(
             {"device": "cpu", "dtype": dtype, "max_model_length": MAX_LENGTH, "max_batch_size": MAX_SEQUENCES}

@@ -23,7 +23,8 @@ STORED = ("float32", "bfloat16")
 LOADERS = ("ours", "from_pretrained")
 WEIGHTS_BYTES = 1 << 30
 """About; as float32."""
-MOST_PEAK, MOST_TIME = 1.2, 1.1
+MOST_PEAK = 1.2
+MOST_TIME = 1.1
 """Targets: peak over the weights, time over that of `from_pretrained`."""
 SHAPE = {
     "vocab_size": 49152, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 16,
@@ -83,7 +84,7 @@ def one(loader: str, model: Path) -> dict[str, Any]:
     """Load once, as float32 on the CPU, and compute once."""
     import torch
 
-    from llm_runtime.models.peak import PeakMemory
+    from llm_runtime.loading.peak import PeakMemory
 
     load = _ours() if loader == "ours" else _from_pretrained()
     with torch.inference_mode():
@@ -103,7 +104,7 @@ def one(loader: str, model: Path) -> dict[str, Any]:
 
 def _ours() -> Callable[[Path], Any]:
     from llm_runtime.contract import EngineConfig, ModelConfig
-    from llm_runtime.models.load import load
+    from llm_runtime.loading.load import load
 
     engine = EngineConfig(device="cpu", dtype="float32", max_model_length=2048)
     return lambda model: load(model, engine, ModelConfig(name="bench")).model

@@ -16,24 +16,24 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "tests")]
 
-from llm_runtime.engine.threads import configure_threads  # noqa: E402
+from llm_runtime.machine.threads import configure_threads  # noqa: E402
 
 configure_threads()
 
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
+from llm_runtime.compute.cache import CacheShape, KvCache, LayerShape  # noqa: E402
+from llm_runtime.compute.fused import fuse  # noqa: E402
+from llm_runtime.compute.linears import pack_linears  # noqa: E402
+from llm_runtime.compute.lora import Adapter, AdapterSet, LoraWeights  # noqa: E402
+from llm_runtime.compute.runner import TransformersRunner  # noqa: E402
+from llm_runtime.compute.sampler import Sampler  # noqa: E402
 from llm_runtime.engine.blocks import BlockPool  # noqa: E402
-from llm_runtime.engine.cache import CacheShape, KvCache, LayerShape  # noqa: E402
-from llm_runtime.engine.fused import fuse  # noqa: E402
-from llm_runtime.engine.linears import pack_linears  # noqa: E402
-from llm_runtime.engine.lora import Adapter, AdapterSet, LoraWeights  # noqa: E402
-from llm_runtime.engine.runner import TransformersRunner  # noqa: E402
-from llm_runtime.engine.sampler import Sampler  # noqa: E402
 from llm_runtime.engine.scheduler import Batch, Span  # noqa: E402
 from llm_runtime.engine.sequence import Sequence  # noqa: E402
-from llm_runtime.models.adapter import AdapterReader  # noqa: E402
-from llm_runtime.models.load import cached_shapes  # noqa: E402
+from llm_runtime.loading.adapter import AdapterReader  # noqa: E402
+from llm_runtime.loading.load import cached_shapes  # noqa: E402
 from llm_runtime.request import GenerationRequest, Sampling  # noqa: E402
 from unit.runtime.engine.fakes import CharacterVocabulary  # noqa: E402
 

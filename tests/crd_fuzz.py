@@ -56,7 +56,8 @@ class Wild:
     """Values of a schema. `present`: how likely a field is that need not be there."""
 
     def __init__(self, chance: random.Random, present: float) -> None:
-        self._chance, self._present = chance, present
+        self._chance = chance
+        self._present = present
 
     def value(self, schema: Json, path: str) -> Any:
         rules = [each["rule"] for each in schema.get("x-kubernetes-validations", ())]
@@ -87,15 +88,18 @@ class Wild:
             case "boolean":
                 return chance.random() < 0.5
             case "integer":
-                low, high = schema["minimum"], schema["maximum"]
+                low = schema["minimum"]
+                high = schema["maximum"]
                 return chance.choice((low, high, chance.randint(low, high)))
             case "number":
-                low, high = schema["minimum"], schema["maximum"]
+                low = schema["minimum"]
+                high = schema["maximum"]
                 return chance.choice((low, high, chance.uniform(low, high)))
         return self._text(schema)
 
     def _object(self, schema: Json, path: str, rules: list[str]) -> Json:
-        fields, group = schema["properties"], _group(rules)
+        fields = schema["properties"]
+        group = _group(rules)
         one = self._chance.choice(group) if group else None
         return {
             name: self.value(field, f"{path}.{name}")
@@ -119,7 +123,8 @@ class Wild:
         return chance.randint(low, max(low, most))
 
     def _text(self, schema: Json) -> str:
-        chance, most = self._chance, schema.get("maxLength", 64)
+        chance = self._chance
+        most = schema.get("maxLength", 64)
         if "pattern" in schema:
             for _ in range(200):
                 text = _matching(parser.parse(schema["pattern"]), chance)
@@ -196,7 +201,8 @@ def _named_resources(found: Json) -> Json:
 
 
 def _fitting(found: Json) -> Json:
-    limits, requests = found.get("limits", {}), found.get("requests")
+    limits = found.get("limits", {})
+    requests = found.get("requests")
     fit = {name: amount for name, amount in limits.items() if name in (requests or {})}
     return found if requests is None else {**found, "requests": fit}
 

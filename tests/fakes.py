@@ -176,7 +176,8 @@ class ScriptedStream:
     """The events of one request."""
 
     def __init__(self, engine: ScriptedEngine, request: GenerationRequest) -> None:
-        self._engine, self._request = engine, request
+        self._engine = engine
+        self._request = request
         self._events = self._plan()
         self.position = 0
         self.cut = asyncio.Event()
@@ -212,7 +213,9 @@ class ScriptedStream:
         return True
 
     def _plan(self) -> list[TokenEvent]:
-        sampling, text, events = self._request.sampling, "", list[TokenEvent]()
+        sampling = self._request.sampling
+        text = ""
+        events = list[TokenEvent]()
         for number, word in enumerate(self._engine.script):
             text += word
             found = [text.index(stop) for stop in sampling.stop if stop in text]
@@ -230,7 +233,8 @@ class ScriptedStream:
         return events
 
     def _event(self, word: str, shown: str, reason: FinishReason | None, cached: int) -> TokenEvent:
-        number, wanted = token_id(word), self._request.sampling.logprobs
+        number = token_id(word)
+        wanted = self._request.sampling.logprobs
         self._engine.codec.words[number] = word
         top = tuple(TopLogprob(rank, f"t{rank}", -1.0 - rank) for rank in range(wanted or 0))
         return TokenEvent(number, shown, None if wanted is None else -0.5, top, reason, cached_tokens=cached)

@@ -36,7 +36,11 @@ class Harness:
     """A running application and everything a test may want to look at."""
 
     def __init__(self, server: Server, engine: ScriptedEngine, rows: Rows, url: str, client: httpx.AsyncClient) -> None:
-        self.server, self.engine, self.rows, self.url, self.client = server, engine, rows, url, client
+        self.server = server
+        self.engine = engine
+        self.rows = rows
+        self.url = url
+        self.client = client
 
     def put(self, **parts: Any) -> None:
         """Replace parts of the server that runs, which are fixed outside tests."""

@@ -25,7 +25,7 @@ import httpx
 import pytest
 import re2
 
-from llm_operator.cluster import path_of
+from llm_operator.ports.cluster import path_of
 from node.api import read_kubeconfig
 
 Json = dict[str, Any]
@@ -119,7 +119,8 @@ class Listener:
             base_url=server, verify=trust, headers=headers, trust_env=False, timeout=httpx.Timeout(20, read=None),
             limits=httpx.Limits(max_connections=None),
         )  # fmt: skip
-        self._stop, self._followed = threading.Event(), set[tuple[str, str, int]]()
+        self._stop = threading.Event()
+        self._followed = set[tuple[str, str, int]]()
         self._pods: dict[str, Json] = {}
 
     def start(self) -> None:
@@ -176,7 +177,8 @@ class Listener:
         self.secrets.update(values(secret))
 
     def _follow(self, pod: Json) -> None:
-        meta, status = pod.get("metadata", {}), pod.get("status", {})
+        meta = pod.get("metadata", {})
+        status = pod.get("status", {})
         for state in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
             known = meta["uid"], state["name"], state["restartCount"]
             if known not in self._followed and state.get("state", {}).keys() & {"running", "terminated"}:
@@ -203,7 +205,8 @@ class Listener:
 
     def _pages_of(self, pod: Json, outside: httpx.Client) -> Iterator[tuple[httpx.Client, str, str]]:
         """By whom each page of a pod can be read, where, and whose it is."""
-        meta, address = pod["metadata"], pod["status"]["podIP"]
+        meta = pod["metadata"]
+        address = pod["status"]["podIP"]
         port, pages = PAGES.get(meta.get("labels", {}).get("app.kubernetes.io/name", ""), (0, ()))
         for each in pages:
             name = f"pod {meta['namespace']}/{meta['name']}"
@@ -350,7 +353,8 @@ def search(forms: Forms, seen: dict[str, list[Path]]) -> tuple[list[Leak], str]:
 def _search(pattern: Any, written: dict[bytes, str], file: Path) -> Iterator[Leak]:
     for piece in _pieces(file):
         for match in pattern.finditer(piece):
-            start, end = piece.rfind(b"\n", 0, match.start()) + 1, piece.find(b"\n", match.end())
+            start = piece.rfind(b"\n", 0, match.start()) + 1
+            end = piece.find(b"\n", match.end())
             line = piece[start : end if end >= 0 else None]
             name = written[match.group()]
             hidden = line[max(0, match.start() - start - 150) :].replace(match.group(), f"<{name}>".encode())

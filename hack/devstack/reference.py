@@ -186,8 +186,8 @@ def metrics() -> Iterator[str]:
 
     from llm_operator import metrics as operator
     from llm_operator.inventory import Inventory
+    from llm_runtime.fetching.figures import DownloadFigures
     from llm_runtime.metrics import Metrics, Sources
-    from llm_runtime.models.figures import DownloadFigures
     from llm_runtime.request import EngineStats
 
     runtime = Metrics()

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SILENT_SECONDS, LATER_SECONDS = 5.0, 15.0
+SILENT_SECONDS = 5.0
+LATER_SECONDS = 15.0
 """How long a wait may be silent: at first, and once it lasts for minutes."""
 
 

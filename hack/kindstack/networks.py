@@ -11,7 +11,8 @@ from pathlib import Path
 from kindstack.shell import KindError, run
 
 COUNT = 50
-SERVICES, PODS = 100, 150
+SERVICES = 100
+PODS = 150
 """The second number of the first network: 10.100.0.0/16 to 10.149.0.0/16, and 10.150.0.0/16 to 10.199.0.0/16."""
 TABLE = Path("/proc/net/route")
 

@@ -57,7 +57,6 @@ class Pod:
         self.started_at = status.stamp(datetime.now(UTC))
         self.dirty = asyncio.Event()
         self.nudged = asyncio.Event()
-        self.shortened = asyncio.Event()
         self.mounted = asyncio.Event()
         self.update(manifest)
         self.life = asyncio.create_task(self.live())

@@ -18,17 +18,17 @@ import yaml
 from prometheus_client import REGISTRY
 
 from llm_operator import crds, logs, metrics, probes, webhooks
-from llm_operator.cluster import KubernetesCluster, NoCluster
 from llm_operator.hearing import Hearing
 from llm_operator.lease import Lease, LeaseLost
 from llm_operator.observe import Outside
-from llm_operator.pods import HttpPods
 from llm_operator.poll import Poll
-from llm_operator.prometheus import HttpPrometheus
+from llm_operator.ports.cluster import KubernetesCluster, NoCluster
+from llm_operator.ports.pods import HttpPods
+from llm_operator.ports.prometheus import HttpPrometheus
+from llm_operator.ports.registry import CachedRegistry, MlflowRegistry
 from llm_operator.queue import Lanes
 from llm_operator.reconcile import QUICK, Done, Pace, reconcile
 from llm_operator.reconcile.worker import work
-from llm_operator.registry import CachedRegistry, MlflowRegistry
 from llm_operator.settings import Connections, Settings, SettingsError, load
 from llm_operator.state import Key
 from llm_operator.watch import WATCHED, watch
@@ -96,7 +96,8 @@ async def _lead(
     hearing: Hearing,
 ) -> None:
     registry = CachedRegistry(MlflowRegistry(), keep_seconds=settings.poll_seconds, rest_seconds=REST_SECONDS)
-    pods, image = HttpPods(), settings.runtime_image
+    pods = HttpPods()
+    image = settings.runtime_image
     prometheus = HttpPrometheus(
         settings.prometheus.url, settings.prometheus.allowed, bound=settings.prometheus.bound_to_namespace
     )

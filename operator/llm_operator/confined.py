@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from llm_operator.plans import smoke
+from llm_operator.plans.evidence import smoke
 
 CPU_SECONDS = 2
 WALL_SECONDS = 30.0

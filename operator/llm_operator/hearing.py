@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from llm_operator.cluster import path_of
+from llm_operator.ports.cluster import path_of
 
 NOT_ASKED = "it has not been asked for yet; if this lasts, the API server does not know the kind: install its CRD"
 GRACE_SECONDS = 10.0
@@ -73,7 +73,9 @@ class Hearing:
         elif stream is None:
             self._trouble = ""
         elif watching:
-            stream.lost_at, stream.opened, stream.refused = None, True, False
+            stream.lost_at = None
+            stream.opened = True
+            stream.refused = False
         elif not stream.opened:
             stream.why = "its first list is being read"
         return answer
@@ -84,7 +86,8 @@ class Hearing:
             return
         if stream.lost_at is None:
             stream.lost_at = self._clock()
-        stream.why, stream.refused = why, refused
+        stream.why = why
+        stream.refused = refused
 
     def missing(self) -> list[str]:
         """One sentence for each stream that is not heard; empty: all are."""
@@ -101,7 +104,8 @@ class Hearing:
         """By kind: whether all of its streams are heard; empty before the watches begin."""
         if not self._begun:
             return {}
-        now, found = self._clock(), dict[str, bool]()
+        now = self._clock()
+        found = dict[str, bool]()
         for stream in self._streams.values():
             found[stream.kind] = found.get(stream.kind, True) and self._heard(stream, now)
         return found
@@ -111,7 +115,8 @@ class Hearing:
 
         Without those that are refused: one namespace that is gone must not end the operator of all the others.
         """
-        now, missed = self._clock(), [s for s in self._streams.values() if not s.refused]
+        now = self._clock()
+        missed = [s for s in self._streams.values() if not s.refused]
         return max((now - s.lost_at for s in missed if s.lost_at is not None), default=0.0)
 
     @staticmethod

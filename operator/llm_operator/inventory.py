@@ -89,7 +89,8 @@ def _conditions(key: Key, conditions: Iterable[Condition]) -> Iterator[Sample]:
 
 def _deployment(key: Key, spec: Manifest, status: LLMDeploymentStatus) -> Iterator[Sample]:
     labels = (key.namespace, key.name)
-    stable, candidate = status.stable, status.candidate
+    stable = status.stable
+    candidate = status.candidate
     under_way = candidate is not None and candidate.outcome is None
     if stable is not None:
         model = status.model.name if status.model else ""

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from llm_operator.cluster import ApiError
 from llm_operator.crds import AccessSpec, ApiKeySpec, ApiKeyStatus
 from llm_operator.observe import Outside, meta_of, status_of
-from llm_operator.plans import apikeys, keys, names
+from llm_operator.plans import apikeys, names
+from llm_operator.plans.objects import keys
+from llm_operator.ports.cluster import ApiError
 from llm_operator.state import Given, HeldKey, Key, Manifest, Meta, ObservedKey
 from llm_runtime.contract import KEY_PREFIX, hash_key
 
@@ -58,7 +59,9 @@ async def held(
 
 
 async def _held(outside: Outside, meta: Meta, key: ReadKey, given: Given | None) -> HeldKey | None:
-    owner, spec, status = key.meta, key.spec, key.status
+    owner = key.meta
+    spec = key.spec
+    status = key.status
     known = (status.prefix or "").removeprefix(f"{KEY_PREFIX}_")
     digest = outside.digests.get((meta.uid, owner.uid, known)) if known else None
     if digest is not None:
@@ -81,7 +84,8 @@ async def _held(outside: Outside, meta: Meta, key: ReadKey, given: Given | None)
 
 def _as_before(key: ReadKey, given: Given | None, error: ApiError) -> HeldKey | None:
     """Its Secret can't be read now: a key that the pods have stays as it is, one that they have not waits."""
-    who, record = f"{key.meta.namespace}/{key.meta.name}", given.record(key.meta) if given else None
+    who = f"{key.meta.namespace}/{key.meta.name}"
+    record = given.record(key.meta) if given else None
     log.warning("the Secret of ApiKey %s can't be read, its pods keep what they have: %s", who, error)
     if record is None or key.status.prefix not in (None, f"{KEY_PREFIX}_{record.id}"):
         return None
@@ -107,7 +111,8 @@ async def given(outside: Outside, meta: Meta, live: Manifest | None = None) -> G
 
 async def api_key(outside: Outside, resource: Manifest) -> ObservedKey:
     """Everything about one ApiKey. Raises pydantic.ValidationError for a specification that can't be read."""
-    meta, spec = meta_of(resource), ApiKeySpec.model_validate(resource.get("spec") or {})
+    meta = meta_of(resource)
+    spec = ApiKeySpec.model_validate(resource.get("spec") or {})
     status = status_of(ApiKeyStatus, resource)
     secret, deployments = await asyncio.gather(
         outside.cluster.get("Secret", meta.namespace, apikeys.secret_name(meta, spec)),

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from llm_operator import metrics
-from llm_operator.cluster import ApiError, Cluster
 from llm_operator.crds import GROUP
+from llm_operator.ports.cluster import ApiError, Cluster
 from llm_operator.settings import LeaseSettings
 from llm_operator.state import Manifest
 
@@ -32,7 +32,9 @@ class Lease:
         clock: Callable[[], float] = time.monotonic,
         address: str = "",
     ) -> None:
-        self._cluster, self._settings, self._clock = cluster, settings, clock
+        self._cluster = cluster
+        self._settings = settings
+        self._clock = clock
         self.identity = identity
         """Which candidate this is, in the lease and for the watches."""
         self._address = address
@@ -84,7 +86,8 @@ class Lease:
             async with asyncio.timeout(self._settings.renew_deadline_seconds):
                 return await self._try()
         except (ApiError, TimeoutError) as error:
-            self.standing_by, self.doubt = False, str(error) or "the API server gave no answer in time"
+            self.standing_by = False
+            self.doubt = str(error) or "the API server gave no answer in time"
             log.warning("lease %s: %s", self._settings.name, self.doubt)
             return False
 
@@ -100,7 +103,8 @@ class Lease:
             return False
         else:
             await self._write(live, self._claim(live))
-        self.renewed_at, self.standing_by = started, False
+        self.renewed_at = started
+        self.standing_by = False
         return True
 
     async def _read(self) -> Manifest | None:
@@ -117,7 +121,8 @@ class Lease:
         return self._clock() - self._seen[1] > float(spec.get("leaseDurationSeconds") or 15)
 
     def _claim(self, live: Manifest | None) -> Manifest:
-        now, before = _now(), (live or {}).get("spec", {})
+        now = _now()
+        before = (live or {}).get("spec", {})
         mine = before.get("holderIdentity") == self.identity
         return {
             "holderIdentity": self.identity,

@@ -21,7 +21,8 @@ def configure(log_format: str, level: str) -> None:
     )
     # With the zone, as the runtime's: UTC.
     formatter.converter = time.gmtime
-    formatter.default_time_format, formatter.default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
+    formatter.default_time_format = "%Y-%m-%dT%H:%M:%S"
+    formatter.default_msec_format = "%s.%03dZ"
     handler.setFormatter(formatter)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # One line per watched object or request would drown what matters.

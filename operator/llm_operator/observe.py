@@ -13,7 +13,6 @@ from typing import Protocol, TypeVar
 from pydantic import ValidationError
 
 from llm_operator import plans
-from llm_operator.cluster import ApiError, Cluster, NotFound
 from llm_operator.confined import Confined
 from llm_operator.crds import (
     AdapterSpec,
@@ -24,11 +23,14 @@ from llm_operator.crds import (
     ModelStatus,
 )
 from llm_operator.inventory import Inventory
-from llm_operator.plans import faults, keys, names, source, verdicts
+from llm_operator.plans import names
+from llm_operator.plans.objects import keys, source
 from llm_operator.plans.rollout import room
-from llm_operator.pods import Pods
-from llm_operator.prometheus import Prometheus
-from llm_operator.registry import ConnectionNotPermitted, Reference, Registry, RegistryFault, read_connection
+from llm_operator.plans.status import faults, verdicts
+from llm_operator.ports.cluster import ApiError, Cluster, NotFound
+from llm_operator.ports.pods import Pods
+from llm_operator.ports.prometheus import Prometheus
+from llm_operator.ports.registry import ConnectionNotPermitted, Reference, Registry, RegistryFault, read_connection
 from llm_operator.settings import ConnectionSettings, PodPolicy
 from llm_operator.state import (
     Baseline,
@@ -232,7 +234,9 @@ async def _database_missing(cluster: Cluster, meta: Meta, spec: LLMDeploymentSpe
     ):
         if reference is None:
             continue
-        name, key, kubectl = reference.name, reference.key, f"kubectl -n {meta.namespace}"
+        name = reference.name
+        key = reference.key
+        kubectl = f"kubectl -n {meta.namespace}"
         secret = await cluster.get("Secret", meta.namespace, name)
         if secret is None:
             create = f"{kubectl} create secret generic {name} --from-literal={key}={address}"
@@ -332,7 +336,8 @@ async def permitted(cluster: Cluster, settings: ConnectionSettings, namespace: s
 async def _resolve(
     outside: Outside, namespace: str, spec: LLMDeploymentSpec, status: LLMDeploymentStatus
 ) -> tuple[Connection | None, Resolution]:
-    connection, asked = None, spec.model.mlflow
+    connection = None
+    asked = spec.model.mlflow
     if asked is None:
         return None, Resolution(source.version(spec.model.uri or ""))
     try:

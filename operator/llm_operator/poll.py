@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 
-from llm_operator.cluster import ApiError, Cluster
 from llm_operator.observe import ConnectionSource, permitted
 from llm_operator.plans.reasons import Reason
-from llm_operator.registry import CachedRegistry, ModelSummary, RegistryFault, read_connection
+from llm_operator.ports.cluster import ApiError, Cluster
+from llm_operator.ports.registry import CachedRegistry, ModelSummary, RegistryFault, read_connection
 from llm_operator.state import Key, Manifest
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,11 @@ class Poll:
         have_reconciled: Callable[[Key], None],
         namespaces: tuple[str, ...],
     ) -> None:
-        self._cluster, self._registry, self._connections = cluster, registry, connections
-        self._have_reconciled, self._namespaces = have_reconciled, namespaces or ("",)
+        self._cluster = cluster
+        self._registry = registry
+        self._connections = connections
+        self._have_reconciled = have_reconciled
+        self._namespaces = namespaces or ("",)
 
         self._rung: set[str] = set()
         self._attended: dict[str, asyncio.Task[None]] = {}
@@ -117,7 +120,8 @@ class Poll:
 
     async def _kept_out(self, name: str, namespaces: set[str]) -> set[str]:
         """Those that may not use the connection: what is not theirs can't move for them."""
-        settings, found = self._connections.current()[name], set[str]()
+        settings = self._connections.current()[name]
+        found = set[str]()
         for namespace in sorted(namespaces):
             try:
                 if not await permitted(self._cluster, settings, namespace):
@@ -145,7 +149,8 @@ def _connections(resource: Manifest) -> set[str]:
 
 def moved(resource: Manifest, connection: str, found: dict[str, ModelSummary]) -> list[str]:
     """The models on this server of which the registry now says something else than the status of `resource`."""
-    status, names = resource.get("status") or {}, list[str]()
+    status = resource.get("status") or {}
+    names = list[str]()
     asked = _mlflow(resource)
     doubtful = _status(resource, "RegistryReachable") == "False" or _status(resource, "ModelResolved") != "True"
     here = asked and _server(asked) == connection and not _settled(resource, asked, found)
@@ -186,7 +191,8 @@ def _differs(asked: Manifest, known: Manifest, found: dict[str, ModelSummary]) -
         return True
     # With updatePolicy Manual the status knows what waits beside what is used.
     latest = known.get("available") or known
-    made, version = latest.get("registeredAt") or "", latest.get("version")
+    made = latest.get("registeredAt") or ""
+    version = latest.get("version")
     if made and model.registered_at > made:
         return True  # The model was deleted and registered anew: its numbers begin again.
     if asked.get("alias"):

@@ -24,7 +24,10 @@ class Health:
         lease_limit: float,
         hearing: Hearing,
     ) -> None:
-        self._stuck, self._silence, self._lease, self._lease_limit = stuck, silence, lease, lease_limit
+        self._stuck = stuck
+        self._silence = silence
+        self._lease = lease
+        self._lease_limit = lease_limit
         self._hearing = hearing
 
     def faults(self) -> list[str]:

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
-QUICK_CAP_SECONDS, SLOW_CAP_SECONDS = 4.0, 30.0
+QUICK_CAP_SECONDS = 4.0
+SLOW_CAP_SECONDS = 30.0
 """The longest pauses between tries of what fails, before the jitter: of a few, or of the quick; and of many."""
 EACH_SECONDS = 0.5
 """By how much each slow item that fails lengthens the pause of all: together they are tried twice a second."""
@@ -116,7 +117,8 @@ class Backlog(Generic[Item]):
         del waiting[item]
         self._served.pop(tenant, None)
         if waiting:
-            self._ready[tenant], self._served[tenant] = waiting, now
+            self._ready[tenant] = waiting
+            self._served[tenant] = now
         self._busy[item] = now
         return item
 
@@ -167,7 +169,8 @@ class Queue(Generic[Item]):
     """A Backlog that can be waited for."""
 
     def __init__(self, backlog: Backlog[Item] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._backlog, self._clock = backlog or Backlog(), clock
+        self._backlog = backlog or Backlog()
+        self._clock = clock
         self._wake: set[asyncio.Future[None]] = set()
 
     def add(self, item: Item) -> None:

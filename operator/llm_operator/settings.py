@@ -256,7 +256,9 @@ class Connections:
     """The connections of the configuration file, as it is now."""
 
     def __init__(self, path: Path, settings: Settings, warn: Callable[[str], None]) -> None:
-        self._path, self._known, self._warn = path, settings.connections, warn
+        self._path = path
+        self._known = settings.connections
+        self._warn = warn
         self._stamp = _stamp(path)
 
     def current(self) -> dict[str, ConnectionSettings]:

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import kopf
 
-from llm_operator.cluster import KINDS, open_session
 from llm_operator.crds import API_VERSION
 from llm_operator.hearing import Hearing
 from llm_operator.plans.names import DEPLOYMENT_LABEL, MANAGED_SELECTOR
+from llm_operator.ports.cluster import KINDS, open_session
 from llm_operator.reconcile.keyfile import KIND as KEY_FILE
 from llm_operator.state import Key
 
@@ -40,7 +40,8 @@ async def watch(add: Callable[[Key], None], namespaces: tuple[str, ...], identit
 
     In a thread with a loop of its own: at its end kopf cancels every task of its loop, ours among them.
     """
-    stop, loop = threading.Event(), asyncio.get_running_loop()
+    stop = threading.Event()
+    loop = asyncio.get_running_loop()
     hearing.begin()
 
     def run() -> None:

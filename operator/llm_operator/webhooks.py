@@ -17,10 +17,12 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 from llm_operator import metrics
 from llm_operator.observe import ConnectionSource
-from llm_operator.registry import webhook_secrets
+from llm_operator.ports.registry import webhook_secrets
 
 PATH = "/webhooks/mlflow/{connection}"
-ID, TIMESTAMP, SIGNATURE = "X-MLflow-Delivery-Id", "X-MLflow-Timestamp", "X-MLflow-Signature"
+ID = "X-MLflow-Delivery-Id"
+TIMESTAMP = "X-MLflow-Timestamp"
+SIGNATURE = "X-MLflow-Signature"
 HANDED_ON = "X-LLM-Operator-Handed-On"
 HAND_ON_SECONDS = 2.0
 BODY_BYTES = 1 << 20
@@ -39,7 +41,9 @@ class Receiver:
         clock: Callable[[], float] = time.time,
         leader: Callable[[], str] = lambda: "",
     ) -> None:
-        self._connections, self._clock, self._leader = connections, clock, leader
+        self._connections = connections
+        self._clock = clock
+        self._leader = leader
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         self.wake: Callable[[str, str | None], None] | None = None
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from llm_runtime.api.serving import Loaded
     from llm_runtime.assembly import ModelSource
     from llm_runtime.engine.client import EngineClient
-    from llm_runtime.models.progress import Progress
+    from llm_runtime.fetching.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -203,11 +203,12 @@ def _refusal(family: int, kind: int, protocol: int, _: str, address: tuple[Any, 
 
 def _models(models: Path, fetched: Path | None = None) -> "ModelSource":
     from llm_runtime.adapters import Delivered
-    from llm_runtime.aside import in_thread
     from llm_runtime.assembly import ModelSource
-    from llm_runtime.models.versions import Holder, claim
+    from llm_runtime.common.aside import in_thread
+    from llm_runtime.fetching.versions import Holder, claim
 
-    hold, delivered = Holder(), Delivered(fetched, models, claim) if fetched else None
+    hold = Holder()
+    delivered = Delivered(fetched, models, claim) if fetched else None
     return ModelSource(
         find=lambda config: in_thread(lambda: hold(_folder(config, models)))(),
         fetch=lambda config, progress, hub_token: in_thread(
@@ -221,7 +222,7 @@ def _models(models: Path, fetched: Path | None = None) -> "ModelSource":
 
 
 def _fetch_adapter(adapter: PinnedAdapter, access: RegistryAccess, models: Path) -> Path:
-    from llm_runtime.models.fetch_adapter import fetch_adapter
+    from llm_runtime.fetching.fetch_adapter import fetch_adapter
 
     return fetch_adapter(adapter, access, models)
 
@@ -234,7 +235,7 @@ async def _start(config: RuntimeConfig, folder: Path) -> "Loaded":
 
 def _loaded(engine: "EngineClient", folder: Path) -> "Loaded":
     from llm_runtime.api.serving import Loaded
-    from llm_runtime.models.origin import origin
+    from llm_runtime.files.origin import origin
 
     async def swap(config: RuntimeConfig, folder: Path) -> Loaded:
         return _loaded(await engine.swap(config, folder), folder)
@@ -251,7 +252,7 @@ def _loaded(engine: "EngineClient", folder: Path) -> "Loaded":
 
 def _folder(config: RuntimeConfig, models: Path) -> Path:
     """Where the model lies. In a pod `fetch` has run before, and the folder may be read-only; alone, fetch it now."""
-    from llm_runtime.models.sources import fetched
+    from llm_runtime.fetching.sources import fetched
 
     there = fetched(models, config.model.mlflow) if config.model.mlflow else None
     return there or _fetch(config, models)
@@ -266,9 +267,9 @@ def _fetch(
     hub_token: str = "",
 ) -> Path:
     """Fetch the model; its progress is told to `tell`, and can be asked for at `address`."""
-    from llm_runtime.models.fetch import fetch as fetch_model
-    from llm_runtime.models.figures import DownloadFigures, both, exposed
-    from llm_runtime.models.progress import LogProgress, progress_bar
+    from llm_runtime.fetching.fetch import fetch as fetch_model
+    from llm_runtime.fetching.figures import DownloadFigures, both, exposed
+    from llm_runtime.fetching.progress import LogProgress, progress_bar
 
     with ExitStack() as stack:
         progress = stack.enter_context(progress_bar("model")) if sys.stderr.isatty() else LogProgress()

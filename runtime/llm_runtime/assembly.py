@@ -11,14 +11,14 @@ from llm_runtime.adapters import AdapterList, Adapters, Fetch
 from llm_runtime.api.access import FetchModel, Management
 from llm_runtime.api.server import Server, make_server
 from llm_runtime.api.serving import Loaded, Start
-from llm_runtime.auth import KeyChain, KeyRing, Keys, SingleKey
+from llm_runtime.auth.callers import KeyChain, KeyRing, Keys, SingleKey
+from llm_runtime.auth.keys import DatabaseKeys
 from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.cache.store import AnswerStore
 from llm_runtime.contract import ADAPTERS_FILE, KEYS_FLAG, RuntimeConfig
 from llm_runtime.db.database import NO_DATABASE, Database
 from llm_runtime.db.migrate import UpToDate
 from llm_runtime.db.retention import Retention
-from llm_runtime.keys import DatabaseKeys
 from llm_runtime.limits import Limiter
 from llm_runtime.metrics import Metrics
 from llm_runtime.sessions import Sessions

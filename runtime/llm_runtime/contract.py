@@ -36,11 +36,17 @@ SCRATCH_MOUNT = "/tmp"
 FETCH_COMMAND = ("python", "-m", "llm_runtime", "fetch")
 SERVE_COMMAND = ("python", "-m", "llm_runtime", "serve")
 FETCH_ADAPTERS_COMMAND = ("python", "-m", "llm_runtime.fetcher")
-CONFIG_FLAG, KEYS_FLAG, ADAPTERS_FLAG, MODELS_FLAG = "--config", "--keys", "--adapters", "--models"
-REGISTRIES_FLAG, FETCHED_FLAG = "--registries", "--fetched"
+CONFIG_FLAG = "--config"
+KEYS_FLAG = "--keys"
+ADAPTERS_FLAG = "--adapters"
+MODELS_FLAG = "--models"
+REGISTRIES_FLAG = "--registries"
+FETCHED_FLAG = "--fetched"
 """Paths travel as arguments only, never inside the configuration, so that a mount may lie anywhere."""
 
-LIVE_PATH, READY_PATH, METRICS_PATH = "/livez", "/readyz", "/metrics"
+LIVE_PATH = "/livez"
+READY_PATH = "/readyz"
+METRICS_PATH = "/metrics"
 NO_CHAT_TEMPLATE = "no_chat_template"
 """Code of the error that a chat gets from a model that has none."""
 

@@ -35,74 +35,98 @@ class Refusal(Exception):
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
-        self.message, self.param, self.code = message, param, code
+        self.message = message
+        self.param = param
+        self.code = code
 
 
 class InvalidRequest(Refusal):
     """The request is not one that can be answered; `message` says what to send instead."""
 
-    status, error, openai_type = 400, "validation_error", "invalid_request_error"
+    status = 400
+    error = "validation_error"
+    openai_type = "invalid_request_error"
 
 
 class Unauthorized(Refusal):
     """No key, or one that is not known here."""
 
-    status, error, openai_type = 401, "unauthorized", "authentication_error"
+    status = 401
+    error = "unauthorized"
+    openai_type = "authentication_error"
 
 
 class Forbidden(Refusal):
     """A known key that may not do this: suspended or expired."""
 
-    status, error, openai_type = 403, "forbidden", "permission_error"
+    status = 403
+    error = "forbidden"
+    openai_type = "permission_error"
 
 
 class NotFound(Refusal):
     """No such model or path."""
 
-    status, error, openai_type = 404, "not_found", "invalid_request_error"
+    status = 404
+    error = "not_found"
+    openai_type = "invalid_request_error"
 
 
 class MethodNotAllowed(Refusal):
     """The path is there, for another method."""
 
-    status, error, openai_type = 405, "method_not_allowed", "invalid_request_error"
+    status = 405
+    error = "method_not_allowed"
+    openai_type = "invalid_request_error"
 
 
 class Conflict(Refusal):
     """The same request is being answered already."""
 
-    status, error, openai_type = 409, "conflict", "invalid_request_error"
+    status = 409
+    error = "conflict"
+    openai_type = "invalid_request_error"
 
 
 class PayloadTooLarge(Refusal):
     """The body is over `server.maxRequestBytes`."""
 
-    status, error, openai_type = 413, "payload_too_large", "invalid_request_error"
+    status = 413
+    error = "payload_too_large"
+    openai_type = "invalid_request_error"
 
 
 class BodyTimeout(Refusal):
     """The body was not complete within `server.bodyTimeoutSeconds`."""
 
-    status, error, openai_type = 408, "request_timeout", "invalid_request_error"
+    status = 408
+    error = "request_timeout"
+    openai_type = "invalid_request_error"
 
 
 class UnsupportedMedia(Refusal):
     """A compressed body."""
 
-    status, error, openai_type = 415, "unsupported_media_type", "invalid_request_error"
+    status = 415
+    error = "unsupported_media_type"
+    openai_type = "invalid_request_error"
 
 
 class QueueFull(Refusal):
     """As many requests wait as may wait; the client should come back."""
 
-    status, error, openai_type = 429, "rate_limit_exceeded", "rate_limit_error"
+    status = 429
+    error = "rate_limit_exceeded"
+    openai_type = "rate_limit_error"
     retry_after_seconds = 1.0
 
 
 class RateLimited(Refusal):
     """A limit of this caller is used up for now. `code` says which one, `retry_after_seconds` when there is room."""
 
-    status, error, openai_type = 429, "rate_limit_exceeded", "rate_limit_error"
+    status = 429
+    error = "rate_limit_exceeded"
+    openai_type = "rate_limit_error"
 
     def __init__(self, message: str, *, code: str, retry_after_seconds: float | None = None) -> None:
         super().__init__(message, code=code)
@@ -118,7 +142,9 @@ class LimitTooSmall(RateLimited):
 class QuotaExceeded(Refusal):
     """What a caller may use in this month is used up. `retry_after_seconds` leads to the month's end."""
 
-    status, error, openai_type = 429, "quota_exceeded", "insufficient_quota"
+    status = 429
+    error = "quota_exceeded"
+    openai_type = "insufficient_quota"
     should_retry = False
 
     def __init__(self, message: str, *, retry_after_seconds: float) -> None:
@@ -129,7 +155,9 @@ class QuotaExceeded(Refusal):
 class ServiceUnavailable(Refusal):
     """Loading, draining or dead."""
 
-    status, error, openai_type = 503, "service_unavailable", "server_error"
+    status = 503
+    error = "service_unavailable"
+    openai_type = "server_error"
     retry_after_seconds = 2.0
 
 

@@ -25,6 +25,7 @@ from llm_runtime import errors, logs
 from llm_runtime.adapters import AdapterList
 from llm_runtime.adapters.delivery import LOOK_SECONDS, Outcome, identity, read, write
 from llm_runtime.adapters.keeper import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
+from llm_runtime.common.mounted import MountedFile
 from llm_runtime.contract import (
     ADAPTERS_FLAG,
     FETCHED_FLAG,
@@ -35,9 +36,8 @@ from llm_runtime.contract import (
     RegistriesFile,
     RegistryAccess,
 )
-from llm_runtime.models.fetch_adapter import fetch_adapter
-from llm_runtime.models.verify import MANIFEST
-from llm_runtime.mounted import MountedFile
+from llm_runtime.fetching.fetch_adapter import fetch_adapter
+from llm_runtime.files.verify import MANIFEST
 
 log = logging.getLogger(__name__)
 
@@ -91,9 +91,13 @@ class AdaptersFetcher:
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self._list, self._registries = AdapterList(adapters), MountedFile(registries)
-        self._models, self._told, self._start = models, told, start
-        self._clock, self._chance = clock, chance
+        self._list = AdapterList(adapters)
+        self._registries = MountedFile(registries)
+        self._models = models
+        self._told = told
+        self._start = start
+        self._clock = clock
+        self._chance = chance
         self._access: Mapping[str, RegistryAccess] = {}
         self._retries: dict[str, _Retry] = {}
         self._child: Child | None = None
@@ -117,7 +121,8 @@ class AdaptersFetcher:
         due = [job for job in wanted.values() if not self._brought(job) and self._may(job)]
         if due:
             try:
-                self._jobs, self._child = due, self._start(due)
+                self._jobs = due
+                self._child = self._start(due)
             except OSError as error:
                 for job in due:
                     self._settle(job, f"could not be started: {error}")

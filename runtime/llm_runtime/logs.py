@@ -105,7 +105,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class ConsoleFormatter(logging.Formatter):
-    """`04:05:06 INFO    llm_runtime.auth: Read 3 API keys  key=value …`."""
+    """`04:05:06 INFO    llm_runtime.auth.callers: Read 3 API keys  key=value …`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S")

@@ -111,7 +111,8 @@ class FineTally(Collector):
     """Samples in buckets of 5 %, by which two versions are compared. Only buckets that were hit make a series."""
 
     def __init__(self, name: str, documentation: str) -> None:
-        self._name, self._documentation = name, documentation
+        self._name = name
+        self._documentation = documentation
         self._counts: dict[int, int] = {}
 
     def observe(self, value: float, count: int = 1) -> None:
@@ -122,7 +123,8 @@ class FineTally(Collector):
     def collect(self) -> Iterable[Metric]:
         family = CounterMetricFamily(self._name, self._documentation, labels=["le"])
         for bucket, count in sorted(self._counts.items()):
-            family.add_metric([floatToGoString((*FINE_BOUNDS_SECONDS, inf)[bucket])], count)
+            bound = floatToGoString((*FINE_BOUNDS_SECONDS, inf)[bucket])  # type: ignore[no-untyped-call]
+            family.add_metric([bound], count)
         yield family
 
 

@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from llm_runtime import errors
-from llm_runtime.aside import aside
 from llm_runtime.cache.answer import Answer, Turn
 from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.cache.idempotency import HEADER as IDEMPOTENCY_KEY
 from llm_runtime.cache.idempotency import IdempotencyKeys
 from llm_runtime.cache.key import job_digest, model_digest
+from llm_runtime.common.aside import aside
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.filters import Filters
 from llm_runtime.generation import Admission, Books, Choice, Generation, Replay, close, model_version, text_of

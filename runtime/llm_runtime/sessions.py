@@ -18,10 +18,10 @@ from sqlalchemy import select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from llm_runtime.common.kept import Kept
 from llm_runtime.contract import SessionsConfig
 from llm_runtime.db.database import Database, DatabaseAway
 from llm_runtime.db.tables import sessions as table
-from llm_runtime.kept import Kept
 
 log = logging.getLogger(__name__)
 

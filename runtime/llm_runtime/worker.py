@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Entry point."""
-    from llm_runtime.models.build import build_model
+    from llm_runtime.loading.build import build_model
 
     run(build_model)
 

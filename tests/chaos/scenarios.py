@@ -18,7 +18,9 @@ STRATEGIES: dict[str, Json] = {
 }
 """What spec.rollout says beside the strategy's name. Beside two stable pods one candidate is a third, two are half."""
 REPLICAS = 2
-GOOD, CORRUPT, STUCK = 2, 3, 4
+GOOD = 2
+CORRUPT = 3
+STUCK = 4
 """Versions beside the first; what becomes of their pods is in `prepare`."""
 VERSIONS = 4
 
@@ -62,7 +64,8 @@ class Rollout:
     def over(self) -> Json | None:
         """The resource, once it is as it should be in the end."""
         resource = self.place.get("LLMDeployment", self.name) or {}
-        status, wanted = resource["status"], self.scenario
+        status = resource["status"]
+        wanted = self.scenario
         conditions = {c["type"]: c for c in status["conditions"]}
         assert status["observedGeneration"] == resource["metadata"]["generation"]
         assert status["stable"]["version"] == wanted.version, status["stable"]

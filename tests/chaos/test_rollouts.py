@@ -38,9 +38,13 @@ CHILDREN = ("Deployment", "ConfigMap", "Service", "ServiceAccount", "Secret", "P
 def test_every_rollout_ends_as_it_should_whoever_dies_on_the_way(
     api: Api, operator: Operator, kubelet: PlayedKubelet, models: Models
 ) -> None:
-    wanted, seed = int(os.environ.get("CHAOS_ROLLOUTS", "12")), int(os.environ.get("CHAOS_SEED") or time.time())
+    wanted = int(os.environ.get("CHAOS_ROLLOUTS", "12"))
+    seed = int(os.environ.get("CHAOS_SEED") or time.time())
     print(f"CHAOS_SEED={seed}")
-    chance, seconds, kills, wrong = random.Random(seed), list[float](), 0, list[str]()
+    chance = random.Random(seed)
+    seconds = list[float]()
+    kills = 0
+    wrong = list[str]()
     kinds = list(itertools.product(STRATEGIES, SCENARIOS))
     chance.shuffle(kinds)
     at_once = AT_ONCE if wanted <= 100 else MANY_AT_ONCE
@@ -51,7 +55,8 @@ def test_every_rollout_ends_as_it_should_whoever_dies_on_the_way(
         prepare(place)
         rollouts = [Rollout(place, f"r{n}", strategy, SCENARIOS[name]) for n, (strategy, name) in enumerate(chosen)]
         took, died = _play(rollouts, operator, chance, wrong)
-        seconds, kills = seconds + took, kills + died
+        seconds = seconds + took
+        kills = kills + died
         print(f"{first + len(rollouts)} roll-outs, {kills} kills, this round at most {max(took):.1f} s", flush=True)
     assert not wrong
     seconds.sort()
@@ -99,7 +104,8 @@ def _play(
 
 def _converge(rollouts: list[Rollout], began: float) -> list[float]:
     """Seconds until each is as it should be."""
-    open_, took = list(rollouts), list[float]()
+    open_ = list(rollouts)
+    took = list[float]()
 
     def over() -> bool:
         time.sleep(0.3)  # The machine is for those under test.
@@ -120,7 +126,8 @@ def _converge(rollouts: list[Rollout], began: float) -> list[float]:
 
 def _whole(rollout: Rollout, life: list[Moment]) -> None:
     """No child without an owner or of a forgotten revision, and all the time the right pods behind the Service."""
-    place, resource = rollout.place, rollout.over()
+    place = rollout.place
+    resource = rollout.over()
     assert resource is not None
     status = resource["status"]
     known = {

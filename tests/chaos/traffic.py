@@ -26,7 +26,9 @@ def moments(name: str, services: list[Json], pods: list[Json]) -> list[Moment]:
     """The life of an LLMDeployment's Service, change by change. Versions of resources grow in the order of writes."""
     own = [service for service in services if service["metadata"]["name"] == name]
     own += [pod for pod in pods if pod["metadata"]["labels"].get(DEPLOYMENT) == name]
-    found, selector, ready = list[Moment](), dict[str, str](), dict[str, str]()
+    found = list[Moment]()
+    selector = dict[str, str]()
+    ready = dict[str, str]()
     for each in sorted(own, key=lambda one: int(one["metadata"]["resourceVersion"])):
         meta = each["metadata"]
         if each["kind"] == "Service":

@@ -14,7 +14,8 @@ class Site:
     """The stack as docs/compose.md starts it, with a client of the runtime."""
 
     def __init__(self, stack: Stack, models: Path) -> None:
-        self.stack, self.models = stack, models
+        self.stack = stack
+        self.models = models
         key = {"Authorization": f"Bearer {stack.settings['API_KEY']}"}
         self.runtime = httpx.Client(base_url=stack.url("RUNTIME_PORT"), headers=key, timeout=60, trust_env=False)
         self.prometheus = httpx.Client(base_url=stack.url("PROMETHEUS_PORT"), timeout=60, trust_env=False)

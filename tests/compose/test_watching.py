@@ -83,7 +83,8 @@ def test_every_panel_shows_something_under_load(quick: Site) -> None:
     load = RequestLoop(
         quick.stack.url("RUNTIME_PORT"), quick.stack.settings["API_KEY"], MODEL, "Say something.", pause_seconds=0.2
     ).start()
-    limited, empty = quick.key("limited", "--limit", "requests-per-minute=1"), list[str]()
+    limited = quick.key("limited", "--limit", "requests-per-minute=1")
+    empty = list[str]()
     try:
         deadline = time.monotonic() + 90
         while True:

@@ -23,7 +23,8 @@ class Front(ThreadingHTTPServer):
         self.behind = urlparse(behind)
         self.uri = f"http://127.0.0.1:{self.server_port}"
         self.authorization: str | None = None
-        self.cuts, self.cut_bytes = 0, 1 << 20
+        self.cuts = 0
+        self.cut_bytes = 1 << 20
         self.asked: list[str] = []
         self.lock = threading.Lock()
 
@@ -36,7 +37,8 @@ class Forward(BaseHTTPRequestHandler):
     server: Front
 
     def do_GET(self) -> None:
-        front, path = self.server, self.path.partition("?")[0]
+        front = self.server
+        path = self.path.partition("?")[0]
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         with front.lock:
             front.asked.append(path)

@@ -13,7 +13,9 @@ from typing import Any
 
 from secrets_told import invented
 
-REPOSITORY, COMMIT, TOKEN = "team/bot", "0123456789" * 4, invented("hub-token")
+REPOSITORY = "team/bot"
+COMMIT = "0123456789" * 4
+TOKEN = invented("hub-token")
 PIECE_BYTES = 16 << 10
 
 

@@ -27,7 +27,7 @@ from devstack.cluster import Cluster
 from devstack.ports import free_port
 from devstack.registry import MlflowServer
 from llm_operator import crds
-from llm_operator.cluster import path_of
+from llm_operator.ports.cluster import path_of
 from waiting import PATIENCE_SECONDS, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,8 @@ class Api:
 
     def __init__(self, kubeconfig: Path) -> None:
         config = yaml.safe_load(kubeconfig.read_text())
-        server, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+        server = config["clusters"][0]["cluster"]
+        user = config["users"][0]["user"]
         self.server = server["server"]
         self.ca = base64.b64decode(server["certificate-authority-data"]).decode()
         self.client = httpx.Client(
@@ -89,14 +90,16 @@ class Refusal(Exception):
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"{status}: {message}")
-        self.status, self.message = status, message
+        self.status = status
+        self.message = message
 
 
 class Models:
     """The registry, as a person who promotes uses it. Versions have no artifacts: nobody fetches here."""
 
     def __init__(self, server: MlflowServer) -> None:
-        self.server, self.uri = server, server.uri
+        self.server = server
+        self.uri = server.uri
         self.credentials = server.folder / "credentials"
         """The account of the operator's connection. This server asks for none."""
         self.credentials.mkdir()
@@ -130,7 +133,8 @@ class PlayedKubelet:
     """One node whose pods get ready at once, unless a test says what becomes of them. Pods at their end stay so."""
 
     def __init__(self, api: Api, name: str = NODE) -> None:
-        self.api, self.name = api, name
+        self.api = api
+        self.name = name
         self.fate: dict[tuple[str, str], Json] = {}
         """Container status by (namespace, model version) instead of getting ready; {} means: stay pending."""
         self._size: dict[str, str | None] = {"cpu": "1000", "memory": "1000Gi", "pods": "10000"}
@@ -226,12 +230,16 @@ class Operator:
     def __init__(
         self, folder: Path, kubeconfig: Path, settings: Json, name: str = "operator", *, restarts: bool = False
     ) -> None:
-        self.folder, self.kubeconfig, self.restarts = folder, kubeconfig, restarts
+        self.folder = folder
+        self.kubeconfig = kubeconfig
+        self.restarts = restarts
         self.ends: list[str] = []
         """Each time that it ended by itself: its exit status and its last lines."""
-        self._changing, self._stopped = threading.Lock(), False
+        self._changing = threading.Lock()
+        self._stopped = False
         self.settings = {**settings, "port": free_port()}
-        self.config, self.log = folder / f"{name}.yaml", folder / f"{name}.log"
+        self.config = folder / f"{name}.yaml"
+        self.log = folder / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.write()
 
@@ -284,7 +292,10 @@ class Place:
     """A namespace of one test and shortcuts into it."""
 
     def __init__(self, api: Api, name: str, kubelet: PlayedKubelet, models: Models) -> None:
-        self.api, self.name, self.kubelet, self.models = api, name, kubelet, models
+        self.api = api
+        self.name = name
+        self.kubelet = kubelet
+        self.models = models
 
     def model(self, versions: int = 2, alias: str | None = "champion") -> str:
         name = f"{self.name}-model"
@@ -367,7 +378,8 @@ def account(api: Api) -> Iterator[Path]:
     for manifest in yaml.safe_load_all((ROOT / "manifests" / "install.yaml").read_text()):
         if not manifest or manifest["kind"] not in wanted:
             continue
-        meta, plural = manifest["metadata"], manifest["kind"].lower() + "s"
+        meta = manifest["metadata"]
+        plural = manifest["kind"].lower() + "s"
         root = rbac if "Role" in manifest["kind"] else "/api/v1"
         place = f"/namespaces/{meta['namespace']}" if "namespace" in meta else ""
         path = f"{root}{place}/{plural}/{meta['name']}"

@@ -18,7 +18,9 @@ class PodMetrics:
     """Serves `text` at `address`, which is a loopback one: nothing leaves this machine."""
 
     def __init__(self, address: str) -> None:
-        self.address, self.text, self.asked = address, "", 0
+        self.address = address
+        self.text = ""
+        self.asked = 0
 
     @property
     def placed(self) -> dict[str, Any]:

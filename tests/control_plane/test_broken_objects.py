@@ -108,7 +108,8 @@ def test_a_tenants_broken_objects_hold_up_nobody_else(
     bad.api.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"a": invented("taken")}})
     quota = {"metadata": {"name": "few"}, "spec": {"hard": {"count/secrets": str(COUNT // 10)}}}
     bad.api.call("POST", f"/api/v1/namespaces/{bad.name}/resourcequotas", quota)
-    lines, began = _lines(own), time.monotonic()
+    lines = _lines(own)
+    began = time.monotonic()
     with ThreadPoolExecutor(8) as people:
         making = [people.submit(_make, bad, number) for number in range(COUNT)]
         for number in range(DEAR):
@@ -118,7 +119,8 @@ def test_a_tenants_broken_objects_hold_up_nobody_else(
             each.result()
     made = time.monotonic() - began
     eventually(lambda: not _untold(bad), PATIENCE_SECONDS)
-    told, said = time.monotonic() - began, _lines(own) - lines
+    told = time.monotonic() - began
+    said = _lines(own) - lines
     afterwards = [_changed(good, next(versions)) for _ in range(3)]
     steady = _steady(own, good.api)
 
@@ -147,7 +149,8 @@ def _changed(place: Place, version: int) -> tuple[float, float]:
     # By the poll it would take 30 s: what is measured is the work.
     place.api.patch("LLMDeployment", place.name, "bot", {"metadata": {"annotations": {"look": str(version)}}})
     place.ready(version=str(version), seconds=PATIENCE_SECONDS)
-    moved, began = time.monotonic() - began, time.monotonic()
+    moved = time.monotonic() - began
+    began = time.monotonic()
     for suspended in (True, False):
         place.key(deployments=["bot"], suspended=suspended)
         eventually(lambda wanted=suspended: _suspended(place) is wanted, PATIENCE_SECONDS)
@@ -182,7 +185,8 @@ def _steady(operator: Operator, api: Api) -> tuple[float, float, float]:
     """Of a while in which nobody changes anything: lines of the log and requests a second, and MiB of memory."""
     before: tuple[int, float] = _lines(operator), _requests(api)
     time.sleep(STEADY_SECONDS)
-    lines, requests = _lines(operator) - before[0], _requests(api) - before[1]
+    lines = _lines(operator) - before[0]
+    requests = _requests(api) - before[1]
     assert operator.process is not None
     status = Path(f"/proc/{operator.process.pid}/status").read_text()
     memory = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))

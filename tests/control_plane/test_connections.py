@@ -9,7 +9,7 @@ import pytest
 
 from devstack.registry import MlflowServer
 from guarded_mlflow import ADMIN, READER, ask, guarded_mlflow
-from llm_operator.registry import (
+from llm_operator.ports.registry import (
     AliasNotFound,
     CachedRegistry,
     MlflowRegistry,
@@ -82,7 +82,8 @@ async def test_who_may_only_read_resolves_and_writes_no_tags(guarded: str, regis
 
 
 async def test_tags_are_written_by_who_may_edit(guarded: str, registry: MlflowRegistry) -> None:
-    connection, key = as_user(guarded, ADMIN), f"{'n' * 63}/{'d' * 40}"
+    connection = as_user(guarded, ADMIN)
+    key = f"{'n' * 63}/{'d' * 40}"
     await registry.tag(connection, "bot", "1", key, "Failed")
     await registry.tag(connection, "bot", "1", key, "Promoted")
     assert (await registry.tags(connection, "bot", "1"))[key] == "Promoted"
@@ -110,7 +111,8 @@ async def test_what_there_is_is_listed_for_what_there_is_not(
 
 
 async def test_a_workspace_goes_along_with_every_question(shared: str, registry: MlflowRegistry) -> None:
-    mine, other = Connection("default", shared, workspace="team-a"), Connection("default", shared)
+    mine = Connection("default", shared, workspace="team-a")
+    other = Connection("default", shared)
     assert (await registry.resolve(mine, BOT)).version == "1"
     assert "bot" in await registry.summary(mine)
     await registry.tag(mine, "bot", "1", "team/bot", "Promoted")

@@ -35,7 +35,8 @@ def test_a_download_moves_in_the_status_and_ends_without_a_trace(place: Place) -
         ended = {"terminated": {"exitCode": 0, "startedAt": MOMENT, "finishedAt": MOMENT}}
         place.kubelet.fate[place.name, "1"] = {**pod.fetching(ended), **pod.ready}
         place.ready()
-        asked, version = pod.asked, (place.get("LLMDeployment", "bot") or {})["metadata"]["resourceVersion"]
+        asked = pod.asked
+        version = (place.get("LLMDeployment", "bot") or {})["metadata"]["resourceVersion"]
         time.sleep(7)
         assert pod.asked == asked
         assert (place.get("LLMDeployment", "bot") or {})["metadata"]["resourceVersion"] == version

@@ -81,7 +81,8 @@ def stubborn(operator: Operator) -> Iterator[type[http.server.BaseHTTPRequestHan
     """A connection `stubborn` whose server answers every question with `code` and `text`."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        code, text = 401, '{"error_code": "UNAUTHENTICATED"}'
+        code = 401
+        text = '{"error_code": "UNAUTHENTICATED"}'
 
         def do_GET(self) -> None:
             self.send_response(self.code)
@@ -106,7 +107,8 @@ def test_refused_credentials_and_a_refused_host_are_told_apart(
 ) -> None:
     place.deploy(mlflow={"name": "any", "alias": "champion", "connection": "stubborn"})
     assert "password" in says(place, "Ready", "RegistryDenied")["message"]
-    stubborn.code, stubborn.text = 403, "Invalid Host header - possible DNS rebinding attack detected"  # type: ignore[attr-defined]
+    stubborn.code = 403
+    stubborn.text = "Invalid Host header - possible DNS rebinding attack detected"  # type: ignore[attr-defined]
     assert "--allowed-hosts" in says(place, "Ready", "HostNotAllowed")["message"]
 
 
@@ -190,7 +192,8 @@ def test_what_only_events_say_of_a_waiting_pod_is_told(
     place.kubelet.fate[place.name, "1"] = {}
     place.model()
     place.deploy()
-    pod, now = the_pod(place), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    pod = the_pod(place)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     event = {
         "metadata": {"name": f"{pod}.1", "namespace": place.name}, "type": "Warning", "reason": told, "message": words,
         "involvedObject": {"kind": "Pod", "name": pod, "namespace": place.name}, "lastTimestamp": now,

@@ -17,11 +17,11 @@ from devstack.ports import free_port
 from devstack.registry import push
 from llm_runtime.contract import MlflowVersion, ModelConfig
 from llm_runtime.errors import DiskFull, ModelCorrupt, ModelNotFound, RegistryUnreachable
-from llm_runtime.models import fetch as module
-from llm_runtime.models import retry
-from llm_runtime.models.fetch import fetch
-from llm_runtime.models.part import Part
-from llm_runtime.models.verify import is_whole
+from llm_runtime.fetching import fetch as module
+from llm_runtime.fetching import retry
+from llm_runtime.fetching.fetch import fetch
+from llm_runtime.fetching.part import Part
+from llm_runtime.files.verify import is_whole
 from mlflow_fixtures import mlflow_server
 from unit.runtime.models.fakes import safetensors, write_model, write_tokenizer
 
@@ -144,7 +144,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from llm_runtime.contract import ModelConfig
-from llm_runtime.models.fetch import fetch
+from llm_runtime.fetching.fetch import fetch
 fetch(ModelConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
 """
 
@@ -176,7 +176,8 @@ def test_a_killed_download_goes_on_where_it_was(
     folder = fetch(config, models)
     assert len(starts) == 1
     assert starts[0] >= 32 << 20
-    weights, manifest = folder / "model.safetensors", json.loads((folder / "manifest.json").read_text())
+    weights = folder / "model.safetensors"
+    manifest = json.loads((folder / "manifest.json").read_text())
     digest = hashlib.sha256((tmp_path / "source/model.safetensors").read_bytes()).hexdigest()
     assert manifest["files"]["model.safetensors"]["sha256"] == digest
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == digest

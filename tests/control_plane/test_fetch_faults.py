@@ -14,12 +14,12 @@ from control_plane.front import Front, before
 from devstack.registry import push
 from llm_runtime.contract import MlflowVersion, ModelConfig, PinnedAdapter, RegistryAccess
 from llm_runtime.errors import ConfigInvalid, DiskFull, RegistryDenied, RegistryUnreachable
-from llm_runtime.models import fetch as module
-from llm_runtime.models import retry
-from llm_runtime.models.fetch import fetch
-from llm_runtime.models.fetch_adapter import fetch_adapter
-from llm_runtime.models.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from llm_runtime.models.verify import is_whole
+from llm_runtime.fetching import fetch as module
+from llm_runtime.fetching import retry
+from llm_runtime.fetching.fetch import fetch
+from llm_runtime.fetching.fetch_adapter import fetch_adapter
+from llm_runtime.files.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from llm_runtime.files.verify import is_whole
 from mlflow_fixtures import mlflow_server
 from secrets_told import invented
 from unit.runtime.models.fakes import safetensors, write_model
@@ -27,7 +27,8 @@ from unit.runtime.models.fakes import safetensors, write_model
 __all__ = ["mlflow_server"]
 
 WEIGHTS_BYTES = 4 << 20
-PASSWORD, TOKEN = invented("mlflow-password"), invented("mlflow-token")
+PASSWORD = invented("mlflow-password")
+TOKEN = invented("mlflow-token")
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ FETCH = """
 import sys
 from pathlib import Path
 from llm_runtime.contract import ModelConfig
-from llm_runtime.models.fetch import fetch
+from llm_runtime.fetching.fetch import fetch
 print(fetch(ModelConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])))
 """
 

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llm_runtime.__main__ import cli
-from llm_runtime.models import fetch, registry
+from llm_runtime.fetching import fetch, registry
 from mlflow_fixtures import mlflow_server
 from unit.runtime.models.fakes import write_tokenizer
 
@@ -38,7 +38,8 @@ def test_a_registered_model_is_judged_without_its_weights(
     mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"bot-{uuid.uuid4().hex[:8]}"
-    source, arguments = write(tmp_path / "source"), ["--name", name, "--alias", "champion"]
+    source = write(tmp_path / "source")
+    arguments = ["--name", name, "--alias", "champion"]
     pushed = CliRunner().invoke(cli, ["push", str(source), *arguments, "--tracking-uri", mlflow_server])
     assert pushed.exit_code == 0, pushed.stderr
     taken: list[str] = []

@@ -18,7 +18,8 @@ pytest_plugins = ["control_plane.operator_fixtures"]
 
 def read_by_hand(resource: Json) -> tuple[str, str]:
     """What (kstatus, Argo CD) should say, by the table in docs/operations.md."""
-    meta, status = resource["metadata"], resource.get("status", {})
+    meta = resource["metadata"]
+    status = resource.get("status", {})
     conditions = {c["type"]: c for c in status.get("conditions", [])}
     if "deletionTimestamp" in meta:
         return "Terminating", "Progressing"

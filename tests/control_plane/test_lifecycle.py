@@ -118,7 +118,8 @@ def other(api: Api, account: Path, models: Models, tmp_path: Path) -> Operator:
 
 def _allow_lease(place: Place, name: str) -> None:
     """As the chart of a release of this name would: an operator may touch its own Lease alone."""
-    meta, rbac = {"name": name, "namespace": "llm-operator-system"}, "rbac.authorization.k8s.io"
+    meta = {"name": name, "namespace": "llm-operator-system"}
+    rbac = "rbac.authorization.k8s.io"
     rule = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "resourceNames": [name]}
     user = {"kind": "ServiceAccount", "name": "llm-operator", "namespace": "llm-operator-system"}
     about = {"apiVersion": f"{rbac}/v1", "metadata": meta}

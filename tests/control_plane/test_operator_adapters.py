@@ -43,7 +43,8 @@ def test_adapters_come_move_and_go_in_the_pods_that_run(place: Place) -> None:
     with pod_metrics() as pod:  # Both pods are there.
         place.kubelet.fate[place.name, "1"] = pod.ready
         place.deploy(replicas=2, adapters=[])
-        revision, before = place.ready()["stable"]["revision"], pods(place)
+        revision = place.ready()["stable"]["revision"]
+        before = pods(place)
         place.deploy(replicas=2, adapters=[{"name": "legal", "mlflow": {"name": name, "alias": "champion"}}])
         eventually(lambda: versions(place) == {"legal": "1"})
         late = eventually(lambda: c if (c := place.condition("AdaptersReady"))["reason"] == "AdapterLoading" else None)

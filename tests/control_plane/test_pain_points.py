@@ -21,7 +21,7 @@ from kubernetes.aio import client, config
 from control_plane.operator_fixtures import NODE, Json, Operator, Place
 from control_plane.watching import recorded
 from devstack.cluster import Cluster
-from llm_operator.cluster import Conflict, KubernetesCluster
+from llm_operator.ports.cluster import Conflict, KubernetesCluster
 from waiting import eventually
 
 pytestmark = pytest.mark.control_plane

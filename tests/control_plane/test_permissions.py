@@ -51,7 +51,8 @@ CASES = [rule for rule in GRANTED if not UNTOLD & set(rule["resources"])]
 
 def service_monitor_crd() -> Json:
     """As far as the operator's manifests need it: the Prometheus operator brings the real one."""
-    group, plural = "monitoring.coreos.com", "servicemonitors"
+    group = "monitoring.coreos.com"
+    plural = "servicemonitors"
     schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -149,7 +150,8 @@ def test_every_verb_is_used(
     empty: Place, account: Path, models: Models, kubelet: PlayedKubelet, tmp_path: Path
 ) -> None:
     """A life in which everything happens that the operator has rights for, with all of its requests recorded."""
-    model, used = f"{empty.name}-model", set[tuple[str, str]]()
+    model = f"{empty.name}-model"
+    used = set[tuple[str, str]]()
     chosen = settings(models, watchNamespaces=[empty.name], fetchResources=None)
     with recording(empty.api, account, tmp_path, used) as kubeconfig:
         operator = Operator(tmp_path, kubeconfig, chosen)

@@ -87,7 +87,9 @@ def until_candidate(place: Place, model: str, version: int) -> float:
 
 def post(operator: Operator, secret: str = SECRET, connection: str = "default") -> int:
     """A delivery by hand."""
-    stamp, delivery, body = str(int(time.time())), str(time.time_ns()), b'{"data": {"name": "any"}}'
+    stamp = str(int(time.time()))
+    delivery = str(time.time_ns())
+    body = b'{"data": {"name": "any"}}'
     signature = hmac.digest(secret.encode(), f"{delivery}.{stamp}.".encode() + body, hashlib.sha256)
     headers = {
         "X-MLflow-Delivery-Id": delivery,

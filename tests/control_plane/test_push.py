@@ -17,9 +17,9 @@ from typer.testing import CliRunner, Result
 from devstack.ports import free_port
 from devstack.registry import MlflowServer
 from llm_runtime.__main__ import cli
+from llm_runtime.commands import publish
 from llm_runtime.contract import MlflowVersion, ModelConfig
-from llm_runtime.models import publish
-from llm_runtime.models.fetch import fetch
+from llm_runtime.fetching.fetch import fetch
 from mlflow_fixtures import mlflow_server
 from unit.runtime.models.fakes import safetensors, write_model
 
@@ -88,7 +88,7 @@ def test_named_chat_templates_come_along(mlflow_server: str, tmp_path: Path, nam
 def test_a_pushed_model_is_loaded_after_its_fetch(mlflow_server: str, tmp_path: Path, name: str) -> None:
     pytest.importorskip("torch")
     from llm_runtime.contract import EngineConfig
-    from llm_runtime.models.load import load
+    from llm_runtime.loading.load import load
     from unit.runtime import tiny_model
 
     source = tiny_model.make(tmp_path / "source")
@@ -115,7 +115,8 @@ def test_a_tokenizer_that_lies_apart_and_pickles_beside_are_put_right(
 def test_the_same_files_make_no_second_version_but_the_alias_moves_to_them(
     mlflow_server: str, tmp_path: Path, name: str
 ) -> None:
-    first, second = write_model(tmp_path / "first"), write_model(tmp_path / "second", sharded=True)
+    first = write_model(tmp_path / "first")
+    second = write_model(tmp_path / "second", sharded=True)
     push(mlflow_server, first, name, "--alias", "champion")
     push(mlflow_server, second, name, "--alias", "champion")
     again = push(mlflow_server, first, name, "--alias", "champion")
@@ -160,7 +161,8 @@ def test_a_fault_that_passes_costs_no_upload(
 ) -> None:
     from mlflow import MlflowClient
 
-    faults, send = [OSError("connection reset")], MlflowClient.log_artifact
+    faults = [OSError("connection reset")]
+    send = MlflowClient.log_artifact
 
     def hiccup(self: Any, *arguments: str) -> None:
         if faults:

@@ -61,7 +61,8 @@ def test_weights_are_exact_at_each_step_and_whole_again_after_the_promotion(plac
         place.models.promote(model, 2)
         status = eventually(lambda: s if (s := place.status())["candidate"]["weight"] == 5 else None)
         new = status["candidate"]["revision"]
-        stable, candidate = place.get("Service", "bot-stable"), place.get("Service", "bot-candidate")
+        stable = place.get("Service", "bot-stable")
+        candidate = place.get("Service", "bot-candidate")
         assert (stable or {})["spec"]["selector"]["llm-operator.dev/revision"] == old
         assert (candidate or {})["spec"]["selector"]["llm-operator.dev/revision"] == new
         assert place.selected() == old

@@ -12,8 +12,8 @@ from kubernetes.aio import client, config
 
 from control_plane.operator_fixtures import Api
 from devstack.cluster import Cluster
-from llm_operator.cluster import KubernetesCluster, path_of
 from llm_operator.crds import API_VERSION
+from llm_operator.ports.cluster import KubernetesCluster, path_of
 from llm_operator.reconcile import Pace, reconcile
 from llm_operator.state import Key
 from unit.operator.fakes import NAMESPACE, World
@@ -21,7 +21,8 @@ from unit.operator.fakes import NAMESPACE, World
 pytestmark = [pytest.mark.control_plane, pytest.mark.timeout(120)]
 pytest_plugins = ["control_plane.operator_fixtures"]
 PACE = Pace(verify_seconds=60, settle_seconds=5)
-NAME, MODEL = "support-bot", {"mlflow": {"name": "bot", "alias": "champion"}}
+NAME = "support-bot"
+MODEL = {"mlflow": {"name": "bot", "alias": "champion"}}
 CORRUPT = '{"reason": "ModelCorrupt", "message": "12 bytes short"}\n'
 ENDED = {"name": "fetch", "restartCount": 1, "state": {"terminated": {"exitCode": 1, "message": CORRUPT}}}
 
@@ -37,7 +38,10 @@ class Shown:
     """An LLMDeployment whose status a world makes, as kubectl shows it."""
 
     def __init__(self, api: Api, cluster: Cluster, namespace: str) -> None:
-        self.world, self.api, self.cluster, self.namespace = World(), api, cluster, namespace
+        self.world = World()
+        self.api = api
+        self.cluster = cluster
+        self.namespace = namespace
 
     async def deploy(self, **spec: Any) -> None:
         await self.world.deploy(NAME, **spec)
@@ -107,7 +111,8 @@ async def test_a_row_tells_an_outage_from_a_failed_candidate_and_both_versions(
 async def test_a_child_that_is_invalid_is_stuck_until_the_specification_changes(
     api: Api, cluster: Cluster, namespace: str
 ) -> None:
-    world, key = World(), Key("LLMDeployment", namespace, NAME)
+    world = World()
+    key = Key("LLMDeployment", namespace, NAME)
     configuration = client.Configuration()
     await config.load_kube_config(str(cluster.kubeconfig), client_configuration=configuration)
     real = KubernetesCluster(client.ApiClient(configuration))

@@ -11,10 +11,10 @@ from devstack.registry import mlflow_server, push
 from devstack.store import BUCKET, client, s3_store
 from llm_runtime.contract import MlflowVersion, ModelConfig
 from llm_runtime.errors import ModelNotFound, RegistryDenied
-from llm_runtime.models.fetch import fetch
-from llm_runtime.models.part import Part, Piece
-from llm_runtime.models.registry import MlflowRegistry
-from llm_runtime.models.verify import is_whole
+from llm_runtime.fetching.fetch import fetch
+from llm_runtime.fetching.part import Part, Piece
+from llm_runtime.fetching.registry import MlflowRegistry
+from llm_runtime.files.verify import is_whole
 from unit.runtime.models.fakes import safetensors, write_model
 
 WEIGHTS_BYTES = 40 << 20
@@ -99,7 +99,8 @@ def test_a_file_that_is_replaced_while_it_comes_is_no_mix_of_both(
     for name, value in store.items():
         monkeypatch.setenv(name, value)
     key = {"Bucket": BUCKET, "Key": "changing/weights"}
-    old, new = b"A" * (1 << 20), b"B" * (1 << 20)
+    old = b"A" * (1 << 20)
+    new = b"B" * (1 << 20)
     etag = client(store).put_object(**key, Body=old)["ETag"]
     part = Part(tmp_path, "weights", len(old))
 

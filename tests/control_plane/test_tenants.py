@@ -24,8 +24,8 @@ from control_plane.operator_fixtures import (
     account_config,
 )
 from devstack.cluster import Cluster
-from llm_operator.cluster import path_of
 from llm_operator.crds import API_VERSION
+from llm_operator.ports.cluster import path_of
 from llm_runtime.contract import hash_key
 from secrets_told import invented
 from waiting import eventually
@@ -95,10 +95,8 @@ def town(
 
 def look_at(api: Api, namespace: str) -> None:
     """What the chart adds to the operator's rights where a connection has a namespaceSelector."""
-    rbac, meta = (
-        f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}",
-        {"name": "selects", "namespace": namespace},
-    )
+    rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
+    meta = {"name": "selects", "namespace": namespace}
     account = {"kind": "ServiceAccount", "name": "llm-operator", "namespace": "llm-operator-system"}
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "selects"}
     rule = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}

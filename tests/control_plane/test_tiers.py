@@ -29,7 +29,8 @@ def test_changed_tiers_reach_the_key_file_at_once_and_no_pod_is_replaced(place: 
     place.model()
     tier = {"name": "free", "requestsPerMinute": 10}
     place.deploy(access={"defaultTier": "free", "tiers": [tier]})
-    revision, running = place.ready()["stable"]["revision"], pods(place)
+    revision = place.ready()["stable"]["revision"]
+    running = pods(place)
     place.deploy(access={"defaultTier": "free", "tiers": [{**tier, "requestsPerMinute": 99, "tokensPerMonth": 10**12}]})
     eventually(lambda: key_file(place)["tiers"][0]["requestsPerMinute"] == 99)
     assert key_file(place)["tiers"][0]["tokensPerMonth"] == 10**12

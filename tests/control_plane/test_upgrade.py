@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from control_plane.operator_fixtures import NODE, Api, Json, Models, Operator, Place, PlayedKubelet
-from llm_operator.cluster import path_of
 from llm_operator.crds import API_VERSION
+from llm_operator.ports.cluster import path_of
 from waiting import eventually
 
 pytestmark = pytest.mark.control_plane

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import httpx
 
 from control_plane.operator_fixtures import Api, Json, Place
-from llm_operator.cluster import path_of
+from llm_operator.ports.cluster import path_of
 from llm_operator.state import pod_ready
 from waiting import eventually
 
@@ -23,7 +23,8 @@ def recorded(api: Api, kind: str, namespace: str) -> Iterator[list[Json]]:
     stop = threading.Event()
 
     def follow() -> None:
-        query, patience = {"watch": "1"}, httpx.Timeout(20, read=300)
+        query = {"watch": "1"}
+        patience = httpx.Timeout(20, read=300)
         try:
             with api.client.stream("GET", path_of(kind, namespace), params=query, timeout=patience) as answer:
                 for line in answer.iter_lines():

@@ -34,7 +34,8 @@ def stack(
     tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path], collector: secrets_told.Collector
 ) -> Iterator[Stack]:
     """A running stack with the operator installed from manifests/install.yaml and version 1 under `champion`."""
-    folder, pods_have = tmp_path_factory.mktemp("stack"), (f"OTEL_EXPORTER_OTLP_ENDPOINT={collector.address}",)
+    folder = tmp_path_factory.mktemp("stack")
+    pods_have = (f"OTEL_EXPORTER_OTLP_ENDPOINT={collector.address}",)
     with Stack(folder, provider="local", pods_have=pods_have) as running:
         running.start(progress=lambda _: None)
         push(running.mlflow.uri, MODEL, models["first"], alias="champion")

@@ -19,7 +19,9 @@ from unit.runtime import lora_models
 
 pytestmark = pytest.mark.e2e
 
-NAME, ADAPTER, LATER = "guarded", "guarded-legal", "another password than before"
+NAME = "guarded"
+ADAPTER = "guarded-legal"
+LATER = "another password than before"
 DEPLOYMENT = f"""
 apiVersion: llm-operator.dev/v1alpha1
 kind: LLMDeployment
@@ -123,7 +125,8 @@ def mounted(world: World, pod: dict[str, Any], container: dict[str, Any]) -> byt
 
 
 def test_the_serving_container_has_no_credentials_in_files_or_environment(client: httpx.Client, world: World) -> None:
-    pod, secret = the_pod(world), READER[1].encode()
+    pod = the_pod(world)
+    secret = READER[1].encode()
     (runtime,), adapters = pod["spec"]["containers"], pod["spec"]["initContainers"][-1]
     assert secret in mounted(world, pod, adapters)
     assert secret not in mounted(world, pod, runtime)
@@ -137,7 +140,8 @@ def test_the_serving_container_has_no_credentials_in_files_or_environment(client
 def test_a_moved_version_waits_for_credentials_that_work_and_the_one_before_answers(
     client: httpx.Client, world: World, guarded: Guarded
 ) -> None:
-    before, first = the_pod(world), answer(client)
+    before = the_pod(world)
+    first = answer(client)
     change = {"username": READER[0], "password": LATER}
     ask(guarded.uri, "2.0/mlflow/users/update-password", ADMIN, method="PATCH", **change)
     set_alias(guarded.uri, ADAPTER, "champion", "2")

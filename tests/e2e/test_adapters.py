@@ -16,7 +16,8 @@ from unit.runtime import lora_models
 
 pytestmark = pytest.mark.e2e
 
-NAME, ADAPTER = "advisor", "support-legal"
+NAME = "advisor"
+ADAPTER = "support-legal"
 POLL_SECONDS = 1
 """The operator's, as the stack installs it: it notices after that at the latest."""
 DEPLOYMENT = f"""
@@ -89,7 +90,8 @@ def answer(session: httpx.Client, model: str) -> httpx.Response:
 def test_a_moved_alias_answers_in_all_pods_and_nobody_notices(
     client: httpx.Client, world: World, versions: str
 ) -> None:
-    before, legal = pods(world), f"{NAME}:legal"
+    before = pods(world)
+    legal = f"{NAME}:legal"
     assert len(before) == 2
     assert answer(client, legal).status_code == 404
     adapters = [{"name": "legal", "mlflow": {"name": versions, "alias": "champion"}}]

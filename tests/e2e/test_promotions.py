@@ -57,7 +57,8 @@ spec: {{owner: team@example.com, deployments: [{NAME}]}}
 def versions(stack: Stack, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Registered versions by what they are: two as they should be, one that answers wrong, one that is slow."""
     folder = tmp_path_factory.mktemp("versions")
-    wrong, slow = tiny_model.make(folder / "wrong", seed=7), tiny_model.make(folder / "slow", seed=8, layers=24)
+    wrong = tiny_model.make(folder / "wrong", seed=7)
+    slow = tiny_model.make(folder / "slow", seed=8, layers=24)
     folders = {"first": models["first"], "second": models["second"], "wrong": wrong, "slow": slow}
     return {name: push(stack.mlflow.uri, NAME, folder) for name, folder in folders.items()}
 
@@ -87,7 +88,8 @@ class Promo:
     """The deployment, its versions and its load."""
 
     def __init__(self, world: World, versions: dict[str, str]) -> None:
-        self.world, self.versions = world, versions
+        self.world = world
+        self.versions = versions
 
     @property
     def status(self) -> dict[str, Any]:
@@ -195,12 +197,14 @@ def test_a_slow_version_never_gets_more_than_its_weight_and_is_taken_back(
             known = set(tally.answers)
             promo.promote("slow")
             promo.world.until(lambda: (promo.status.get("candidate") or {}).get("weight") == weight, "its traffic")
-            before, began = tally.requests, time.monotonic()
+            before = tally.requests
+            began = time.monotonic()
             promo.world.until(lambda: gate_failed(promo, "slow"), "the gate to fail")
             failed = time.monotonic()
             candidate = promo.status["candidate"]
             promo.world.until(lambda: not pods_of(promo, candidate["revision"]), "its pods to go")
-            gone, during = time.monotonic() - failed, tally.requests - before
+            gone = time.monotonic() - failed
+            during = tally.requests - before
         slow = sum(count for answer, count in tally.answers.items() if answer not in known)
         assert 0 < slow <= weight / 100 * during + 1, tally.answers
         assert "maxInterTokenP95Ratio" in candidate["message"]

@@ -130,7 +130,7 @@ COMPUTES = """
 import time
 started = time.monotonic()
 import torch, transformers
-from llm_runtime.engine import native
+from llm_runtime.compute import native
 config = transformers.LlamaConfig(
     hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=128
 )

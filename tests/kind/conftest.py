@@ -65,7 +65,8 @@ def mlflow(cluster: KindCluster, tmp_path_factory: pytest.TempPathFactory) -> It
         "MLFLOW_WEBHOOK_CACHE_TTL": "1",
     }
     # On this machine's address in the nodes' network: pods reach it as they would reach any server.
-    folder, anyone = tmp_path_factory.mktemp("mlflow"), ("--allowed-hosts", "*")  # else it refuses all but localhost
+    folder = tmp_path_factory.mktemp("mlflow")
+    anyone = ("--allowed-hosts", "*")  # else it refuses all but localhost
     server = MlflowServer(folder, env=env, options=anyone, host=cluster.host_address())
     server.start()
     folder = tmp_path_factory.mktemp("models")

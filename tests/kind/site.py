@@ -26,7 +26,8 @@ class Site:
     """A cluster, a registry that its pods reach, and the operator as `helm install` makes it."""
 
     def __init__(self, cluster: KindCluster, mlflow: MlflowServer) -> None:
-        self.cluster, self.mlflow = cluster, mlflow
+        self.cluster = cluster
+        self.mlflow = mlflow
         self.installed_seconds = 0.0
 
     def image_values(self) -> dict[str, Any]:
@@ -83,7 +84,8 @@ class Front(World):
 
     def __init__(self, site: Site, name: str) -> None:
         super().__init__(site)  # type: ignore[arg-type]  # a Site has what World uses of a Stack
-        self.site, self.name = site, name
+        self.site = site
+        self.name = name
 
     def ready(self, timeout_seconds: int = 240) -> None:
         self.kubectl("wait", f"llmd/{self.name}", "--for=condition=Ready", f"--timeout={timeout_seconds}s")

@@ -17,8 +17,11 @@ from waiting import eventually
 
 pytestmark = pytest.mark.kind
 
-METRICS, WEBHOOKS, RUNTIME = 8080, 8090, 8000
-PORT, PROMETHEUS = 8080, 9090
+METRICS = 8080
+WEBHOOKS = 8090
+RUNTIME = 8000
+PORT = 8080
+PROMETHEUS = 9090
 """Of the pods beside the product; the allowed one stands for a Prometheus, which the operator's gates ask."""
 SECRET = "0123456789abcdef" * 4
 SIGNED_WITH = "mlflow-default"

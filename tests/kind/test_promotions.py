@@ -35,7 +35,8 @@ spec:
 def noticed(site: Site, request: pytest.FixtureRequest) -> Iterator[str]:
     """How the operator learns of a moved alias: by a quick poll, or by a webhook alone."""
     way: str = request.param
-    credentials, webhook = {}, ""
+    credentials = {}
+    webhook = ""
     if way == "webhook":
         secret = secrets.token_hex(32)
         literal = f"--from-literal=webhookSecret={secret}"

@@ -15,7 +15,8 @@ def volume(site: Site, name: str, owner: int = 65532) -> Iterator[None]:
 
     A kubelet leaves such a folder as it is: fsGroup does nothing to it.
     """
-    node, folder = site.cluster.nodes[-1], f"/var/lib/volumes/{name}"
+    node = site.cluster.nodes[-1]
+    folder = f"/var/lib/volumes/{name}"
     site.cluster.node_exec(node, "install", "-d", "-o", str(owner), "-g", str(owner), "-m", "0755", folder)
     here = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}
     common = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}

@@ -66,7 +66,8 @@ _AGE = _column("Age", ".metadata.creationTimestamp", "date")
 
 
 def _unseen(kind: str, status: str) -> Json:
-    message, moment = "no operator has looked at it yet", "1970-01-01T00:00:00Z"
+    message = "no operator has looked at it yet"
+    moment = "1970-01-01T00:00:00Z"
     return {"type": kind, "status": status, "reason": "Pending", "message": message, "lastTransitionTime": moment}
 
 

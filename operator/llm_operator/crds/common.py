@@ -88,7 +88,8 @@ def quantity_value(quantity: str) -> Decimal:
 def _between(least_bytes: int, most: str, example: str) -> tuple[AfterValidator, Any]:
     """Bounds of a size: for what is stored already, and for the API server."""
     least = f"of at least {least_bytes} bytes" if least_bytes > 1 else "above zero"
-    advice, limit = f"write a size {least}, like {example}", f"write a size of at most {most}, like {example}"
+    advice = f"write a size {least}, like {example}"
+    limit = f"write a size of at most {most}, like {example}"
 
     def check(size: str) -> str:
         if quantity_value(size) < least_bytes:

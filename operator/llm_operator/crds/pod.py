@@ -299,7 +299,8 @@ Amounts = Annotated[
         ),
     ),
 ]
-_REQUEST, _LIMIT = "quantity(string(self.requests[k]))", "quantity(string(self.limits[k]))"
+_REQUEST = "quantity(string(self.requests[k]))"
+_LIMIT = "quantity(string(self.limits[k]))"
 _BOTH_READ = "isQuantity(string(self.requests[k])) && isQuantity(string(self.limits[k]))"
 _EXTENDED = "(k.startsWith('hugepages-') || k.contains('/') && !k.contains('kubernetes.io/'))"
 

@@ -5,23 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from llm_operator.crds import Condition, LLMDeploymentStatus, ModelStatus
-from llm_operator.plans import (
-    adapter_status,
-    adapters,
-    approval,
-    autoscale,
-    conditions,
-    faults,
-    keys,
-    monitor,
-    names,
-    network,
-    revision,
-    rollout,
-    traffic,
-    workload,
-)
+from llm_operator.plans import approval, names, rollout
+from llm_operator.plans.objects import adapters, autoscale, keys, monitor, network, revision, traffic, workload
 from llm_operator.plans.reasons import Reason
+from llm_operator.plans.status import adapter_status, conditions, faults
 from llm_operator.state import Fault, Manifest, ModelVersion, Observed, Occurrence, Plan
 
 CHILD_KINDS = ("Deployment", "ConfigMap", "Service", "ServiceAccount", "HorizontalPodAutoscaler", "PodDisruptionBudget")
@@ -91,7 +78,8 @@ def after_apply(plan: Plan, observed: Observed, applied: Applied, now: datetime)
     """
     if applied.fault is None:
         return plan.status
-    before, after = observed.status, plan.status
+    before = observed.status
+    after = plan.status
     verdict = conditions.with_fault(after.conditions, before.conditions, applied.fault, now)
     if applied.turned or not _turns(before, after):
         return after.model_copy(update={"conditions": verdict})
@@ -110,7 +98,8 @@ def _turns(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> bool:
     """Whether traffic goes another way in `after`, as where a candidate gets some or is promoted."""
     if (before.stable and before.stable.revision) != (after.stable and after.stable.revision):
         return True
-    old, new = before.candidate, after.candidate
+    old = before.candidate
+    new = after.candidate
     if new is None or new.outcome is not None:
         return False
     known = old if old is not None and old.revision == new.revision else None
@@ -120,7 +109,8 @@ def _turns(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> bool:
 
 def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Manifest, ...], str]:
     """What should exist beside the key file, in the order of need; and a running revision that can't be rebuilt."""
-    meta, spec = observed.meta, observed.spec
+    meta = observed.meta
+    spec = observed.spec
     found: list[Manifest] = [network.service_account(meta, observed.pull_secrets)]
     if spec.model.mlflow:
         found.append(keys.registry_secret(meta, observed.connection))
@@ -210,7 +200,8 @@ def _status(
 
 
 def _model(observed: Observed, now: datetime) -> ModelStatus | None:
-    model, before = observed.resolution.model, observed.status.model
+    model = observed.resolution.model
+    before = observed.status.model
     if model is None or observed.resolution.last_known:
         return before
     reference = observed.spec.model.mlflow
@@ -241,7 +232,8 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
     before = {condition.type: condition for condition in observed.status.conditions}
     after = {condition.type: condition for condition in status.conditions}
     told: list[Occurrence] = []
-    old, new = observed.status.model, status.model
+    old = observed.status.model
+    new = status.model
     if new and (old is None or (old.name, old.version) != (new.name, new.version)):
         moved = f", was version {old.version}" if old and old.name == new.name else ""
         told.append(Occurrence("Normal", "Resolved", f"{new.name} is version {new.version}{moved}"))

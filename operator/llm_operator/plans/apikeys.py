@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from llm_operator.crds import ApiKeySpec, ApiKeyStatus
 from llm_operator.crds.pod import LabelRequirement
-from llm_operator.plans import conditions, keys
+from llm_operator.plans.objects import keys
 from llm_operator.plans.reasons import Reason
+from llm_operator.plans.status import conditions
 from llm_operator.state import Fault, Given, HeldKey, Meta, ObservedKey
 from llm_runtime.contract import KEY_PREFIX
 
@@ -28,7 +29,8 @@ def opens(spec: ApiKeySpec, deployment: Meta) -> bool:
 
 
 def _holds(rule: LabelRequirement, labels: dict[str, str]) -> bool:
-    value, values = labels.get(rule.key), rule.values or ()
+    value = labels.get(rule.key)
+    values = rule.values or ()
     return {
         "In": value in values,
         "NotIn": value not in values,
@@ -97,7 +99,8 @@ def status(
     observed: ObservedKey, secret: str, key_id: str | None, issued_at: str | None, fault: Fault | None
 ) -> ApiKeyStatus:
     """The status once the key's Secret has been looked at. It says what pods were given, where that is not yet so."""
-    spec, meta = observed.spec, observed.meta
+    spec = observed.spec
+    meta = observed.meta
     matched = sorted(d.name for d in observed.deployments if not d.deleting and opens(spec, d))
     missing = sorted(set(spec.deployments or ()) - {d.name for d in observed.deployments})
     prefix = f"{KEY_PREFIX}_{key_id}" if key_id else None
@@ -156,7 +159,8 @@ def invalid(observed: ApiKeyStatus, meta: Meta, message: str, taking: Iterable[s
 def _ready(
     observed: ObservedKey, secret: str, matched: list[str], missing: list[str], fault: Fault | None, full: list[str]
 ) -> conditions.Verdict:
-    spec, namespace = observed.spec, observed.meta.namespace
+    spec = observed.spec
+    namespace = observed.meta.namespace
     if fault is not None:
         return "False", fault.reason, fault.message
     if spec.suspended:

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from llm_operator.crds import AvailableVersion
 from llm_operator.crds.model import ServedModel
-from llm_operator.plans import names, revision
+from llm_operator.plans import names
+from llm_operator.plans.objects import revision
 from llm_operator.state import ModelVersion, Observed, Resolution
 
 
@@ -15,7 +16,8 @@ def held(observed: Observed) -> Observed:
     The way back to the version that serves needs no word, nor does another reference in the specification. A number
     that was registered anew is another version: the word for its number was about the former one.
     """
-    model, asked = observed.resolution.model, observed.spec.model.mlflow
+    model = observed.resolution.model
+    asked = observed.spec.model.mlflow
     if asked is None or asked.update_policy == "Auto" or model is None or observed.resolution.last_known:
         return observed
     used = _used(observed, asked)
@@ -64,11 +66,14 @@ def available(observed: Observed, stamp: str) -> AvailableVersion | None:
 
 def told(observed: Observed) -> str:
     """What waits, and the command that lets it go."""
-    found, used, reference = observed.available, observed.resolution.model, observed.spec.model.mlflow
+    found = observed.available
+    used = observed.resolution.model
+    reference = observed.spec.model.mlflow
     assert found is not None
     assert used is not None
     assert reference is not None
-    meta, word = observed.meta, _word(observed, found)
+    meta = observed.meta
+    word = _word(observed, found)
     again = ", registered anew under the same number" if word != found.version else ""
     kept = f"version {used.version} is kept" if not again else "the former content is kept as long as pods hold it"
     if (stable := observed.status.stable) is not None and stable.version != used.version and not again:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.crds.pod import env_refusal
-from llm_operator.plans import approval, revision
+from llm_operator.plans import approval
+from llm_operator.plans.objects import revision
 from llm_operator.plans.reasons import Reason
 from llm_operator.settings import Choice, PodPolicy
 from llm_operator.state import Fault, Observed

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from llm_operator import keyring, observe
-from llm_operator.cluster import ApiError, Conflict
 from llm_operator.crds import ApiKeyStatus, Condition
 from llm_operator.observe import Outside
-from llm_operator.plans import apikeys, keys, names
+from llm_operator.plans import apikeys, names
+from llm_operator.plans.objects import keys
 from llm_operator.plans.reasons import Reason
+from llm_operator.ports.cluster import ApiError, Conflict
 from llm_operator.reconcile import keyfile, standing
 from llm_operator.reconcile.put import update
 from llm_operator.reconcile.result import Done, Pace, Retry
@@ -55,7 +56,9 @@ async def _bring(outside: Outside, resource: Manifest, pace: Pace) -> Done:
         if not standing.lasts(outside, observed.meta.key, standing.passes(error)):
             raise Retry(str(error)) from error
         # What the pods know stays: the key is void when its Secret is gone, not when the API server is out of order.
-        secret, issued, happened = observed.secret, observed.status.issued_at, ()
+        secret = observed.secret
+        issued = observed.status.issued_at
+        happened = ()
         fault = Fault(Reason.ApplyFailed, f"Secret {name} was refused: {error}")
     value = keys.decode(secret, keys.API_KEY_FIELD) if secret else None
     status = apikeys.status(observed, name, key_id_of(value) if value else None, issued, fault)
@@ -72,7 +75,8 @@ async def _bring(outside: Outside, resource: Manifest, pace: Pace) -> Done:
 
 async def _refuse(outside: Outside, resource: Manifest, error: ValidationError, pace: Pace) -> Done:
     """A specification that can't be read opens nothing: told on this ApiKey alone."""
-    meta, before = observe.meta_of(resource), observe.status_of(ApiKeyStatus, resource)
+    meta = observe.meta_of(resource)
+    before = observe.status_of(ApiKeyStatus, resource)
     metas = [observe.meta_of(item) for item in await outside.cluster.list("LLMDeployment", meta.namespace)]
     concerned = [each for each in metas if each.name in (before.deployments or ())]
     given = await keyring.all_given(outside, concerned)
@@ -105,9 +109,11 @@ async def _ensure(
     outside: Outside, observed: ObservedKey, name: str
 ) -> tuple[Manifest | None, str | None, tuple[Occurrence, ...]]:
     """The Secret with the key (None: the name is somebody else's), when it was issued, and what to tell."""
-    meta, status = observed.meta, observed.status
+    meta = observed.meta
+    status = observed.status
     if observed.secret is not None:
-        mine, value = names.ours(observed.secret, meta), keys.decode(observed.secret, keys.API_KEY_FIELD) or ""
+        mine = names.ours(observed.secret, meta)
+        value = keys.decode(observed.secret, keys.API_KEY_FIELD) or ""
         if mine and key_id_of(value):
             if not names.owned(observed.secret, meta):
                 secret = await update(outside.cluster, meta, keys.issued_secret(meta, name, value), observed.secret)

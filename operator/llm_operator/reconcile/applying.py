@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llm_operator.cluster import ApiError, NotFound, Unanswered
 from llm_operator.observe import Outside
-from llm_operator.plans import Applied, names, workload
+from llm_operator.plans import Applied, names
+from llm_operator.plans.objects import workload
 from llm_operator.plans.reasons import Reason
+from llm_operator.ports.cluster import ApiError, NotFound, Unanswered
 from llm_operator.reconcile.put import NotApplied, SecretReserved, SecretUnfit, put, refused, taken
 from llm_operator.reconcile.standing import passes
 from llm_operator.state import Fault, Manifest, Meta, Observed, Plan
@@ -32,7 +33,8 @@ class Trouble:
 
 async def apply(outside: Outside, observed: Observed, plan: Plan, found: Iterable[Trouble]) -> Applied:
     """Apply everything, then prune. `found`: what went wrong with the key file."""
-    troubles, silences = list(found), 0
+    troubles = list(found)
+    silences = 0
     routed = any(manifest["kind"] == "HTTPRoute" for manifest in plan.objects)
     seen = {(child["kind"], child["metadata"]["name"]): child for child in observed.children}
     for manifest in plan.objects:
@@ -56,7 +58,8 @@ async def apply(outside: Outside, observed: Observed, plan: Plan, found: Iterabl
 
 
 def _trouble(manifest: Manifest, error: NotApplied | ApiError, live: Manifest | None, *, routed: bool) -> Trouble:
-    kind, labels = manifest["kind"], manifest["metadata"].get("labels") or {}
+    kind = manifest["kind"]
+    labels = manifest["metadata"].get("labels") or {}
     # Services beside the endpoint's are for previews, but where a route sends traffic to them.
     side = kind in SIDE or (names.PREVIEW_LABEL in labels and not routed)
     turned = live is not None and kind == "Service" and live["spec"].get("selector") == manifest["spec"]["selector"]

@@ -7,9 +7,9 @@ which; it is made with the first object, and outlives restarts, upgrades and the
 
 import logging
 
-from llm_operator.cluster import Conflict, Refused
 from llm_operator.observe import Outside, meta_of
 from llm_operator.plans import names
+from llm_operator.ports.cluster import Conflict, Refused
 from llm_operator.reconcile.result import Done, Pace
 from llm_operator.reconcile.status import stamp, tell
 from llm_operator.state import Key, Manifest, Occurrence
@@ -74,7 +74,8 @@ async def _claimed(outside: Outside, namespace: str) -> Manifest | None:
 
 
 def _words(outside: Outside, namespace: str, holder: str) -> str:
-    own, change = outside.installation, f'{{"data":{{"{FIELD}":"{outside.installation}"}}}}'
+    own = outside.installation
+    change = f'{{"data":{{"{FIELD}":"{outside.installation}"}}}}'
     return (
         f"namespace {namespace} belongs to the operator of {holder} (namespace/lease); that of {own} keeps off. To "
         f"move it there: kubectl -n {namespace} patch configmap {CONFIG_MAP} --type merge -p '{change}'"

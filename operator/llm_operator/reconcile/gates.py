@@ -1,4 +1,4 @@
-"""The I/O of gates: asks the candidate's pods and Prometheus, takes windows of figures. plans/gates.py judges."""
+"""The I/O of gates: asks the candidate's pods and Prometheus for what plans/evidence/gates.py judges by."""
 
 import asyncio
 from collections.abc import Iterable, Mapping
@@ -6,11 +6,14 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from llm_operator.cluster import ApiError, Conflict
 from llm_operator.crds import CandidateStatus
 from llm_operator.crds.rollout import PrometheusQuery
 from llm_operator.observe import Outside
-from llm_operator.plans import faults, gates, keys, names
+from llm_operator.plans import names
+from llm_operator.plans.evidence import gates
+from llm_operator.plans.objects import keys
+from llm_operator.plans.status import faults
+from llm_operator.ports.cluster import ApiError, Conflict
 from llm_operator.reconcile.apikey import new_key
 from llm_operator.state import Baseline, Evidence, Figures, HeldKey, Manifest, Measured, Meta, Observed, SmokeOutcome
 from llm_runtime.contract import hash_key, key_id_of
@@ -32,12 +35,16 @@ GONE = ""
 
 async def gather(outside: Outside, observed: Observed) -> Observed:
     """What the candidate's gates are judged by, and the operator's own key where one is needed."""
-    spec, candidate = observed.spec.rollout, observed.status.candidate
+    spec = observed.spec.rollout
+    candidate = observed.status.candidate
+    missing = ""
     try:
-        (key, held), missing = await _operator_key(outside, observed), ""
+        key, held = await _operator_key(outside, observed)
     except ApiError as error:
         # The gate waits, the roll-out's deadline does not.
-        key, held, missing = None, None, f"the operator's own key can't be made: {error}"
+        key = None
+        held = None
+        missing = f"the operator's own key can't be made: {error}"
     observed = replace(observed, operator_key=held)
     if not spec.gates or candidate is None or candidate.outcome is not None:
         _forget(outside, observed.meta.uid)
@@ -90,7 +97,8 @@ def _windows(outside: Outside, observed: Observed, candidate: CandidateStatus) -
     Where the Service turns from one to the other they have no such time in common: there it is what the stable pods
     did since the candidate began, or since their own start for an operator that was not there.
     """
-    uid, now = observed.meta.uid, dict(observed.figures)
+    uid = observed.meta.uid
+    now = dict(observed.figures)
     known = outside.baselines.get(uid)
     if known is None or known.revision != candidate.revision:
         if len(outside.baselines) >= KEPT:
@@ -114,7 +122,8 @@ async def _query(outside: Outside, observed: Observed, candidate: CandidateStatu
         return Measured(waiting="no Prometheus is configured")
     stable = observed.status.stable.revision if observed.status.stable else ""
     query = gate.query.replace("{candidate}", candidate.revision).replace("{stable}", stable)
-    known, now = (observed.meta.uid, gate.server or "", query), outside.clock()
+    known = (observed.meta.uid, gate.server or "", query)
+    now = outside.clock()
     at, before = outside.measured.get(known, (None, None))
     if at is not None and before is not None and now - at < QUERY_AGE:
         return before
@@ -125,7 +134,7 @@ async def _query(outside: Outside, observed: Observed, candidate: CandidateStatu
     return found
 
 
-async def _smoke(
+async def _smoke(  # noqa: C901
     outside: Outside,
     observed: Observed,
     candidate: CandidateStatus,
@@ -202,7 +211,8 @@ async def _ask_all(
         prompts = await outside.confined.prompts(data)
     except ValueError as error:
         return SmokeOutcome(waiting=f"ConfigMap {config_map}: {error}", unusable=True), True
-    places, answers = asyncio.Semaphore(AT_ONCE), dict[str, str]()
+    places = asyncio.Semaphore(AT_ONCE)
+    answers = dict[str, str]()
 
     async def ask(name: str, body: dict[str, Any]) -> tuple[str, str]:
         """What is wrong with the answer, and why there is none yet."""

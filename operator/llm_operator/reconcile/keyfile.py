@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from pydantic import ValidationError
 
 from llm_operator import keyring, observe
-from llm_operator.cluster import ApiError, Cluster, NotFound
 from llm_operator.crds import AccessSpec
 from llm_operator.keyring import ReadKey
 from llm_operator.observe import Outside
-from llm_operator.plans import keys, names
+from llm_operator.plans import names
+from llm_operator.plans.objects import keys
 from llm_operator.plans.reasons import Reason
+from llm_operator.ports.cluster import ApiError, Cluster, NotFound
 from llm_operator.reconcile.applying import Trouble
 from llm_operator.reconcile.put import NameTaken, NotApplied, put, refused
 from llm_operator.reconcile.result import Done, Retry
@@ -44,7 +45,8 @@ async def reconcile(key: Key, outside: Outside) -> Done:
 
     A file that is not there yet, or is somebody else's, is left to the LLMDeployment's own reconcile, which says so.
     """
-    cluster, of_deployment = outside.cluster, Key("LLMDeployment", key.namespace, key.name)
+    cluster = outside.cluster
+    of_deployment = Key("LLMDeployment", key.namespace, key.name)
     resource = await cluster.get(of_deployment.kind, key.namespace, key.name)
     if resource is None or "deletionTimestamp" in resource["metadata"]:
         return Done(gone=True)
@@ -90,7 +92,8 @@ async def deliver(
     live: Manifest | None = None,
 ) -> Delivery:
     """Write the key file, and note what the pods were given. `live`: the Secret as it was read a moment ago."""
-    before, found = await keyring.given(outside, owner, live), None
+    before = await keyring.given(outside, owner, live)
+    found = None
     try:
         if live is None or live.get("data") != secret["data"]:
             await put(outside, owner, secret, live)

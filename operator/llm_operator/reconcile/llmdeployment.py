@@ -5,11 +5,12 @@ from dataclasses import replace
 from pydantic import ValidationError
 
 from llm_operator import keyring, observe, plans
-from llm_operator.cluster import Cluster
 from llm_operator.crds import LLMDeploymentStatus
 from llm_operator.observe import Outside
-from llm_operator.plans import apikeys, conditions, faults, names, policy
+from llm_operator.plans import apikeys, names, policy
 from llm_operator.plans.reasons import Reason
+from llm_operator.plans.status import conditions, faults
+from llm_operator.ports.cluster import Cluster
 from llm_operator.reconcile import gates, keyfile, standing, verdict
 from llm_operator.reconcile.applying import apply
 from llm_operator.reconcile.result import Done, Pace, Retry
@@ -68,7 +69,8 @@ async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> 
         pods = [pod for each in observed.revisions.values() for pod in each.pods]
         troubles.append(await keyfile.tell_pods(outside, observed.meta, plan.key_file, pods))
     applied = await apply(outside, observed, plan, [each for each in troubles if each is not None])
-    fault, late = applied.fault, tuple(dict.fromkeys((*delivery.late, *_late_keys(observed))))
+    fault = applied.fault
+    late = tuple(dict.fromkeys((*delivery.late, *_late_keys(observed))))
     if not standing.lasts(outside, key, applied.passing):
         raise Retry(fault.message if fault else "", Done(wake=late))
     if not applied.passing:
@@ -119,7 +121,8 @@ def _unreadable(error: ValidationError) -> Fault:
 
 async def _refuse(outside: Outside, resource: Manifest, fault: Fault) -> Done:
     """Tell it once: only a changed specification, of which an event tells, or another configuration mends it."""
-    meta, message = observe.meta_of(resource), f"{fault.message}; what runs is left as it is"
+    meta = observe.meta_of(resource)
+    message = f"{fault.message}; what runs is left as it is"
     before = observe.status_of(LLMDeploymentStatus, resource)
     told = conditions.invalid(before.conditions, message, meta.generation, outside.clock(), fault.reason)
     status = before.model_copy(update={"conditions": told, "observed_generation": meta.generation})

@@ -1,9 +1,9 @@
 """Applies one object of a plan, unless its name is somebody else's."""
 
-from llm_operator.cluster import ApiError, Cluster, Conflict, Invalid
 from llm_operator.observe import Outside
 from llm_operator.plans import names
 from llm_operator.plans.reasons import Reason
+from llm_operator.ports.cluster import ApiError, Cluster, Conflict, Invalid
 from llm_operator.state import Fault, Manifest, Meta
 
 TRIES = 5
@@ -47,7 +47,9 @@ async def put(outside: Outside, owner: Meta, manifest: Manifest, live: Manifest 
 
     `live` is the object as it was seen; None: it is read now. Raises Conflict where it, or its owner, is another now.
     """
-    cluster, kind, meta = outside.cluster, manifest["kind"], manifest["metadata"]
+    cluster = outside.cluster
+    kind = manifest["kind"]
+    meta = manifest["metadata"]
     live = live or await cluster.get(kind, meta["namespace"], meta["name"])
     if live is not None and not names.ours(live, owner):
         raise taken(kind, meta["namespace"], meta["name"])

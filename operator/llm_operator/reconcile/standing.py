@@ -2,10 +2,10 @@
 
 import logging
 
-from llm_operator.cluster import ApiError, Refused
 from llm_operator.observe import Outside, Status, meta_of, status_of
-from llm_operator.plans import conditions
 from llm_operator.plans.reasons import Reason
+from llm_operator.plans.status import conditions
+from llm_operator.ports.cluster import ApiError, Refused
 from llm_operator.reconcile.status import report, stamp, tell
 from llm_operator.state import Fault, Key, Manifest, Occurrence
 

@@ -3,11 +3,11 @@
 import hashlib
 import logging
 
-from llm_operator.cluster import ApiError, Cluster, Conflict
 from llm_operator.crds import API_VERSION, ApiKeyStatus, LLMDeploymentStatus
 from llm_operator.observe import Outside
 from llm_operator.plans import names
 from llm_operator.plans.rollout import stamp
+from llm_operator.ports.cluster import ApiError, Cluster, Conflict
 from llm_operator.state import Manifest, Meta, Occurrence
 
 log = logging.getLogger(__name__)

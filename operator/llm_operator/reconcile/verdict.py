@@ -5,11 +5,11 @@ import random
 
 from llm_operator.crds import LLMDeploymentStatus
 from llm_operator.observe import Outside, connection_for
-from llm_operator.plans import verdicts
-from llm_operator.plans.verdicts import Ended, Ledger
+from llm_operator.plans.status import verdicts
+from llm_operator.plans.status.verdicts import Ended, Ledger
+from llm_operator.ports.registry import RegistryDenied, RegistryFault
 from llm_operator.reconcile.result import Done, Retry
 from llm_operator.reconcile.status import stamp, tell
-from llm_operator.registry import RegistryDenied, RegistryFault
 from llm_operator.state import Connection, Key, Observed, Occurrence
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,8 @@ CHECK_SECONDS = 30.0
 
 def due(outside: Outside, observed: Observed, status: LLMDeploymentStatus) -> tuple[tuple[Key, float], ...]:
     """The key under which the registry is told what this status says, and in how many seconds; none without news."""
-    meta, mlflow = observed.meta, observed.spec.model.mlflow
+    meta = observed.meta
+    mlflow = observed.spec.model.mlflow
     settings = outside.connections.current().get(mlflow.connection) if mlflow else None
     if mlflow is None or observed.connection is None or settings is None or not settings.write_verdicts:
         outside.ledgers.pop(meta.key, None)
@@ -77,7 +78,9 @@ async def reconcile(key: Key, outside: Outside) -> Done:
 
 
 async def _record(outside: Outside, connection: Connection, ledger: Ledger, ended: Ended) -> None:
-    model, version, key = ended.verdict.model, ended.verdict.version, verdicts.tag(ledger.meta)
+    model = ended.verdict.model
+    version = ended.verdict.version
+    key = verdicts.tag(ledger.meta)
     have = await outside.registry.tags(connection, model, version)
     wanted = verdicts.value(ended, ledger.meta, have)
     if have.get(key) != wanted:

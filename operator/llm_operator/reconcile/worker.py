@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from llm_operator import metrics
-from llm_operator.cluster import ApiError
+from llm_operator.ports.cluster import ApiError
 from llm_operator.queue import Lanes, Queue
 from llm_operator.reconcile.result import Done, Retry
 from llm_operator.state import Key
@@ -53,7 +53,8 @@ def _settle(lanes: Lanes[Key], key: Key, done: Done, resync_seconds: float) -> N
 
 def _again(queue: Queue[Key], key: Key, error: Exception) -> None:
     metrics.RETRIES.labels(key.kind).inc()
-    delay, failures = queue.retry(key), queue.failures(key)
+    delay = queue.retry(key)
+    failures = queue.failures(key)
     # The first, second, fourth, … time: thousands may fail for hours, and the object's status says so all the time.
     level = logging.WARNING if failures & (failures - 1) == 0 else logging.DEBUG
     log.log(level, "%s %s/%s: again in %.1f s: %s", key.kind, key.namespace, key.name, delay, error)

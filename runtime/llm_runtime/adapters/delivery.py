@@ -53,7 +53,9 @@ class Delivered:
     """The server's end: a `Fetch` that waits for what the other container brings. `whole`: whether a folder is."""
 
     def __init__(self, told: Path, models: Path, whole: Callable[[Path], bool]) -> None:
-        self._told, self._models, self._whole = told, models, whole
+        self._told = told
+        self._models = models
+        self._whole = whole
         self._seen = 0
 
     async def __call__(self, adapter: PinnedAdapter, access: RegistryAccess) -> Path:
@@ -72,7 +74,8 @@ class Delivered:
     def news(self) -> bool:
         """Whether something was told since this was asked before."""
         try:
-            before, self._seen = self._seen, self._told.stat().st_mtime_ns
+            before = self._seen
+            self._seen = self._told.stat().st_mtime_ns
         except OSError:
             return False
         return self._seen != before

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from llm_runtime.common.mounted import MountedFile
 from llm_runtime.contract import AdapterFile
-from llm_runtime.mounted import MountedFile
 
 log = logging.getLogger(__name__)
 

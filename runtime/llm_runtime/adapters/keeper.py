@@ -22,7 +22,8 @@ from llm_runtime.request import Engine
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 300.0
+FIRST_PAUSE_SECONDS = 2.0
+LONGEST_PAUSE_SECONDS = 300.0
 READY_SECONDS = 120.0
 """A new server waits so long for its adapters before it says that it is ready without them."""
 
@@ -68,8 +69,12 @@ class Adapters:
         news: Callable[[], bool] = lambda: False,
     ) -> None:
         """`most`: how many the engine holds. `chance`: 0 to 1. `news`: whether `fetch` may end otherwise now."""
-        self._list, self._fetch, self._most, self._news = wanted, fetch, most, news
-        self._clock, self._chance = clock, chance
+        self._list = wanted
+        self._fetch = fetch
+        self._most = most
+        self._news = news
+        self._clock = clock
+        self._chance = chance
         self._engine: Engine | None = None
         self._places: dict[str, _Place] = {}
         self._changing = asyncio.Lock()
@@ -94,7 +99,8 @@ class Adapters:
         for place in self._places.values():
             if place.task:
                 place.task.cancel()
-        self._engine, self._places = engine, {}
+        self._engine = engine
+        self._places = {}
         self.look()
 
     async def settled(self, timeout_seconds: float = READY_SECONDS) -> None:
@@ -181,13 +187,17 @@ class Adapters:
     def _keep(self, engine: Engine, number: int, adapter: PinnedAdapter) -> None:
         place = self._places.setdefault(adapter.name, _Place(adapter))
         if place.wanted != adapter:
-            place.wanted, place.fault, place.failures, place.retry_at = adapter, None, 0, 0.0
+            place.wanted = adapter
+            place.fault = None
+            place.failures = 0
+            place.retry_at = 0.0
             if place.task and place.step == "fetching":  # What is not wanted any more must not hold up what is.
                 place.task.cancel()
                 place.task = None
         if place.loaded and adapter.name not in engine.adapters and not place.busy:
             # Whoever was not used for longest makes room while replaced versions still have requests.
-            place.loaded, place.identity = None, ""
+            place.loaded = None
+            place.identity = ""
         if place.loaded == adapter or place.busy or self._clock() < place.retry_at:
             return
         if number >= self._most:
@@ -197,7 +207,8 @@ class Adapters:
             message = f"the list of adapters has no connection {adapter.connection!r}; add its trackingUri there"
             place.fault = FatalReport(reason="ConfigInvalid", message=message)
         else:
-            place.step, place.task = "fetching", asyncio.create_task(self._bring(engine, place, adapter, access))
+            place.step = "fetching"
+            place.task = asyncio.create_task(self._bring(engine, place, adapter, access))
 
     async def _bring(self, engine: Engine, place: _Place, adapter: PinnedAdapter, access: RegistryAccess) -> None:
         try:
@@ -215,14 +226,17 @@ class Adapters:
     async def _load(
         self, engine: Engine, place: _Place, adapter: PinnedAdapter, access: RegistryAccess, folder: Path
     ) -> None:
-        before, place.identity = place.identity, ""
+        before = place.identity
+        place.identity = ""
         try:
             await engine.load_adapter(adapter.name, folder)
         except BaseException:
             place.identity = before
             raise
-        place.loaded, place.identity = adapter, identity(adapter, access)
-        place.fault, place.failures = None, 0
+        place.loaded = adapter
+        place.identity = identity(adapter, access)
+        place.fault = None
+        place.failures = 0
         log.info("adapter loaded", extra={"adapter": adapter.name, "model": adapter.model, "version": adapter.version})
 
     def _fail(self, place: _Place, adapter: PinnedAdapter, report: FatalReport) -> None:
@@ -230,7 +244,9 @@ class Adapters:
             return
         pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(place.failures, 16))
         pause *= 0.75 + 0.5 * self._chance()
-        place.fault, place.failures, place.retry_at = report, place.failures + 1, self._clock() + pause
+        place.fault = report
+        place.failures = place.failures + 1
+        place.retry_at = self._clock() + pause
         what = {"adapter": adapter.name, "model": adapter.model, "version": adapter.version}
         log.error("adapter not loaded: %s", report.message, extra={**what, "reason": report.reason, "again_in": pause})
 

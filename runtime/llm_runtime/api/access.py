@@ -9,10 +9,10 @@ from starlette.requests import HTTPConnection
 
 from llm_runtime import errors
 from llm_runtime.api.serving import Start
-from llm_runtime.auth import Keys, Tiers, authenticate, offered
+from llm_runtime.auth.callers import Keys, Tiers, authenticate, offered
+from llm_runtime.auth.keys import DatabaseKeys
 from llm_runtime.contract import RuntimeConfig
-from llm_runtime.keys import DatabaseKeys
-from llm_runtime.models.progress import Progress
+from llm_runtime.fetching.progress import Progress
 from llm_runtime.request import Caller
 
 MANAGED_ELSEWHERE = "There is no management here: the operator manages this server's model and keys."

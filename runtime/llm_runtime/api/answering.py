@@ -12,8 +12,8 @@ from llm_runtime import errors, logs
 from llm_runtime.api.answers import own_error
 from llm_runtime.api.body import check_model
 from llm_runtime.api.server import server_of
-from llm_runtime.aside import aside
-from llm_runtime.auth import may_use
+from llm_runtime.auth.callers import may_use
+from llm_runtime.common.aside import aside
 from llm_runtime.pipeline import IDEMPOTENCY_KEY, Choice, Generation, Job, Pipeline, text_of
 from llm_runtime.request import Caller
 from llm_runtime.stream import EventStream, sse, while_connected

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from llm_runtime import errors, logs
 from llm_runtime.api.server import server_of
-from llm_runtime.auth import client_host, tenant_address
+from llm_runtime.auth.callers import client_host, tenant_address
 from llm_runtime.stream import ClientGone
 
 log = logging.getLogger(__name__)

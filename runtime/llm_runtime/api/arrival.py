@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from llm_runtime.models.progress import Rate
+from llm_runtime.fetching.progress import Rate
 
 
 class Arrival:

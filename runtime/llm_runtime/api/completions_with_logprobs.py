@@ -87,7 +87,9 @@ class Completions(BaseModel):
 @router.post("/generate", summary="Continue a text, with log probabilities")
 async def generate(request: Request, body: LogprobsBody) -> Completions:
     """Continue the prompt once or several times."""
-    began, pipeline, parameters = time.perf_counter(), pipeline_of(request), body.parameters
+    began = time.perf_counter()
+    pipeline = pipeline_of(request)
+    parameters = body.parameters
     reading = bare_reading(request)
     masked = pipeline.config.server.filters.output == "Mask"  # This dialect can't ask without log probabilities.
     generation = await start(

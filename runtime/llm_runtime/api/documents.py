@@ -53,7 +53,8 @@ def refusals(shape: type[BaseModel]) -> Responses:
     return {status: {"model": shape, "description": text} for status, text in STATUSES.items()}
 
 
-OPENAI_ERRORS, OWN_ERRORS = refusals(OpenAIErrorAnswer), refusals(OwnErrorAnswer)
+OPENAI_ERRORS = refusals(OpenAIErrorAnswer)
+OWN_ERRORS = refusals(OwnErrorAnswer)
 
 _EVENT = {
     "schema": {

@@ -22,7 +22,7 @@ from llm_runtime import errors
 from llm_runtime.api.answers import JsonResponse
 from llm_runtime.api.server import server_of
 from llm_runtime.api.shares import SMALL_BODY_BYTES
-from llm_runtime.aside import aside
+from llm_runtime.common.aside import aside
 from llm_runtime.contract import ServerConfig
 
 SECURITY = [

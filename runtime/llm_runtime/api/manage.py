@@ -22,14 +22,14 @@ from llm_runtime.api.documents import OWN_ERRORS, example
 from llm_runtime.api.guard import SECURITY, BodyRoute, KeyedRoute
 from llm_runtime.api.server import Server, server_of
 from llm_runtime.api.serving import Serving
-from llm_runtime.aside import in_thread
+from llm_runtime.auth.store import NewKey
+from llm_runtime.common.aside import in_thread
 from llm_runtime.contract import MlflowVersion, ModelConfig, RuntimeConfig
 from llm_runtime.db.database import Database, DatabaseAway
 from llm_runtime.db.tables import usage_daily
-from llm_runtime.keystore import NewKey
+from llm_runtime.fetching.hub import Hub
+from llm_runtime.fetching.registry import MlflowRegistry
 from llm_runtime.limits import Limiter
-from llm_runtime.models.hub import Hub
-from llm_runtime.models.registry import MlflowRegistry
 from llm_runtime.request import Caller
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,12 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 router = APIRouter(include_in_schema=False)
 
-DOCUMENT, ASSETS = "/openapi.json", "/docs/assets"
-SCRIPT, STYLE, READER, ICON = "swagger-ui-bundle.js", "swagger-ui.css", "redoc.standalone.js", "favicon.png"
+DOCUMENT = "/openapi.json"
+ASSETS = "/docs/assets"
+SCRIPT = "swagger-ui-bundle.js"
+STYLE = "swagger-ui.css"
+READER = "redoc.standalone.js"
+ICON = "favicon.png"
 FOLDER = Path(str(resources.files("fastapi_offline"))) / "static"
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "

@@ -72,7 +72,9 @@ async def predict_batch(request: Request, body: BatchBody) -> list[Prediction]:
 
 
 async def _predict(request: Request, prompts: list[str], options: PredictOptions, field: str) -> list[Prediction]:
-    began, pipeline, reading = time.perf_counter(), pipeline_of(request), bare_reading(request)
+    began = time.perf_counter()
+    pipeline = pipeline_of(request)
+    reading = bare_reading(request)
     generation = await start(
         request,
         job(

@@ -14,7 +14,7 @@ from llm_runtime import errors
 from llm_runtime.api.documents import OwnErrorAnswer
 from llm_runtime.api.server import Server, server_of
 from llm_runtime.api.serving import Loaded, Serving, State
-from llm_runtime.auth import may_use
+from llm_runtime.auth.callers import may_use
 from llm_runtime.contract import LIVE_PATH, METRICS_PATH, READY_PATH
 from llm_runtime.db.database import Database
 from llm_runtime.limits import Limiter

@@ -35,7 +35,8 @@ class SelfCheck:
     def __init__(self, model: Callable[[], Model | None], idle_seconds: float = IDLE_SECONDS) -> None:
         """`model` gives what should answer now, None while nothing should."""
         self.fault: str | None = None
-        self._model, self._idle_seconds = model, idle_seconds
+        self._model = model
+        self._idle_seconds = idle_seconds
 
     async def run(self) -> None:
         """For ever. A busy engine proves itself by its work and is left alone."""

@@ -12,7 +12,7 @@ from llm_runtime.adapters import Adapters
 from llm_runtime.api.access import Management
 from llm_runtime.api.serving import Loaded, Serving, version_of
 from llm_runtime.api.shares import Shares
-from llm_runtime.auth import NO_ROLES, Callers, Keys, Tiers
+from llm_runtime.auth.callers import NO_ROLES, Callers, Keys, Tiers
 from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.cache.idempotency import IdempotencyKeys
 from llm_runtime.contract import RuntimeConfig

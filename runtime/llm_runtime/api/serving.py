@@ -14,10 +14,10 @@ from llm_runtime import errors
 from llm_runtime.adapters import Adapters
 from llm_runtime.api.arrival import Arrival
 from llm_runtime.api.selfcheck import SelfCheck
-from llm_runtime.aside import in_thread
+from llm_runtime.common.aside import in_thread
 from llm_runtime.contract import FatalReport, RuntimeConfig
-from llm_runtime.engine.heap import settle
-from llm_runtime.models.origin import Origin
+from llm_runtime.files.origin import Origin
+from llm_runtime.machine.heap import settle
 from llm_runtime.pipeline import Pipeline, model_version
 from llm_runtime.request import Engine, TextCodec
 from llm_runtime.tools.abilities import Abilities, abilities

@@ -49,7 +49,10 @@ class Pace:
     """
 
     def __init__(self, rate: float, burst: int, longest_seconds: float, clock: Callable[[], float] = time.monotonic):
-        self._rate, self._burst, self._longest, self._clock = rate, burst, longest_seconds, clock
+        self._rate = rate
+        self._burst = burst
+        self._longest = longest_seconds
+        self._clock = clock
         self._free_at: OrderedDict[str, float] = OrderedDict()
         """When the last refusal of a client has been paid for, at `rate`."""
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from llm_runtime import errors
 from llm_runtime.cache.answer import MAX_CHARACTERS, Answer, Turn
 from llm_runtime.cache.store import AnswerStore
+from llm_runtime.common.kept import Kept
 from llm_runtime.contract import CompletionCacheConfig
-from llm_runtime.kept import Kept
 
 ALL_BYTES = 256 << 20
 """Of all answers in memory."""

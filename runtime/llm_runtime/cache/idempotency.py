@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from llm_runtime import errors
 from llm_runtime.cache.answer import MAX_CHARACTERS, Answer, Turn
-from llm_runtime.kept import Kept
+from llm_runtime.common.kept import Kept
 
 HEADER = "Idempotency-Key"
 MAX_KEY_CHARACTERS = 255

@@ -13,13 +13,13 @@ import typer
 from llm_runtime import errors
 from llm_runtime.commands import faults
 from llm_runtime.contract import report_from_termination_message
-from llm_runtime.models.disk import check_room, disk_errors
-from llm_runtime.models.locate import Located, local_artifacts, locate_pickles
-from llm_runtime.models.progress import MIB
-from llm_runtime.models.verify import verify_weights
+from llm_runtime.fetching.disk import check_room, disk_errors
+from llm_runtime.fetching.progress import MIB
+from llm_runtime.files.locate import Located, local_artifacts, locate_pickles
+from llm_runtime.files.verify import verify_weights
 
 SHARD_BYTES = 5_000_000_000
-CHILD = (sys.executable, "-m", "llm_runtime.models.unpickle")
+CHILD = (sys.executable, "-m", "llm_runtime.loading.unpickle")
 
 Source = Annotated[Path, typer.Argument(help="Folder with pytorch_model*.bin or adapter_model.bin. It stays as it is.")]
 Target = Annotated[Path, typer.Argument(help="Folder to make.")]

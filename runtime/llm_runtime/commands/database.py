@@ -11,8 +11,8 @@ from llm_runtime import errors, settings
 from llm_runtime.contract import CONFIG_FLAG, ENV_DATABASE_URL
 
 if TYPE_CHECKING:
+    from llm_runtime.auth.store import KeyStore
     from llm_runtime.db.database import Database
-    from llm_runtime.keystore import KeyStore
 
 T = TypeVar("T")
 
@@ -66,8 +66,8 @@ def read(ask: "Callable[[Database], Awaitable[T]]", config: Path | None, databas
 
 def with_store(work: "Callable[[KeyStore], Awaitable[T]]", config: Path | None, database_url: str | None) -> T:
     """Do `work` with the keys of the configured database, whose tables are made first."""
+    from llm_runtime.auth.store import KeyStore
     from llm_runtime.db import migrate
-    from llm_runtime.keystore import KeyStore
 
     async def ask(database: "Database") -> T:
         await migrate.upgrade(database)

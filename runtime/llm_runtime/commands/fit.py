@@ -12,10 +12,10 @@ import typer
 from llm_runtime import errors, settings
 from llm_runtime.commands import faults
 from llm_runtime.contract import CONFIG_FLAG, ModelConfig, RuntimeConfig
-from llm_runtime.engine.memory import MIB, available_bytes
+from llm_runtime.machine.memory import MIB, available_bytes
 
 if TYPE_CHECKING:
-    from llm_runtime.models.fit import Need, Plan
+    from llm_runtime.files.fit import Need, Plan
 
 Source = Annotated[str | None, typer.Argument(help="A folder, or a uri as in model.uri. None: the configured model.")]
 Config = Annotated[Path | None, typer.Option(CONFIG_FLAG, help="Configuration, JSON or YAML. None: the environment.")]
@@ -46,8 +46,8 @@ def fit(
 
     The status is 0 if it fits, 1 if it does not, 2 if that can't be said.
     """
-    from llm_runtime.models.fit import needed, verdict
-    from llm_runtime.models.outline import outline
+    from llm_runtime.fetching.outline import outline
+    from llm_runtime.files.fit import needed, verdict
 
     with faults("fit", status=2):
         asked = bytes_of(memory) if memory else None
@@ -87,7 +87,7 @@ def _wanted(source: str | None, config: Path | None) -> RuntimeConfig:
 
 def _place(device: str, memory: int | None) -> tuple[str, int]:
     """Where the model would compute, and how many bytes are free there for it."""
-    from llm_runtime.models.fit import STARTED_BYTES
+    from llm_runtime.files.fit import STARTED_BYTES
 
     gpu = None if device == "cpu" else _free_on_gpu()
     if device == "cuda" and gpu is None and memory is None:

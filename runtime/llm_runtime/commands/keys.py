@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from llm_runtime.auth.store import Issued, KeyStore, NewKey, StoredKey
 from llm_runtime.commands.database import Config, DatabaseUrl, with_store
 from llm_runtime.contract import STANDARD_TIER, Limits
-from llm_runtime.keystore import Issued, KeyStore, NewKey, StoredKey
 
 cli = typer.Typer(help="API keys in the database.", no_args_is_help=True)
 

@@ -12,11 +12,11 @@ import typer
 
 from llm_runtime import errors, logs
 from llm_runtime.commands import faults
-from llm_runtime.models.progress import MIB, LogProgress, Progress, progress_bar
+from llm_runtime.fetching.progress import MIB, LogProgress, Progress, progress_bar
 
 if TYPE_CHECKING:
-    from llm_runtime.models.package import Package
-    from llm_runtime.models.publish import Published, Wish
+    from llm_runtime.commands.publish import Published, Wish
+    from llm_runtime.files.package import Package
 
 Folder = Annotated[Path, typer.Argument(help="A model (config.json, safetensors, tokenizer) or a LoRA adapter.")]
 Name = Annotated[str, typer.Option(help="Registered model; made when it is not there.")]
@@ -39,8 +39,8 @@ def push(
     force: Force = False,
 ) -> None:
     """Verify a local model or adapter folder, upload it to MLflow as a new version, and say how to serve it."""
-    from llm_runtime.models.package import package
-    from llm_runtime.models.publish import Wish, publish
+    from llm_runtime.commands.publish import Wish, publish
+    from llm_runtime.files.package import package
 
     logs.configure("console", os.environ.get("LOG_LEVEL", "INFO"), sys.stderr)
     with faults("push"):

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from llm_runtime.auth.store import KeyStore
 from llm_runtime.commands.database import Config, DatabaseUrl, with_store
 from llm_runtime.contract import STANDARD_TIER, Tier
-from llm_runtime.keystore import KeyStore
 
 cli = typer.Typer(help="Roles of the key holders: what they may use.", no_args_is_help=True)
 

@@ -46,7 +46,8 @@ class Database:
     def __init__(self, url: str = "", *, statement_seconds: float = STATEMENT_SECONDS) -> None:
         """Raises `errors.ConfigInvalid` for an address that can't be one; connects when first used."""
         address = _address(url or DEFAULT_URL)
-        self.url, self.place = url or DEFAULT_URL, _place(address)
+        self.url = url or DEFAULT_URL
+        self.place = _place(address)
         """`place` is the address for people: without account, password and options."""
         self.postgres = address.get_backend_name() == "postgresql"
         self._engine = _postgres(address, statement_seconds) if self.postgres else _sqlite(address)

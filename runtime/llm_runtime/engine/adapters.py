@@ -66,7 +66,8 @@ class AdapterTable:
         self._calls += 1
         key = f"{name}@{self._calls}"
         self._current.pop(name, None)
-        self._current[name], self._versions[key] = key, _Version(name, self._calls)
+        self._current[name] = key
+        self._versions[key] = _Version(name, self._calls)
         return Loading(key, leaving)
 
     def drop(self, name: str) -> tuple[str, ...]:

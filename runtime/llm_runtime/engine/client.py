@@ -98,7 +98,8 @@ class EngineLink:
 
     async def call(self, make: Callable[[int], Command]) -> Ready | Done:
         """Send what `make` makes of the call's number and wait for the answer. Raises EngineFailed."""
-        number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
+        number = next(self._numbers)
+        answer = asyncio.get_running_loop().create_future()
         self._calls[number] = answer
         if self._lost:
             self._answer(number, EngineFailed(GONE))
@@ -154,7 +155,8 @@ class EngineLink:
         return time.monotonic() - self._heard_at if self._mailboxes else 0.0
 
     def stats(self) -> EngineStats:
-        figures, open_ = self._figures, len(self._mailboxes)
+        figures = self._figures
+        open_ = len(self._mailboxes)
         running = min(figures.running, open_)
         return EngineStats(
             running,
@@ -223,8 +225,12 @@ class EngineClient:
     """`request.Engine` for one model."""
 
     def __init__(self, link: EngineLink, ready: Ready) -> None:
-        self._link, self._capacity = link, ready.capacity
-        self.model, self.limits, self.codec, self.device = ready.model, ready.limits, ready.codec, ready.device
+        self._link = link
+        self._capacity = ready.capacity
+        self.model = ready.model
+        self.limits = ready.limits
+        self.codec = ready.codec
+        self.device = ready.device
         self.adapters: tuple[str, ...] = ready.adapters
         """Names that a request may use."""
         self._own: dict[str, Any] = {
@@ -310,7 +316,9 @@ class ClientStream:
     __slots__ = ("_link", "_mailbox", "_number", "_over")
 
     def __init__(self, link: EngineLink, number: int, mailbox: "_Mailbox") -> None:
-        self._link, self._number, self._mailbox = link, number, mailbox
+        self._link = link
+        self._number = number
+        self._mailbox = mailbox
         self._over = False
 
     def __aiter__(self) -> "ClientStream":
@@ -359,7 +367,8 @@ class _Mailbox:
     __slots__ = ("_waiter", "client", "events", "loop", "over")
 
     def __init__(self, loop: AbstractEventLoop, client: EngineClient) -> None:
-        self.loop, self.client = loop, client
+        self.loop = loop
+        self.client = client
         self.events: deque[TokenEvent] = deque()
         self.over = False
         """Whether the engine has sent the final event."""

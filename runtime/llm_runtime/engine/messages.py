@@ -164,7 +164,8 @@ class Frames:
     def feed(self, data: bytes) -> list[Any]:
         """The messages that `data` completes."""
         self._buffer += data
-        found, begin = [], 0
+        found = []
+        begin = 0
         while (end := self._end(begin)) <= len(self._buffer):
             found.append(pickle.loads(memoryview(self._buffer)[begin + LENGTH.size : end]))
             begin = end

@@ -18,11 +18,11 @@ from typing import cast
 
 from llm_runtime import logs
 from llm_runtime.contract import FatalReport, RuntimeConfig
-from llm_runtime.engine import cgroup
 from llm_runtime.engine.client import STALL_SECONDS, EngineClient, EngineLink, load
-from llm_runtime.engine.memory import KV_CACHE_FIELD, MIB
 from llm_runtime.engine.messages import Command, Frames, frame
-from llm_runtime.engine.threads import configure_threads
+from llm_runtime.machine import cgroup
+from llm_runtime.machine.memory import KV_CACHE_FIELD, MIB
+from llm_runtime.machine.threads import configure_threads
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from llm_runtime.engine.memory import StepOutOfMemory
 from llm_runtime.engine.scheduler import Batch, Span
 from llm_runtime.engine.sequence import Sampled, Sequence
+from llm_runtime.machine.memory import StepOutOfMemory
 
 log = logging.getLogger(__name__)
 

@@ -65,7 +65,8 @@ class Scheduler:
     ) -> None:
         """`budget` bounds how long running streams pause for a new prompt (None: only `max_batch_tokens` does)."""
         self.pool = pool
-        self.max_batch_size, self.max_batch_tokens = max_batch_size, max_batch_tokens
+        self.max_batch_size = max_batch_size
+        self.max_batch_tokens = max_batch_tokens
         self.max_queue_length = max_queue_length
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []

@@ -155,7 +155,8 @@ class Sequence:
     def finish(self, reason: FinishReason, error: str | None = None) -> TokenEvent:
         """End without a further token; what was held back is delivered, for it was generated."""
         self.finish_reason = reason
-        text, self._held = self._held, ""
+        text = self._held
+        self._held = ""
         return TokenEvent(token_id=None, text=text, finish_reason=reason, error=error)
 
     def _text_after(self, token_id: int) -> str:
@@ -184,7 +185,8 @@ class Sequence:
     def _release(self) -> str:
         keep = 0 if self.finish_reason else held_back(self._held, self.request.sampling.stop)
         cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
+        text = self._held[:cut]
+        self._held = self._held[cut:]
         return text
 
     def _named(self, top: tuple[tuple[int, float], ...]) -> tuple[TopLogprob, ...]:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from functools import partial
 
 from llm_runtime.contract import FatalReport
-from llm_runtime.engine.memory import MIB, resident_bytes
 from llm_runtime.engine.messages import Failed, Load, Ready
 from llm_runtime.engine.model import Build, Model, Post, Send, Served
 from llm_runtime.engine.recovery import CarefulRunner
 from llm_runtime.errors import Fatal
+from llm_runtime.machine.memory import MIB, resident_bytes
 
 log = logging.getLogger(__name__)
 

@@ -32,12 +32,14 @@ class Account:
     __slots__ = ("_budgets", "_month", "_source", "caller_id", "requests", "slots", "tier", "tokens")
 
     def __init__(self, caller_id: str, tier: Tier, source: Source, now: float, month: Month) -> None:
-        self.caller_id, self.tier = caller_id, tier
+        self.caller_id = caller_id
+        self.tier = tier
         self.slots = Slots(tier.max_concurrent)
         self.requests: tuple[Budget, ...] = ()
         self.tokens: tuple[Budget, ...] = ()
         """What a request draws on. A new tuple after every change: a running request settles with the one it had."""
-        self._source, self._month = source, month
+        self._source = source
+        self._month = month
         self._budgets: dict[str, Budget] = {}
         self._adopt(tier, now)
 
@@ -135,7 +137,8 @@ class Account:
 
     def _refusal(self, budget: Budget, amount: int, now: float, wall: float) -> errors.Refusal:
         name = next(name for name, known in self._budgets.items() if known is budget)
-        left, unit = max(0, int(budget.remaining(now))), _unit(name)
+        left = max(0, int(budget.remaining(now)))
+        unit = _unit(name)
         if budget.month:
             message = (
                 f"{left} of the {budget.limit} {unit} of this month are left, and this request needs {amount}. The "
@@ -151,7 +154,8 @@ class Account:
 
 
 def _too_small(name: str, limit: int, amount: int) -> errors.LimitTooSmall:
-    unit, period = _unit(name), name.rpartition("_")[2]
+    unit = _unit(name)
+    period = name.rpartition("_")[2]
     how = "max_tokens and the prompt count together" if unit == "tokens" else "every prompt and choice counts"
     message = (
         f"This request needs {amount} {unit}, and its caller's limit is {limit} {unit} per {period} ({name}): it can "

@@ -53,7 +53,8 @@ class Limiter:
         See `configured` for the usual way to choose them. `clock` never jumps; `wall` knows the date.
         """
         self._max_accounts = max_accounts
-        self._clock, self._slot_timeout_seconds = clock, slot_timeout_seconds
+        self._clock = clock
+        self._slot_timeout_seconds = slot_timeout_seconds
         self._source = _Shared(minutes, months, clock)
         self._wall = self._source.months.wall if self._source.months else wall
         self._calendar = Calendar(self._wall())
@@ -138,12 +139,14 @@ class Limiter:
 
     async def ask_standing(self, caller: Caller) -> Standing:
         """How the caller stands with all replicas, also if it was never here: asks where the truth lies."""
-        account, now = self._look(caller), self._clock()
+        account = self._look(caller)
+        now = self._clock()
         await _all([budget.ask(0) for budget in account.budgets if budget.worth_asking(now, 0)], EXCHANGE_SECONDS)
         return account.standing(self._clock(), self._wall())
 
     def _look(self, caller: Caller) -> Account:
-        now, month = self._clock(), self._calendar.at(self._wall())
+        now = self._clock()
+        month = self._calendar.at(self._wall())
         account = self._accounts.get(caller.id)
         if account is None:
             return Account(caller.id, caller.tier, self._source, now, month)
@@ -151,7 +154,8 @@ class Limiter:
         return account
 
     def _account(self, caller: Caller) -> Account:
-        now, month = self._clock(), self._calendar.at(self._wall())
+        now = self._clock()
+        month = self._calendar.at(self._wall())
         account = self._accounts.get(caller.id)
         if account is None:
             self._forget(now)
@@ -217,8 +221,12 @@ class Admission:
     __slots__ = ("_account", "_admitted_at", "_budgets", "_clock", "_draw", "_reserved", "_settled")
 
     def __init__(self, account: Account, reserved: int, clock: Callable[[], float], now: float, draw: Draw) -> None:
-        self._account, self._budgets, self._draw = account, account.tokens, draw
-        self._reserved, self._clock, self._admitted_at = reserved, clock, now
+        self._account = account
+        self._budgets = account.tokens
+        self._draw = draw
+        self._reserved = reserved
+        self._clock = clock
+        self._admitted_at = now
         self._settled = False
 
     async def reserve(self, tokens: int) -> None:
@@ -227,7 +235,8 @@ class Admission:
         self._give_back(self._reserved)
         self._reserved = 0
         await self._draw(self._account, 0, tokens)
-        self._budgets, self._reserved = self._account.tokens, tokens
+        self._budgets = self._account.tokens
+        self._reserved = tokens
 
     def settle(self, tokens: int) -> None:
         """The request has ended and used `tokens`, be it more than was reserved. Only the first call counts."""

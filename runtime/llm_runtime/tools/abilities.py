@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from llm_runtime.request import Message
-from llm_runtime.templates import BadTemplate, render
+from llm_runtime.text.templates import BadTemplate, render
 from llm_runtime.tools.forms import SPECIAL, knows_tools, reading_of
 
 _ASKED = "marker-asked"

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from llm_runtime.request import Message
-from llm_runtime.templates import BadTemplate, render, variables
+from llm_runtime.text.templates import BadTemplate, render, variables
 from llm_runtime.tools.calls import Call, Offered
 from llm_runtime.tools.form import Form
 from llm_runtime.tools.harmony import CHANNEL, MESSAGE, Channels, HarmonyForm

@@ -126,7 +126,8 @@ def test_an_operator_of_some_namespaces_is_tried_in_the_first(chart: Chart, play
 
 def test_it_needs_no_image_but_the_operators_and_is_never_sent_requests(chart: Chart) -> None:
     values = {"image": {"repository": "example.com/operator", "tag": "7"}, "imagePullSecrets": [{"name": "s"}]}
-    pod, operator = chart.test_pod(**values), chart.one("Deployment", **values)["spec"]["template"]
+    pod = chart.test_pod(**values)
+    operator = chart.one("Deployment", **values)["spec"]["template"]
     assert pod["spec"]["containers"][0]["image"] == operator["spec"]["containers"][0]["image"]
     assert pod["spec"]["imagePullSecrets"] == [{"name": "s"}]
     assert pod["spec"]["serviceAccountName"] == operator["spec"]["serviceAccountName"]

@@ -91,7 +91,8 @@ def test_the_hints_run_in_another_terminal(tmp_path: Path, monkeypatch: pytest.M
     story = demo.Demo(cast("Stack", None))
     story.exports = {"PYTHONPATH": str(ROOT / "hack"), "MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
     story.programs = [tmp_path / "programs", Path(sys.executable).parent]
-    story.url, story.key = "http://127.96.0.1", "a-key"
+    story.url = "http://127.96.0.1"
+    story.key = "a-key"
     file = story.write_exports()
     assert file.stat().st_mode & 0o077 == 0
     command = f'. {file} && kubectl && python -m devstack.registry alias --help && echo "$URL $KEY"'
@@ -245,7 +246,8 @@ class Elsewhere:
     """A folder on the one file system, or `alone` on another."""
 
     def __init__(self, folder: Path, alone: Path | None) -> None:
-        self.folder, self.device = folder, int(folder == alone)
+        self.folder = folder
+        self.device = int(folder == alone)
 
     def stat(self) -> SimpleNamespace:
         return SimpleNamespace(st_dev=self.device)

@@ -307,7 +307,8 @@ def test_a_setting_reaches_the_image_as_it_is(value: str, written: str) -> None:
 
 
 def test_images_of_another_cluster_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs, ours = "registry.k8s.io/pause:3.10", "localhost/podnet:1"
+    theirs = "registry.k8s.io/pause:3.10"
+    ours = "localhost/podnet:1"
     tags = {theirs: "theirs"}
 
     class Tagging(engine.Engine):

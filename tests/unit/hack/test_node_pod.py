@@ -26,10 +26,13 @@ class SlowApi:
     """A Secret whose first reader is answered late, with what it was when asked."""
 
     def __init__(self) -> None:
-        self.data, self.asked, self.answer = "b2xk", asyncio.Event(), asyncio.Event()
+        self.data = "b2xk"
+        self.asked = asyncio.Event()
+        self.answer = asyncio.Event()
 
     async def get(self, path: str, **params: str) -> dict[str, Any]:
-        data, first = self.data, not self.asked.is_set()
+        data = self.data
+        first = not self.asked.is_set()
         self.asked.set()
         if first:
             await self.answer.wait()
@@ -86,7 +89,8 @@ async def test_a_sidecar_is_waited_for_no_longer_than_its_start_comes_back_and_e
     assert beside.record.restarts == 2
     assert runtime.record.restarts == 0
     assert {c["type"]: c["status"] for c in pod.status()["conditions"]}["Initialized"] == "True"
-    stop, over = beside.stop, list[bool]()
+    stop = beside.stop
+    over = list[bool]()
 
     async def noted(deadline: float) -> None:
         over.append(bool(runtime.process and runtime.process.over))

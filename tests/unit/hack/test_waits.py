@@ -14,7 +14,8 @@ from devstack.waits import locked, waiting
 
 def test_a_wait_says_again_and_again_what_it_is_for() -> None:
     said: list[str] = []
-    thrice, steps = threading.Event(), iter(["pulling", "starting", "running", *["ready"] * 1000])
+    thrice = threading.Event()
+    steps = iter(["pulling", "starting", "running", *["ready"] * 1000])
 
     def say(text: str) -> None:
         said.append(text)

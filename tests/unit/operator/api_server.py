@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from llm_operator.cluster import KINDS
+from llm_operator.ports.cluster import KINDS
 
 Json = dict[str, Any]
 VERBS = ["list", "watch", "patch"]

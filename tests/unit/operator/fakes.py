@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llm_operator import crds
-from llm_operator.cluster import ApiError, Conflict, NotFound, Refused, Unavailable
 from llm_operator.confined import Confined, work
 from llm_operator.observe import Outside
-from llm_operator.pods import Answer
-from llm_operator.registry import AliasNotFound, Choices, ModelNotFound, ModelSummary, Reference, RegistryFault
+from llm_operator.ports.cluster import ApiError, Conflict, NotFound, Refused, Unavailable
+from llm_operator.ports.pods import Answer
+from llm_operator.ports.registry import AliasNotFound, Choices, ModelNotFound, ModelSummary, Reference, RegistryFault
 from llm_operator.settings import ConnectionSettings
 from llm_operator.state import Connection, Figures, Manifest, ModelVersion
 
@@ -76,7 +76,8 @@ class FakeCluster:
         ]
 
     async def apply(self, manifest: Manifest) -> Manifest:
-        kind, meta = manifest["kind"], manifest["metadata"]
+        kind = manifest["kind"]
+        meta = manifest["metadata"]
         self._answer(kind, "apply", kind, meta["name"])
         key = (kind, meta["namespace"], meta["name"])
         before = self.objects.get(key)
@@ -100,7 +101,8 @@ class FakeCluster:
         return self._store("status", key, {**self.objects[key], "status": manifest["status"]})
 
     async def create(self, manifest: Manifest) -> Manifest:
-        kind, meta = manifest["kind"], manifest["metadata"]
+        kind = manifest["kind"]
+        meta = manifest["metadata"]
         self._answer(kind, "create", kind, meta["name"])
         key = (kind, meta["namespace"], meta["name"])
         if key in self.objects:
@@ -307,7 +309,10 @@ class World:
     """Everything that a reconcile needs, and shortcuts for tests."""
 
     def __init__(self) -> None:
-        self.cluster, self.registry, self.pods, self.clock = FakeCluster(), FakeRegistry(), FakePods(), Clock()
+        self.cluster = FakeCluster()
+        self.registry = FakeRegistry()
+        self.pods = FakePods()
+        self.clock = Clock()
         self.connections = FixedConnections()
         self.outside = self.restarted(IMAGE)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llm_operator.cluster import Conflict
+from llm_operator.ports.cluster import Conflict
 from llm_operator.reconcile import Retry
 from llm_operator.state import Key, Manifest
 from unit.operator.fakes import NAMESPACE, FakeCluster, World
@@ -25,7 +25,8 @@ def restored(world: World, *kept: str) -> dict[tuple[str, str, str], Manifest]:
     children = {}
     for key, found in list(world.cluster.objects.items()):
         if key[0] in ("LLMDeployment", "ApiKey"):
-            spec, labels = found["spec"], found["metadata"].get("labels")
+            spec = found["spec"]
+            labels = found["metadata"].get("labels")
             del world.cluster.objects[key]
             meta = {"name": key[2], "namespace": NAMESPACE, "labels": labels or {}}
             made = {"apiVersion": found["apiVersion"], "kind": key[0], "metadata": meta, "spec": spec}
@@ -159,7 +160,9 @@ async def test_a_look_that_is_under_way_gives_no_orphan_its_owner_back(
         restored(world)
     cluster = OrphaningCluster()
     cluster.__dict__ |= vars(world.cluster)
-    world.cluster, cluster.victim, cluster.first = cluster, victim, first
+    world.cluster = cluster
+    cluster.victim = victim
+    cluster.first = first
     world.restarted("image")
     with suppress(Retry, Conflict):
         await look(world, victim)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from llm_operator.ports.registry import RegistryUnreachable
 from llm_operator.reconcile import Pace, reconcile
-from llm_operator.registry import RegistryUnreachable
 from llm_operator.state import Key
 from unit.operator.fakes import IMAGE, NAMESPACE, World
 from unit.operator.test_poll import polled

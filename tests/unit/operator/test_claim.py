@@ -7,15 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from llm_operator.cluster import Refused
 from llm_operator.observe import Outside
+from llm_operator.ports.cluster import Refused
 from llm_operator.reconcile import Done, Pace, reconcile
 from llm_operator.reconcile.claim import CONFIG_MAP
 from llm_operator.reconcile.keyfile import KIND as KEY_FILE
 from llm_operator.state import Key
 from unit.operator.fakes import IMAGE, NAMESPACE, World
 
-BOT, TEAM = Key("LLMDeployment", NAMESPACE, "bot"), Key("ApiKey", NAMESPACE, "team")
+BOT = Key("LLMDeployment", NAMESPACE, "bot")
+TEAM = Key("ApiKey", NAMESPACE, "team")
 ALL = (
     BOT,
     TEAM,
@@ -48,7 +49,8 @@ def images(world: World) -> set[str]:
 
 
 async def test_the_first_has_the_namespace_and_another_touches_nothing_and_says_so_once(world: World) -> None:
-    first, second = installed(world, "first"), installed(world, "second")
+    first = installed(world, "first")
+    second = installed(world, "second")
     await look(first)
     before = copy.deepcopy(world.cluster.objects)
     for _ in range(2):
@@ -71,7 +73,8 @@ async def test_a_restart_and_an_upgrade_change_nothing_about_it(world: World) ->
 
 
 async def test_a_namespace_moves_by_a_word_in_its_config_map(world: World) -> None:
-    first, second = installed(world, "first"), installed(world, "second")
+    first = installed(world, "first")
+    second = installed(world, "second")
     await look(first)
     await look(second)
     await world.cluster.patch("ConfigMap", NAMESPACE, CONFIG_MAP, {"data": {"installation": "second/llm-operator"}})

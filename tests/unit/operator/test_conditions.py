@@ -9,14 +9,16 @@ import pytest
 
 from llm_operator import plans
 from llm_operator.crds import CandidateStatus, LLMDeploymentSpec, LLMDeploymentStatus, RevisionStatus
-from llm_operator.plans.config import revision_id
+from llm_operator.plans.objects.config import revision_id
 from llm_operator.plans.reasons import Reason
 from llm_operator.state import Connection, Fault, Meta, ModelVersion, Observed, Resolution, RevisionChildren
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SPEC = LLMDeploymentSpec.model_validate({"model": {"mlflow": {"name": "bot", "alias": "champion"}}, "replicas": 2})
-ONE, TWO = ModelVersion("bot", "1"), ModelVersion("bot", "2")
-OLD, NEW = revision_id(SPEC, ONE), revision_id(SPEC, TWO)
+ONE = ModelVersion("bot", "1")
+TWO = ModelVersion("bot", "2")
+OLD = revision_id(SPEC, ONE)
+NEW = revision_id(SPEC, TWO)
 DOWN = Fault("RegistryUnreachable", "does not answer")
 STABLE = RevisionStatus(revision=OLD, version="1", image="i", started_at="2026-01-01T00:00:00Z")
 COMING = CandidateStatus(revision=NEW, version="2", image="i", started_at="2026-01-01T00:00:00Z")

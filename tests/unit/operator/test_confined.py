@@ -8,11 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from llm_operator import confined, pods
+from llm_operator import confined
 from llm_operator.confined import Confined
 from llm_operator.crds.rollout import GateSpec
-from llm_operator.plans import gates, smoke
-from llm_operator.prometheus import HttpPrometheus
+from llm_operator.plans.evidence import gates, smoke
+from llm_operator.ports import pods
+from llm_operator.ports.prometheus import HttpPrometheus
 from llm_operator.state import Evidence, Measured
 from llm_runtime import contract
 

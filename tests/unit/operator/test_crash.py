@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llm_operator.cluster import Unavailable
+from llm_operator.ports.cluster import Unavailable
 from llm_operator.reconcile import Pace, Retry, reconcile
 from llm_operator.state import Key, Manifest
 from unit.operator.fakes import IMAGE, NAMESPACE, FakeCluster, World
@@ -20,7 +20,8 @@ class FragileCluster(FakeCluster):
 
     def __init__(self, fatal: int, landed: bool) -> None:
         super().__init__()
-        self.left, self.landed = fatal, landed
+        self.left = fatal
+        self.landed = landed
 
     def _store(self, verb: str, key: tuple[str, str, str], after: Manifest) -> Manifest:
         if verb == "person":
@@ -46,7 +47,8 @@ async def settle(world: World) -> None:
 
 async def road(fatal: int, landed: bool) -> tuple[World, FragileCluster]:
     """From nothing to version 1 to version 2, until version 1 has gone to sleep."""
-    world, cluster = World(), FragileCluster(fatal, landed)
+    world = World()
+    cluster = FragileCluster(fatal, landed)
     world.cluster = cluster
     world.restarted(IMAGE)
     await world.deploy(replicas=2)
@@ -75,7 +77,8 @@ def end(world: World) -> dict[Any, Any]:
 @pytest.mark.parametrize("landed", [False, True], ids=["before", "after"])
 async def test_a_crash_at_any_write_ends_in_the_same_world(landed: bool) -> None:
     whole, counted = await road(-1, landed)
-    total, expected = -1 - counted.left, end(whole)
+    total = -1 - counted.left
+    expected = end(whole)
     assert total > 20
     for fatal in range(1, total + 1):
         broken, cluster = await road(fatal, landed)

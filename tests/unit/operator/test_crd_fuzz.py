@@ -55,7 +55,8 @@ def test_every_field_of_a_specification_is_bounded(kind: str) -> None:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long plans took that took too long, each in its fastest of three: seconds of this process alone."""
-    found, whole = list[float](), plans.deployment
+    found = list[float]()
+    whole = plans.deployment
 
     def timed(observed: Observed, *, settle_seconds: float, now: datetime) -> Plan:
         times = []

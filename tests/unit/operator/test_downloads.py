@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llm_operator.plans import downloads
+from llm_operator.plans.status import downloads
 from llm_operator.reconcile import Done, Pace, reconcile
 from llm_operator.state import Download, Figures, Key
 from unit.operator.fakes import NAMESPACE, World

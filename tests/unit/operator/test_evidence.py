@@ -32,7 +32,9 @@ def test_the_evidence_is_one_on_average_while_the_share_is_as_said(share: float)
 
 def test_the_evidence_is_at_most_one_on_average_for_bad_requests_shared_out_without_replacement() -> None:
     """Hoeffding's theorem: 12 bad ones among 10 requests of the candidate and 30 of stable."""
-    own, other, bad = 10, 30, 12
+    own = 10
+    other = 30
+    bad = 12
     ways = {k: comb(own, k) * comb(other, bad - k) / comb(own + other, bad) for k in range(own + 1)}
     for grid in (odds.MORE, odds.LESS):
         mean = sum(way * e ** odds.evidence(grid, k, bad, own / (own + other)) for k, way in ways.items())
@@ -41,9 +43,12 @@ def test_the_evidence_is_at_most_one_on_average_for_bad_requests_shared_out_with
 
 def test_an_interval_holds_at_every_look_at_once() -> None:
     """300 sequences of 500 requests, looked at 50 times: the true rate leaves the interval in at most 5 + 5 %."""
-    chance, missed, share = random.Random(1), 0, 0.05
+    chance = random.Random(1)
+    missed = 0
+    share = 0.05
     for _ in range(300):
-        bad, out = 0, False
+        bad = 0
+        out = False
         for n in range(1, 501):
             bad += chance.random() < share
             if n % 10 == 0:
@@ -68,7 +73,9 @@ def test_an_interval_gets_narrower_and_holds_the_measured_share() -> None:
 
 
 def test_independent_requests_are_no_clumps_and_five_in_a_row_are() -> None:
-    chance, alone, five = random.Random(2), clumps.Clumps(), clumps.Clumps()
+    chance = random.Random(2)
+    alone = clumps.Clumps()
+    five = clumps.Clumps()
     for _ in range(2000):
         alone.add(sum(chance.random() < 0.05 for _ in range(20)), 20, 20)
         five.add(5 * sum(chance.random() < 0.01 for _ in range(20)), 20, 20)
@@ -87,7 +94,8 @@ RULES = Rules()
 
 
 def test_many_errors_of_the_candidate_fail_and_few_pass() -> None:
-    fine, broken = Counts(100, 0), Counts(10, 10)
+    fine = Counts(100, 0)
+    broken = Counts(10, 10)
     assert run(ErrorTrial(0.01, RULES), *[(broken, fine)] * 4) == "Inconclusive"
     assert run(ErrorTrial(0.01, RULES), *[(broken, fine)] * 5) == "Failed"
     assert run(ErrorTrial(0.01, RULES), *[(fine, fine)] * 5) == "Passed"
@@ -132,7 +140,8 @@ def judged(
     slower: float, *, switched: bool = False, looks: int = 150, bounds: tuple[float, ...] = BOUNDS
 ) -> LatencyTrial:
     """3 requests of the candidate and 12 of stable a look; both get slower for a while."""
-    chance, trial = random.Random(3), LatencyTrial(1.3, RULES, switched=switched)
+    chance = random.Random(3)
+    trial = LatencyTrial(1.3, RULES, switched=switched)
     for _ in range(looks // 3 if switched else 3):
         trial.before(counted([chance.lognormvariate(-1, 0.5) for _ in range(12)], bounds))
     for look in range(looks):
@@ -163,14 +172,16 @@ def test_twice_the_latency_fails_and_the_same_passes(switched: bool) -> None:
 
 def test_coarse_buckets_give_a_wider_interval_not_a_wrong_one() -> None:
     coarse = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, inf)
-    rough, fine = judged(1, bounds=coarse).answer(), judged(1).answer()
+    rough = judged(1, bounds=coarse).answer()
+    fine = judged(1).answer()
     assert rough.state != "Failed"
     assert (rough.low or 0) <= (fine.low or 0)
     assert (rough.high or inf) >= (fine.high or inf)
 
 
 def test_buckets_of_two_runtimes_are_compared_by_the_bounds_that_each_has() -> None:
-    old, new = (0.1, 0.5, 1, inf), BOUNDS
+    old = (0.1, 0.5, 1, inf)
+    new = BOUNDS
     values = [0.2, 0.3, 0.7, 3.0]
     assert counted(values, old).surely_beyond(0.6) == 1
     assert counted(values, old).maybe_beyond(0.6) == 2
@@ -191,7 +202,8 @@ def test_equal_versions_stay_in_play_however_often_one_looks() -> None:
     """100 roll-outs of 200 looks each at the allowed limit itself, the hardest: at most a handful fail at 1 %."""
     failed = 0
     for seed in range(100):
-        chance, trial = random.Random(seed), ErrorTrial(0.05, RULES)
+        chance = random.Random(seed)
+        trial = ErrorTrial(0.05, RULES)
         for _ in range(200):
             own = Counts(5, sum(chance.random() < 0.05 for _ in range(5)))
             trial.look(own, Counts(20, sum(chance.random() < 0.02 for _ in range(20))))

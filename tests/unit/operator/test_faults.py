@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llm_operator.plans import faults
+from llm_operator.plans.status import faults
 
 PENDING = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
            "message": "0/4 nodes are available: 3 Insufficient nvidia.com/gpu, 1 Insufficient memory."}  # fmt: skip
@@ -189,7 +189,8 @@ def test_what_only_events_tell_of_a_pod_without_containers_is_told(told: str, re
 
 
 def test_the_last_trouble_counts_until_the_pod_gets_further() -> None:
-    early, late = event("FailedAttachVolume", "a", "2026-01-01T11:00:00Z"), event("FailedMount", "b")
+    early = event("FailedAttachVolume", "a", "2026-01-01T11:00:00Z")
+    late = event("FailedMount", "b")
     fault = faults.of_pod(starting(), [late, early])
     assert fault is not None
     assert fault.reason == "MountFailed"

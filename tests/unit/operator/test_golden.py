@@ -17,7 +17,7 @@ import yaml
 
 from llm_operator import plans
 from llm_operator.crds import ApiKeySpec, LLMDeploymentSpec, LLMDeploymentStatus
-from llm_operator.plans import keys, source, workload
+from llm_operator.plans.objects import keys, source, workload
 from llm_operator.settings import ContainerResources, Settings
 from llm_operator.state import (
     Connection,

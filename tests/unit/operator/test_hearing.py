@@ -10,9 +10,9 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from llm_operator.cluster import path_of
 from llm_operator.hearing import GRACE_SECONDS, Hearing
 from llm_operator.lease import Lease
+from llm_operator.ports.cluster import path_of
 from llm_operator.probes import STUCK_WATCH_SECONDS, Health
 from llm_operator.settings import LeaseSettings
 from unit.operator.fakes import FakeCluster
@@ -23,7 +23,8 @@ class Answer:
     """A response as far as it is looked at."""
 
     def __init__(self, status: int = 200, message: str = "") -> None:
-        self.status, self._message = status, message
+        self.status = status
+        self._message = message
 
     async def text(self) -> str:
         return f'{{"message": "{self._message}"}}'
@@ -136,7 +137,8 @@ async def test_watches_that_stay_deaf_fail_liveness_by_name() -> None:
 
 
 async def test_a_stand_by_is_ready_without_watches_and_a_leader_is_not() -> None:
-    cluster, clock = FakeCluster(), Ticks()
+    cluster = FakeCluster()
+    clock = Ticks()
     leader = Lease(cluster, LeaseSettings(), "one", clock)
     other = Lease(cluster, LeaseSettings(), "two", clock)
     silent = Hearing(("Pod",))

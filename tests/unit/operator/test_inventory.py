@@ -54,7 +54,8 @@ async def test_available_can_be_alerted_on_by_deployment() -> None:
 async def test_a_rollout_is_seen_with_its_version_its_beginning_and_its_end() -> None:
     world = World()
     await serve(world)
-    inventory, named = world.outside.inventory, (NAMESPACE, "bot")
+    inventory = world.outside.inventory
+    named = (NAMESPACE, "bot")
     assert series(inventory, "llm_operator_deployment_rollout_in_progress") == {named: 0}
     assert series(inventory, "llm_operator_deployment_replicas_wanted") == {named: 1}
     assert series(inventory, "llm_operator_deployment_replicas_ready") == {named: 1}

@@ -14,8 +14,8 @@ import pytest
 
 from devstack.judges import Verdict, built, judge
 from llm_operator import crds
+from llm_operator.ports.registry import AliasNotFound, RegistryUnreachable
 from llm_operator.reconcile import Pace, Retry, reconcile
-from llm_operator.registry import AliasNotFound, RegistryUnreachable
 from llm_operator.state import Key, Manifest
 from unit.operator.fakes import NAMESPACE, World
 
@@ -65,7 +65,8 @@ class Life:
 
 
 async def test_the_life_of_a_rollout_reads_the_same_to_everybody() -> None:
-    life, expected = Life(), dict[str, tuple[str, str, str]]()
+    life = Life()
+    expected = dict[str, tuple[str, str, str]]()
     world = life.world
 
     async def look(point: str, kstatus: str, argo: str, ready: str) -> None:
@@ -126,7 +127,8 @@ async def test_the_life_of_a_rollout_reads_the_same_to_everybody() -> None:
 
 
 async def test_an_api_key_reads_the_same_to_everybody() -> None:
-    life, world = Life(), World()
+    life = Life()
+    world = World()
     life.world = world
     await world.put("ApiKey", "team", {"owner": "a", "deployments": ["bot"]})
     await life.look("the deployment is missing", TEAM)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm_operator.cluster import Refused, Unavailable
+from llm_operator.ports.cluster import Refused, Unavailable
 from llm_operator.reconcile import Pace, Retry, reconcile
 from llm_operator.state import Key
 from unit.operator.fakes import NAMESPACE, World

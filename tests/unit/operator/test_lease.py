@@ -17,7 +17,8 @@ class Ticks:
 
 
 def candidates() -> tuple[FakeCluster, Lease, Lease, Ticks]:
-    cluster, clock = FakeCluster(), Ticks()
+    cluster = FakeCluster()
+    clock = Ticks()
     made = [Lease(cluster, LeaseSettings(namespace="team"), name, clock) for name in ("one", "two")]
     return cluster, made[0], made[1], clock
 
@@ -58,6 +59,7 @@ async def test_a_released_lease_is_taken_at_once() -> None:
 async def test_age_grows_while_the_api_server_is_silent() -> None:
     cluster, one, _, clock = candidates()
     await one._attempt()
-    cluster.down, clock.now = True, 11
+    cluster.down = True
+    clock.now = 11
     assert not await one._attempt()
     assert one.age() == 11

@@ -15,7 +15,8 @@ from llm_operator import logs
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers = root.handlers[:]
+    level = root.level
     yield
     root.handlers[:] = handlers
     root.setLevel(level)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llm_operator.cluster import Refused
+from llm_operator.ports.cluster import Refused
 from llm_operator.reconcile import Done, Pace, reconcile
 from llm_operator.state import Key
 from unit.operator.fakes import NAMESPACE, World

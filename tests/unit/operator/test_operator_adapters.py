@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from llm_operator.poll import Poll
+from llm_operator.ports.registry import AliasNotFound, CachedRegistry, RegistryUnreachable
 from llm_operator.reconcile import Done, Pace, reconcile
-from llm_operator.registry import AliasNotFound, CachedRegistry, RegistryUnreachable
 from llm_operator.settings import ConnectionSettings
 from llm_operator.state import Connection, Figures, Key, ModelVersion
 from llm_runtime.contract import AdapterFile

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from llm_operator.cluster import Unavailable
-from llm_operator.plans import keys
+from llm_operator.plans.objects import keys
 from llm_operator.poll import Poll
+from llm_operator.ports.cluster import Unavailable
+from llm_operator.ports.registry import CachedRegistry, read_connection
 from llm_operator.reconcile import Pace, reconcile
-from llm_operator.registry import CachedRegistry, read_connection
 from llm_operator.settings import ConnectionSettings, Settings
 from llm_operator.state import Key
 from llm_runtime import contract
@@ -130,7 +130,8 @@ async def test_an_adapter_of_a_connection_that_is_not_for_the_namespace_is_not_f
 
 
 async def test_the_poll_wakes_what_is_shut_out_or_let_in_and_not_what_is_known() -> None:
-    world, woken = World(), list[Key]()
+    world = World()
+    woken = list[Key]()
     await world.deploy()
     await look(world)
     await look(world)

@@ -9,8 +9,8 @@ import pytest
 
 from llm_operator.crds import LLMDeploymentSpec, definitions
 from llm_operator.crds.common import quantity_value
-from llm_operator.plans import conditions
-from llm_operator.plans.config import revision_id
+from llm_operator.plans.objects.config import revision_id
+from llm_operator.plans.status import conditions
 from llm_operator.state import ModelVersion
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -81,7 +81,8 @@ def test_quantities(text: str, value: float) -> None:
 
 def bounded(schema: dict[str, Any], path: str = "") -> list[str]:
     """Paths of strings, lists and maps without a maximum: CEL would be too dear."""
-    kind, missing = schema.get("type"), []
+    kind = schema.get("type")
+    missing = []
     if kind == "string" and not {"maxLength", "enum", "format"} & set(schema) and path.startswith(".spec"):
         missing.append(path)
     if kind == "array":

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from devstack.ports import free_port
-from llm_operator.pods import Answer, HttpPods, read
+from llm_operator.ports.pods import Answer, HttpPods, read
 from llm_operator.state import Download
 from llm_runtime import contract
 from llm_runtime.metrics import Metrics, Sources
@@ -48,8 +48,8 @@ async def silent(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HttpPods]:
 
     server = await asyncio.start_server(listen, "127.0.0.1", 0)
     monkeypatch.setattr(contract, "PORT", server.sockets[0].getsockname()[1])
-    monkeypatch.setattr("llm_operator.pods.TIMEOUT_SECONDS", 0.2)
-    monkeypatch.setattr("llm_operator.pods.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("llm_operator.ports.pods.TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("llm_operator.ports.pods.ANSWER_SECONDS", 0.2)
     pods = HttpPods()
     try:
         yield pods
@@ -210,7 +210,7 @@ async def test_an_answer_that_is_none_of_the_api_is_no_answer(text: str, monkeyp
 
 
 async def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_operator.pods.MAX_BYTES", 1000)
+    monkeypatch.setattr("llm_operator.ports.pods.MAX_BYTES", 1000)
     async with answering(monkeypatch, says(json.dumps({"choices": [{"text": "a" * 2000}]}))) as pods:
         answer = await pods.ask(POD, "", CHAT)
         assert (answer.status, "more than 1000 bytes" in answer.text) == (0, True)

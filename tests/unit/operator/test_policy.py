@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm_operator.crds.pod import RUNTIME_SETTINGS, env_refusal
-from llm_operator.plans.workload import STORE_VARIABLES
+from llm_operator.plans.objects.workload import STORE_VARIABLES
 from llm_operator.reconcile import Pace, Retry, reconcile
 from llm_operator.settings import Choice, PodPolicy
 from llm_operator.state import Key
@@ -188,7 +188,8 @@ async def test_no_specification_reads_a_secret_that_the_operator_keeps(way: str)
 
 
 async def test_beside_the_registrys_credentials_only_a_stores_variables_are_taken() -> None:
-    world, model = World(), {"mlflow": {"name": "bot", "alias": "champion"}, "credentialsSecretRef": {"name": "store"}}
+    world = World()
+    model = {"mlflow": {"name": "bot", "alias": "champion"}, "credentialsSecretRef": {"name": "store"}}
     await world.deploy(model=model)
     with pytest.raises(Retry, match=r"Secret store of spec.model.credentialsSecretRef is not there yet"):
         await look(world)

@@ -10,8 +10,8 @@ import pytest
 
 from llm_operator import poll as polling
 from llm_operator.poll import Poll
+from llm_operator.ports.registry import CachedRegistry, RegistryUnreachable
 from llm_operator.reconcile import Pace, reconcile
-from llm_operator.registry import CachedRegistry, RegistryUnreachable
 from llm_operator.settings import ConnectionSettings
 from llm_operator.state import Key
 from unit.operator.fakes import NAMESPACE, World
@@ -166,7 +166,8 @@ async def test_an_odd_object_and_an_odd_server_hold_up_no_other(caplog: pytest.L
 
 async def test_polling_goes_on_whatever_a_round_ends_with(monkeypatch: pytest.MonkeyPatch) -> None:
     poll, _ = await polled(World(), "bot")
-    rounds, thrice = itertools.count(1), asyncio.Event()
+    rounds = itertools.count(1)
+    thrice = asyncio.Event()
 
     async def look(only: str | None = None) -> None:
         if next(rounds) == 3:

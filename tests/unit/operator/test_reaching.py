@@ -17,13 +17,14 @@ import pytest
 import yaml
 from kubernetes.aio.config import incluster_config, kube_config
 
-from llm_operator import cluster, watch
-from llm_operator.cluster import KubernetesCluster, NoCluster, Unavailable
+from llm_operator import watch
 from llm_operator.hearing import Hearing
-from llm_operator.pods import HttpPods
-from llm_operator.prometheus import HttpPrometheus
-from llm_operator.proxies import proxy_for
-from llm_operator.registry import MlflowRegistry, Reference, RegistryUnreachable
+from llm_operator.ports import cluster
+from llm_operator.ports.cluster import KubernetesCluster, NoCluster, Unavailable
+from llm_operator.ports.pods import HttpPods
+from llm_operator.ports.prometheus import HttpPrometheus
+from llm_operator.ports.proxies import proxy_for
+from llm_operator.ports.registry import MlflowRegistry, Reference, RegistryUnreachable
 from llm_operator.state import Connection
 from unit.operator.api_server import ApiServer, Proxy, proxying, service_account, serving
 from waiting import until

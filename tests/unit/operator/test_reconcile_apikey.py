@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from llm_operator.cluster import Refused
+from llm_operator.ports.cluster import Refused
+from llm_operator.ports.registry import Reference
 from llm_operator.reconcile import Done, Pace, Retry, reconcile
-from llm_operator.registry import Reference
 from llm_operator.state import Connection, Key, ModelVersion
 from llm_runtime.contract import KeyFile, hash_key, key_id_of
 from unit.operator.fakes import NAMESPACE, FakeRegistry, World
@@ -87,7 +87,8 @@ class SilentRegistry(FakeRegistry):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asks, self.answers = asyncio.Event(), asyncio.Event()
+        self.asks = asyncio.Event()
+        self.answers = asyncio.Event()
 
     async def resolve(self, connection: Connection, reference: Reference) -> ModelVersion:
         self.asks.set()

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from llm_operator.cluster import Unavailable
 from llm_operator.plans.rollout import stamp
+from llm_operator.ports.cluster import Unavailable
+from llm_operator.ports.registry import AliasNotFound, RegistryUnreachable
 from llm_operator.reconcile import Done, Pace, Retry, reconcile
-from llm_operator.registry import AliasNotFound, RegistryUnreachable
 from llm_operator.state import Key
 from unit.operator.fakes import NAMESPACE, World
 

@@ -8,13 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
-from llm_operator.registry import MlflowRegistry, Reference
+from llm_operator.ports.registry import MlflowRegistry, Reference
 from llm_operator.state import Connection
 from unit.operator.fakes import NAMESPACE, World
 from unit.operator.test_poll import polled
 from unit.operator.test_reconcile_llmdeployment import look, serving
 
-FIRST, SECOND = "2026-01-01T00:00:00.000+00:00", "2026-01-02T00:00:00.000+00:00"
+FIRST = "2026-01-01T00:00:00.000+00:00"
+SECOND = "2026-01-02T00:00:00.000+00:00"
 
 
 async def served(made: str = "") -> tuple[World, str]:
@@ -51,7 +52,8 @@ async def test_pods_are_told_where_their_volume_may_hold_the_former_content(cach
     assert "anew" not in world.cluster.objects["ConfigMap", NAMESPACE, f"bot-{stable(world)}"]["data"]["config.json"]
     world.registry.registered_at = SECOND
     await look(world)
-    revision, mark = world.status()["candidate"]["revision"], world.status()["model"]["anew"]
+    revision = world.status()["candidate"]["revision"]
+    mark = world.status()["model"]["anew"]
     config = json.loads(world.cluster.objects["ConfigMap", NAMESPACE, f"bot-{revision}"]["data"]["config.json"])
     assert config["model"]["mlflow"].get("anew") == (mark if told else None)
 
@@ -98,7 +100,8 @@ async def test_mlflow_says_when_a_version_and_its_model_were_made() -> None:
         odd = {"name": "odd", "creation_timestamp": "yesterday"}
         return httpx.Response(200, text=json.dumps({"model_version": version, "registered_models": [model, odd]}))
 
-    registry, connection = MlflowRegistry(httpx.MockTransport(answer)), Connection("default", "http://mlflow:5000")
+    registry = MlflowRegistry(httpx.MockTransport(answer))
+    connection = Connection("default", "http://mlflow:5000")
     assert (await registry.resolve(connection, Reference("bot", alias="champion"))).registered_at == FIRST
     found = await registry.summary(connection)
     assert (found["bot"].registered_at, found["odd"].registered_at) == (FIRST, "")

@@ -12,8 +12,8 @@ import certifi
 import httpx
 import pytest
 
-from llm_operator import registry
-from llm_operator.registry import CachedRegistry, MlflowRegistry, Reference, read_connection
+from llm_operator.ports import registry
+from llm_operator.ports.registry import CachedRegistry, MlflowRegistry, Reference, read_connection
 from llm_operator.settings import ConnectionSettings
 from llm_operator.state import Connection, ModelVersion
 from unit.operator.fakes import FakeRegistry
@@ -175,7 +175,8 @@ class Ticks:
 
 
 async def test_a_version_is_asked_for_once_per_interval() -> None:
-    inner, clock = FakeRegistry(), Ticks()
+    inner = FakeRegistry()
+    clock = Ticks()
     cached = CachedRegistry(inner, 30, 5, clock)
     for clock.now in (0, 10, 29, 31):
         await cached.resolve(SERVER, ALIAS)
@@ -186,7 +187,8 @@ async def test_a_version_is_asked_for_once_per_interval() -> None:
 
 
 async def test_a_dead_server_is_left_alone_for_a_while() -> None:
-    inner, clock = FakeRegistry(), Ticks()
+    inner = FakeRegistry()
+    clock = Ticks()
     inner.fault = registry.RegistryUnreachable("down")
     cached = CachedRegistry(inner, 30, 5, clock)
     for clock.now in (0, 1, 2, 6):
@@ -205,7 +207,8 @@ async def test_who_may_not_write_tags_may_still_ask() -> None:
 
 
 async def test_a_server_that_is_silent_about_tags_is_left_alone_too() -> None:
-    inner, clock = FakeRegistry(), Ticks()
+    inner = FakeRegistry()
+    clock = Ticks()
     inner.fault = registry.RegistryUnreachable("down")
     cached = CachedRegistry(inner, 30, 5, clock)
     for clock.now in (0, 1, 2, 6):
@@ -223,7 +226,8 @@ async def test_a_server_that_is_silent_about_tags_is_left_alone_too() -> None:
     ],
 )
 async def test_what_one_model_is_answered_with_harms_no_other(fault: registry.RegistryFault) -> None:
-    inner, clock = FakeRegistry(), Ticks()
+    inner = FakeRegistry()
+    clock = Ticks()
     inner.model_faults = {f"secret-{n}": fault for n in range(5)}
     cached = CachedRegistry(inner, 30, 5, clock)
     for clock.now in range(0, 90, 3):
@@ -234,7 +238,8 @@ async def test_what_one_model_is_answered_with_harms_no_other(fault: registry.Re
 
 
 async def test_who_may_not_list_models_may_still_ask_for_one() -> None:
-    inner, clock = FakeRegistry(), Ticks()
+    inner = FakeRegistry()
+    clock = Ticks()
     cached = CachedRegistry(inner, 1, 5, clock)
     for clock.now in (0, 2, 4):
         inner.fault = registry.RegistryDenied("403 on the search")

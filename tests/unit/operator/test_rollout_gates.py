@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from llm_operator.cluster import Unavailable
 from llm_operator.crds.rollout import GateSpec
-from llm_operator.plans import gates, smoke
-from llm_operator.pods import Answer
-from llm_operator.prometheus import HttpPrometheus
+from llm_operator.plans.evidence import gates, smoke
+from llm_operator.ports.cluster import Unavailable
+from llm_operator.ports.pods import Answer
+from llm_operator.ports.prometheus import HttpPrometheus
 from llm_operator.reconcile import Pace, reconcile
 from llm_operator.state import Evidence, Figures, Key, Measured, SmokeOutcome
 from unit.operator.fakes import NAMESPACE, World
@@ -50,7 +50,8 @@ def test_a_failed_gate_says_which_figure_and_which_threshold() -> None:
 
 def test_a_ratio_compares_both_revisions_and_needs_samples_of_both() -> None:
     spec = gate(maxTimeToFirstTokenP95Ratio=1.3)
-    old, same = Figures(first_token=slow(0.2)), Figures(first_token=slow(0.2))
+    old = Figures(first_token=slow(0.2))
+    same = Figures(first_token=slow(0.2))
     assert state(spec, candidate=same, stable=old) == "Passed"
     assert state(spec, candidate=Figures(first_token=slow(0.8)), stable=old) == "Failed"
     assert state(spec, candidate=same, stable=Figures()) == "TooFewSamples"

@@ -34,10 +34,14 @@ def state(sim: Sim) -> State | None:
 
 def look(sim: Sim) -> set[Way]:
     """One look of the operator, and the ways that candidates have taken in it."""
-    before, here = sim.status, state(sim)
+    before = sim.status
+    here = state(sim)
     sim.look()
-    after, there = sim.status, state(sim)
-    ways, old, new = set[Way](), before.candidate, after.candidate
+    after = sim.status
+    there = state(sim)
+    ways = set[Way]()
+    old = before.candidate
+    new = after.candidate
     same = old is not None and new is not None and old.revision == new.revision
     if same and old is not None and new is not None and (new.outcome or not old.outcome):
         further = new.progressed_at != old.progressed_at
@@ -55,10 +59,13 @@ def look(sim: Sim) -> set[Way]:
 
 def live(strategy: str, seed: int, *, first: bool) -> set[Way]:
     """The ways that are taken while pods, people, registry and figures do what they like."""
-    chance, ways = random.Random(seed), set[Way]()
+    chance = random.Random(seed)
+    ways = set[Way]()
     sim = Sim(rollout(strategy, gates=[SLOW, SMOKE], progressDeadlineSeconds=60), replicas=3, room=6)
     if first:
-        sim.status, sim.orders, sim.pods = LLMDeploymentStatus(), {}, {}
+        sim.status = LLMDeploymentStatus()
+        sim.orders = {}
+        sim.pods = {}
         sim.never_ready = {"new"}
     for number in range(100):
         sim.now += timedelta(seconds=chance.choice([1, 5, 20]))

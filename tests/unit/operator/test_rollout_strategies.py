@@ -140,7 +140,8 @@ class Sim:
             directive=decision.directive,
             rollback=decision.rollback,
         )
-        self.serving, self.decision = decision.serving, decision
+        self.serving = decision.serving
+        self.decision = decision
         self.told += decision.occurrences
         self.orders = dict(decision.replicas) | {r: 0 for r in self.orders if r not in decision.replicas}
         self.orders = {r: n for r, n in self.orders.items() if n or r in decision.replicas or self.pods.get(r)}
@@ -239,7 +240,8 @@ def test_pods_of_a_third_revision_keep_the_candidate_out_of_the_service_until_th
     for strategy in ("Canary", "Rolling"):
         sim = Sim(rollout(strategy), replicas=4)
         for _ in range(20):
-            sim.orders["stray"], sim.pods["stray"] = 1, [Pod(ready=True)]
+            sim.orders["stray"] = 1
+            sim.pods["stray"] = [Pod(ready=True)]
             sim.step()
             assert sim.serving == ("old",)
             assert sim.ready("old") == 4
@@ -325,7 +327,8 @@ def test_scaled_down_to_one_pod_in_the_middle_it_is_not_stopped_either() -> None
     for strategy in ("Auto", "Rolling"):
         sim = Sim(rollout(strategy), replicas=2, room=2, never_ready={"new"})
         sim.until(lambda s: s.candidate.surge == 0)
-        sim.replicas, sim.room = 1, 1
+        sim.replicas = 1
+        sim.room = 1
         for _ in range(100):
             sim.step()
             assert sim.ready("old") == 1
@@ -377,7 +380,8 @@ def test_pods_at_their_end_are_no_pods(strategy: str, phase: str) -> None:
     """An evicted pod stays listed: of the old revision, of the new one, and of one before."""
     sim = Sim(rollout(strategy, progressDeadlineSeconds=100), replicas=2, room=4)
     sim.pods["old"].append(Pod(phase=phase))
-    sim.pods["before"], sim.orders["before"] = [Pod(phase=phase)], 0
+    sim.pods["before"] = [Pod(phase=phase)]
+    sim.orders["before"] = 0
     sim.step()
     sim.pods["new"].append(Pod(phase=phase, restarts=2))
     assert sim.run(120).stable == "2"
@@ -722,7 +726,8 @@ def promises(sim: Sim, before: LLMDeploymentStatus, decision: Decision) -> None:
     if candidate is None or candidate.revision not in decision.serving or candidate.outcome is not None:
         return
     if candidate.strategy == "Canary":
-        new, old = decision.replicas[candidate.revision], sim.ready(decision.stable.revision)
+        new = decision.replicas[candidate.revision]
+        old = sim.ready(decision.stable.revision)
         assert candidate.weight
         assert 100 * new <= candidate.weight * (new + old)
     if candidate.strategy == "Rolling":

@@ -14,7 +14,8 @@ from llm_operator.plans.rollout.move import Candidate, Move
 from llm_operator.state import RevisionChildren
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-HELPS, IN_VAIN = True, False
+HELPS = True
+IN_VAIN = False
 ONE = "preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod."
 NEVER = "preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."
 

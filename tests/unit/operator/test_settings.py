@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_operator.registry import read_connection
+from llm_operator.ports.registry import read_connection
 from llm_operator.settings import Connections, SettingsError, load
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llm_operator import plans
-from llm_operator.cluster import Invalid, NotFound, Refused, Unanswered, Unavailable
+from llm_operator.ports.cluster import Invalid, NotFound, Refused, Unanswered, Unavailable
 from llm_operator.reconcile import Retry
 from unit.operator.fakes import NAMESPACE, World
 from unit.operator.test_reconcile_llmdeployment import look, serving
@@ -271,7 +271,8 @@ async def test_a_status_that_cannot_be_read_is_left_out_alone() -> None:
 async def test_a_status_that_is_refused_is_told_as_far_as_it_can_be() -> None:
     world, revision = await monitored()
     promote(world, "2")
-    write, refusals = world.cluster.apply_status, []
+    write = world.cluster.apply_status
+    refusals = []
 
     async def strict(manifest: dict[str, Any]) -> dict[str, Any]:
         if "candidate" in manifest["status"]:

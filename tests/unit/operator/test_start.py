@@ -37,7 +37,9 @@ class Running:
     """An operator's process."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int, log: Path) -> None:
-        self.process, self.port, self.log = process, port, log
+        self.process = process
+        self.port = port
+        self.log = log
 
     async def ready(self) -> httpx.Response | None:
         """What /readyz says; None while nobody listens."""
@@ -52,7 +54,8 @@ class Running:
 @asynccontextmanager
 async def operator(server: ApiServer, folder: Path, *before: str) -> AsyncIterator[Running]:
     """`python -m llm_operator`, with a kubeconfig that names `server`."""
-    port, log = free_port(), folder / "log"
+    port = free_port()
+    log = folder / "log"
     named = [{"name": "a", "cluster": {"server": server.url}}]
     context = [{"name": "a", "context": {"cluster": "a", "user": "a"}}]
     kubeconfig = {"current-context": "a", "contexts": context, "clusters": named, "users": [{"name": "a", "user": {}}]}

@@ -16,7 +16,8 @@ import yaml
 
 from llm_operator import plans
 from llm_operator.crds import LLMDeploymentStatus
-from llm_operator.plans import keys, names, workload
+from llm_operator.plans import names
+from llm_operator.plans.objects import keys, workload
 from llm_operator.state import Manifest, ModelVersion, Observed, Resolution, RevisionChildren
 from unit.operator.test_golden import META, observed
 

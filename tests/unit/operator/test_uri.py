@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from llm_operator.crds import LLMDeploymentSpec
-from llm_operator.plans import source
-from llm_operator.plans.config import revision_id
+from llm_operator.plans.objects import source
+from llm_operator.plans.objects.config import revision_id
 from llm_operator.poll import Poll
+from llm_operator.ports.registry import CachedRegistry
 from llm_operator.reconcile import Done, Pace, reconcile
-from llm_operator.registry import CachedRegistry
 from llm_operator.state import Key
 from unit.operator.fakes import NAMESPACE, World
 
@@ -58,7 +58,8 @@ def pod_spec(world: World, revision: str) -> dict[str, Any]:
 async def test_the_pods_are_told_where_the_files_are(uri: str, name: str, path: str | None) -> None:
     world = World()
     revision = await serving(world, {"uri": uri})
-    told, pod = config(world, revision), pod_spec(world, revision)
+    told = config(world, revision)
+    pod = pod_spec(world, revision)
     assert (told["uri"], told.keys() & {"mlflow", "path"}) == (uri, set())
     for container in (*pod["initContainers"], *pod["containers"]):
         assert {each["name"]: each.get("value") for each in container["env"]}.get("MODEL_PATH") == path
@@ -69,7 +70,8 @@ async def test_the_pods_are_told_where_the_files_are(uri: str, name: str, path: 
 
 def test_a_commit_is_the_version_and_anything_else_a_digest_of_its_address() -> None:
     assert source.version(HUB).version == COMMIT[:12]
-    three, four = source.version("s3://models/bot/3"), source.version("s3://models/bot/4")
+    three = source.version("s3://models/bot/3")
+    four = source.version("s3://models/bot/4")
     assert three.version != four.version
     assert len(three.version) == 12
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from llm_operator.plans import verdicts
-from llm_operator.plans.verdicts import Ended
+from llm_operator.plans.status import verdicts
+from llm_operator.plans.status.verdicts import Ended
+from llm_operator.ports.registry import RegistryDenied, RegistryUnreachable, VersionNotFound
 from llm_operator.reconcile import Done, Pace, Retry, reconcile
-from llm_operator.registry import RegistryDenied, RegistryUnreachable, VersionNotFound
 from llm_operator.state import Key, Verdict
 from unit.operator.fakes import IMAGE, NAMESPACE, World
 
-OWNER, VERDICT = Key("LLMDeployment", NAMESPACE, "bot"), Key("Verdict", NAMESPACE, "bot")
-TAG, FORMER = f"{NAMESPACE}/bot", f"llm-operator.{NAMESPACE}.bot"
+OWNER = Key("LLMDeployment", NAMESPACE, "bot")
+VERDICT = Key("Verdict", NAMESPACE, "bot")
+TAG = f"{NAMESPACE}/bot"
+FORMER = f"llm-operator.{NAMESPACE}.bot"
 
 
 async def step(world: World) -> Done:
@@ -93,7 +95,8 @@ async def test_a_crash_between_status_and_tag_loses_nothing(world: World) -> Non
 
 
 async def test_a_restart_asks_once_and_writes_nothing_again(world: World) -> None:
-    writes, reads = world.registry.tag_writes, world.registry.tag_reads
+    writes = world.registry.tag_writes
+    reads = world.registry.tag_reads
     world.restarted(IMAGE)
     assert dict((await step(world)).later)[VERDICT] > 0
     await told(world)

@@ -15,7 +15,8 @@ from aiohttp import ClientSession, TCPConnector, web
 from llm_operator import webhooks
 from llm_operator.settings import ConnectionSettings
 
-NOW, SECRET = 1_800_000_000.0, "whsec-1"
+NOW = 1_800_000_000.0
+SECRET = "whsec-1"
 BODY = json.dumps({"entity": "model_version_alias", "action": "created", "data": {"name": "bot"}}).encode()
 
 
@@ -41,7 +42,9 @@ class Sender:
     """Posts to a receiver as MLflow does, unless told to do it wrong."""
 
     def __init__(self, uri: str, session: ClientSession, receiver: webhooks.Receiver) -> None:
-        self.uri, self.session, self.receiver = uri, session, receiver
+        self.uri = uri
+        self.session = session
+        self.receiver = receiver
         self.woken: list[tuple[str, str | None]] = []
 
     async def post(
@@ -119,7 +122,8 @@ async def test_a_signed_body_that_names_no_model_wakes_for_the_whole_server(send
 
 
 async def test_a_stand_by_asks_to_send_it_again_and_then_takes_the_same_delivery(sender: Sender) -> None:
-    leading, sender.receiver.wake = sender.receiver.wake, None
+    leading = sender.receiver.wake
+    sender.receiver.wake = None
     assert (await sender.post())[0] == 503
     sender.receiver.wake = leading
     assert (await sender.post())[0] == 202

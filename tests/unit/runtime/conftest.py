@@ -17,8 +17,8 @@ from harness import EXPIRED, KEY, SUSPENDED, Harness, Rows, config, key_file, re
 from llm_runtime.api.server import make_server
 from llm_runtime.api.serving import Loaded, State
 from llm_runtime.app import create_app
-from llm_runtime.aside import in_thread
-from llm_runtime.auth import KeyRing
+from llm_runtime.auth.callers import KeyRing
+from llm_runtime.common.aside import in_thread
 from llm_runtime.connection import Connection
 from llm_runtime.contract import ServerConfig
 from llm_runtime.tracing import Tracing
@@ -30,9 +30,11 @@ from waiting import eventually, until
 def _logging_stays_as_it_was() -> Iterator[None]:
     """A command that sets up logging writes to the output that it was run with, which ends with its test."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers = root.handlers[:]
+    level = root.level
     yield
-    root.handlers[:], root.level = handlers, level
+    root.handlers[:] = handlers
+    root.level = level
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +75,8 @@ def run(keys_path: Path) -> Callable[..., Any]:
         wait: bool = True,
         tracing: Tracing | None = None,
     ) -> AsyncIterator[Harness]:
-        engine, rows = engine or ScriptedEngine(), Rows()
+        engine = engine or ScriptedEngine()
+        rows = Rows()
         loaded = Loaded(engine, engine.codec)
         loading = in_thread(load or (lambda: loaded))
         made = make_server(config(server, system_prompt), loading, KeyRing(keys_path), usage=rows, tracing=tracing)
@@ -103,7 +106,8 @@ def live(keys_path: Path) -> Callable[..., Any]:
 
     @contextmanager
     def start(engine: ScriptedEngine | None = None, server: ServerConfig | None = None) -> Iterator[Harness]:
-        engine, rows = engine or ScriptedEngine(), Rows()
+        engine = engine or ScriptedEngine()
+        rows = Rows()
         loaded = Loaded(engine, engine.codec)
         made = make_server(config(server), in_thread(lambda: loaded), KeyRing(keys_path), usage=rows)
         running = uvicorn.Server(

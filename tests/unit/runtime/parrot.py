@@ -10,7 +10,8 @@ from pathlib import Path
 
 from unit.runtime import tiny_model
 
-START, END = "<|assistant|>", tiny_model.EOS
+START = "<|assistant|>"
+END = tiny_model.EOS
 
 
 def make(folder: Path, script: Sequence[str], template: str, special: Sequence[str] = ()) -> Path:

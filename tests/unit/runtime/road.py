@@ -79,9 +79,11 @@ class Road:
         settings: RuntimeConfig | None = None,
         cache: CompletionCache | None = None,
     ) -> None:
-        self.engine, self.limiter = engine or ScriptedEngine(), limiter or CountingLimiter()
+        self.engine = engine or ScriptedEngine()
+        self.limiter = limiter or CountingLimiter()
         self.places = self.limiter.places
-        self.rows, self.metrics = Rows(), Metrics()
+        self.rows = Rows()
+        self.metrics = Metrics()
         self.cache = cache or CompletionCache(CompletionCacheConfig())
         self.metrics.watch(Sources(cache_entries=lambda: self.cache.entries))
         self.pipeline = self.serve(settings or config())

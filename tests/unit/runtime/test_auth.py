@@ -14,7 +14,7 @@ from harness import EXPIRED, KEY, SUSPENDED, Harness, key_file, record
 from llm_runtime import errors
 from llm_runtime.api.server import make_server
 from llm_runtime.api.serving import Loaded
-from llm_runtime.auth import (
+from llm_runtime.auth.callers import (
     CHECK_SECONDS,
     MAX_CALLERS,
     NO_ROLES,
@@ -137,7 +137,8 @@ def test_a_key_file_may_appear_after_the_start(tmp_path: Path) -> None:
 
 
 def test_fields_of_a_newer_operator_do_not_void_the_file(tmp_path: Path) -> None:
-    path, content = tmp_path / "keys.json", json.loads(key_file(record(KEY)))
+    path = tmp_path / "keys.json"
+    content = json.loads(key_file(record(KEY)))
     content["keys"][0]["tier"] = "gold"
     content["format"] = 2
     path.write_text(json.dumps(content))
@@ -216,7 +217,8 @@ def test_a_caller_is_one_object_until_its_key_or_a_role_changes() -> None:
 
 def test_keys_of_several_sources_work_side_by_side() -> None:
     keys = KeyChain(SingleKey("boss", admin=True), SingleKey("s3cret"))
-    boss, user = keys.find("boss"), keys.find("s3cret")
+    boss = keys.find("boss")
+    user = keys.find("s3cret")
     assert boss
     assert user
     assert (boss.admin, user.admin, keys.find("other")) == (True, False, None)
@@ -224,7 +226,8 @@ def test_keys_of_several_sources_work_side_by_side() -> None:
 
 
 def test_of_two_offered_keys_the_first_known_one_counts() -> None:
-    keys, now = KeyChain(SingleKey("boss", admin=True), SingleKey("s3cret")), datetime.now(UTC)
+    keys = KeyChain(SingleKey("boss", admin=True), SingleKey("s3cret"))
+    now = datetime.now(UTC)
     assert authenticate(keys, ["mesh-token", "s3cret"], now).name == "API_KEY"
     assert authenticate(keys, ["boss", "s3cret"], now).admin
     with pytest.raises(errors.Unauthorized):

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from llm_runtime import bounds, templates
-from llm_runtime.templates import BadTemplate, render
+from llm_runtime.text import bounds, templates
+from llm_runtime.text.templates import BadTemplate, render
 
 USER = [{"role": "user", "content": "hi"}]
 

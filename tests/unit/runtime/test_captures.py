@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fakes import FakeCodec, ScriptedEngine
-from llm_runtime.models.codec import Codec, codec_from_folder
 from llm_runtime.request import Constraint, Message
+from llm_runtime.text.codec import Codec, codec_from_folder
 from unit.runtime import tiny_model
 from unit.runtime.tools.templates import QWEN
 

@@ -59,7 +59,8 @@ async def test_a_turn_that_fails_is_not_remembered(run: Any) -> None:
     async with run(ScriptedEngine(ending=FinishReason.ERROR)) as api:
         remembered = Remembered()
         api.put(sessions=remembered)
-        whole, streamed = await chat(api, session_id="s"), await chat(api, session_id="s", stream=True)
+        whole = await chat(api, session_id="s")
+        streamed = await chat(api, session_id="s", stream=True)
     assert (whole.status_code, events(streamed.text)[-1]["error"]) == (500, "internal_server_error")
     assert remembered.said == {}
 

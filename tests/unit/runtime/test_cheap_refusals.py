@@ -128,7 +128,8 @@ async def test_after_a_slow_chat_template_even_short_prompts_are_prepared_in_a_t
 
 
 async def test_a_large_body_is_parsed_in_a_thread(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, parse = list[str](), guard.parse
+    seen = list[str]()
+    parse = guard.parse
 
     def watched(*args: Any) -> Any:
         seen.append(threading.current_thread().name)
@@ -196,7 +197,9 @@ def test_refusals_leave_at_their_pace_and_no_client_waits_for_another() -> None:
 
 
 async def test_large_bodies_of_one_caller_wait_for_each_other_and_leave_nothing_behind() -> None:
-    bodies, inside, most = Bodies(), 0, 0
+    bodies = Bodies()
+    inside = 0
+    most = 0
 
     async def body(caller: str) -> None:
         nonlocal inside, most
@@ -214,7 +217,8 @@ async def test_large_bodies_of_one_caller_wait_for_each_other_and_leave_nothing_
 def test_unfinished_bodies_of_one_key_take_no_memory_without_bound(live: Any) -> None:
     """So many are read; of the others a connection holds what came before anybody asked for it."""
     with live() as api:
-        url, held = httpx.URL(api.url), list[socket.socket]()
+        url = httpx.URL(api.url)
+        held = list[socket.socket]()
         head = (
             f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\n"
             "Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"

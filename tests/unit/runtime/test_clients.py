@@ -31,7 +31,8 @@ CHAT = "/v1/chat/completions"
 async def test_a_client_is_the_address_that_a_trusted_proxy_vouches_for(
     proxies: tuple[str, ...], peer: str, forwarded: str, known_as: str
 ) -> None:
-    engine, rows = ScriptedEngine(), Rows()
+    engine = ScriptedEngine()
+    rows = Rows()
 
     async def load() -> Loaded:
         return Loaded(engine, engine.codec)

@@ -77,7 +77,8 @@ def untried(section: str, row: str, why: str) -> None:
 
 def rows() -> dict[tuple[str, str], tuple[str, str]]:
     """(status, how) by (section, name)."""
-    found, section = {}, ""
+    found = {}
+    section = ""
     for line in (ROOT / "docs/compatibility.md").read_text().splitlines():
         if line.startswith("## "):
             section = line[3:].partition(":")[0]

@@ -83,13 +83,15 @@ async def test_what_differs_in_anything_that_decides_the_answer_is_computed(othe
 
 
 async def test_names_of_the_request_and_how_it_is_shown_make_no_difference() -> None:
-    model, plain = model_digest(config()), job()
+    model = model_digest(config())
+    plain = job()
     same = replace(plain, id="x", endpoint="/v1/chat", request_id="y", stream=True, user="joe", idempotency_key="k")
     assert job_digest(model, plain) == job_digest(model, same)
 
 
 def test_every_field_of_the_sampling_is_in_the_key() -> None:
-    model, plain = model_digest(config()), job()
+    model = model_digest(config())
+    plain = job()
     seen = {job_digest(model, plain)}
     for each in fields(Sampling):
         changed = replace(plain.sampling, **{each.name: frozenset({1}) if "ids" in each.name else "other"})

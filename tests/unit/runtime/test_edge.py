@@ -14,7 +14,7 @@ from llm_runtime.api.answers import OWN_PATHS
 from llm_runtime.api.server import make_server
 from llm_runtime.api.serving import Loaded
 from llm_runtime.app import HttpServer, create_app
-from llm_runtime.aside import in_thread
+from llm_runtime.common.aside import in_thread
 from llm_runtime.contract import ServerConfig
 
 ORIGIN = "https://chat.example.com"

@@ -16,7 +16,8 @@ from llm_runtime.errors import RegistryDenied, Reported
 from llm_runtime.fetcher import AdaptersFetcher, Job
 from waiting import eventually
 
-LEGAL, FRENCH = ("legal", "1"), ("french", "1")
+LEGAL = ("legal", "1")
+FRENCH = ("french", "1")
 
 
 @dataclass
@@ -41,10 +42,12 @@ class World:
     children: list[FakeChild] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.models, self.told = self.folder / "models", self.folder / "told"
+        self.models = self.folder / "models"
+        self.told = self.folder / "told"
         for each in (self.models, self.told):
             each.mkdir(exist_ok=True)
-        self.lists, self.registries = self.folder / "adapters.json", self.folder / "registries.json"
+        self.lists = self.folder / "adapters.json"
+        self.registries = self.folder / "registries.json"
         self.fetcher = AdaptersFetcher(
             self.lists, self.registries, self.models, self.told, self.start, lambda: self.now, lambda: 0.5
         )
@@ -238,7 +241,8 @@ def access(**more: str) -> RegistryAccess:
 
 
 async def test_the_server_waits_for_its_version_and_hears_of_faults(tmp_path: Path) -> None:
-    adapter, whole = PinnedAdapter(name="legal", model="law", version="2"), set[Path]()
+    adapter = PinnedAdapter(name="legal", model="law", version="2")
+    whole = set[Path]()
     delivered = Delivered(tmp_path, Path("/models"), whole.__contains__)
     former = Job(adapter=adapter.model_copy(update={"version": "1"}), access=access())
     write(tmp_path, "legal", Outcome(identity=former.identity, folder="law-1"))

@@ -19,7 +19,8 @@ from llm_runtime.api.openai.offer import Function, OfferedTool
 from unit.runtime.tools.templates import QWEN
 
 DOC = Path(__file__).parents[3] / "docs" / "fields.md"
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
 
 Section = dict[tuple[str, str], str]
 """What becomes of a field with a value, which is JSON."""
@@ -111,7 +112,8 @@ async def test_a_field_is_taken_ignored_or_refused_as_the_table_says(
     api: Harness, section: str, field: str, value: str, fate: str
 ) -> None:
     _, path, body_of, steps = PLACES[section]
-    plain, told = body_of(), body_of()
+    plain = body_of()
+    told = body_of()
     at(told, steps)[field] = json.loads(value)
     if steps[-2:] == ["content", 0] and field in ("refusal", "thinking"):
         at(told, steps)["type"] = field

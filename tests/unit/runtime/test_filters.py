@@ -10,7 +10,7 @@ import pytest
 from harness import config
 from llm_runtime import errors
 from llm_runtime.api.server import make_server
-from llm_runtime.aside import in_thread
+from llm_runtime.common.aside import in_thread
 from llm_runtime.contract import FilterPattern, FiltersConfig, ServerConfig
 from llm_runtime.filters import Filters, Mask
 from llm_runtime.filters.finder import Finder
@@ -57,7 +57,8 @@ def test_what_only_looks_like_it_stays(text: str) -> None:
 
 
 def streamed(mask: Mask, text: str, sizes: random.Random) -> list[str]:
-    out, position = [], 0
+    out = []
+    position = 0
     while position < len(text):
         size = sizes.randint(1, 7)
         out.append(mask.feed(text[position : position + size], last=False))
@@ -192,7 +193,8 @@ def test_a_pattern_that_can_not_be_used_ends_the_start_before_the_model_is_loade
 
 
 PATTERNS = (FilterPattern(name="secret", regex="project zeus"),)
-MAIL, CARD = "joe@mail.example", 4111111111111111
+MAIL = "joe@mail.example"
+CARD = 4111111111111111
 CALL = {"id": "c", "type": "function", "function": {"name": "pay", "arguments": {}}}
 TOOL = {"type": "function", "function": {"name": "pay", "description": "", "parameters": {"type": "object"}}}
 

@@ -10,7 +10,8 @@ from harness import Harness, chat_body
 from llm_runtime.contract import FiltersConfig, ServerConfig
 from unit.runtime.tools.templates import QWEN
 
-A, B = {"role": "user", "content": "a"}, {"role": "user", "content": "b"}
+A = {"role": "user", "content": "a"}
+B = {"role": "user", "content": "b"}
 
 
 @pytest.fixture

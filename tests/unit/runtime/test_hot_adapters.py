@@ -18,9 +18,9 @@ from llm_runtime.adapters.keeper import FIRST_PAUSE_SECONDS
 from llm_runtime.api.server import Server, make_server
 from llm_runtime.api.serving import Loaded, State
 from llm_runtime.app import create_app
-from llm_runtime.aside import in_thread
-from llm_runtime.auth import KeyRing
+from llm_runtime.auth.callers import KeyRing
 from llm_runtime.cache.completions import CompletionCache
+from llm_runtime.common.aside import in_thread
 from llm_runtime.contract import FatalReport, PinnedAdapter, RegistryAccess
 from waiting import until
 
@@ -64,7 +64,9 @@ class World:
     """The keeper of one engine's adapters, with a clock that obeys."""
 
     def __init__(self, file: Path, engine: ScriptedEngine | None = None, most: int = 4) -> None:
-        self.file, self.now, self.shelf = file, 0.0, Shelf()
+        self.file = file
+        self.now = 0.0
+        self.shelf = Shelf()
         self.engine = engine or ScriptedEngine()
         self.adapters = Adapters(AdapterList(file), self.shelf, most, lambda: self.now, lambda: 0.5)
         self.adapters.attach(self.engine)
@@ -187,7 +189,8 @@ async def test_a_changed_list_is_tried_at_once(file: Path) -> None:
 
 async def test_what_another_container_tells_anew_is_tried_at_once(file: Path) -> None:
     write(file, ("legal", "1"))
-    world, told = World(file), list[bool]()
+    world = World(file)
+    told = list[bool]()
     world.adapters = Adapters(
         AdapterList(file), world.shelf, 4, lambda: world.now, lambda: 0.5, news=lambda: bool(told and told.pop())
     )
@@ -256,7 +259,8 @@ async def test_another_engine_gets_them_all(file: Path) -> None:
 
 async def test_what_decides_answers_is_the_same_everywhere_and_no_ones_while_it_changes(file: Path) -> None:
     write(file, ("legal", "1"))
-    here, there = World(file), World(file)
+    here = World(file)
+    there = World(file)
     assert here.adapters.identity("legal") != here.adapters.identity("legal")
     for world in (here, there):
         await world.look()
@@ -404,7 +408,8 @@ async def test_a_version_that_fails_is_told_everywhere_but_to_clients_and_the_on
         await until(lambda: server.adapters.report()[0]["state"] == "failed")
         answer = await client.post("/v1/completions", json=asking("legal"))
         [told] = (await client.get("/status")).json()["adapters"]
-        metrics, listed = (await client.get("/metrics")).text, (await client.get("/v1/models")).text
+        metrics = (await client.get("/metrics")).text
+        listed = (await client.get("/v1/models")).text
     assert answer.status_code == 200
     assert (told["version"], told["reason"], told["message"]) == ("1", fault.reason, str(fault))
     assert f'llm_adapter_failed{{adapter="legal",reason="{fault.reason}",version="2"}} 1.0' in metrics

@@ -3,8 +3,8 @@
 from llm_runtime import sessions as conversations
 from llm_runtime.cache.answer import Answer, AnswerChoice
 from llm_runtime.cache.idempotency import IdempotencyKeys
+from llm_runtime.common.kept import Kept
 from llm_runtime.contract import SessionsConfig
-from llm_runtime.kept import Kept
 from llm_runtime.request import FinishReason, TokenEvent
 from llm_runtime.sessions import Sessions, size_of
 

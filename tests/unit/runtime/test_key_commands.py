@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from llm_runtime.__main__ import cli
-from llm_runtime.auth import Tiers
+from llm_runtime.auth.callers import Tiers
+from llm_runtime.auth.keys import DatabaseKeys
 from llm_runtime.contract import KeyRecord
 from llm_runtime.db.database import Database
-from llm_runtime.keys import DatabaseKeys
 from postgres import Postgres
 
 

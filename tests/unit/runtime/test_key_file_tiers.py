@@ -14,8 +14,8 @@ from fakes import ScriptedEngine
 from harness import KEY, SALT, config, record
 from llm_runtime.api.server import Server, make_server
 from llm_runtime.api.serving import Loaded
-from llm_runtime.aside import in_thread
-from llm_runtime.auth import CHECK_SECONDS, KeyRing
+from llm_runtime.auth.callers import CHECK_SECONDS, KeyRing
+from llm_runtime.common.aside import in_thread
 from llm_runtime.contract import KeyFile, RuntimeConfig, Tier
 from llm_runtime.request import Caller
 

@@ -13,13 +13,14 @@ import pytest
 from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from llm_runtime import errors, keystore
-from llm_runtime.auth import KeyChain, SingleKey, Tiers, authenticate
+from llm_runtime import errors
+from llm_runtime.auth import store as keystore
+from llm_runtime.auth.callers import KeyChain, SingleKey, Tiers, authenticate
+from llm_runtime.auth.keys import READ_ALL_SECONDS, DatabaseKeys
+from llm_runtime.auth.store import Issued, KeyStore, NewKey
 from llm_runtime.contract import Limits, Tier, format_key
 from llm_runtime.db.database import Database, DatabaseAway
 from llm_runtime.db.tables import api_keys, metadata, settings
-from llm_runtime.keys import READ_ALL_SECONDS, DatabaseKeys
-from llm_runtime.keystore import Issued, KeyStore, NewKey
 from postgres import Postgres
 from waiting import until
 
@@ -303,7 +304,8 @@ async def test_the_same_work_is_done_for_every_wrong_key(tmp_path: Path) -> None
     async with lite(tmp_path) as database, DatabaseKeys(database) as keys:
         issued = await keys.store.create(NewKey("web"))
         await keys.poll()
-        known, unknown = format_key(issued.id, "x" * 43), format_key("y" * 12, "x" * 43)
+        known = format_key(issued.id, "x" * 43)
+        unknown = format_key("y" * 12, "x" * 43)
         assert calls(keys, known) == calls(keys, unknown) == calls(keys, issued.key)
         assert "compare_digest" in calls(keys, unknown)
 
@@ -363,7 +365,8 @@ async def test_a_table_that_is_missing_later_leaves_the_keys_in_force(connect: C
 
 
 async def test_a_thousand_keys_are_loaded_by_a_few_statements(connect: Connect) -> None:
-    database, statements = await connect(), list[str]()
+    database = await connect()
+    statements = list[str]()
     await execute(database, insert(api_keys).values(many(1000)))
     event.listen(database._engine.sync_engine, "before_cursor_execute", lambda *passed: statements.append(passed[2]))
     async with DatabaseKeys(database) as keys:

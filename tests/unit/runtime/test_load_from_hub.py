@@ -19,9 +19,9 @@ from llm_runtime.api.access import Management  # noqa: E402
 from llm_runtime.api.server import Server, make_server  # noqa: E402
 from llm_runtime.api.serving import Loaded, State  # noqa: E402
 from llm_runtime.app import create_app  # noqa: E402
-from llm_runtime.auth import KeyChain, SingleKey  # noqa: E402
+from llm_runtime.auth.callers import KeyChain, SingleKey  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
-from llm_runtime.models.build import build_engine  # noqa: E402
+from llm_runtime.loading.build import build_engine  # noqa: E402
 from unit.runtime import tiny_model  # noqa: E402
 from waiting import until  # noqa: E402
 
@@ -66,7 +66,8 @@ async def test_a_private_model_is_downloaded_beside_what_serves_and_takes_over(
 ) -> None:
     for variable in ("HF_TOKEN", "HUGGINGFACE_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
-    first, second = tiny_model.make(tmp_path / "first", 0), tiny_model.make(tmp_path / "second", 1)
+    first = tiny_model.make(tmp_path / "first", 0)
+    second = tiny_model.make(tmp_path / "second", 1)
     with hub(second, bytes_per_second=1 << 19) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
         async with serving(first, tmp_path / "models") as (server, rows, client):
@@ -92,7 +93,8 @@ async def test_a_private_model_is_downloaded_beside_what_serves_and_takes_over(
 
 
 async def test_a_broken_model_of_the_hub_leaves_what_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = tiny_model.make(tmp_path / "first", 0), tiny_model.make(tmp_path / "second", 1)
+    first = tiny_model.make(tmp_path / "first", 0)
+    second = tiny_model.make(tmp_path / "second", 1)
     weights = second / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with hub(second, bytes_per_second=1e9) as address:

@@ -19,8 +19,10 @@ from llm_runtime.settings.environment import private_values
 @pytest.fixture
 def output() -> Iterator[io.StringIO]:
     """What is logged as JSON during a test."""
-    root, stream = logging.getLogger(), io.StringIO()
-    handlers, level = root.handlers[:], root.level
+    root = logging.getLogger()
+    stream = io.StringIO()
+    handlers = root.handlers[:]
+    level = root.level
     logs.configure("json", "DEBUG", stream)
     yield stream
     root.handlers[:] = handlers
@@ -91,8 +93,10 @@ def test_a_file_that_cannot_be_written_is_an_error_at_the_start(output: io.Strin
 
 
 def test_the_console_format_is_for_people() -> None:
-    root, stream = logging.getLogger(), io.StringIO()
-    handlers, level = root.handlers[:], root.level
+    root = logging.getLogger()
+    stream = io.StringIO()
+    handlers = root.handlers[:]
+    level = root.level
     try:
         logs.configure("console", "INFO", stream)
         logging.getLogger("some.place").info("Read %d keys", 3, extra={"path": "/x"})

@@ -19,19 +19,20 @@ from llm_runtime.api.access import Management
 from llm_runtime.api.server import Server, make_server
 from llm_runtime.api.serving import Loaded, State
 from llm_runtime.app import create_app
-from llm_runtime.auth import KeyChain, SingleKey
+from llm_runtime.auth.callers import KeyChain, SingleKey
+from llm_runtime.auth.keys import DatabaseKeys
+from llm_runtime.auth.store import NewKey
 from llm_runtime.contract import FatalReport, RuntimeConfig, ServerConfig, Tier
 from llm_runtime.db.database import Database
 from llm_runtime.db.migrate import UpToDate
 from llm_runtime.db.tables import usage_daily
-from llm_runtime.keys import DatabaseKeys
-from llm_runtime.keystore import NewKey
+from llm_runtime.fetching.progress import Progress
 from llm_runtime.limits import Limiter
-from llm_runtime.models.progress import Progress
 from postgres import Postgres
 from waiting import until
 
-ADMIN, USER = {"X-API-Key": "the-admins-key"}, {"X-API-Key": "a-users-key"}
+ADMIN = {"X-API-Key": "the-admins-key"}
+USER = {"X-API-Key": "a-users-key"}
 
 
 @dataclass
@@ -112,7 +113,8 @@ async def serve(
 ) -> AsyncIterator[Managed]:
     chosen = config(ServerConfig(lazy_load=lazy, request_timeout_seconds=seconds, drain_seconds=0.2))
     chosen = chosen.model_copy(update={"tiers": tuple(tiers)})
-    models, database = Models(on_gpu=on_gpu), Database(url) if url else None
+    models = Models(on_gpu=on_gpu)
+    database = Database(url) if url else None
     issuer = DatabaseKeys(database) if database else None
     single = [SingleKey(USER["X-API-Key"]), *([SingleKey(ADMIN["X-API-Key"], admin=True)] if admin else [])]
     keys = KeyChain(*single, issuer) if issuer else KeyChain(*single)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_runtime.mounted import MountedFile
+from llm_runtime.common.mounted import MountedFile
 
 
 def test_each_version_is_given_once(tmp_path: Path) -> None:
@@ -34,7 +34,8 @@ def test_a_version_whose_read_failed_is_given_when_it_can_be_read(
 def test_a_file_that_comes_back_as_it_was_is_not_new_and_its_next_loss_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path, away = tmp_path / "keys.json", tmp_path / "away"
+    path = tmp_path / "keys.json"
+    away = tmp_path / "away"
     path.write_bytes(b"1")
     file = MountedFile(path)
     assert file.news() == b"1"

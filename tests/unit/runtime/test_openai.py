@@ -299,7 +299,8 @@ async def test_models_lists_the_one_model(api: Harness) -> None:
 @pytest.mark.parametrize(("ending", "status"), [(FinishReason.ERROR, 500), (FinishReason.CANCELLED, 503)])
 async def test_an_engine_that_gives_up_is_an_error_without_its_inner_words(run: Any, ending: Any, status: int) -> None:
     async with run(ScriptedEngine(ending=ending)) as api:
-        whole, streamed = await api.chat(), await api.chat(stream=True)
+        whole = await api.chat()
+        streamed = await api.chat(stream=True)
     assert whole.status_code == status
     assert events(streamed.text)[-1]["error"]["type"] == "server_error"
     assert "[DONE]" not in streamed.text

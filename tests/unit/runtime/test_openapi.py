@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
 from harness import KEY, config
 from llm_runtime.api.server import make_server
 from llm_runtime.app import create_app
-from llm_runtime.auth import KeyRing
+from llm_runtime.auth.callers import KeyRing
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = 60

@@ -11,7 +11,7 @@ pytest.importorskip("peft")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 from llm_runtime.adapters import AdapterList, Adapters  # noqa: E402
-from llm_runtime.aside import in_thread  # noqa: E402
+from llm_runtime.common.aside import in_thread  # noqa: E402
 from llm_runtime.contract import (  # noqa: E402
     EngineConfig,
     MlflowVersion,
@@ -21,8 +21,8 @@ from llm_runtime.contract import (  # noqa: E402
     RuntimeConfig,
 )
 from llm_runtime.engine.client import EngineClient  # noqa: E402
-from llm_runtime.models.build import build_engine  # noqa: E402
-from llm_runtime.models.fetch_adapter import AdapterFetcher  # noqa: E402
+from llm_runtime.fetching.fetch_adapter import AdapterFetcher  # noqa: E402
+from llm_runtime.loading.build import build_engine  # noqa: E402
 from llm_runtime.request import GenerationRequest, Sampling  # noqa: E402
 from unit.runtime import lora_models  # noqa: E402
 from unit.runtime.models.fakes import FolderRegistry  # noqa: E402
@@ -67,7 +67,8 @@ async def test_versions_follow_the_file_while_the_engine_generates(tmp_path: Pat
         async with Adapters(AdapterList(file), fetch, 4) as adapters:
             adapters.attach(engine)
             await adapters.settled()
-            plain, first = await tokens(engine, ""), await tokens(engine, "legal")
+            plain = await tokens(engine, "")
+            first = await tokens(engine, "legal")
             running = asyncio.create_task(tokens(engine, "legal", 200))
             await asyncio.sleep(0.05)
             write(file, ("legal", "2"))

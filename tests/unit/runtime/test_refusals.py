@@ -229,7 +229,8 @@ async def test_choices_are_admitted_all_or_none(run: Any) -> None:
 
 
 async def test_unknown_paths_and_methods_answer_in_shape(api: Harness) -> None:
-    missing, wrong = await api.client.get("/nope"), await api.client.get("/predict")
+    missing = await api.client.get("/nope")
+    wrong = await api.client.get("/predict")
     assert (missing.status_code, missing.json()["error"]) == (404, "not_found")
     assert (wrong.status_code, wrong.json()["error"], wrong.headers["allow"]) == (405, "method_not_allowed", "POST")
     assert "param" in (await api.client.get("/v1/completions")).json()["error"]
@@ -241,7 +242,8 @@ async def test_a_fault_of_ours_is_a_500_that_tells_nothing(run: Any) -> None:
             raise RuntimeError("secret inner words")
 
     async with run(Broken()) as api:
-        whole, own = await api.chat(), await api.client.post("/predict", json={"prompt": "a"})
+        whole = await api.chat()
+        own = await api.client.post("/predict", json={"prompt": "a"})
     assert (whole.status_code, own.json()["error"]) == (500, "internal_server_error")
     assert "secret" not in whole.text + own.text
     assert own.headers["x-request-id"] in own.text

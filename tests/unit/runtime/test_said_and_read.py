@@ -14,7 +14,7 @@ from openai import OpenAI  # noqa: E402
 
 from harness import KEY, config  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig  # noqa: E402
-from llm_runtime.models.build import build_engine  # noqa: E402
+from llm_runtime.loading.build import build_engine  # noqa: E402
 from unit.runtime import parrot  # noqa: E402
 from unit.runtime.tools.templates import QWEN  # noqa: E402
 
@@ -55,10 +55,15 @@ def ask(client: OpenAI, **fields: Any) -> tuple[Any, str, str, list[tuple[str, s
         getattr(choice.message, "reasoning_content", ""),
         calls,
     )
-    reason, text, thoughts, names, arguments = None, "", "", dict[int, str](), dict[int, str]()
+    reason = None
+    text = ""
+    thoughts = ""
+    names = dict[int, str]()
+    arguments = dict[int, str]()
     for chunk in client.chat.completions.create(**fields, stream=True):
         delta = chunk.choices[0].delta
-        text, thoughts = text + (delta.content or ""), thoughts + getattr(delta, "reasoning_content", "")
+        text = text + (delta.content or "")
+        thoughts = thoughts + getattr(delta, "reasoning_content", "")
         for call in delta.tool_calls or ():
             names[call.index] = call.function.name or names.get(call.index, "")
             arguments[call.index] = arguments.get(call.index, "") + (call.function.arguments or "")

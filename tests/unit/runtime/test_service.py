@@ -16,8 +16,8 @@ from harness import Harness, config
 from llm_runtime import errors
 from llm_runtime.api.serving import Loaded
 from llm_runtime.contract import FatalReport, MlflowVersion, ModelConfig, RuntimeConfig
+from llm_runtime.files.origin import origin
 from llm_runtime.metrics import Rate
-from llm_runtime.models.origin import origin
 from waiting import until
 
 PROBES = ("/livez", "/readyz", "/health")
@@ -28,7 +28,8 @@ async def statuses(api: Harness) -> list[int]:
 
 
 async def test_loading_is_alive_but_not_ready(run: Any) -> None:
-    release, engine = threading.Event(), ScriptedEngine()
+    release = threading.Event()
+    engine = ScriptedEngine()
 
     def load() -> Loaded:
         release.wait(2)
@@ -102,7 +103,8 @@ async def test_a_model_that_does_not_load_ends_the_server_with_a_reason(
 
 
 async def test_another_model_takes_over_while_serving(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new = ScriptedEngine(), ScriptedEngine(script=["Good", " day"])
+    old = ScriptedEngine()
+    new = ScriptedEngine(script=["Good", " day"])
     version = MlflowVersion(tracking_uri="http://mlflow", name="support-bot", version="4")
     wanted = config().model_copy(update={"model": ModelConfig(name="support-bot", mlflow=version)})
 

@@ -57,7 +57,8 @@ def test_without_a_file_the_environment_and_the_database_work_together(tmp_path:
     found = assembled(None, f"sqlite:///{tmp_path / 'k.db'}", api_key="k", admin_api_key="a")
     assert found.callers.keys
     assert found.management
-    user, boss = found.callers.keys.find("k"), found.callers.keys.find("a")
+    user = found.callers.keys.find("k")
+    boss = found.callers.keys.find("a")
     assert user
     assert boss
     assert (user.admin, boss.admin) == (False, True)

@@ -21,7 +21,8 @@ def slow(words: int = 500) -> ScriptedEngine:
 
 async def test_events_arrive_one_by_one(live: Any) -> None:
     with live(ScriptedEngine(token_seconds=0.1)) as api:
-        loop, arrivals = asyncio.get_running_loop(), []
+        loop = asyncio.get_running_loop()
+        arrivals = []
         async with api.client.stream("POST", "/v1/chat/completions", json=chat_body(stream=True)) as response:
             async for line in response.aiter_lines():
                 if line:
@@ -46,7 +47,8 @@ async def test_a_client_that_leaves_frees_the_engine_at_once(live: Any, stream: 
 
 async def test_time_that_runs_out_is_a_503_or_an_event(run: Any) -> None:
     async with run(slow(), server=ServerConfig(request_timeout_seconds=0.1)) as api:
-        whole, streamed = await api.chat(), await api.chat(stream=True)
+        whole = await api.chat()
+        streamed = await api.chat(stream=True)
     error = whole.json()["error"]
     assert (whole.status_code, error["code"], whole.headers["x-should-retry"]) == (503, "request_timeout", "false")
     assert events(streamed.text)[-1]["error"]["code"] == "request_timeout"
@@ -124,10 +126,8 @@ async def test_openais_own_client_is_content(live: Any) -> None:
         answer = await client.chat.completions.create(**ask, n=2, logprobs=True, top_logprobs=2)
         assert [choice.message.content for choice in answer.choices] == ["Hello there!"] * 2
         assert answer.choices[0].logprobs.content[0].top_logprobs[1].token == "t1"
-        text, chunks = (
-            "",
-            await client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}),
-        )
+        text = ""
+        chunks = await client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True})
         async for chunk in chunks:
             text += "".join(choice.delta.content or "" for choice in chunk.choices)
         assert (text, chunk.usage.total_tokens) == ("Hello there!", 6)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from llm_runtime import templates
 from llm_runtime.api.openai.messages import ChatMessage, for_template
-from llm_runtime.templates import BadTemplate, render
+from llm_runtime.text import templates
+from llm_runtime.text.templates import BadTemplate, render
 from llm_runtime.tools.forms import knows_tools, rendered_call
 
 transformers = pytest.importorskip("transformers.utils.chat_template_utils")
@@ -22,7 +22,8 @@ CALL = {
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
 TOOL = {"type": "function", "function": {"name": "weather", "description": "Of <a> city", "parameters": PARAMETERS}}
 
-SYSTEM, ASKED = {"role": "system", "content": "Be kind."}, {"role": "user", "content": 'Weather in "Kiel" & <Köln>?'}
+SYSTEM = {"role": "system", "content": "Be kind."}
+ASKED = {"role": "user", "content": 'Weather in "Kiel" & <Köln>?'}
 SAID = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nRain.", "reasoning_content": "hm"}
 CALLED: list[dict[str, Any]] = [
     ASKED,

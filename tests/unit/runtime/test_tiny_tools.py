@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict  # noqa: E402
 
 from harness import KEY, config  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig  # noqa: E402
-from llm_runtime.models.build import build_engine  # noqa: E402
+from llm_runtime.loading.build import build_engine  # noqa: E402
 from unit.runtime import tiny_model  # noqa: E402
 from unit.runtime.tools.templates import LLAMA, MISTRAL, QWEN  # noqa: E402
 

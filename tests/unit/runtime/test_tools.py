@@ -161,7 +161,8 @@ async def test_a_schema_too_deep_to_be_written_is_refused(caller: Harness) -> No
 async def test_a_model_that_knows_no_tools_says_so(run: Any, template: str) -> None:
     result = [*ASKED, {"role": "tool", "tool_call_id": "1", "content": "x"}]
     async with run(engine(template=template)) as api:
-        offered, told = await api.chat(tools=[WEATHER]), await api.chat(messages=result)
+        offered = await api.chat(tools=[WEATHER])
+        told = await api.chat(messages=result)
     assert (offered.status_code, offered.json()["error"]["param"]) == (400, "tools")
     assert "knows no tools" in offered.json()["error"]["message"]
     assert (told.status_code, told.json()["error"]["param"]) == (400, "messages[1]")

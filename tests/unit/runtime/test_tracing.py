@@ -15,7 +15,8 @@ from harness import Harness
 from llm_runtime import errors, tracing
 from llm_runtime.tracing import Tracing
 
-TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT = "00f067aa0ba902b7"
 
 
 @pytest.fixture

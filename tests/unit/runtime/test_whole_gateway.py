@@ -23,7 +23,8 @@ from waiting import eventually
 # Whole processes, and some seconds of load.
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(60)]
 
-WORDS, ANSWER_TOKENS = 2, 16
+WORDS = 2
+ANSWER_TOKENS = 16
 COST = WORDS + ANSWER_TOKENS
 """Tokens of one request: `reserve` and `settle` come to the same."""
 BODY = chat_body(model="mock", max_tokens=ANSWER_TOKENS, temperature=0.7)
@@ -109,7 +110,8 @@ async def test_a_client_that_leaves_while_it_waits_gives_its_turn_to_the_next(st
 async def test_three_replicas_never_exceed_a_months_quota_and_leave_next_to_nothing_of_it(
     start: Start, postgres_server: Postgres, limit: str
 ) -> None:
-    url, requests = postgres_server.create(), 100
+    url = postgres_server.create()
+    requests = 100
     quota = requests if limit == "requestsPerMonth" else requests * COST
     replicas = [start(url, tier={"maxConcurrent": 50, limit: quota}) for _ in range(3)]
     total = sum([admitted(await volley(replicas, 50)) for _ in range(6)])
@@ -120,9 +122,11 @@ async def test_three_replicas_never_exceed_a_months_quota_and_leave_next_to_noth
 async def test_three_replicas_keep_a_minutes_limit_within_the_documented_bound(
     start: Start, postgres_server: Postgres
 ) -> None:
-    url, limit = postgres_server.create(), 120
+    url = postgres_server.create()
+    limit = 120
     replicas = [start(url, tier={"maxConcurrent": 50, "requestsPerMinute": limit}) for _ in range(3)]
-    began, total = time.monotonic(), 0
+    began = time.monotonic()
+    total = 0
     while (elapsed := time.monotonic() - began) < 5:
         total += admitted(await volley(replicas, 50))
     # docs/limits.md: limit x (1 + t/60) + limit/10.
@@ -184,7 +188,8 @@ async def test_kill_loses_the_rows_of_the_flush_window_only(
     start: Start, postgres_server: Postgres, tmp_path: Path, kind: str
 ) -> None:
     url = postgres_server.create() if kind == "postgres" else f"sqlite:///{tmp_path}/u.db"
-    window_seconds, writing_seconds = 0.5, 0.5
+    window_seconds = 0.5
+    writing_seconds = 0.5
     one = start(url, tier={"maxConcurrent": 50}, database={"flushSeconds": window_seconds})
     answered = await answered_until(one, signal.SIGKILL)
     killed = answered[-1]

@@ -49,7 +49,8 @@ class Buckets:
             return self if self.bounds else other
         if self.bounds == other.bounds:
             return Buckets(self.bounds, tuple(map(add, self.upto, other.upto)))
-        mine, theirs = dict(zip(self.bounds, self.upto, strict=True)), dict(zip(other.bounds, other.upto, strict=True))
+        mine = dict(zip(self.bounds, self.upto, strict=True))
+        theirs = dict(zip(other.bounds, other.upto, strict=True))
         return Buckets.of({bound: mine[bound] + theirs[bound] for bound in mine.keys() & theirs.keys()})
 
     def halved(self) -> "Buckets":
@@ -64,7 +65,8 @@ class Buckets:
             return self.bounds[finite - 1]
         if not above:
             return self.bounds[0]
-        wanted, over = 1 - quantile, 1 - self.upto[above - 1] / self.samples
+        wanted = 1 - quantile
+        over = 1 - self.upto[above - 1] / self.samples
         under = 1 - self.upto[above] / self.samples
         nearer = over > HALF or (under > 0 and log(wanted / under) < log(over / wanted))
         return self.bounds[above if nearer or above == finite else above - 1]

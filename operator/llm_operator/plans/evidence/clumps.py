@@ -50,7 +50,8 @@ class Clumps:
 
     def factor(self, unit: float = 1.0) -> float:
         """How many times the variance of independent requests; at least 1. `unit` scales the expected variances."""
-        blocks, expected = len(self.excess), sum(self.variance) * unit
+        blocks = len(self.excess)
+        expected = sum(self.variance) * unit
         if blocks < 2 or expected <= 0:
             return 1.0
         mean = sum(self.excess) / sum(self.weight)

@@ -19,7 +19,8 @@ STEPS = 9
 """Of the grid of ratios in a factor of SLACK: 4.6 % from one to the next."""
 GRID = tuple(SLACK ** (step / STEPS) for step in range(-31, 32))
 """Times the allowed ratio, a quarter to four: where the ends of the interval are looked for."""
-LEAST_REFERENCE, MOST_REFERENCE = 20, 1000
+LEAST_REFERENCE = 20
+MOST_REFERENCE = 1000
 """Samples of stable that its 95th percentile is taken from: the last 500 to 1,000."""
 BEFORE_COUNTS = 0.5
 """What a sample of stable from before the switch counts: it is from another time than the candidate's."""
@@ -98,7 +99,8 @@ class Pairs:
 
     def add(self, own: Counts, other: Counts) -> None:
         """Note the candidate's excess of bad requests in one look, its weight, its variance by chance."""
-        total, bad = own.requests + other.requests, own.bad + other.bad
+        total = own.requests + other.requests
+        bad = own.bad + other.bad
         weight = own.requests * other.requests / total
         chance = bad * (total - bad) * weight / (total * (total - 1)) if total > 1 else 0.0
         self.clumps.add(own.bad - bad * own.requests / total, weight, chance)
@@ -108,7 +110,8 @@ class Pairs:
     @property
     def clumping(self) -> float:
         """By what the evidence is divided."""
-        own, other = self.own, self.other
+        own = self.own
+        other = self.other
         if not own.requests:
             return 1.0
         together = Counts(own.requests + other.requests, own.bad + other.bad)
@@ -131,7 +134,8 @@ class Shared:
 
         The bound by the binomial is close while they are few, and to be more often bad is to be less often good.
         """
-        bad, good = own.bad + other.bad, own.good + other.good
+        bad = own.bad + other.bad
+        good = own.good + other.good
         if not bad or not good:
             return
         if bad <= good:
@@ -196,11 +200,13 @@ class ErrorTrial:
         self._other.add(stable)
         if not self._own.requests or not self._other.requests:
             return
-        own, other = self._own, self._other
+        own = self._own
+        other = self._other
         share = own.requests / (own.requests + other.requests)
         self.shared.add(own, other, odds.cost(odds.MORE, share), odds.cost(odds.LESS, share))
         self.pairs.add(own, other)
-        self._own, self._other = Counts(), Counts()
+        self._own = Counts()
+        self._other = Counts()
 
     @property
     def excluded(self) -> float:
@@ -209,7 +215,8 @@ class ErrorTrial:
 
     def answer(self) -> Answer:
         """What the gate says now."""
-        own, (state, message) = self.own, self.state()
+        own = self.own
+        state, message = self.state()
         if not own.requests:
             return Answer(state, None, None, None, 0, self.other.requests, message)
         clumping = self.clumps.factor(own.variance)
@@ -219,12 +226,14 @@ class ErrorTrial:
 
     def state(self) -> tuple[State, str]:
         """Whether it passes, and why."""
-        own, rules = self.own, self.rules
+        own = self.own
+        rules = self.rules
         if own.requests < rules.least:
             return "Inconclusive", f"too few requests to judge: {own.requests:.0f}, {rules.least:.0f} are needed"
         if not self.clumps.judgeable:
             return "Inconclusive", f"too few looks with requests to judge: {LEAST_BLOCKS} are needed"
-        said, clumping = f"{own.bad:.0f} of {own.requests:.0f} answers were errors", self.clumps.factor(own.variance)
+        said = f"{own.bad:.0f} of {own.requests:.0f} answers were errors"
+        clumping = self.clumps.factor(own.variance)
         if own.share > self.allowed:
             if odds.evidence(odds.MORE, own.bad, own.requests, self.allowed, clumping) < log(1 / rules.false_alarm):
                 return "Inconclusive", f"{said}, which may be chance"
@@ -238,7 +247,9 @@ class ErrorTrial:
 
     def _worse(self, clumping: float) -> bool:
         """Whether the candidate is surely worse than stable, or stable says nothing about it."""
-        own, other, error = self.own, self.other, self.rules.false_alarm
+        own = self.own
+        other = self.other
+        error = self.rules.false_alarm
         if other.requests < self.rules.least:
             return other.share <= self.allowed
         if self.switched:
@@ -277,11 +288,9 @@ class LatencyTrial:
     def __post_init__(self) -> None:
         self.ratios = self.ratios or tuple(self.allowed * step for step in GRID)
         count = len(self.ratios)
-        self._more, self._less, self._excess = (
-            [more() for _ in self.ratios],
-            [less() for _ in self.ratios],
-            [0.0] * count,
-        )
+        self._more = [more() for _ in self.ratios]
+        self._less = [less() for _ in self.ratios]
+        self._excess = [0.0] * count
         self._usual: tuple[float, float, float, float] | None = None
 
     def before(self, stable: Buckets) -> None:
@@ -297,7 +306,8 @@ class LatencyTrial:
             return
         self.samples += own.samples
         self.other += stable.samples
-        self._own, self._stable = self._own + own, self._stable + stable
+        self._own = self._own + own
+        self._stable = self._stable + stable
         if self.reference.samples >= LEAST_REFERENCE:
             if not self._own.samples or not self._stable.samples:
                 return
@@ -305,18 +315,22 @@ class LatencyTrial:
         self.reference = self.reference + self._stable
         if self.reference.samples > MOST_REFERENCE:
             self.reference = self.reference.halved()
-        self._own, self._stable = Buckets(), Buckets()
+        self._own = Buckets()
+        self._stable = Buckets()
 
     def _beside(self, own: Buckets, stable: Buckets) -> None:
         """A look with both sides: how many of its late samples are the candidate's?"""
         late = self.reference.near(QUANTILE)
-        share, others = own.samples / (own.samples + stable.samples), stable.maybe_beyond(late)
+        share = own.samples / (own.samples + stable.samples)
+        others = stable.maybe_beyond(late)
         mine = Counts(own.samples, (own.surely_beyond(late) + own.maybe_beyond(late)) / 2)
         self.pairs.add(mine, Counts(stable.samples, others))
         theirs = Counts(stable.samples, others)
-        costs, inverse = odds.cost(odds.MORE, share), odds.cost(odds.LESS, share)
+        costs = odds.cost(odds.MORE, share)
+        inverse = odds.cost(odds.LESS, share)
         for index, ratio in enumerate(self.ratios):
-            surely, maybe = own.surely_beyond(ratio * late), own.maybe_beyond(ratio * late)
+            surely = own.surely_beyond(ratio * late)
+            maybe = own.maybe_beyond(ratio * late)
             self._excess[index] += (surely + maybe) / 2 * (1 - share) - others * share
             self._more[index].add(Counts(own.samples, surely), theirs, costs, inverse)
             self._less[index].add(Counts(own.samples, maybe), theirs, inverse, costs)
@@ -328,16 +342,19 @@ class LatencyTrial:
         if self._usual is None:
             late = self.reference.near(QUANTILE)
             usual = Counts(self.reference.samples, self.reference.maybe_beyond(late))
-            low, high = usual.low(self.rules.false_pass / 2), usual.high(self.rules.false_alarm / 2)
+            low = usual.low(self.rules.false_pass / 2)
+            high = usual.high(self.rules.false_alarm / 2)
             self._usual = late, usual.bad / usual.requests, low, high
         late, usual_share, low, high = self._usual
         self.samples += own.samples
         mine = Counts(own.samples, (own.surely_beyond(late) + own.maybe_beyond(late)) / 2)
         self.late.add(mine)
         self.clumps.add(mine.bad, mine.requests, mine.requests)
-        over, under = odds.cost(odds.MORE, high), odds.cost(odds.LESS, low)
+        over = odds.cost(odds.MORE, high)
+        under = odds.cost(odds.LESS, low)
         for index, ratio in enumerate(self.ratios):
-            surely, maybe = own.surely_beyond(ratio * late), own.maybe_beyond(ratio * late)
+            surely = own.surely_beyond(ratio * late)
+            maybe = own.maybe_beyond(ratio * late)
             self._excess[index] += (surely + maybe) / 2 - own.samples * usual_share
             self._more[index].plain(surely, own.samples, over)
             self._less[index].plain(maybe, own.samples, under)
@@ -349,21 +366,25 @@ class LatencyTrial:
 
     def answer(self) -> Answer:
         """What the gate says now."""
-        clumping, (state, message) = self._clumping, self.state()
+        clumping = self._clumping
+        state, message = self.state()
         lows = [ratio for index, ratio in enumerate(self.ratios) if self._exceeds(index, clumping)]
         highs = [ratio for index, ratio in enumerate(self.ratios) if self._excludes(index, clumping)]
-        low, high = max(lows, default=None), min(highs, default=None)
+        low = max(lows, default=None)
+        high = min(highs, default=None)
         return Answer(state, self._estimate(), low, high, self.samples, self.other, message)
 
     def state(self) -> tuple[State, str]:
         """Whether it passes, and why."""
-        least, allowed = self.rules.least, self.ratios.index(self.allowed)
+        least = self.rules.least
+        allowed = self.ratios.index(self.allowed)
         counts = f"candidate {self.samples:.0f}, stable {self.other:.0f}"
         if min(self.samples, self.other) < least:
             return "Inconclusive", f"too few samples to judge: {counts}, {least:.0f} are needed"
         if not (self.clumps if self.switched else self.pairs.clumps).judgeable:
             return "Inconclusive", f"too few looks with samples to judge: {LEAST_BLOCKS} are needed"
-        clumping, said = self._clumping, f"samples: {counts}"
+        clumping = self._clumping
+        said = f"samples: {counts}"
         if self._exceeds(allowed, clumping):
             return "Failed", said
         if self._excess[allowed] > 0:
@@ -387,7 +408,8 @@ class LatencyTrial:
     def _estimate(self) -> float | None:
         """The ratio at which the candidate has its share of late samples, no more and no less."""
         for index in range(1, len(self.ratios)):
-            over, under = self._excess[index - 1], self._excess[index]
+            over = self._excess[index - 1]
+            under = self._excess[index]
             if over > 0 >= under:
                 part = over / (over - under)
                 return self.ratios[index - 1] * exp(part * log(self.ratios[index] / self.ratios[index - 1]))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import datetime
 
-from llm_operator.plans import gates
+from llm_operator.plans.evidence import gates
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.decision import Decision

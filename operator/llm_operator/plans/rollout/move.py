@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from llm_operator.crds import CandidateStatus, GateVerdict, RevisionStatus
-from llm_operator.plans import gates
+from llm_operator.plans.evidence import gates
 from llm_operator.plans.rollout.situation import Situation, parse, stamp
 from llm_operator.plans.rollout.states import State
 

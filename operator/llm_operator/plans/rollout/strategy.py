@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from datetime import timedelta
 from typing import Literal
 
-from llm_operator.plans import gates
+from llm_operator.plans.evidence import gates
 from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.move import Candidate, Move, Share
 from llm_operator.plans.rollout.states import State

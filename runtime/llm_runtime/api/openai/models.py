@@ -10,7 +10,7 @@ from llm_runtime.api.documents import OPENAI_ERRORS
 from llm_runtime.api.guard import SECURITY, KeyedRoute
 from llm_runtime.api.server import Server, server_of
 from llm_runtime.api.serving import State
-from llm_runtime.auth import may_use
+from llm_runtime.auth.callers import may_use
 
 router = APIRouter(route_class=KeyedRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS)
 

@@ -21,8 +21,8 @@ from llm_runtime.__main__ import cli  # noqa: E402
 from llm_runtime.commands import convert as command  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig  # noqa: E402
 from llm_runtime.errors import ModelCorrupt, ModelUnsupported  # noqa: E402
-from llm_runtime.models.load import load  # noqa: E402
-from llm_runtime.models.unpickle import convert  # noqa: E402
+from llm_runtime.loading.load import load  # noqa: E402
+from llm_runtime.loading.unpickle import convert  # noqa: E402
 from unit.runtime import tiny_model  # noqa: E402
 
 CPU = EngineConfig(device="cpu", max_model_length=64, max_batch_size=2, max_batch_tokens=32)

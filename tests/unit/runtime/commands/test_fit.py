@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from llm_runtime.__main__ import cli
 from llm_runtime.commands.fit import bytes_of
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt
-from llm_runtime.models import outline, stream
-from llm_runtime.models.outline import of_files
+from llm_runtime.fetching import outline, stream
+from llm_runtime.fetching.outline import of_files
 from unit.runtime.models.fakes import FolderRegistry, write_tokenizer
 
 SETTINGS = {

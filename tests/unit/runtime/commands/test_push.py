@@ -12,8 +12,8 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from llm_runtime.__main__ import cli
+from llm_runtime.commands.publish import Published, Wish
 from llm_runtime.commands.push import deployment_yaml
-from llm_runtime.models.publish import Published, Wish
 from unit.runtime.models.fakes import write_model
 
 
@@ -57,7 +57,8 @@ def test_the_printed_yaml_names_what_was_pushed_whatever_its_name(name: str) -> 
 @pytest.mark.parametrize("verb", ["push", "fit"])
 def test_a_file_that_may_not_be_opened_is_one_line(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """save_pretrained leaves weights that only their owner reads; the image's user is another."""
-    folder, real = write_model(tmp_path), Path.open
+    folder = write_model(tmp_path)
+    real = Path.open
     (weights,) = folder.glob("*.safetensors")
 
     def denied(file: Path, *arguments: Any, **more: Any) -> Any:  # as root, whom no mode stops, would not be

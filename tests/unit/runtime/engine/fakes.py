@@ -66,7 +66,8 @@ class Letters:
     """A constraint that is met by its own text."""
 
     def __init__(self, text: str) -> None:
-        self.left, self.fault = text, ""
+        self.left = text
+        self.fault = ""
 
     @property
     def complete(self) -> bool:
@@ -91,7 +92,8 @@ class CharacterText:
         return "" if token_id >= 1000 else self.flush()
 
     def flush(self) -> str:
-        text, self._pieces = self._pieces, ""
+        text = self._pieces
+        self._pieces = ""
         return text
 
 
@@ -115,7 +117,8 @@ class ScriptedRunner:
     """
 
     def __init__(self, answers: dict[str, str] | None = None, fail: Callable[[Batch], None] | None = None) -> None:
-        self.answers, self.fail = answers or {}, fail
+        self.answers = answers or {}
+        self.fail = fail
         self.batches: list[Batch] = []
         self.adapters: dict[str, Path] = {}
         self.gate: threading.Semaphore | None = None

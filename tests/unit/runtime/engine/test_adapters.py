@@ -50,7 +50,8 @@ def test_what_is_in_use_makes_no_room() -> None:
 
 def test_a_replaced_version_stays_until_its_last_user_leaves() -> None:
     table = loaded(3, "a")
-    first, second = table.acquire("a"), table.acquire("a")
+    first = table.acquire("a")
+    second = table.acquire("a")
     replacement = table.load("a")
     assert replacement.leaving == ()
     assert table.acquire("a") == replacement.key != first

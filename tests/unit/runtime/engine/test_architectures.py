@@ -12,20 +12,20 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
+from llm_runtime.compute.lora import Adapter, AdapterSet, LoraWeights  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig  # noqa: E402
 from llm_runtime.engine.adapters import AdapterTable  # noqa: E402
 from llm_runtime.engine.client import EngineClient  # noqa: E402
 from llm_runtime.engine.limits import RequestLimits  # noqa: E402
 from llm_runtime.engine.local import start_local  # noqa: E402
-from llm_runtime.engine.lora import Adapter, AdapterSet, LoraWeights  # noqa: E402
 from llm_runtime.engine.model import Model  # noqa: E402
 from llm_runtime.engine.scheduler import Scheduler  # noqa: E402
 from llm_runtime.errors import ModelUnsupported  # noqa: E402
-from llm_runtime.models import build  # noqa: E402
-from llm_runtime.models.adapter import AdapterReader  # noqa: E402
-from llm_runtime.models.load import load  # noqa: E402
-from llm_runtime.models.loaded import Loaded  # noqa: E402
-from llm_runtime.models.runners import Chosen, choose_runner  # noqa: E402
+from llm_runtime.loading import build  # noqa: E402
+from llm_runtime.loading.adapter import AdapterReader  # noqa: E402
+from llm_runtime.loading.load import load  # noqa: E402
+from llm_runtime.loading.loaded import Loaded  # noqa: E402
+from llm_runtime.loading.runners import Chosen, choose_runner  # noqa: E402
 from llm_runtime.request import GenerationRequest, Sampling  # noqa: E402
 from unit.runtime.engine.architectures import ARCHITECTURES, BATCHED, WINDOW, Architecture, table  # noqa: E402
 
@@ -67,7 +67,8 @@ def merged_adapter(model: Any) -> Adapter:
     chance = torch.Generator().manual_seed(5)
     weights = {}
     for name, shape in AdapterSet(model, AdapterReader(64)).shapes.items():
-        a, b = torch.randn(3, shape.inputs, generator=chance), torch.randn(shape.outputs, 3, generator=chance) * 0.1
+        a = torch.randn(3, shape.inputs, generator=chance)
+        b = torch.randn(shape.outputs, 3, generator=chance) * 0.1
         weights[name] = LoraWeights(a, b)
         module = model.get_submodule(name)
         module.weight.data += (b @ a).t() if type(module).__name__ == "Conv1D" else b @ a

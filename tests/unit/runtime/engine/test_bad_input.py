@@ -13,12 +13,13 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
 from llm_runtime.engine.client import EngineClient  # noqa: E402
 from llm_runtime.errors import EngineFailed, InvalidRequest, NotFound, QueueFull  # noqa: E402
-from llm_runtime.models.build import build_engine  # noqa: E402
+from llm_runtime.loading.build import build_engine  # noqa: E402
 from llm_runtime.request import GenerationRequest, Sampling  # noqa: E402
 from unit.runtime import lora_models, tiny_model  # noqa: E402
 
 PROMPT = tuple(range(40, 90))
-PLACES, QUEUE = 4, 6
+PLACES = 4
+QUEUE = 6
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,8 @@ async def test_an_unknown_adapter_and_one_of_another_base_are_refused(engine: En
 
 async def test_of_ten_thousand_requests_at_once_the_first_are_served_and_the_rest_refused(engine: EngineClient) -> None:
     alone = await answer(engine)
-    streams, refused = [], 0
+    streams = []
+    refused = 0
     for _ in range(10_000):
         try:
             streams.append(engine.generate(request()))

@@ -64,7 +64,8 @@ def test_shared_blocks_are_the_same_blocks() -> None:
 
 def test_other_weights_share_nothing() -> None:
     pool = BlockPool(16)
-    one, other = pool.new_root(), pool.new_root()
+    one = pool.new_root()
+    other = pool.new_root()
     computed(pool, [7] * (2 * B), one)
     assert known(pool, [7] * (2 * B), other) == 0
 
@@ -126,7 +127,8 @@ def test_without_sharing_nothing_is_found() -> None:
 
 def test_a_thousand_random_comings_and_goings_lose_and_double_nothing() -> None:
     chance = random.Random(5)
-    pool, held = BlockPool(40), list[tuple[Blocks, list[int]]]()
+    pool = BlockPool(40)
+    held = list[tuple[Blocks, list[int]]]()
     for _ in range(1000):
         tokens = [chance.randrange(2) for _ in range(B)][:1] * B + [chance.randrange(3)] * chance.randrange(1, 4 * B)
         blocks = pool.take(len(tokens), ROOT)

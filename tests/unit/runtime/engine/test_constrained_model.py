@@ -15,9 +15,9 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
 from llm_runtime.engine.client import EngineClient  # noqa: E402
 from llm_runtime.errors import InvalidRequest  # noqa: E402
-from llm_runtime.models.build import build_engine  # noqa: E402
-from llm_runtime.models.codec import Codec  # noqa: E402
+from llm_runtime.loading.build import build_engine  # noqa: E402
 from llm_runtime.request import Constraint, FinishReason, GenerationRequest, Sampling  # noqa: E402
+from llm_runtime.text.codec import Codec  # noqa: E402
 from unit.runtime import tiny_model  # noqa: E402
 
 Built = tuple[EngineClient, Codec]

@@ -9,10 +9,10 @@ import pytest
 
 from llm_runtime.engine.client import ClientStream
 from llm_runtime.engine.local import start_local
-from llm_runtime.engine.memory import StepOutOfMemory
 from llm_runtime.engine.scheduler import Batch
 from llm_runtime.engine.sequence import Sampled
 from llm_runtime.errors import InvalidRequest, QueueFull, ServiceUnavailable
+from llm_runtime.machine.memory import StepOutOfMemory
 from llm_runtime.request import FinishReason
 from unit.runtime.engine.fakes import (
     CharacterText,
@@ -63,7 +63,8 @@ async def test_closing_before_the_first_event_cancels_too() -> None:
     runner = ScriptedRunner()
     runner.gate = threading.Semaphore(0)
     running = engine(runner, slots=1)
-    first, second = running.generate(request(max_tokens=9)), running.generate(request(max_tokens=9, name="second"))
+    first = running.generate(request(max_tokens=9))
+    second = running.generate(request(max_tokens=9, name="second"))
     await second.aclose()
     runner.gate.release(100)
     assert len([event async for event in first]) == 9

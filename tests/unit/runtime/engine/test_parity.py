@@ -13,9 +13,9 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
 from llm_runtime.engine.client import EngineClient  # noqa: E402
-from llm_runtime.models.build import build_engine  # noqa: E402
-from llm_runtime.models.codec import Codec  # noqa: E402
+from llm_runtime.loading.build import build_engine  # noqa: E402
 from llm_runtime.request import GenerationRequest, Sampling, TokenEvent  # noqa: E402
+from llm_runtime.text.codec import Codec  # noqa: E402
 from unit.runtime import tiny_model  # noqa: E402
 
 Built = tuple[EngineClient, Codec]

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from llm_runtime.contract import EngineConfig, FatalReport, ModelConfig, RuntimeConfig
-from llm_runtime.engine.cgroup import MemoryGroup
 from llm_runtime.engine.client import EngineClient
-from llm_runtime.engine.memory import MIB
 from llm_runtime.engine.process import EngineProcess, death, start_engine
 from llm_runtime.errors import EngineFailed, InvalidRequest, QueueFull, ServiceUnavailable
+from llm_runtime.machine.cgroup import MemoryGroup
+from llm_runtime.machine.memory import MIB
 from llm_runtime.request import FinishReason, TokenEvent
 from unit.runtime.engine.fakes import request, text_of
 from waiting import eventually, until
@@ -118,7 +118,9 @@ async def test_a_killed_engine_ends_every_stream_with_an_error(start: Start) -> 
 
 
 async def test_whoever_asks_is_told_of_a_death_that_nobody_wanted(start: Start) -> None:
-    client, other, told = await start(), await start(), list[FatalReport]()
+    client = await start()
+    other = await start()
+    told = list[FatalReport]()
     client.on_death(told.append)
     other.on_death(told.append)
     process_of(client).send_signal(signal.SIGSEGV)
@@ -219,9 +221,9 @@ def _exists(process: int) -> bool:
 
 
 def test_http_needs_no_torch() -> None:
-    wanted = "llm_runtime.app, llm_runtime.__main__, llm_runtime.engine.process, llm_runtime.models.fetch, tokenizers"
+    wanted = "llm_runtime.app, llm_runtime.__main__, llm_runtime.engine.process, llm_runtime.fetching.fetch, tokenizers"
     heavy = "[name for name in ('torch', 'transformers') if name in sys.modules]"
-    program = f"import sys, {wanted}; import llm_runtime.models.codec; print({heavy})"
+    program = f"import sys, {wanted}; import llm_runtime.text.codec; print({heavy})"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4] / "runtime")}
     found = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
     assert found.strip() == "[]"

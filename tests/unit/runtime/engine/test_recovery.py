@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from llm_runtime.engine.memory import StepOutOfMemory
 from llm_runtime.engine.recovery import CALM_STEPS, CarefulRunner, Outcome
 from llm_runtime.engine.scheduler import Batch, Span
+from llm_runtime.machine.memory import StepOutOfMemory
 from unit.runtime.engine.fakes import ScriptedRunner, sequence
 
 

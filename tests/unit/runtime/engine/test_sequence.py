@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from llm_runtime.engine.sequence import Matcher, Sampled, Sequence, held_back
-from llm_runtime.models.codec import Codec, codec_from_folder
 from llm_runtime.request import Constraint, FinishReason, TokenEvent
+from llm_runtime.text.codec import Codec, codec_from_folder
 from unit.runtime import tiny_model
 from unit.runtime.engine.fakes import EOS, request, sequence
 
@@ -122,7 +122,8 @@ def delivered(vocabulary: Any, ids: list[int], **sampling: Any) -> tuple[str, Fi
 @pytest.mark.parametrize("seed", range(40))
 def test_texts_add_up_to_the_whole_wherever_it_is_cut(codec: Codec, seed: int) -> None:
     """One token a byte: most cuts lie inside a character."""
-    chance, ids = random.Random(seed), codec.encode(TEXT)
+    chance = random.Random(seed)
+    ids = codec.encode(TEXT)
     ids = [chance.randrange(256) if chance.random() < 0.05 else token_id for token_id in ids]
     count = chance.randint(1, len(ids))
     text, reason = delivered(codec, ids, max_tokens=count)
@@ -199,7 +200,8 @@ def test_a_met_constraint_goes_on_to_the_length_when_the_end_is_ignored() -> Non
 
 
 def test_counts_hold_the_prompt_for_the_repetition_penalty_only() -> None:
-    repetition, frequency = sequence("aab", repetition_penalty=1.1), sequence("aab", frequency_penalty=0.1)
+    repetition = sequence("aab", repetition_penalty=1.1)
+    frequency = sequence("aab", frequency_penalty=0.1)
     for one in (repetition, frequency):
         for character in "bcc":
             one.append(Sampled(ord(character)))

@@ -99,7 +99,8 @@ async def test_a_request_on_its_way_during_a_swap_is_still_taken(monkeypatch: py
 
 
 async def test_a_swap_that_nobody_waits_for_any_more_leaves_nothing_behind() -> None:
-    release, unused = threading.Event(), ScriptedRunner()
+    release = threading.Event()
+    unused = ScriptedRunner()
     gone = weakref.ref(unused)
     built = [model(unused)]
     del unused

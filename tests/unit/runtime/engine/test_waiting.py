@@ -48,7 +48,8 @@ def test_who_runs_least_is_next() -> None:
 
 def test_removed_ones_are_not_served_and_not_counted() -> None:
     queue = WaitingQueue()
-    gone, stays = sequence("a"), sequence("b")
+    gone = sequence("a")
+    stays = sequence("b")
     queue.add(gone)
     queue.add(stays)
     queue.remove({gone, sequence("stranger")})

@@ -21,10 +21,12 @@ from llm_runtime.request import Caller
 
 async def main() -> None:
     task = json.loads(sys.argv[1])
-    database, chance = Database(task["url"]), random.Random(task["seed"])
+    database = Database(task["url"])
+    chance = random.Random(task["seed"])
     store = SqlStore(database, lease_seconds=task["lease_seconds"])
     who = Caller("key", "key", Tier.model_validate({"name": "gold", "max_concurrent": None, **task["limits"]}))
-    end, last = time.monotonic() + task["seconds"], time.monotonic()
+    end = time.monotonic() + task["seconds"]
+    last = time.monotonic()
     async with Limiter(minutes=store, months=store) as limits:
 
         async def use() -> None:

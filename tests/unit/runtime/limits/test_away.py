@@ -129,7 +129,8 @@ async def test_a_replica_that_starts_without_its_database_serves_and_books_later
 
 
 async def test_a_minute_goes_on_at_its_own_pace_while_nobody_can_be_asked(server: Postgres, database: Database) -> None:
-    who, ahead = caller(tokens_per_minute=600), 0.0
+    who = caller(tokens_per_minute=600)
+    ahead = 0.0
     store = SqlStore(database)
     async with Limiter(minutes=store, months=store, clock=lambda: time.monotonic() + ahead) as limits:
         (await limits.admit(who, 100)).settle(100)

@@ -18,7 +18,8 @@ class TokenBucket:
     """A token bucket as in every textbook, in exact numbers: a level that rises to the limit."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.level = Fraction(limit), Fraction(limit)
+        self.limit = Fraction(limit)
+        self.level = Fraction(limit)
 
     def wait(self, quarters: int) -> None:
         self.level = min(self.limit, self.level + self.limit / 60 * Fraction(quarters, 4))
@@ -29,7 +30,9 @@ class TokenBucket:
 
 @given(limit=st.integers(1, 200), steps=steps)
 def test_bucket_agrees_with_a_token_bucket_in_exact_numbers(limit: int, steps: list[tuple[str, int]]) -> None:
-    bucket, model, now = Bucket(), TokenBucket(limit), 0.0
+    bucket = Bucket()
+    model = TokenBucket(limit)
+    now = 0.0
     for kind, amount in steps:
         if kind == "pass":
             now += amount / 4

@@ -24,8 +24,11 @@ wishes = st.tuples(
 def test_three_replicas_never_use_more_than_a_months_limit_also_when_one_dies(
     limit: int, wishes: list[tuple[int, ...]], dies: int
 ) -> None:
-    used, spent = 0, 0
-    held, leased, dead = [0, 0, 0], [0, 0, 0], set[int]()
+    used = 0
+    spent = 0
+    held = [0, 0, 0]
+    leased = [0, 0, 0]
+    dead = set[int]()
     for number, (replica, use, give, need, more, ahead, seal) in enumerate(wishes):
         if number == dies:
             used -= leased[0]  # Its lease expires.
@@ -40,7 +43,8 @@ def test_three_replicas_never_use_more_than_a_months_limit_also_when_one_dies(
         ask = Ask("k", limit, NOVEMBER, back, need, need + more, ahead, seal, replicas=3)
         grant = month(used, leased[replica], ask)
         held[replica] += grant.amount
-        used, leased[replica] = int(grant.used), grant.leased
+        used = int(grant.used)
+        leased[replica] = grant.leased
         living = [r for r in range(3) if r not in dead]
         assert spent + sum(held[r] for r in living) + sum(leased[r] for r in living) <= used <= limit
         assert grant.amount == 0 or grant.amount >= need
@@ -64,13 +68,17 @@ def test_near_the_end_everybody_gets_exactly_what_is_asked() -> None:
 
 @given(limit=st.integers(1, 300), wishes=st.lists(wishes, max_size=40))
 def test_a_minutes_grants_never_exceed_a_bucket_that_nobody_shares(limit: int, wishes: list[tuple[int, ...]]) -> None:
-    bucket, now, granted, returned = Bucket(), 0.0, 0, 0
+    bucket = Bucket()
+    now = 0.0
+    granted = 0
+    returned = 0
     for wish in wishes:
         _, passed, give, need, more, ahead, _ = wish
         now += passed / 10
         give = min(give, granted - returned)
         grant = minute(bucket, Ask("k", limit, None, give, need, need + more, ahead), now)
-        granted, returned = granted + grant.amount, returned + give
+        granted = granted + grant.amount
+        returned = returned + give
         assert granted - returned <= limit + now * limit / 60 + 1e-3
         assert grant.amount == 0 or grant.amount >= need
 

@@ -16,7 +16,8 @@ class Desk:
     """A desk that only notes who wants something."""
 
     def __init__(self) -> None:
-        self.away, self.replicas = False, 3
+        self.away = False
+        self.replicas = 3
         self.wanted: set[str] = set()
 
     def leases_are_valid(self, now: float) -> bool:
@@ -34,9 +35,13 @@ class Desk:
 
 @pytest.mark.parametrize("seed", range(60))
 async def test_a_month_is_never_exceeded_whatever_is_lost_on_the_way(seed: int) -> None:
-    chance, limit = random.Random(seed), random.Random(seed).choice([50, 500, 5000])
+    chance = random.Random(seed)
+    limit = random.Random(seed).choice([50, 500, 5000])
     leases = [SharedMonth(Desk(), "key/month", limit, NOVEMBER, 0.0) for _ in range(3)]
-    used, leased, spent, now = 0, [0, 0, 0], 0, 0.0
+    used = 0
+    leased = [0, 0, 0]
+    spent = 0
+    now = 0.0
     running: list[tuple[SharedMonth, int]] = []
 
     for _ in range(600):
@@ -54,15 +59,18 @@ async def test_a_month_is_never_exceeded_whatever_is_lost_on_the_way(seed: int) 
             holder.give(now, unused)
             spent -= unused
         elif chance.random() < 0.05:
-            used, leased[number] = used - leased[number], 0  # Its lease expired; it does not know.
+            used = used - leased[number]
+            leased[number] = 0  # Its lease expired; it does not know.
         else:
             if chance.random() < 0.7:
                 lease.ask(amount)
             if ask := lease.plan(now):
-                arrived, answered = chance.random() < 0.9, chance.random() < 0.9
+                arrived = chance.random() < 0.9
+                answered = chance.random() < 0.9
                 if arrived:
                     grant = month(used, leased[number], ask)
-                    used, leased[number] = int(grant.used), grant.leased
+                    used = int(grant.used)
+                    leased[number] = grant.leased
                     if answered:
                         lease.accept(ask, grant, now)
                 if not (arrived and answered):
@@ -128,11 +136,15 @@ async def test_a_refused_replica_gives_back_what_is_too_little_for_it() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_replicas_hold_at_most_a_tenth_of_a_minute_ahead(seed: int) -> None:
-    chance, limit, truth, now = random.Random(seed), 6000, Bucket(), 0.0
+    chance = random.Random(seed)
+    limit = 6000
+    truth = Bucket()
+    now = 0.0
     leases = [SharedMinute(Desk(), "key/minute", limit, 0.0) for _ in range(3)]
     spent = 0
     for _ in range(500):
-        lease, amount = chance.choice(leases), chance.randint(1, 60)
+        lease = chance.choice(leases)
+        amount = chance.randint(1, 60)
         now += chance.choice([0, 0.01, 0.1])
         if lease.room(now) < amount:
             lease.ask(amount)

@@ -57,7 +57,10 @@ async def test_fifty_parallel_calls_at_a_hundred_token_limit_do_not_overshoot(li
 
 
 async def test_fifty_parallel_calls_that_wait_for_places_do_not_overshoot(limits: Limiter, time: Time) -> None:
-    who, used, running, peak = caller(tokens_per_minute=100, max_concurrent=5), 0, 0, 0
+    who = caller(tokens_per_minute=100, max_concurrent=5)
+    used = 0
+    running = 0
+    peak = 0
 
     async def call() -> None:
         nonlocal used, running, peak
@@ -165,7 +168,8 @@ async def test_a_clock_that_goes_back_does_nothing(limits: Limiter, time: Time) 
 
 
 async def test_another_tier_counts_from_the_next_request_on_and_forgets_nothing(limits: Limiter) -> None:
-    small, large = caller(tokens_per_minute=100), caller(tokens_per_minute=1000, max_concurrent=1)
+    small = caller(tokens_per_minute=100)
+    large = caller(tokens_per_minute=1000, max_concurrent=1)
     (await limits.admit(small, 100)).settle(100)
     with pytest.raises(errors.RateLimited):
         await limits.admit(small, 1)
@@ -205,7 +209,8 @@ async def test_whoever_waits_too_long_is_told_so(limits: Limiter) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_cancelled_at_any_await_nothing_leaks(limits: Limiter, seed: int) -> None:
-    chance, who = random.Random(seed), caller(tokens_per_minute=10_000, max_concurrent=3)
+    chance = random.Random(seed)
+    who = caller(tokens_per_minute=10_000, max_concurrent=3)
 
     async def call() -> None:
         admission = await limits.admit(who, 50)

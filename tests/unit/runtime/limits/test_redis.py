@@ -64,7 +64,9 @@ def caller(name: str, **limits: int) -> Caller:
 
 
 async def test_the_script_computes_what_the_pure_function_computes(server: Server) -> None:
-    chance, store, bucket = random.Random(5), RedisStore(server.url), Bucket()
+    chance = random.Random(5)
+    store = RedisStore(server.url)
+    bucket = Bucket()
     limit = 100_000  # Large numbers: what drains between two calls does not hide a slip.
     for _ in range(300):
         need = chance.choice([0, chance.randint(0, 30_000)])
@@ -78,7 +80,8 @@ async def test_the_script_computes_what_the_pure_function_computes(server: Serve
         if abs(expected.amount - grant.amount) > drained:
             # Only at the very edge may time between both decide otherwise.
             assert abs(limit - bucket.used - ask.need) < drained or abs(limit - grant.used - ask.need) < drained
-        bucket.used, bucket.at = grant.used, time.time()
+        bucket.used = grant.used
+        bucket.at = time.time()
     await store.leave()
 
 
@@ -91,7 +94,9 @@ async def test_fifty_parallel_calls_on_two_replicas_do_not_overshoot(server: Ser
 
 
 async def test_two_replicas_share_one_minute_within_the_bound(server: Server) -> None:
-    limit, who, used = 6_000, caller("bound", tokens_per_minute=6_000), 0
+    limit = 6_000
+    who = caller("bound", tokens_per_minute=6_000)
+    used = 0
     began = time.monotonic()
 
     async def ask(limits: Limiter) -> None:
@@ -145,7 +150,8 @@ async def test_the_first_question_after_a_restart_is_answered(server: Server) ->
 
 
 async def test_an_exchange_that_fails_keeps_no_place_in_the_pool(server: Server) -> None:
-    store, admin = RedisStore(f"{server.url}?max_connections=2"), Redis.from_url(server.url)
+    store = RedisStore(f"{server.url}?max_connections=2")
+    admin = Redis.from_url(server.url)
     await admin.execute_command("ACL", "SETUSER", "default", "-script")  # It fails while it looks for its scripts.
     try:
         for _ in range(5):

@@ -127,7 +127,8 @@ def test_a_killed_replica_makes_the_others_use_no_more_than_the_quota_and_little
 
 
 def test_three_replicas_stay_within_the_bound_of_a_minutes_limit(replicas: Any) -> None:
-    limit, seconds = 6_000, 4.0
+    limit = 6_000
+    seconds = 4.0
     running = replicas(seconds=seconds, most=40, limits={"tokens_per_minute": limit})
     for replica in running:
         replica.end()

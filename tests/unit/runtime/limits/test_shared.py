@@ -83,7 +83,9 @@ async def test_whoever_was_never_here_can_ask_how_it_stands_with_the_others(data
 
 @pytest.mark.timeout(20)
 async def test_two_replicas_use_up_a_months_quota_to_the_last_token_and_not_beyond(database: Database) -> None:
-    who, totals, last = caller(tokens_per_month=20_000), [0, 0], time.monotonic()
+    who = caller(tokens_per_month=20_000)
+    totals = [0, 0]
+    last = time.monotonic()
     stores = SqlStore(database), SqlStore(database)
     # What is given back when idle is given back four times as soon.
     limiters = [Limiter(minutes=store, months=store, clock=lambda: time.monotonic() * 4) for store in stores]
@@ -119,7 +121,8 @@ async def test_requests_rarely_ask_the_database(database: Database) -> None:
     who = caller(
         requests_per_minute=600_000, tokens_per_minute=10**8, requests_per_month=10**8, tokens_per_month=10**10
     )
-    store, count = Counted(database), 0
+    store = Counted(database)
+    count = 0
     async with Limiter(minutes=store, months=store) as limits:
         end = time.monotonic() + 1.2
         while time.monotonic() < end:
@@ -146,7 +149,8 @@ async def test_everything_unused_is_given_back_at_the_end(database: Database) ->
 
 @pytest.mark.timeout(20)
 async def test_what_lies_idle_goes_back_to_the_others(database: Database) -> None:
-    who, now = caller(tokens_per_month=10_000), time.monotonic()
+    who = caller(tokens_per_month=10_000)
+    now = time.monotonic()
     store = SqlStore(database)
     ahead = 0.0
     async with Limiter(minutes=store, months=store, clock=lambda: now + ahead) as limits:
@@ -162,7 +166,9 @@ async def test_what_lies_idle_goes_back_to_the_others(database: Database) -> Non
 
 
 async def test_what_a_dead_replica_had_leased_goes_back_when_its_lease_expires(database: Database) -> None:
-    dead, living, month = SqlStore(database), SqlStore(database), month_of(time.time())
+    dead = SqlStore(database)
+    living = SqlStore(database)
+    month = month_of(time.time())
     await dead.heartbeat()
     grants = await dead.exchange([Ask("key/x", 1000, month, need=10, demand=10, prefetch=20, lease=100)])
     assert grants == [Grant(30, 130, 100)]

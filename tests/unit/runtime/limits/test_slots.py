@@ -19,7 +19,8 @@ async def settle() -> None:
 
 
 async def test_places_go_to_those_who_wait_longest() -> None:
-    slots, order = Slots(2), list[int]()
+    slots = Slots(2)
+    order = list[int]()
     tasks = [asyncio.create_task(enter(slots, name, order)) for name in range(6)]
     await settle()
     assert order == [0, 1]
@@ -33,7 +34,8 @@ async def test_places_go_to_those_who_wait_longest() -> None:
 
 
 async def test_nobody_overtakes_whoever_was_handed_a_place_but_has_not_woken() -> None:
-    slots, order = Slots(1), list[int]()
+    slots = Slots(1)
+    order = list[int]()
     await slots.enter(10)
     waiting = asyncio.create_task(enter(slots, 1, order))
     await settle()
@@ -47,7 +49,8 @@ async def test_nobody_overtakes_whoever_was_handed_a_place_but_has_not_woken() -
 
 
 async def test_the_hundred_and_first_who_waits_is_refused_at_once() -> None:
-    slots, order = Slots(1), list[int]()
+    slots = Slots(1)
+    order = list[int]()
     await slots.enter(10)
     tasks = [asyncio.create_task(enter(slots, name, order)) for name in range(MAX_WAITING)]
     await settle()
@@ -72,7 +75,8 @@ async def test_whoever_waited_too_long_leaves_no_trace() -> None:
 
 
 async def test_a_place_handed_to_somebody_cancelled_at_that_moment_goes_on() -> None:
-    slots, order = Slots(1), list[int]()
+    slots = Slots(1)
+    order = list[int]()
     await slots.enter(10)
     first = asyncio.create_task(enter(slots, 1, order))
     second = asyncio.create_task(enter(slots, 2, order))
@@ -87,7 +91,9 @@ async def test_a_place_handed_to_somebody_cancelled_at_that_moment_goes_on() -> 
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_any_mix_of_arrivals_ends_and_cancellations_leaks_no_place(seed: int) -> None:
-    chance, slots, peak = random.Random(seed), Slots(3), 0
+    chance = random.Random(seed)
+    slots = Slots(3)
+    peak = 0
 
     async def use() -> None:
         nonlocal peak
@@ -112,7 +118,8 @@ async def test_any_mix_of_arrivals_ends_and_cancellations_leaks_no_place(seed: i
 
 
 async def test_a_larger_limit_lets_in_who_waits_and_a_smaller_one_takes_no_place_away() -> None:
-    slots, order = Slots(1), list[int]()
+    slots = Slots(1)
+    order = list[int]()
     tasks = [asyncio.create_task(enter(slots, name, order)) for name in range(4)]
     await settle()
     slots.resize(3)

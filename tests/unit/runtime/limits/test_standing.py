@@ -29,7 +29,8 @@ def test_a_month_alone_is_shown() -> None:
 
 
 def test_of_a_minute_and_a_month_the_one_with_less_remaining_is_shown() -> None:
-    minute, month = Reading(100, 50, 30), Reading(1000, 400, 9000)
+    minute = Reading(100, 50, 30)
+    month = Reading(1000, 400, 9000)
     assert Standing(minute, minute, month, month).headers()["x-ratelimit-limit-tokens"] == "100"
     scarce = Reading(1000, 3, 9000)
     headers = Standing(minute, minute, month, scarce).headers()

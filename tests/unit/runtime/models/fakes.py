@@ -6,14 +6,15 @@ import threading
 from pathlib import Path
 
 from llm_runtime.contract import MlflowVersion
-from llm_runtime.models.part import Part
+from llm_runtime.fetching.part import Part
 
 VERSION = MlflowVersion(tracking_uri="http://mlflow", name="bot", version="3")
 
 
 def safetensors(tensors: dict[str, int], header: bytes | None = None) -> bytes:
     """A safetensors file of U8 vectors with these lengths."""
-    entries, position = {}, 0
+    entries = {}
+    position = 0
     for name, length in tensors.items():
         entries[name] = {"dtype": "U8", "shape": [length], "data_offsets": [position, position + length]}
         position += length

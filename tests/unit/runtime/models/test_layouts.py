@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from llm_runtime.errors import ConfigInvalid, Fatal, ModelCorrupt, ModelNotFound, ModelUnsupported
-from llm_runtime.models.fetch import Fetcher
-from llm_runtime.models.local import local_model
-from llm_runtime.models.locate import Artifacts, local_artifacts, locate
-from llm_runtime.models.verify import verify_weights
+from llm_runtime.fetching.fetch import Fetcher
+from llm_runtime.fetching.local import local_model
+from llm_runtime.files.locate import Artifacts, local_artifacts, locate
+from llm_runtime.files.verify import verify_weights
 from unit.runtime.models.fakes import VERSION, FolderRegistry, safetensors, write_model, write_tokenizer
 
 BOMB = b"[" * 100_000

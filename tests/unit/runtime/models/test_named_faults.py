@@ -12,10 +12,10 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
 from llm_runtime.errors import Fatal, ModelCorrupt, ModelNotFound, ModelUnsupported  # noqa: E402
-from llm_runtime.models import build  # noqa: E402
-from llm_runtime.models.fit import most_positions  # noqa: E402
-from llm_runtime.models.load import load  # noqa: E402
-from llm_runtime.models.outline import of_folder  # noqa: E402
+from llm_runtime.fetching.outline import of_folder  # noqa: E402
+from llm_runtime.files.fit import most_positions  # noqa: E402
+from llm_runtime.loading import build  # noqa: E402
+from llm_runtime.loading.load import load  # noqa: E402
 from unit.runtime import tiny_model  # noqa: E402
 
 CPU = EngineConfig(device="cpu", max_model_length=64, max_batch_size=2, max_batch_tokens=32)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llm_runtime.errors import ModelNotFound
-from llm_runtime.models.registry import MlflowRegistry
+from llm_runtime.fetching.registry import MlflowRegistry
 
 # MLflow takes seconds to import and to make its database.
 pytestmark = pytest.mark.torch

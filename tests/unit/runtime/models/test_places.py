@@ -9,9 +9,10 @@ import pytest
 
 from llm_runtime.contract import ENV_ARTIFACT_HOSTS, ENV_MLFLOW_PASSWORD, ENV_MLFLOW_USERNAME
 from llm_runtime.errors import RegistryDenied
-from llm_runtime.models.registry import MlflowRegistry, check_place
+from llm_runtime.fetching.registry import MlflowRegistry, check_place
 
-HTTPS, HTTP = "https://mlflow.example.com", "http://mlflow:5000"
+HTTPS = "https://mlflow.example.com"
+HTTP = "http://mlflow:5000"
 SERVED = "api/2.0/mlflow-artifacts/artifacts/0/x"
 
 

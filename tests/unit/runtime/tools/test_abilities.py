@@ -39,5 +39,6 @@ def test_families_can_what_they_can() -> None:
         (),
     )
     assert (abilities(mistral, mistral).calls, abilities(mistral, mistral).lacks) == ("mistral", ())
-    plain, with_tools = "{% for m in messages %}{{ m.content }}{% endfor %}", QWEN
+    plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with_tools = QWEN
     assert abilities(plain, with_tools).calls == "hermes"

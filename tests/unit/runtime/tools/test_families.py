@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from llm_runtime.models.codec import Codec, codec_from_folder
-from llm_runtime.models.template_files import ChatTemplates
+from llm_runtime.files.template_files import ChatTemplates
 from llm_runtime.request import Constraint
-from llm_runtime.templates import BadTemplate, render
+from llm_runtime.text.codec import Codec, codec_from_folder
+from llm_runtime.text.templates import BadTemplate, render
 from llm_runtime.tools.calls import Tool
 from llm_runtime.tools.form import Form
 from llm_runtime.tools.forms import SPECIAL, Reading, begins_inside, reading_of
@@ -162,9 +162,11 @@ def test_a_long_call_is_read_as_a_short_one_is(family: str) -> None:
 
 @pytest.mark.parametrize("family", FORMS)
 def test_a_call_that_is_cut_anywhere_leaks_nothing_of_its_markup(family: str) -> None:
-    reading, text = reading_of(template(family)), said(family, [{"size": "small", "count": 20}]) or ""
+    reading = reading_of(template(family))
+    text = said(family, [{"size": "small", "count": 20}]) or ""
     assert reading.form is not None
-    begun, opening = False, reading.form.opening
+    begun = False
+    opening = reading.form.opening
     for end in range(1, len(text)):
         part = read(reading, text[:end], bound=True)
         begun = begun or bool(part.calls)
@@ -179,7 +181,8 @@ def test_a_call_that_is_cut_anywhere_leaks_nothing_of_its_markup(family: str) ->
 
 @pytest.mark.parametrize("family", [name for name in FORMS if reading_of(template(name)).tags])
 def test_a_call_in_a_thought_is_none(family: str) -> None:
-    reading, call = reading_of(template(family)), said(family, [{"size": "small"}]) or ""
+    reading = reading_of(template(family))
+    call = said(family, [{"size": "small"}]) or ""
     assert reading.tags is not None
     call = call.partition(reading.tags.closing)[2] or call
     opening = "" if reading.opens else reading.tags.opening
@@ -196,10 +199,8 @@ def test_a_call_in_a_thought_is_none(family: str) -> None:
 
 def test_a_template_may_be_told_to_open_a_thought_or_not() -> None:
     told = "{{ '</think>' if enable_thinking is defined and not enable_thinking else '<think>' }}"
-    deepseek, glm = (
-        template("deepseek-v3.1"),
-        template("glm-4.7").replace("<|assistant|><think>", f"<|assistant|>{told}"),
-    )
+    deepseek = template("deepseek-v3.1")
+    glm = template("glm-4.7").replace("<|assistant|><think>", f"<|assistant|>{told}")
     assert [begins_inside(deepseek, options) for options in ({}, {"thinking": True})] == [False, True]
     assert [begins_inside(glm, options) for options in ({}, {"enable_thinking": False})] == [True, False]
     assert begins_inside("{{ raise_exception('no') }}</think>", {"a": 1}) is False
@@ -259,7 +260,9 @@ def codecs(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def walk(codec: Codec, bound: Constraint, seed: int) -> str:
     """A random answer that a constraint allows, as the reader of markup sees it."""
     codec.check_constraint(bound)
-    matcher, chance, ids = codec.matcher(bound), random.Random(seed), list[int]()
+    matcher = codec.matcher(bound)
+    chance = random.Random(seed)
+    ids = list[int]()
     while not matcher.complete and len(ids) < 800:
         mask = matcher.mask()
         choices = [token for token in range(codec.vocabulary_size) if mask[token // 8] >> token % 8 & 1]

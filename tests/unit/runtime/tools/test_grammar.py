@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from llm_runtime.engine.constraint import GrammarMatcher
 from llm_runtime.errors import InvalidRequest
-from llm_runtime.models.codec import Codec, codec_from_folder
 from llm_runtime.request import Constraint
+from llm_runtime.text.codec import Codec, codec_from_folder
+from llm_runtime.text.constraint import GrammarMatcher
 from llm_runtime.tools.calls import Tool
 from llm_runtime.tools.form import Form
 from llm_runtime.tools.grammar import allowed, either, forced
@@ -52,7 +52,8 @@ def right(form: Form) -> str:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_forced_answer_is_calls_and_nothing_else(codec: Codec, form: Form) -> None:
-    bound, good = forced(form, TOOLS), right(form)
+    bound = forced(form, TOOLS)
+    good = right(form)
     assert accepts(codec, bound, good)
     assert accepts(codec, bound, good.replace('"f"', '"g"').replace('{"a": 12}', '{"b": [null]}'))
     for wrong in ("hello", "", good.replace("12", '"12"'), good.replace('"f"', '"h"'), good + " bye"):
@@ -72,7 +73,8 @@ def test_one_call_at_most_where_only_one_is_wanted(codec: Codec, form: Form) -> 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_free_answer_may_be_text_but_its_strict_calls_are_right(codec: Codec, form: Form) -> None:
-    bound, good = allowed(form, TOOLS), right(form)
+    bound = allowed(form, TOOLS)
+    good = right(form)
     for text in ("hello, what is 1 < 2?", "", good, good.replace('"f"', '"g"').replace("12", "null")):
         assert accepts(codec, bound, text), text
     assert not accepts(codec, bound, good.replace("12", '"12"'))

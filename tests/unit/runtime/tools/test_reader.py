@@ -12,7 +12,9 @@ NAMES = ("weather", "f")
 H = '<tool_call>\n{"name": "f", "arguments": {"a": "é<b"}}\n</tool_call>'
 L = '{"name": "f", "parameters": {"a": 1}}'
 M = '[{"name": "f", "arguments": {"a": 1}}, {"name": "weather", "arguments": {}}]'
-F, W, HF = ("f", '{"a": 1}'), ("weather", "{}"), ("f", '{"a": "é<b"}')
+F = ("f", '{"a": 1}')
+W = ("weather", "{}")
+HF = ("f", '{"a": "é<b"}')
 
 ANSWERS = [
     (Hermes(), H, "", [HF]),

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.timeout(60)
 ROOT = Path(__file__).parents[4]
 SCRIPT = Path(__file__).parent / "writing_process.py"
 ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT / 'runtime'}:{ROOT / 'tests'}"}
-FLUSH_SECONDS, RATE = 0.3, 1000
+FLUSH_SECONDS = 0.3
+RATE = 1000
 TOKENS = 12
 
 

@@ -24,7 +24,8 @@ def metric(metrics: Metrics, name: str) -> float:
 
 
 async def test_a_row_is_stored_as_it_was_and_raises_the_sums_of_its_day(database_url: str) -> None:
-    database, metrics = await empty(database_url), Metrics()
+    database = await empty(database_url)
+    metrics = Metrics()
     async with DatabaseUsage(database, QUICK, metrics) as usage:
         usage.write(row(finish_reasons=("stop", "length"), choices=2, user_hash="ab"))
         usage.write(row(at=AT + timedelta(hours=1), cached=True, outcome=Outcome.CANCELLED))
@@ -41,7 +42,8 @@ async def test_a_row_is_stored_as_it_was_and_raises_the_sums_of_its_day(database
 
 
 async def test_rows_are_written_without_an_end_within_the_flush_window(database_url: str) -> None:
-    database, metrics = await empty(database_url), Metrics()
+    database = await empty(database_url)
+    metrics = Metrics()
     async with DatabaseUsage(database, QUICK, metrics) as usage:
         usage.write(row())
         await until(lambda: metric(metrics, "llm_usage_rows_written_total") == 1)
@@ -49,7 +51,8 @@ async def test_rows_are_written_without_an_end_within_the_flush_window(database_
 
 
 async def test_a_full_batch_does_not_wait_for_the_window(database_url: str) -> None:
-    database, metrics = await empty(database_url), Metrics()
+    database = await empty(database_url)
+    metrics = Metrics()
     async with DatabaseUsage(database, DatabaseConfig(flush_seconds=60), metrics) as usage:
         for _ in range(writer.BATCH_ROWS):
             usage.write(row())
@@ -84,7 +87,8 @@ async def test_values_that_no_column_holds_are_cut_and_stored(database_url: str)
 
 
 async def test_a_row_that_the_database_refuses_does_not_hold_up_the_others(database_url: str) -> None:
-    database, metrics = await empty(database_url), Metrics()
+    database = await empty(database_url)
+    metrics = Metrics()
     async with DatabaseUsage(database, QUICK, metrics) as usage:
         for number in range(20):
             usage.write(row(duration_seconds="soon" if number == 7 and database.postgres else 0.5))
@@ -97,7 +101,8 @@ async def test_a_row_that_the_database_refuses_does_not_hold_up_the_others(datab
 
 
 async def test_a_full_queue_drops_the_oldest_and_counts_them(database_url: str) -> None:
-    database, metrics = await empty(database_url), Metrics()
+    database = await empty(database_url)
+    metrics = Metrics()
     usage = DatabaseUsage(database, replace_config(max_pending_rows=10), metrics)
     for number in range(25):
         usage.write(row(request_id=str(number)))
@@ -110,7 +115,8 @@ async def test_a_full_queue_drops_the_oldest_and_counts_them(database_url: str) 
 
 
 async def test_without_tables_rows_wait_for_the_upgrade(database_url: str) -> None:
-    database, metrics = Database(database_url), Metrics()
+    database = Database(database_url)
+    metrics = Metrics()
     async with DatabaseUsage(database, QUICK, metrics) as usage:
         usage.write(row())
         await asyncio.sleep(0.1)
@@ -121,7 +127,8 @@ async def test_without_tables_rows_wait_for_the_upgrade(database_url: str) -> No
 
 
 async def test_an_end_without_a_database_is_bounded_and_says_what_is_lost(caplog: pytest.LogCaptureFixture) -> None:
-    database, metrics = Database("postgresql://user:secret@127.0.0.1:1/none"), Metrics()
+    database = Database("postgresql://user:secret@127.0.0.1:1/none")
+    metrics = Metrics()
     began = time.monotonic()
     async with DatabaseUsage(database, QUICK, metrics, close_seconds=0.2) as usage:
         for _ in range(3):
@@ -158,7 +165,9 @@ class Proxy:
     """Between driver and server: when `armed`, the answer to the next COMMIT is lost, and the connection with it."""
 
     def __init__(self, port: int) -> None:
-        self.armed, self.cut, self._port = False, 0, port
+        self.armed = False
+        self.cut = 0
+        self._port = port
         self._writers: list[asyncio.StreamWriter] = []
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -169,7 +178,8 @@ class Proxy:
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             if self.armed and b"COMMIT\0" in data and data.startswith(b"C"):
-                self.armed, self.cut = False, self.cut + 1
+                self.armed = False
+                self.cut = self.cut + 1
                 break
             writer.write(data)
         for open_writer in self._writers:
@@ -181,7 +191,8 @@ async def test_a_commit_whose_answer_was_lost_counts_once(postgres_server: Postg
     proxy = Proxy(postgres_server.port)
     server = await asyncio.start_server(proxy, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    database, metrics = Database(url.replace(f":{postgres_server.port}/", f":{port}/")), Metrics()
+    database = Database(url.replace(f":{postgres_server.port}/", f":{port}/"))
+    metrics = Metrics()
     async with DatabaseUsage(database, QUICK, metrics) as usage:
         usage.write(row())
         await until(lambda: metric(metrics, "llm_usage_rows_written_total") == 1)

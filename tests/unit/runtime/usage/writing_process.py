@@ -18,8 +18,12 @@ TICK_SECONDS = 0.01
 
 
 async def main() -> None:
-    url, flush_seconds, rate = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
-    database, stopping, taken = Database(url), asyncio.Event(), 0
+    url = sys.argv[1]
+    flush_seconds = float(sys.argv[2])
+    rate = int(sys.argv[3])
+    database = Database(url)
+    stopping = asyncio.Event()
+    taken = 0
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     await migrate.upgrade(database)
     async with DatabaseUsage(database, DatabaseConfig(flush_seconds=flush_seconds), Metrics()) as usage:

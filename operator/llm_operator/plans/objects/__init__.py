@@ -1,0 +1,1 @@
+"""The objects that an LLMDeployment is made of: each a literal shaped like its YAML."""

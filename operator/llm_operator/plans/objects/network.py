@@ -1,0 +1,102 @@
+"""What the pods are reached and protected by: Services, HTTPRoute, ServiceAccount, PodDisruptionBudget."""
+
+from llm_operator.crds import LLMDeploymentSpec
+from llm_operator.crds.rollout import HttpRouteSpec
+from llm_operator.plans import names
+from llm_operator.plans.objects.workload import plain
+from llm_operator.state import Manifest, Meta
+from llm_runtime import contract
+
+
+def service(meta: Meta, spec: LLMDeploymentSpec, serving: tuple[str, ...]) -> Manifest:
+    """The endpoint: its selector names the one revision that serves, so a switch is one write.
+
+    While two revisions share the traffic it selects all pods of the deployment.
+    """
+    metadata = names.metadata(meta, meta.name)
+    if spec.service.annotations:
+        metadata["annotations"] = spec.service.annotations
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata,
+        "spec": {"type": spec.service.type, "selector": selector(meta, serving), "ports": [_port(spec)]},
+    }
+
+
+def side_service(meta: Meta, spec: LLMDeploymentSpec, name: str, revision: str) -> Manifest:
+    """One revision by a name of its own: for previews, smoke prompts and the weights of an HTTPRoute."""
+    metadata = names.metadata(meta, name)
+    metadata["labels"][names.PREVIEW_LABEL] = "true"
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata,
+        "spec": {"type": "ClusterIP", "selector": names.selector(meta, revision), "ports": [_port(spec)]},
+    }
+
+
+def _port(spec: LLMDeploymentSpec) -> Manifest:
+    return {"name": "http", "port": spec.service.port, "targetPort": contract.PORT, "protocol": "TCP"}
+
+
+def selector(meta: Meta, serving: tuple[str, ...]) -> dict[str, str]:
+    """The labels of the pods that serve: of one revision, or while two share the traffic of the whole deployment."""
+    return names.selector(meta, serving[0] if len(serving) == 1 else None)
+
+
+def http_route(meta: Meta, spec: LLMDeploymentSpec, route: HttpRouteSpec, weight: int, *, candidate: bool) -> Manifest:
+    """Exact shares of the traffic: `weight` percent for the candidate."""
+    backends = [_backend(names.stable_service(meta), spec, 100 - weight)]
+    if candidate:
+        backends.append(_backend(names.candidate_service(meta), spec, weight))
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": names.metadata(meta, meta.name),
+        "spec": {
+            "parentRefs": plain(route.parent_refs),
+            **({"hostnames": list(route.hostnames)} if route.hostnames else {}),
+            "rules": [{"backendRefs": backends}],
+        },
+    }
+
+
+def _backend(name: str, spec: LLMDeploymentSpec, weight: int) -> Manifest:
+    return {"name": name, "port": spec.service.port, "weight": weight}
+
+
+def service_account(meta: Meta, pull_secrets: tuple[str, ...]) -> Manifest:
+    """An identity without a token: the runtime never talks to the API server.
+
+    Pods that name no pull secrets get those of their account when they are made, so these change no revision.
+    """
+    account = {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": names.metadata(meta, meta.name),
+        "automountServiceAccountToken": False,
+    }
+    # Absent where there are none: a field that is not written stays as others have set it.
+    return {**account, "imagePullSecrets": [{"name": name} for name in pull_secrets]} if pull_secrets else account
+
+
+def disruption_budget(meta: Meta, serving: tuple[str, ...]) -> Manifest:
+    """One pod at a time may be evicted; with a single replica a node can still be drained."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": names.metadata(meta, meta.name),
+        "spec": {
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": selector(meta, serving)},
+            # A pod that is not ready protects nobody by staying.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    }
+
+
+def url(meta: Meta, spec: LLMDeploymentSpec) -> str:
+    """Where clients inside the cluster reach the endpoint."""
+    port = "" if spec.service.port == 80 else f":{spec.service.port}"
+    return f"http://{meta.name}.{meta.namespace}.svc{port}"

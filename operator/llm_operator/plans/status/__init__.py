@@ -1,0 +1,1 @@
+"""What is told: conditions, their reasons, faults in words, verdicts."""

@@ -1,0 +1,163 @@
+"""Where the adapters' versions answer: the status, the condition AdaptersReady, its Events, and when to look again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from llm_operator.crds import AdapterStatus, Condition, LLMDeploymentStatus
+from llm_operator.plans.objects import adapters
+from llm_operator.plans.reasons import Reason
+from llm_operator.plans.rollout import parse, stamp
+from llm_operator.plans.status import faults
+from llm_operator.state import Observed, Occurrence
+
+FIRST_LOOK_SECONDS = 2.0
+LONGEST_LOOK_SECONDS = 60.0
+NAMED_PODS = 3
+"""In a message, at most."""
+ON_THE_WAY = frozenset({Reason.AdapterLoading, Reason.NoReadyPods})
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """Where one adapter's version answers, by pod name. Only ready pods count."""
+
+    adapter: AdapterStatus
+    answer: tuple[str, ...]
+    behind: tuple[str, ...]
+    """They answer the operator, but not for this version."""
+    silent: tuple[str, ...]
+    failed: dict[str, str]
+    """Of those behind: the reason that they give."""
+
+    @property
+    def pods(self) -> int:
+        return len(self.answer) + len(self.behind) + len(self.silent)
+
+
+def status(observed: Observed, now: datetime) -> tuple[AdapterStatus, ...]:
+    """Each adapter's version, since when it is wanted, and in how many ready pods it answers."""
+    known = {each.name: each for each in observed.status.adapters}
+    return tuple(
+        each.adapter.model_copy(
+            update={
+                "ready_replicas": len(each.answer),
+                "resolved_at": _since(each.adapter, known.get(each.adapter.name)) or stamp(now),
+            }
+        )
+        for each in _standings(observed)
+    )
+
+
+def _since(adapter: AdapterStatus, before: AdapterStatus | None) -> str | None:
+    same = before is not None and _version(adapter) == _version(before)
+    return before.resolved_at if same and before else None
+
+
+def _version(adapter: AdapterStatus) -> tuple[str, str, str, str | None]:
+    return adapter.connection, adapter.model, adapter.version, adapter.sub_path
+
+
+def _standings(observed: Observed) -> list[_Standing]:
+    pods = [pod["metadata"]["name"] for each in observed.revisions.values() for pod in each.pods if faults.ready(pod)]
+    return [_standing(observed, adapter, pods) for adapter in adapters.pinned(observed)]
+
+
+def _standing(observed: Observed, adapter: AdapterStatus, pods: Sequence[str]) -> _Standing:
+    name = adapter.name
+    known = observed.figures
+    silent = list[str]()
+    answer = list[str]()
+    behind = list[str]()
+    for pod in pods:
+        if pod not in known:
+            silent.append(pod)
+        else:
+            (answer if known[pod].adapters.get(name) == adapter.version else behind).append(pod)
+    failed = {pod: known[pod].adapter_failures[name] for pod in behind if name in known[pod].adapter_failures}
+    return _Standing(adapter, tuple(answer), tuple(behind), tuple(silent), failed)
+
+
+def verdict(observed: Observed) -> tuple[str, str, str]:
+    """AdaptersReady: status, reason, message. Never a part of Ready: the model and the others answer all the same."""
+    if found := adapters.fault(observed):
+        return ("False" if found.terminal else "Unknown"), found.reason, found.message
+    standings = _standings(observed)
+    said = ", ".join(f"{each.adapter.name} is {_what(each.adapter)}" for each in standings)
+    if failed := [each for each in standings if each.failed]:
+        return "False", _reason(failed[0]), "; ".join(_failure(observed, each) for each in failed)
+    if late := [each for each in standings if each.behind or each.silent]:
+        return "Unknown", Reason.AdapterLoading, "; ".join(_lateness(each) for each in late)
+    if any(not each.pods for each in standings):
+        return "Unknown", Reason.NoReadyPods, f"{said}; no pod is ready yet"
+    return "True", Reason.AdaptersLoaded, said
+
+
+def _what(adapter: AdapterStatus) -> str:
+    return f"{adapter.model} version {adapter.version}"
+
+
+def _reason(standing: _Standing) -> str:
+    told = next(iter(standing.failed.values()))
+    return told if told in Reason.__members__ else Reason.AdapterFailed
+
+
+def _failure(observed: Observed, standing: _Standing) -> str:
+    adapter = standing.adapter
+    reasons = sorted(set(standing.failed.values()))
+    kept = {observed.figures[pod].adapters.get(adapter.name) for pod in standing.failed} - {None}
+    keeps = f"; version {', '.join(sorted(map(str, kept)))} goes on answering there" if kept else ""
+    pods = tuple(standing.failed)
+    return (
+        f"adapter {adapter.name}: {_what(adapter)} can't be loaded in {_names(pods)}: {', '.join(reasons)}; the pod's "
+        f"log says why (kubectl logs {pods[0]}){keeps}"
+    )
+
+
+def _lateness(standing: _Standing) -> str:
+    told = f"{len(standing.answer)} of {standing.pods} ready pods"
+    parts = [f"adapter {standing.adapter.name}: {_what(standing.adapter)} answers in {told}"]
+    if standing.behind:
+        parts.append(f"not yet in {_names(standing.behind)}")
+    if standing.silent:
+        parts.append(f"the operator can't read the metrics of {_names(standing.silent)}")
+    return ", ".join(parts)
+
+
+def _names(pods: Sequence[str]) -> str:
+    more = f" and {len(pods) - NAMED_PODS} more" if len(pods) > NAMED_PODS else ""
+    return f"{', '.join(pods[:NAMED_PODS])}{more}"
+
+
+def look_again(observed: Observed, after: LLMDeploymentStatus, now: datetime) -> float | None:
+    """Seconds until pods that are behind are asked again: soon at first, then ever more rarely. None: none is."""
+    if not any(each.behind or each.silent for each in _standings(observed)):
+        return None
+    condition = next((each for each in after.conditions if each.type == "AdaptersReady"), None)
+    moments = [each.resolved_at for each in after.adapters] + ([condition.last_transition_time] if condition else [])
+    newest = max((moment for each in moments if (moment := parse(each))), default=now)
+    return min(max(FIRST_LOOK_SECONDS, (now - newest).total_seconds() / 10), LONGEST_LOOK_SECONDS)
+
+
+def events(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> list[Occurrence]:
+    """What changed: an adapter's version, whether all answer, and what keeps one from it."""
+    known = {each.name: each for each in before.adapters}
+    found = list[Occurrence]()
+    for each in after.adapters:
+        old = known.get(each.name)
+        if old is None or (old.model, old.version) != (each.model, each.version):
+            was = f", was {_what(old)}" if old else ""
+            found.append(Occurrence("Normal", "AdapterResolved", f"adapter {each.name} is {_what(each)}{was}"))
+    return found + _condition_events(_condition(before), _condition(after))
+
+
+def _condition(status: LLMDeploymentStatus) -> Condition | None:
+    return next((each for each in status.conditions if each.type == "AdaptersReady"), None)
+
+
+def _condition_events(old: Condition | None, new: Condition | None) -> list[Occurrence]:
+    if new is None or (old is not None and (old.status, old.reason) == (new.status, new.reason)):
+        return []
+    if new.status == "True":
+        return [Occurrence("Normal", new.reason, new.message)]
+    return [] if new.reason in ON_THE_WAY else [Occurrence("Warning", new.reason, new.message)]

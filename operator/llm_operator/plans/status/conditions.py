@@ -1,0 +1,414 @@
+"""Conditions of an LLMDeployment, from what was decided and seen.
+
+kstatus: a summary Ready, and Reconciling and Stalled that are true only when something is to be told.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from llm_operator.crds import Condition
+from llm_operator.plans import approval, names
+from llm_operator.plans.reasons import Reason
+from llm_operator.plans.rollout import Decision, stamp
+from llm_operator.plans.status import adapter_status, downloads, faults
+from llm_operator.state import Fault, Manifest, Observed, RevisionChildren
+
+REGISTRY = frozenset(
+    {
+        Reason.RegistryDenied,
+        Reason.HostNotAllowed,
+        Reason.RegistryUnreachable,
+        Reason.ConnectionUnknown,
+        Reason.ConnectionNotPermitted,
+    }
+)
+KEEPS = REGISTRY | {Reason.ModelDenied}
+"""Faults that leave the last known version in force, and so stop nothing that serves."""
+Verdict = tuple[str, str, str]
+"""status, reason, message"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What all conditions are read from."""
+
+    observed: Observed
+    decision: Decision
+    replicas: int
+    """Pods wanted now."""
+    applied: Fault | None = None
+    """What went wrong with the children."""
+
+    @property
+    def serving(self) -> list[RevisionChildren]:
+        """What there is of the revisions behind the Service."""
+        return self._children(self.decision.serving)
+
+    def _children(self, names: Iterable[str]) -> list[RevisionChildren]:
+        return [self.observed.revisions[name] for name in names if name in self.observed.revisions]
+
+    @property
+    def ready(self) -> int:
+        """Ready pods behind the Service. During a roll-out pods are ordered all the time: then as last counted."""
+        shared = len(self.decision.serving) > 1
+        return sum(each.answering if shared else each.ready for each in self.serving)
+
+    @property
+    def download(self) -> str:
+        """How far the pods that are to come have got with the model's files; empty: they download nothing."""
+        candidate = self.decision.candidate if self.decision.rolling_out else None
+        coming = (candidate.revision,) if candidate else self.decision.serving
+        pods = [pod for each in self._children(coming) for pod in each.pods]
+        return downloads.progress(pods, self.observed.figures, self.replicas)
+
+    @property
+    def serving_fault(self) -> Fault | None:
+        found = (self.observed.faults.get(name) for name in self.decision.serving)
+        return next((fault for fault in found if fault is not None), None)
+
+
+def deployment(picture: Picture, now: datetime) -> tuple[Condition, ...]:
+    """All conditions, in the order in which a reader wants them."""
+    stalled = _stall(picture, now)
+    restarted = _restarted(picture, now)
+    verdicts: dict[str, Verdict] = {
+        "Ready": _with(restarted, _ready(picture, stalled)),
+        "Reconciling": _reconciling(picture, stalled),
+        "Stalled": ("True", stalled.reason, stalled.message)
+        if stalled
+        else ("False", Reason.NoFault, "nothing is stuck"),
+        "Available": _with(restarted, _available(picture)),
+        "ModelResolved": _resolved(picture),
+        **({"RegistryReachable": _reachable(picture)} if picture.observed.spec.model.mlflow else {}),
+        "Applied": _applied(picture),
+        "Progressing": _progressing(picture),
+        "UsagePersistent": _usage(picture),
+    }
+    if picture.observed.spec.autoscaling is not None:
+        verdicts["AutoscalingActive"] = _autoscaling(picture.observed.autoscaler)
+    mlflow = picture.observed.spec.model.mlflow
+    if mlflow is not None and mlflow.update_policy == "Manual":
+        verdicts["UpdateAvailable"] = _update(picture.observed)
+    if picture.observed.adapters:
+        verdicts["AdaptersReady"] = adapter_status.verdict(picture.observed)
+    return settle(verdicts, picture.observed.status.conditions, picture.observed.meta.generation, now)
+
+
+def settle(
+    verdicts: Mapping[str, Verdict], previous: Iterable[Condition], generation: int, now: datetime
+) -> tuple[Condition, ...]:
+    """Verdicts as conditions; lastTransitionTime moves only when the status does."""
+    before = {condition.type: condition for condition in previous}
+    return tuple(
+        Condition(
+            type=kind,
+            status=status,
+            observed_generation=generation,
+            last_transition_time=before[kind].last_transition_time
+            if kind in before and before[kind].status == status
+            else stamp(now),
+            reason=reason,
+            message=message,
+        )
+        for kind, (status, reason, message) in verdicts.items()
+    )
+
+
+def with_fault(
+    planned: Iterable[Condition], previous: Iterable[Condition], fault: Fault, now: datetime
+) -> tuple[Condition, ...]:
+    """The planned conditions, corrected by what went wrong while applying."""
+    planned = tuple(planned)
+    verdicts: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in planned}
+    told = (fault.reason, fault.message)
+    verdicts |= {"Applied": ("False", *told), "Ready": ("False", *told)}
+    if fault.terminal:
+        verdicts |= {"Stalled": ("True", *told), "Reconciling": ("False", Reason.Settled, "nothing is under way")}
+    else:
+        verdicts["Reconciling"] = ("True", Reason.Retrying, fault.message)
+    return settle(verdicts, previous, planned[0].observed_generation or 0, now)
+
+
+def first(generation: int, now: datetime) -> tuple[Condition, ...]:
+    """What is said before anything is known: kstatus reads an absent Ready as done."""
+    verdicts: dict[str, Verdict] = {
+        "Ready": ("Unknown", Reason.Resolving, "the model reference is being resolved"),
+        "Reconciling": ("True", Reason.Resolving, "the model reference is being resolved"),
+        "Stalled": ("False", Reason.NoFault, "nothing is stuck"),
+    }
+    return settle(verdicts, (), generation, now)
+
+
+def unknown(previous: Iterable[Condition], fault: Fault, generation: int, now: datetime) -> tuple[Condition, ...]:
+    """Not everything could be looked at: whether it is ready is not known, all else stands as it was last seen."""
+    kept: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in previous}
+    verdicts = {
+        "Ready": ("Unknown", fault.reason, fault.message),
+        "Reconciling": ("True", Reason.Retrying, fault.message),
+        "Stalled": ("False", Reason.NoFault, "nothing is stuck"),
+    }
+    return settle({**{"Ready": verdicts["Ready"]}, **kept, **verdicts}, previous, generation, now)
+
+
+def invalid(
+    previous: Iterable[Condition], message: str, generation: int, now: datetime, reason: str = Reason.InvalidSpec
+) -> tuple[Condition, ...]:
+    """A specification that can't be read, or may not be followed; everything that runs is left as it is."""
+    kept: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in previous}
+    told: Verdict = ("False", reason, message)
+    verdicts = kept | {
+        "Ready": told,
+        "Reconciling": ("False", Reason.Settled, "nothing is under way"),
+        "Stalled": ("True", reason, message),
+    }
+    return settle(verdicts, previous, generation, now)
+
+
+def _stall(picture: Picture, now: datetime) -> Fault | None:
+    """What will not pass by itself, or has had as long as a roll-out may take to pass."""
+    fault = picture.observed.resolution.fault
+    candidate = picture.decision.candidate
+    if picture.applied is not None and picture.applied.terminal:
+        return picture.applied
+    if fault is not None and fault.terminal and not (picture.observed.resolution.last_known and fault.reason in KEEPS):
+        return fault
+    if candidate is not None and candidate.outcome is not None:
+        return Fault(candidate.reason or Reason.ProgressDeadlineExceeded, _failed(picture), terminal=True)
+    left = stalls_in(picture, now)
+    if left is None or left > timedelta() or (fault := picture.serving_fault) is None:
+        return None
+    seconds = picture.observed.spec.rollout.progress_deadline_seconds
+    counted = f"{picture.ready} of {picture.replicas} pods are ready, for more than {seconds} s"
+    return Fault(fault.reason, f"{counted}: {fault.message}", terminal=True)
+
+
+def stalls_in(picture: Picture, now: datetime) -> timedelta | None:
+    """How long until a fault of pods that should serve counts as one that will not pass; None without one.
+
+    It has as long as a roll-out may take, counted from the moment at which the first pod at fault was last ready.
+    """
+    if picture.decision.rolling_out or picture.ready >= picture.replicas or picture.serving_fault is None:
+        return None
+    pods = [pod for each in picture.serving for pod in each.pods if faults.hindered(pod)]
+    since = min((at for pod in pods if (at := faults.unready_since(pod)) is not None), default=None)
+    if since is None:
+        return None
+    return since + timedelta(seconds=picture.observed.spec.rollout.progress_deadline_seconds) - now
+
+
+RESTARTS_TOLD = timedelta(days=1)
+
+
+def _restarted(picture: Picture, now: datetime) -> str:
+    """That containers of the serving pods were started again, for a day: a ready pod shows nothing of it."""
+    found = faults.restarts(pod for each in picture.serving for pod in each.pods)
+    recent = [restart for restart in found if now - restart.finished < RESTARTS_TOLD]
+    if not recent:
+        return ""
+    times = sum(restart.count for restart in recent)
+    last = recent[0]
+    return (
+        f"containers were restarted {times} {'time' if times == 1 else 'times'}, last in pod {last.pod} at "
+        f"{stamp(last.finished)}: {last.fault.reason}"
+    )
+
+
+def _with(addition: str, verdict: Verdict) -> Verdict:
+    status, reason, message = verdict
+    return status, reason, "; ".join(part for part in (message, addition) if part)
+
+
+def _failed(picture: Picture) -> str:
+    candidate = picture.decision.candidate
+    name = picture.observed.meta.name
+    assert candidate is not None
+    again = f"kubectl delete deployment {name}-{candidate.revision} tries it again" if picture.decision.stable else ""
+    return "; ".join(
+        part
+        for part in (f"model version {candidate.version} failed: {candidate.message}", _keeps(picture), again)
+        if part
+    )
+
+
+def _keeps(picture: Picture) -> str:
+    stable = picture.decision.stable
+    return f"version {stable.version} keeps serving" if stable and picture.ready else ""
+
+
+def _ready(picture: Picture, stalled: Fault | None) -> Verdict:
+    spec = picture.observed.spec
+    fault = picture.observed.resolution.fault
+    if spec.suspend:
+        return "False", Reason.Suspended, "spec.suspend is true: no pods run; set it to false to serve again"
+    if stalled is not None:
+        keeps = _keeps(picture)
+        tail = f"; {keeps}" if keeps and keeps not in stalled.message else ""
+        return "False", stalled.reason, stalled.message + tail
+    if picture.observed.resolution.model is None and fault is not None:
+        return "False", fault.reason, fault.message
+    if picture.applied is not None and picture.applied.reason != Reason.ServiceMonitorMissing:
+        return "False", picture.applied.reason, picture.applied.message
+    if picture.replicas == 0:
+        return "False", Reason.ScaledToZero, "replicas is 0: raise it with kubectl scale"
+    if picture.decision.rolling_out:
+        return "Unknown", _hindrance(picture), _under_way(picture)
+    return _pods_ready(picture)
+
+
+def _hindrance(picture: Picture) -> str:
+    """Why the candidate is not there yet: its pods' fault, if there is one, and else that it takes its time."""
+    candidate = picture.decision.candidate
+    fault = picture.observed.faults.get(candidate.revision) if candidate else None
+    if fault:
+        return fault.reason
+    if candidate is not None and candidate.paused:
+        return Reason.Paused
+    if any(outcome.unusable for outcome in picture.observed.evidence.smoke.values()):
+        return Reason.SmokePromptsUnusable
+    return Reason.Downloading if picture.download else Reason.RollingOut
+
+
+def _under_way(picture: Picture) -> str:
+    candidate = picture.decision.candidate
+    assert candidate is not None
+    children = picture.observed.revisions.get(candidate.revision)
+    fault = picture.observed.faults.get(candidate.revision)
+    pods = picture.decision.replicas.get(candidate.revision, picture.replicas)
+    counted = f"{children.ready if children else 0} of {pods} pods of version {candidate.version} are ready"
+    decision = picture.decision
+    told = fault.message if fault else ""
+    parts = (counted, picture.download, decision.stage, _keeps(picture), told, decision.advice)
+    return "; ".join(part for part in parts if part)
+
+
+def _scaling(picture: Picture) -> tuple[str, str]:
+    """Reason and message while pods of the serving revision come."""
+    counted = f"{picture.ready} of {picture.replicas} pods are ready"
+    download = picture.download
+    return (Reason.Downloading, f"{counted}; {download}") if download else (Reason.Scaling, counted)
+
+
+def _pods_ready(picture: Picture) -> Verdict:
+    stable = picture.decision.stable
+    ready = picture.ready
+    wanted = picture.replicas
+    if ready >= wanted and stable is not None:
+        return "True", Reason.Serving, f"{wanted} of {wanted} pods serve model version {stable.version}"
+    fault = picture.serving_fault
+    if fault is not None:
+        return "False", fault.reason, f"{ready} of {wanted} pods are ready: {fault.message}"
+    return "Unknown", *_scaling(picture)
+
+
+def _reconciling(picture: Picture, stalled: Fault | None) -> Verdict:
+    if stalled is not None or picture.observed.spec.suspend:
+        return "False", Reason.Settled, "nothing is under way"
+    if picture.decision.rolling_out and picture.replicas:
+        return "True", Reason.Downloading if picture.download else Reason.RollingOut, _under_way(picture)
+    fault = picture.applied or (
+        picture.observed.resolution.fault if picture.observed.resolution.model is None else None
+    )
+    if fault is not None and fault.reason != Reason.ServiceMonitorMissing:
+        return "True", Reason.Retrying, fault.message
+    if picture.ready < picture.replicas:
+        return "True", *_scaling(picture)
+    return "False", Reason.Settled, "nothing is under way"
+
+
+def _available(picture: Picture) -> Verdict:
+    if picture.ready:
+        return "True", Reason.Serving, f"{picture.ready} ready pods are behind the Service"
+    fault = picture.serving_fault
+    if fault is not None:
+        return "False", fault.reason, fault.message
+    meta = picture.observed.meta
+    look = f"kubectl -n {meta.namespace} get pods -l {names.DEPLOYMENT_LABEL}={meta.name}"
+    return "False", Reason.NoReadyPods, f"no pod behind the Service is ready ({look})"
+
+
+def _resolved(picture: Picture) -> Verdict:
+    model = picture.observed.resolution.model
+    fault = picture.observed.resolution.fault
+    if model is not None:
+        known = f" (as last known: {fault.message})" if fault else ""
+        return "True", Reason.Resolved, f"{model.name} is version {model.version}{known}"
+    assert fault is not None
+    return ("False" if fault.terminal else "Unknown"), fault.reason, fault.message
+
+
+def _update(observed: Observed) -> Verdict:
+    """With updatePolicy Manual only. While the registry is silent, what waited still waits."""
+    if observed.available is not None:
+        return "True", Reason.ApprovalNeeded, approval.told(observed)
+    if observed.resolution.last_known:
+        before = next((c for c in observed.status.conditions if c.type == "UpdateAvailable"), None)
+        if before is not None:
+            return before.status, before.reason, before.message
+    return "False", Reason.UpToDate, "the reference stands for the version in use"
+
+
+def _reachable(picture: Picture) -> Verdict:
+    fault = picture.observed.resolution.fault
+    if fault is not None and fault.reason in REGISTRY:
+        return "False", fault.reason, fault.message
+    where = picture.observed.connection
+    refusal = f"; {picture.observed.verdict_refusal}" if picture.observed.verdict_refusal else ""
+    return (
+        "True",
+        Reason.Reachable,
+        (f"MLflow at {where.tracking_uri} answers" if where else "MLflow answers") + refusal,
+    )
+
+
+def _applied(picture: Picture) -> Verdict:
+    if picture.applied is not None:
+        return "False", picture.applied.reason, picture.applied.message
+    return "True", Reason.Applied, "all children are as planned"
+
+
+def _progressing(picture: Picture) -> Verdict:
+    status, reason, said = _progress(picture)
+    return status, reason, "; ".join((said, *picture.decision.remarks))
+
+
+def _progress(picture: Picture) -> Verdict:
+    candidate = picture.decision.candidate
+    stable = picture.decision.stable
+    if candidate is None:
+        said = f"revision {stable.revision} is rolled out" if stable else "nothing to roll out yet"
+        return ("True" if stable else "False"), (Reason.RolledOut if stable else Reason.Resolving), said
+    if candidate.outcome is not None:
+        return "False", candidate.reason or Reason.ProgressDeadlineExceeded, _failed(picture)
+    if picture.observed.spec.suspend:
+        return "True", Reason.Suspended, f"revision {candidate.revision} is rolled out when spec.suspend is false"
+    if picture.replicas == 0:
+        return "True", Reason.ScaledToZero, f"revision {candidate.revision} is rolled out when replicas is raised"
+    return "True", _hindrance(picture), _under_way(picture)
+
+
+def _usage(picture: Picture) -> Verdict:
+    """Where usage goes. Never a part of Ready: a pod whose Secret is missing says so by itself."""
+    database = picture.observed.spec.database
+    missing = picture.observed.database_missing
+    if missing:
+        return "False", Reason.DatabaseSecretMissing, missing
+    if database.secret_ref is None:
+        limits = "each pod counts limits for itself" if picture.replicas > 1 else "a new pod counts limits from zero"
+        said = (
+            f"usage is in the pod's SQLite and is lost with the pod, and {limits}; write spec.database.secretRef "
+            "{name, key} of a Secret that holds postgresql://user:password@host/database"
+        )
+        return "False", Reason.NoDatabase, said
+    where = f"under {database.secret_ref.key} in Secret {database.secret_ref.name}"
+    return "True", Reason.DatabaseConfigured, f"usage goes to the database whose address is {where}"
+
+
+def _autoscaling(autoscaler: Manifest | None) -> Verdict:
+    conditions = ((autoscaler or {}).get("status") or {}).get("conditions") or []
+    active = next((c for c in conditions if c.get("type") == "ScalingActive"), None)
+    if active is None:
+        return "Unknown", Reason.AutoscalerPending, "the HorizontalPodAutoscaler has not reported yet"
+    if active["status"] == "True":
+        return "True", Reason.ScalingActive, active.get("message", "")
+    return "False", active.get("reason", "Unknown"), active.get("message", "")

@@ -1,0 +1,1 @@
+"""All I/O of the operator: the cluster, the model registries, the runtime's pods, Prometheus."""

@@ -1,0 +1,340 @@
+"""All Kubernetes I/O behind one port. Objects are plain JSON; errors are few and say what they are.
+
+ApiError
+├── NotFound     404: no such object
+├── Conflict     409: it is there already, or has changed since it was read
+├── Refused      401, 403 and other 4xx: this request will not be granted as it is
+│   └── Invalid  422: nor any other for this object
+└── Unavailable  429, 5xx: later, perhaps
+    └── Unanswered  no connection, or no answer in time
+"""
+
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiohttp
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.config import ConfigException
+from kubernetes.aio.config.incluster_config import SERVICE_TOKEN_FILENAME
+from kubernetes.aio.dynamic import DynamicClient
+
+from llm_operator import metrics
+from llm_operator.crds import API_VERSION
+from llm_operator.ports.proxies import proxy_for, without_password
+from llm_operator.state import Manifest
+
+MANAGER = "llm-operator"
+TIMEOUT_SECONDS = 15.0
+
+KINDS: dict[str, tuple[str, str]] = {
+    "LLMDeployment": (API_VERSION, "llmdeployments"),
+    "ApiKey": (API_VERSION, "apikeys"),
+    "Deployment": ("apps/v1", "deployments"),
+    "ReplicaSet": ("apps/v1", "replicasets"),
+    "Service": ("v1", "services"),
+    "ConfigMap": ("v1", "configmaps"),
+    "Secret": ("v1", "secrets"),
+    "ServiceAccount": ("v1", "serviceaccounts"),
+    "Pod": ("v1", "pods"),
+    "Event": ("v1", "events"),
+    "Node": ("v1", "nodes"),
+    "HorizontalPodAutoscaler": ("autoscaling/v2", "horizontalpodautoscalers"),
+    "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
+    "ServiceMonitor": ("monitoring.coreos.com/v1", "servicemonitors"),
+    "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),
+    "Namespace": ("v1", "namespaces"),
+    "Lease": ("coordination.k8s.io/v1", "leases"),
+}
+
+
+class ApiError(Exception):
+    """The API server did not do what was asked."""
+
+
+class NotFound(ApiError):
+    """No such object."""
+
+
+class Conflict(ApiError):
+    """It exists already, or has changed since it was read."""
+
+
+class Refused(ApiError):
+    """Not granted, and not if asked again the same way."""
+
+
+class Invalid(Refused):
+    """What the object asks for can't be, whoever asks."""
+
+
+class Unavailable(ApiError):
+    """The API server can't answer now, or not this."""
+
+
+class Unanswered(Unavailable):
+    """The API server said nothing."""
+
+
+class NoCluster(Exception):
+    """Nothing says where the API server is, or what is said can't be read."""
+
+
+class Cluster(Protocol):
+    """What the operator does to a cluster."""
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """The object as it is now, or None."""
+
+    async def list(self, kind: str, namespace: str, labels: str = "", fields: str = "") -> list[Manifest]:
+        """The objects of a namespace ("" for all) that match both selectors."""
+
+    async def apply(self, manifest: Manifest) -> Manifest:
+        """Server-side apply: create, or put owned fields right. Returns the live object."""
+
+    async def apply_status(self, manifest: Manifest) -> Manifest:
+        """Replace the status of the object with this uid. Raises Conflict when another one has its name."""
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        """Create. Raises Conflict when it exists."""
+
+    async def patch(self, kind: str, namespace: str, name: str, change: Manifest) -> Manifest:
+        """JSON merge patch; with metadata.resourceVersion in it, only if unchanged (else Conflict)."""
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
+        """Delete, if it is still the object with this uid; gone already is fine."""
+
+    async def serves(self, kind: str) -> bool:
+        """Whether the cluster knows a kind that may not be installed."""
+
+
+def path_of(kind: str, namespace: str, name: str = "") -> str:
+    """The REST path of an object or, without a name, of its collection."""
+    version, plural = KINDS[kind]
+    root = f"/api/{version}" if "/" not in version else f"/apis/{version}"
+    place = f"/namespaces/{namespace}" if namespace else ""
+    return f"{root}{place}/{plural}" + (f"/{name}" if name else "")
+
+
+class KubernetesCluster:
+    """The port on a real API server, by the official asynchronous client."""
+
+    def __init__(self, api: client.ApiClient, clock: Callable[[], float] = time.monotonic) -> None:
+        self._api = api
+        self._clock = clock
+        self._where = describe(api.configuration)
+        # Never awaited, so it discovers nothing: KINDS has the few paths that are needed.
+        self._dynamic = DynamicClient(api)
+        self._served: dict[str, tuple[float, bool]] = {}
+        self.last_answer = clock()
+        """When the API server last answered anything, for the liveness probe."""
+
+    @classmethod
+    async def connect(cls) -> "KubernetesCluster":
+        """By the pod's ServiceAccount, else by $KUBECONFIG or ~/.kube/config. Raises NoCluster."""
+        return cls(client.ApiClient(await configuration()))
+
+    @property
+    def where(self) -> str:
+        """The address that is asked, and through which proxy."""
+        return self._where
+
+    async def close(self) -> None:
+        await self._api.close()
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        try:
+            return await self._call("get", path_of(kind, namespace, name))
+        except NotFound:
+            return None
+
+    async def list(self, kind: str, namespace: str, labels: str = "", fields: str = "") -> list[Manifest]:
+        path = path_of(kind, namespace)
+        found = []
+        token = None
+        while True:
+            page = await self._call(
+                "get", path, label_selector=labels or None, field_selector=fields or None, limit=500, _continue=token
+            )
+            # Items of a list carry neither kind nor apiVersion.
+            found += [{"apiVersion": KINDS[kind][0], "kind": kind, **item} for item in page["items"]]
+            token = page["metadata"].get("continue")
+            if not token:
+                return found
+
+    async def apply_status(self, manifest: Manifest) -> Manifest:
+        # Not server-side apply: of a custom resource's applied status the API server ignores the uid.
+        meta = manifest["metadata"]
+        kind = manifest["kind"]
+        metrics.WRITES.labels("apply", kind).inc()
+        try:
+            return await self._call(
+                "patch",
+                path_of(kind, meta["namespace"], meta["name"]) + "/status",
+                body=[
+                    {"op": "test", "path": "/metadata/uid", "value": meta["uid"]},
+                    {"op": "add", "path": "/status", "value": manifest["status"]},
+                ],
+                content_type="application/json-patch+json",
+                field_manager=MANAGER,
+            )
+        except Refused as error:
+            # What a patch whose `test` fails is answered with; a status that the schema refuses is told otherwise.
+            if "error in our request" in str(error):
+                raise Conflict(f"{kind} {meta['name']} is another one now: {error}") from None
+            raise
+
+    async def apply(self, manifest: Manifest) -> Manifest:
+        meta = manifest["metadata"]
+        kind = manifest["kind"]
+        metrics.WRITES.labels("apply", kind).inc()
+        return await self._call(
+            "patch",
+            path_of(kind, meta["namespace"], meta["name"]),
+            body=manifest,
+            content_type="application/apply-patch+yaml",
+            field_manager=MANAGER,
+            force_conflicts=True,
+        )
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        metrics.WRITES.labels("create", manifest["kind"]).inc()
+        path = path_of(manifest["kind"], manifest["metadata"]["namespace"])
+        return await self._call("post", path, body=manifest, field_manager=MANAGER)
+
+    async def patch(self, kind: str, namespace: str, name: str, change: Manifest) -> Manifest:
+        metrics.WRITES.labels("patch", kind).inc()
+        return await self._call(
+            "patch",
+            path_of(kind, namespace, name),
+            body=change,
+            content_type="application/merge-patch+json",
+            field_manager=MANAGER,
+        )
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
+        metrics.WRITES.labels("delete", kind).inc()
+        body = {"propagationPolicy": "Background", **({"preconditions": {"uid": uid}} if uid else {})}
+        try:
+            await self._call("delete", path_of(kind, namespace, name), body=body)
+        except (NotFound, Conflict):
+            # Conflict: another object has taken the name since; it is not the one meant.
+            return
+
+    async def serves(self, kind: str) -> bool:
+        until, known = self._served.get(kind, (0.0, False))
+        if self._clock() < until:
+            return known
+        group, plural = KINDS[kind]
+        try:
+            found = await self._call("get", f"/apis/{group}")
+            known = any(resource["name"] == plural for resource in found["resources"])
+        except NotFound:
+            known = False
+        self._served[kind] = (self._clock() + 60.0, known)
+        return known
+
+    async def _call(self, method: str, path: str, **arguments: Any) -> Manifest:
+        try:
+            answer = await self._dynamic.request(
+                method, path, serialize=False, _request_timeout=TIMEOUT_SECONDS, **arguments
+            )
+            content: Manifest = await answer.json()
+        except ApiException as error:
+            self.last_answer = self._clock()
+            raise _explain(error, path) from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unanswered(unanswered(self._where, error)) from error
+        self.last_answer = self._clock()
+        return content
+
+
+def in_cluster() -> bool:
+    """Whether this process runs in a pod with a ServiceAccount token and no other way was asked for."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ and Path(SERVICE_TOKEN_FILENAME).exists()
+
+
+async def configuration() -> client.Configuration:
+    """Where the API server is, and as whom and through which proxy it is asked: the same for every request.
+
+    In a pod it is KUBERNETES_SERVICE_HOST, an address that needs no DNS, and never behind a proxy. Raises NoCluster.
+    """
+    found = client.Configuration()
+    try:
+        if in_cluster():
+            config.load_incluster_config(client_configuration=found)
+        else:
+            await config.load_kube_config(client_configuration=found)
+            found.proxy = found.proxy or proxy_for(found.host)
+    except (ConfigException, OSError, ValueError) as error:
+        raise NoCluster(
+            f"no way to an API server: {error}. In a pod: the ServiceAccount's token is missing at "
+            f"{SERVICE_TOKEN_FILENAME} (automountServiceAccountToken: true mounts it). Elsewhere: write the path of a "
+            "kubeconfig into KUBECONFIG"
+        ) from error
+    # The environment's proxies have been read above; aiohttp's own reading knows no networks in NO_PROXY.
+    found.client_session_kwargs = {"trust_env": False}
+    return found
+
+
+async def open_session(
+    observer: Callable[[aiohttp.ClientRequest, aiohttp.ClientHandlerType], Awaitable[aiohttp.ClientResponse]],
+) -> tuple[str, aiohttp.ClientSession]:
+    """The API server's address and a session that asks it as `KubernetesCluster` does, for long streams.
+
+    `observer` is an aiohttp middleware that sees every request. For the calling event loop only. Raises NoCluster.
+    """
+    found = await configuration()
+
+    async def identify(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        # Asked for each request: a ServiceAccount's token is replaced every hour, and its file read each minute.
+        if token := await found.get_api_key_with_prefix("BearerToken"):
+            request.headers["Authorization"] = token.strip()
+        if found.tls_server_name:
+            request.server_hostname = found.tls_server_name
+        return await handler(request)
+
+    session = aiohttp.ClientSession(
+        # No limit: each stream holds a connection.
+        connector=aiohttp.TCPConnector(limit=0, ssl=client.ApiClient(found).rest_client.ssl_context),
+        middlewares=(observer, identify),
+        proxy=found.proxy,
+        trust_env=False,
+    )
+    return found.host, session
+
+
+def describe(found: client.Configuration) -> str:
+    """The API server's address and the way to it, for people."""
+    return f"{found.host}, " + (
+        f"through the proxy {without_password(found.proxy)}" if found.proxy else "without a proxy"
+    )
+
+
+def unanswered(where: str, error: Exception) -> str:
+    """What to tell when the API server at `where` does not answer: what happened and what to do next."""
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            advice = "its name can't be resolved: check DNS, or write an address"
+        case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
+            advice = "the proxy does not let it through: correct HTTPS_PROXY, or add the host to NO_PROXY"
+        case aiohttp.ClientSSLError():
+            advice = "TLS failed: check that the address and the CA belong to the same cluster"
+        case _:
+            advice = "check that it runs and that no NetworkPolicy or firewall is in between"
+    return f"the API server does not answer at {where} ({type(error).__name__}: {error}); {advice}"
+
+
+def _explain(error: ApiException, path: str) -> ApiError:
+    try:
+        message = json.loads(error.body)["message"]
+    except (TypeError, ValueError, KeyError):
+        message = f"{error.status} {error.reason}"
+    kind = {404: NotFound, 409: Conflict, 422: Invalid}.get(
+        error.status, Unavailable if error.status in (429, 0) or (error.status or 0) >= 500 else Refused
+    )
+    return kind(f"{message} ({error.status} on {path})")

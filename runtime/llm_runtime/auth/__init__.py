@@ -1,0 +1,1 @@
+"""Who asks: keys from files and databases, their tiers."""

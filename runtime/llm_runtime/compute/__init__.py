@@ -1,0 +1,1 @@
+"""What runs the model, with torch: attention, caches, adapters, kernels, sampling."""

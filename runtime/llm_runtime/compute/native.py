@@ -1,0 +1,191 @@
+"""Loads the compiled CPU kernels. Uses prebuilt ones, or else compiles them once for this processor.
+
+`python -m llm_runtime.compute.native` prebuilds them, for an image that has no compiler.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_runtime.engine.blocks import BLOCK_TOKENS
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+BUILT = Path(__file__).with_name("built")
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+LEVELS = {"x86-64-v4": {"avx512f", "avx512bw", "avx512vl"}, "x86-64-v3": {"avx2", "fma", "bmi2"}}
+"""Instruction sets that an image has kernels for, by GCC's names and best first, with the CPU flags they need."""
+COMPILE_SECONDS = 120
+KERNELS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+"""Number formats that the kernels support, with the suffixes of their C functions."""
+_POINTER = ctypes.c_void_p
+_SIZE = ctypes.c_int64
+_FLOAT = ctypes.c_float
+ARGUMENTS = {
+    "llm_attention": (_POINTER,),
+    "llm_rms_norm": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _FLOAT, _FLOAT),
+    "llm_lora": (
+        _POINTER,
+        _POINTER,
+        _SIZE,
+        _SIZE,
+        _POINTER,
+        _POINTER,
+        _SIZE,
+        _POINTER,
+        _POINTER,
+        _POINTER,
+        _SIZE,
+    ),
+    "llm_gate_silu": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE),
+}
+"""Argument types of the kernels' C functions, by name without the suffix."""
+
+
+class StepArguments(ctypes.Structure):
+    """The struct `Step` of kernels.cpp. Fields and their order must be the same there."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("query", "key", "value", "keys", "values", "out", "sinks", "cosines", "sines")
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "query_row", "query_head", "key_row", "key_head", "value_row", "value_head",
+                "heads", "kv_heads", "head_size", "rows", "spans", "threads", "window",
+            )
+        ),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "span_row", "span_start", "span_count", "span_tiles", "table", "span_table", "row_block", "row_offset",
+            )
+        ),
+    ]  # fmt: skip
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The kernels, or None if there are neither prebuilt ones nor a compiler. Then torch operations are used."""
+    try:
+        path = _built() or _compiled()
+        if path is None:
+            log.warning("no C++ compiler and no prebuilt kernels: attention on this CPU will be several times slower")
+            return None
+        kernel = ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("the CPU kernels can't be used: torch's slower operations are", extra={"reason": str(error)})
+        return None
+    if kernel.llm_attention_block() != BLOCK_TOKENS:
+        raise RuntimeError(f"{path} was built for another block size: remove it")
+    return kernel
+
+
+@cache
+def limit(name: str) -> int:
+    """A constant of the compiled kernels.
+
+    `attention_rows` and `lora_rows` are the most rows of a tile, `most_head` is the largest head size that can be
+    rotated.
+    """
+    return int(getattr(library(), f"llm_{name}")())
+
+
+def call(name: str, number_format: str, *arguments: Any) -> None:
+    """Run a kernel for float32 or bfloat16. Pointers are tensors' `data_ptr()`. Sizes are not checked."""
+    _function(name, number_format)(*arguments)
+
+
+@cache
+def _function(name: str, number_format: str) -> Any:
+    function = getattr(library(), f"{name}_{number_format}")
+    function.argtypes = ARGUMENTS[name]
+    function.restype = None
+    return function
+
+
+def build(target: Path, architecture: str) -> None:
+    """Compile for one instruction set (GCC's -march). Raises OSError or SubprocessError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        out = Path(folder) / target.name
+        command = [_compiler() or "g++", *FLAGS, f"-march={architecture}", "-o", str(out), str(SOURCE)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
+        if done.returncode:
+            raise OSError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
+        out.replace(target)  # Atomic, as two processes may build at the same time.
+
+
+def main() -> None:
+    """Build every instruction set of this architecture into the package."""
+    for architecture in LEVELS if platform.machine() == "x86_64" else ("native",):
+        build(BUILT / f"kernels-{architecture}.so", architecture)
+        print(f"built for {architecture}", file=sys.stderr)
+
+
+def _built() -> Path | None:
+    flags = _cpu_flags()
+    levels = (
+        [level for level, needed in LEVELS.items() if needed <= flags] if platform.machine() == "x86_64" else ["native"]
+    )
+    files = (BUILT / f"kernels-{level}.so" for level in levels)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _compiled() -> Path | None:
+    compiler = _compiler()
+    if compiler is None:
+        return None
+    # The name depends on the processor: one home folder may be shared by different machines.
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=10, check=True).stdout
+    inputs = (SOURCE.read_bytes(), version, " ".join(sorted(_cpu_flags())).encode(), " ".join(FLAGS).encode())
+    name = f"kernels-{hashlib.sha256(b'|'.join(inputs)).hexdigest()[:16]}.so"
+    target = _cache_folder() / name
+    if not target.is_file():
+        build(target, "native")
+    return target
+
+
+def _compiler() -> str | None:
+    """g++, because torch ships its OpenMP. Another compiler's OpenMP would compete with it for the cores."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def _cache_folder() -> Path:
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-operator" / "kernels"
+        home.mkdir(parents=True, exist_ok=True)
+        if os.access(home, os.W_OK):
+            return home
+    except (OSError, RuntimeError):
+        pass  # In a container the file system may be read-only, and the user may have no home.
+    return Path(tempfile.mkdtemp(prefix="llm-operator-kernels-"))
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(line.partition(":")[2].split())
+
+
+if __name__ == "__main__":
+    main()

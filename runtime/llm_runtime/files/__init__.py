@@ -1,0 +1,1 @@
+"""What lies in a model's folder, and what it will take to serve it. Knows no torch."""

@@ -1,0 +1,134 @@
+"""From a configuration and a verified folder to a model that has generated once. Slow: call it in a thread."""
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_runtime.contract import EngineConfig, RuntimeConfig
+from llm_runtime.engine.adapters import AdapterTable
+from llm_runtime.engine.blocks import BlockPool
+from llm_runtime.engine.budget import PrefillBudget
+from llm_runtime.engine.client import EngineClient
+from llm_runtime.engine.limits import RequestLimits
+from llm_runtime.engine.local import start_local
+from llm_runtime.engine.model import Model
+from llm_runtime.engine.recovery import Runner
+from llm_runtime.engine.scheduler import Scheduler
+from llm_runtime.errors import ConfigInvalid
+from llm_runtime.loading.agreement import check_agreement, probe_tokens
+from llm_runtime.loading.loaded import Loaded
+from llm_runtime.loading.warm import warm_up
+from llm_runtime.text.codec import Codec
+
+if TYPE_CHECKING:
+    from llm_runtime.compute.cache import CacheShape
+    from llm_runtime.compute.runner import TransformersRunner
+
+log = logging.getLogger(__name__)
+
+CPU_STEP_TOKENS = 512
+"""Most tokens of a step on a CPU. More rows at once are no faster, and no request can join or leave during a step."""
+
+
+def build_engine(config: RuntimeConfig, model_folder: Path) -> tuple[EngineClient, Codec]:
+    """An engine on a thread of this process, for benchmarks and tests. Raises as `build_model` does."""
+    engine = start_local(build_model(config, model_folder), build_model)
+    codec = engine.codec
+    assert isinstance(codec, Codec)
+    return engine, codec
+
+
+def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
+    """Load, check and warm up the model. Raises errors.Fatal subclasses, whose message says what to change."""
+    # Imported late: torch and Transformers take seconds, and the HTTP process only passes this function on.
+    from llm_runtime.loading.load import free_memory, load, used_device_bytes
+    from llm_runtime.loading.runners import choose_runner
+
+    started = time.monotonic()
+    loaded = load(model_folder, config.engine, config.model)
+    length = _model_length(config.engine, loaded)
+    chosen = choose_runner(loaded, config.engine, length, _batched)
+    probe = probe_tokens(loaded.codec.vocabulary_size, length)
+    # The warm-up has its own scheduler, so that it does not show in the counters of the one that serves.
+    trial = _scheduler(config.engine, chosen.pool, loaded.device)
+    tokens = warm_up(trial, chosen.runner, loaded.codec, probe, length)
+    seconds = time.monotonic() - started
+    log.info("the model is warm", extra={"tokens": tokens, "seconds": round(seconds, 1)})
+    return Model(
+        scheduler=_scheduler(config.engine, chosen.pool, loaded.device),
+        runner=chosen.runner,
+        codec=loaded.codec,
+        limits=RequestLimits(length, loaded.codec.vocabulary_size),
+        device=loaded.device,
+        adapters=_adapters(config, chosen.runner),
+        kind=chosen.kind,
+        load_seconds=seconds,
+        load_peak_bytes=loaded.peak_bytes,
+        memory_bytes=None if loaded.device == "cpu" else used_device_bytes,
+        free=free_memory,
+    )
+
+
+def _adapters(config: RuntimeConfig, runner: Runner) -> AdapterTable:
+    most = config.engine.max_adapters
+    if len(config.adapters) > most:
+        raise ConfigInvalid(
+            f"{len(config.adapters)} adapters are configured; engine.maxAdapters allows {most}: raise it"
+        )
+    table = AdapterTable(most)
+    for adapter in config.adapters:
+        runner.install_adapter(table.load(adapter.name).key, runner.read_adapter(Path(adapter.path)))
+        log.info("adapter loaded", extra={"adapter": adapter.name, "folder": adapter.path})
+    return table
+
+
+def _model_length(engine: EngineConfig, loaded: Loaded) -> int:
+    length = min(engine.max_model_length, loaded.max_positions or engine.max_model_length)
+    if length < engine.max_model_length:
+        log.warning(
+            "maxModelLength exceeds the length that the model was made for",
+            extra={"configured_tokens": engine.max_model_length, "used_tokens": length},
+        )
+    return length
+
+
+def _scheduler(engine: EngineConfig, pool: BlockPool, device: str) -> Scheduler:
+    tokens = min(engine.max_batch_tokens, CPU_STEP_TOKENS) if device == "cpu" else engine.max_batch_tokens
+    tokens = max(tokens, engine.max_batch_size)
+    budget = PrefillBudget(tokens, engine.inter_token_goal_seconds)
+    return Scheduler(pool, engine.max_batch_size, tokens, engine.max_queue_length, budget)
+
+
+def _batched(loaded: Loaded, engine: EngineConfig, length: int) -> "tuple[BlockPool, TransformersRunner]":
+    from llm_runtime.compute.cache import KvCache
+    from llm_runtime.compute.fused import fuse
+    from llm_runtime.compute.linears import pack_linears
+    from llm_runtime.compute.lora import AdapterSet
+    from llm_runtime.compute.runner import TransformersRunner
+    from llm_runtime.compute.sampler import Sampler
+    from llm_runtime.loading.adapter import AdapterReader
+    from llm_runtime.loading.load import reference_logits
+    from llm_runtime.loading.runners import room_for
+
+    shape = _cache_shape(loaded)
+    probe = probe_tokens(loaded.codec.vocabulary_size, length)
+    expected = reference_logits(loaded.model, probe)
+    if loaded.device == "cpu":
+        pack_linears(loaded.model)
+        fuse(loaded.model)
+    pool = room_for(shape.block_bytes, loaded, engine, length, sharing=engine.prefix_caching)
+    # Before the runner, which replaces the model's attention: AdapterSet runs the model once with its own.
+    adapters = AdapterSet(loaded.model, AdapterReader(engine.max_adapter_rank))
+    runner = TransformersRunner(loaded.model, KvCache(shape, pool.size, loaded.device), Sampler(), adapters)
+    check_agreement(runner, loaded, probe, expected)
+    return pool, runner
+
+
+def _cache_shape(loaded: Loaded) -> "CacheShape":
+    """The shape of the model's own cache after a few tokens. Raises ModelUnsupported unless it is keys and values."""
+    from llm_runtime.compute.cache import CacheShape, LayerShape
+    from llm_runtime.loading.load import cached_shapes
+
+    layers = tuple(LayerShape(heads, size, value_size) for heads, size, value_size in cached_shapes(loaded.model))
+    return CacheShape(layers, loaded.model.dtype)

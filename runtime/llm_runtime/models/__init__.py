@@ -1,1 +1,0 @@
-"""From a registry to weights in memory: `fetch` → `locate` → `load` → `build`."""

@@ -1,0 +1,1 @@
+"""Text and tokens: chat templates, the tokenizer, what each token adds. Knows no torch."""

@@ -1,0 +1,185 @@
+"""Whether a model fits, from config.json and headers alone: shapes worked out by hand, refusals and their ways out."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_runtime.contract import EngineConfig
+from llm_runtime.errors import ModelCorrupt, OutOfMemory
+from llm_runtime.files.fit import (
+    PROCESS_BYTES,
+    Plan,
+    cache_bytes,
+    check_fit,
+    needed,
+    tensors_of,
+    ways_out,
+    weight_bytes,
+)
+from llm_runtime.machine.memory import MIB
+from unit.runtime.models.fakes import safetensors, write_model
+
+HIDDEN = 1024
+LAYERS = 8
+VOCABULARY = 32000
+LLAMA: dict[str, Any] = {
+    "model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": 16,
+    "num_key_value_heads": 4, "vocab_size": VOCABULARY, "max_position_embeddings": 131072, "tie_word_embeddings": False,
+}  # fmt: skip
+LINEARS = LAYERS * HIDDEN * HIDDEN
+TENSORS: dict[str, Any] = {
+    "model.embed_tokens.weight": {"dtype": "BF16", "shape": [VOCABULARY, HIDDEN]},
+    "lm_head.weight": {"dtype": "BF16", "shape": [VOCABULARY, HIDDEN]},
+} | {
+    f"model.layers.{i}.self_attn.q_proj.weight": {"dtype": "BF16", "shape": [HIDDEN, HIDDEN]} for i in range(LAYERS)
+}  # fmt: skip
+NUMBERS = LINEARS + 2 * VOCABULARY * HIDDEN
+BESIDE = PROCESS_BYTES + 4 * HIDDEN * HIDDEN
+"""A CPU's, with the largest layer a second time."""
+TOKEN_BYTES = 2 * LAYERS * 4 * 64 * 4
+
+
+def plan(device: str = "cuda", dtype: str = "float32", settings: dict[str, Any] = LLAMA, **engine: Any) -> Plan:
+    return Plan(TENSORS, settings, EngineConfig(max_batch_size=1, **engine), dtype, device)
+
+
+def refusal(wanted: Plan, free_bytes: int) -> str:
+    with pytest.raises(OutOfMemory) as caught:
+        check_fit(wanted, free_bytes)
+    return str(caught.value)
+
+
+def test_weights_are_counted_in_the_dtype_asked_for() -> None:
+    assert weight_bytes(TENSORS, LLAMA, "float32") == 4 * NUMBERS
+    assert weight_bytes(TENSORS, LLAMA, "bfloat16") == 2 * NUMBERS
+    masks = {"mask": {"dtype": "BOOL", "shape": [8, 8]}}
+    assert weight_bytes(masks, LLAMA, "float32") == 64
+
+
+def test_a_tied_output_layer_is_counted_once() -> None:
+    tied = LLAMA | {"tie_word_embeddings": True}
+    assert weight_bytes(TENSORS, tied, "float32") == 4 * (NUMBERS - VOCABULARY * HIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens", "numbers"),
+    [
+        (LLAMA, 64, 2 * LAYERS * 4 * 64 * 64),
+        (LLAMA, 65, 2 * LAYERS * 4 * 64 * 96),  # whole blocks
+        (LLAMA | {"num_key_value_heads": 16, "head_dim": 32}, 64, 2 * LAYERS * 16 * 32 * 64),
+        (LLAMA | {"sliding_window": 32}, 64, 2 * LAYERS * 4 * 64 * 64),  # the blocks keep every token
+        (LLAMA | {"layer_types": ["full_attention"] + ["linear_attention"] * 7}, 64, 2 * 4 * 64 * 64),
+        (
+            LLAMA | {"layer_types": ["full_attention"] + ["chunked_attention"] * 7, "attention_chunk_size": 32},
+            64,
+            2 * 4 * 64 * (64 + 7 * 32),
+        ),
+        ({"n_embd": 64, "n_layer": 2, "n_head": 4}, 32, 2 * 2 * 64 * 32),
+        (LLAMA | {"kv_lora_rank": 512, "qk_rope_head_dim": 64}, 32, LAYERS * 576 * 32),
+        ({"model_type": "mamba", "num_hidden_layers": 2}, 32, 0),
+        ({"model_type": "new", "depth": 2}, 32, 0),
+    ],
+)
+def test_the_cache_of_one_sequence(settings: dict[str, Any], tokens: int, numbers: int) -> None:
+    assert cache_bytes(settings, tokens, "bfloat16") == 2 * numbers
+
+
+def test_what_fits_says_what_it_takes() -> None:
+    need = check_fit(plan(max_model_length=1024), 1 << 34)
+    assert (need.weights, need.cache) == (4 * NUMBERS, 1024 * TOKEN_BYTES)
+    assert need.total == need.weights + need.cache / 0.8
+
+
+def test_no_more_tokens_than_the_model_was_made_for() -> None:
+    short = plan(settings=LLAMA | {"max_position_embeddings": 512}, max_model_length=4096)
+    assert needed(short).cache == 512 * TOKEN_BYTES
+
+
+def test_a_refusal_says_what_is_needed_and_what_is_there() -> None:
+    said = refusal(plan(max_model_length=4096), 200 * MIB)
+    assert re.search(r"weights 282 MiB as float32, .* 4096 tokens 64 MiB, reserve 16 MiB", said)
+    assert "200 MiB are free on the GPU" in said
+    assert "362 MiB of free memory" in said
+
+
+def test_a_limit_on_the_cache_is_named_as_an_llmdeployment_calls_it() -> None:
+    words = refusal(plan(max_model_length=4096, kv_cache_bytes=32 * MIB), 9000 * MIB)
+    assert "engine.kvCacheMemory (stand-alone: engine.kvCacheBytes) allows 32 MiB" in words
+
+
+@pytest.mark.parametrize(
+    ("wanted", "free_mib", "ways"),
+    [
+        (plan(max_model_length=8192), 400, ["engine.dtype bfloat16", "engine.maxModelLength 6016"]),
+        (plan(max_model_length=4096), 350, ["engine.dtype bfloat16", "quantization int8", "maxModelLength 3456"]),
+        (plan(max_model_length=4096), 180, ["engine.dtype bfloat16 with engine.quantization int8"]),
+        (plan(max_model_length=4096), 150, ["bfloat16 and engine.maxModelLength 896"]),
+        (plan(max_model_length=256).changed(max_batch_size=1024), 350, ["engine.maxBatchSize 128"]),
+        (plan(max_model_length=4096, kv_cache_bytes=32 * MIB), 9000, ["maxModelLength 2048", "kvCacheBytes"]),
+        (plan(max_model_length=4096), 20, []),
+        (plan("cpu", max_model_length=4096, quantization="int8"), 500, ["engine.dtype bfloat16"]),
+    ],
+)  # fmt: skip
+def test_every_way_out_is_true(wanted: Plan, free_mib: int, ways: list[str]) -> None:
+    found = ways_out(wanted, free_mib * MIB)
+    assert all(any(way in words for words in found) for way in ways), found
+    assert len(found) >= len(ways)
+    refusal(wanted, free_mib * MIB)
+    for words in found:
+        check_fit(*followed(wanted, free_mib * MIB, words))
+
+
+def followed(wanted: Plan, free_bytes: int, words: str) -> tuple[Plan, int]:
+    """The plan and the free memory after doing what `words` say."""
+    if memory := re.search(r"(\d+) MiB of free memory", words):
+        free_bytes = int(memory[1]) * MIB
+    changes: dict[str, Any] = {}
+    for field, name in {"maxModelLength": "max_model_length", "maxBatchSize": "max_batch_size"}.items():
+        if value := re.search(rf"{field} (\d+)", words):
+            changes[name] = int(value[1])
+    if limit := re.search(r"kvCacheBytes\): (\d+)", words):
+        changes["kv_cache_bytes"] = int(limit[1])
+    if "int8" in words:
+        changes["quantization"] = "int8"
+    return wanted.changed("bfloat16" if "bfloat16" in words else "", **changes), free_bytes
+
+
+def test_on_a_cpu_int8_needs_the_whole_weights_for_a_moment() -> None:
+    small = plan("cpu", max_model_length=256, quantization="int8")
+    assert needed(small).total == needed(small).loading == 4 * NUMBERS + BESIDE
+    assert "before the weights are quantised" in refusal(small, 4 * NUMBERS + BESIDE - 1)
+    assert needed(replace(small, device="cuda")).total < 4 * NUMBERS
+
+
+def test_a_cpu_needs_room_for_its_processes_for_packing_and_for_a_second_output_layer() -> None:
+    tied = replace(plan("cpu", max_model_length=1024), settings=LLAMA | {"tie_word_embeddings": True})
+    need = needed(tied)
+    share = 1024 * TOKEN_BYTES / 4
+    head = 4 * VOCABULARY * HIDDEN
+    assert need.reserve == pytest.approx(share + head + PROCESS_BYTES + head, abs=1)
+    assert needed(replace(tied, device="cuda")).reserve == pytest.approx(share, abs=1)
+
+
+def test_a_refusal_names_the_limit_that_would_do() -> None:
+    tight = replace(plan("cpu", max_model_length=4096), limit_bytes=1000 * MIB)
+    need = needed(tight).total
+    said = refusal(tight, need - 100 * MIB)
+    assert "which a memory limit of 1120 MiB leaves instead of 1000 MiB" in said
+
+
+def test_a_header_that_is_not_whole_is_corrupt_not_too_large(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(safetensors({"a.weight": 10})[:-1])
+    with pytest.raises(ModelCorrupt):
+        tensors_of(tmp_path)
+
+
+def test_only_what_is_loaded_counts(tmp_path: Path) -> None:
+    write_model(tmp_path, sharded=True)
+    (tmp_path / "consolidated.safetensors").write_bytes(safetensors({"all": 30}))
+    assert set(tensors_of(tmp_path)) == {"a.weight", "b.weight"}
+    (tmp_path / "model.safetensors.index.json").unlink()
+    (tmp_path / "model.safetensors").write_bytes(safetensors({"c.weight": 1}))
+    assert set(tensors_of(tmp_path)) == {"c.weight"}
