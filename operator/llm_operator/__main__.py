@@ -114,7 +114,7 @@ async def _lead(
         pull_secrets=settings.runtime_pull_secrets,
         policy=settings.pod_policy,
     )
-    REGISTRY.register(outside.inventory)
+    REGISTRY.register(outside.memory.inventory)
     pace = Pace(settings.verify_seconds, settings.settle_seconds)
     poll = Poll(cluster, registry, connections, queue.add, settings.watch_namespaces)
     receiver.wake = poll.wake
@@ -132,7 +132,7 @@ async def _lead(
     try:
         await _first_to_end([asyncio.create_task(part) for part in parts], CANCEL_AGAIN_SECONDS)
     finally:
-        REGISTRY.unregister(outside.inventory)
+        REGISTRY.unregister(outside.memory.inventory)
         await pods.close()
         await prometheus.close()
 

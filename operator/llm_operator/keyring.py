@@ -19,7 +19,6 @@ from llm_operator.state import Given, HeldKey, Key, Manifest, Meta, ObservedKey
 from llm_runtime.contract import KEY_PREFIX, hash_key
 
 log = logging.getLogger(__name__)
-DIGESTS_KEPT = 200_000
 ASKED_BY_NAME = 8
 
 
@@ -63,7 +62,7 @@ async def _held(outside: Outside, meta: Meta, key: ReadKey, given: Given | None)
     spec = key.spec
     status = key.status
     known = (status.prefix or "").removeprefix(f"{KEY_PREFIX}_")
-    digest = outside.digests.get((meta.uid, owner.uid, known)) if known else None
+    digest = outside.memory.digests.get((meta.uid, owner.uid, known)) if known else None
     if digest is not None:
         return HeldKey(known, digest, owner, spec, status)
     # Until a renamed Secret has been made, the key is still in the one that the status names.
@@ -76,9 +75,7 @@ async def _held(outside: Outside, meta: Meta, key: ReadKey, given: Given | None)
     if found is None:
         return None
     value, key_id = found
-    if len(outside.digests) >= DIGESTS_KEPT:
-        outside.digests.clear()
-    digest = outside.digests[meta.uid, owner.uid, key_id] = hash_key(value, meta.uid)
+    digest = outside.memory.digests[meta.uid, owner.uid, key_id] = hash_key(value, meta.uid)
     return HeldKey(key_id, digest, owner, spec, status)
 
 
@@ -97,15 +94,15 @@ async def given(outside: Outside, meta: Meta, live: Manifest | None = None) -> G
 
     `live` is the Secret where it was read already.
     """
-    known = outside.given.get(meta.key)
+    known = outside.memory.given.get(meta.key)
     if live is None:
         if known is not None:
             return known
         live = await outside.cluster.get("Secret", meta.namespace, names.keys_secret(meta))
     if live is None or not names.owned(live, meta):
-        outside.given.pop(meta.key, None)
+        outside.memory.given.pop(meta.key, None)
         return None
-    found = outside.given[meta.key] = keys.given(live, known)
+    found = outside.memory.given[meta.key] = keys.given(live, known)
     return found
 
 

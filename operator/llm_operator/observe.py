@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,32 +21,27 @@ from llm_operator.crds import (
     MlflowModel,
     ModelStatus,
 )
-from llm_operator.inventory import Inventory
+from llm_operator.memory import Memory
 from llm_operator.plans import names
 from llm_operator.plans.objects import keys, source
 from llm_operator.plans.rollout import room
-from llm_operator.plans.status import faults, verdicts
+from llm_operator.plans.status import faults
 from llm_operator.ports.cluster import ApiError, Cluster, NotFound
 from llm_operator.ports.pods import Pods
 from llm_operator.ports.prometheus import Prometheus
 from llm_operator.ports.registry import ConnectionNotPermitted, Reference, Registry, RegistryFault, read_connection
 from llm_operator.settings import ConnectionSettings, PodPolicy
 from llm_operator.state import (
-    Baseline,
     Connection,
     Fault,
     Figures,
-    Given,
-    Key,
     Manifest,
-    Measured,
     Meta,
     ModelVersion,
     Observed,
     Resolution,
     ResolvedAdapter,
     RevisionChildren,
-    SmokeOutcome,
 )
 
 log = logging.getLogger(__name__)
@@ -62,60 +56,27 @@ class ConnectionSource(Protocol):
 
 @dataclass(frozen=True)
 class Outside:
-    """Everything outside this process that a reconcile may touch."""
+    """Everything that a reconcile may touch: what it asks, how the platform has set it up, and its memory."""
 
     cluster: Cluster
     registry: Registry
     pods: Pods
     connections: ConnectionSource
     image: str
+    """Runtime image of pods whose specification names none."""
     clock: Callable[[], datetime]
-    installation: str = ""
-    """Who we are among several installations: the Lease's namespace/name. Empty: there is no other."""
-    elsewhere: dict[Key, str] = field(default_factory=dict)
-    """Objects that another installation works on, and which: told once."""
-    digests: dict[tuple[str, str, str], str] = field(default_factory=dict)
-    """Digests already derived, by (deployment uid, ApiKey uid, key id): saves one read per key and reconcile."""
-    secrets: dict[tuple[str, str], str] = field(default_factory=dict)
-    """resourceVersion of each Secret as last written, by (namespace, name): they are not watched. Empty: it is gone."""
-    inventory: Inventory = field(default_factory=Inventory)
-    """What the metrics say of each object."""
-    ledgers: dict[Key, verdicts.Ledger] = field(default_factory=dict)
-    """By LLMDeployment: the verdicts that the registry was told."""
     prometheus: Prometheus | None = None
-    fetch_resources: Manifest = field(default_factory=dict)
-    """Of the fetching container, where a specification has none."""
-    pull_secrets: tuple[str, ...] = ()
-    """Of pods whose specification has none."""
-    baselines: dict[str, Baseline] = field(default_factory=dict)
-    """By deployment uid. Taken again after a restart."""
-    key_files: defaultdict[Key, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
-    """By LLMDeployment: held while its keys are read and their file is written."""
-    given: dict[Key, Given] = field(default_factory=dict)
-    """By LLMDeployment: what its pods were given, as last written or read."""
-    unwell: set[Key] = field(default_factory=set)
-    """Objects whose last look met a fault that may pass by itself: when it is met again it is told."""
-    untold: set[Key] = field(default_factory=set)
-    """LLMDeployments of whose pods some may not have been told that their key file has changed."""
-    smoke: dict[tuple[str, str, str, str], SmokeOutcome] = field(default_factory=dict)
-    """Outcomes by (deployment uid, candidate, ConfigMap, its resourceVersion): prompts are asked once."""
-
-    asking: dict[tuple[str, str, str, str], "asyncio.Task[tuple[SmokeOutcome, bool]]"] = field(default_factory=dict)
-    """The same prompts while they are being asked."""
-    policy: PodPolicy = field(default_factory=PodPolicy)
-    """What LLMDeployments may ask of their pods."""
     confined: Confined = field(default_factory=Confined)
     """Where smoke prompts are read and their answers judged."""
-    measured: dict[tuple[str, str, str], tuple[datetime, Measured]] = field(default_factory=dict)
-    """What Prometheus answered last, by (deployment uid, server, query)."""
-
-    def forget(self, key: Key) -> None:
-        """Keep nothing of an object that is gone."""
-        self.inventory.forget(key)
-        for kept in (self.key_files, self.given):
-            kept.pop(key, None)
-        self.untold.discard(key)
-        self.unwell.discard(key)
+    installation: str = ""
+    """Which of several installations this is: the Lease's namespace/name. Empty: there is no other."""
+    fetch_resources: Manifest = field(default_factory=dict)
+    """Resources of the fetching container where a specification has none."""
+    pull_secrets: tuple[str, ...] = ()
+    """Image pull secrets of pods whose specification has none."""
+    policy: PodPolicy = field(default_factory=PodPolicy)
+    """What LLMDeployments may ask of their pods."""
+    memory: Memory = field(default_factory=Memory)
 
 
 WAITING_ASKED = 8
@@ -194,7 +155,7 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         adapters=adapters,
         connections=await _connections(outside, meta.namespace, adapters, status),
         figures=figures,
-        verdict_refusal=ledger.refusal if (ledger := outside.ledgers.get(meta.key)) else "",
+        verdict_refusal=ledger.refusal if (ledger := outside.memory.ledgers.get(meta.key)) else "",
     )
 
 

@@ -23,7 +23,7 @@ from llm_runtime.fetching.fetch import fetch
 from llm_runtime.fetching.part import Part
 from llm_runtime.files.verify import is_whole
 from mlflow_fixtures import mlflow_server
-from unit.runtime.models.fakes import safetensors, write_model, write_tokenizer
+from unit.runtime.fetching.fakes import safetensors, write_model, write_tokenizer
 
 __all__ = ["mlflow_server"]
 

@@ -22,7 +22,7 @@ from llm_runtime.files.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llm_runtime.files.verify import is_whole
 from mlflow_fixtures import mlflow_server
 from secrets_told import invented
-from unit.runtime.models.fakes import safetensors, write_model
+from unit.runtime.fetching.fakes import safetensors, write_model
 
 __all__ = ["mlflow_server"]
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from llm_runtime.__main__ import cli
 from llm_runtime.fetching import fetch, registry
 from mlflow_fixtures import mlflow_server
-from unit.runtime.models.fakes import write_tokenizer
+from unit.runtime.fetching.fakes import write_tokenizer
 
 __all__ = ["mlflow_server"]
 

@@ -15,7 +15,7 @@ from control_plane.operator_fixtures import Place
 from devstack.cluster import Cluster
 from llm_operator.crds import API_VERSION
 from unit.runtime import tiny_model
-from unit.runtime.models.fakes import safetensors, write_model
+from unit.runtime.fetching.fakes import safetensors, write_model
 from waiting import eventually
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.usefixtures("process_node")]

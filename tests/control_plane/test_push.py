@@ -21,7 +21,7 @@ from llm_runtime.commands import publish
 from llm_runtime.contract import MlflowVersion, ModelConfig
 from llm_runtime.fetching.fetch import fetch
 from mlflow_fixtures import mlflow_server
-from unit.runtime.models.fakes import safetensors, write_model
+from unit.runtime.fetching.fakes import safetensors, write_model
 
 __all__ = ["mlflow_server"]
 

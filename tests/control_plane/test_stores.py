@@ -15,7 +15,7 @@ from llm_runtime.fetching.fetch import fetch
 from llm_runtime.fetching.part import Part, Piece
 from llm_runtime.fetching.registry import MlflowRegistry
 from llm_runtime.files.verify import is_whole
-from unit.runtime.models.fakes import safetensors, write_model
+from unit.runtime.fetching.fakes import safetensors, write_model
 
 WEIGHTS_BYTES = 40 << 20
 

@@ -136,6 +136,11 @@ def operator_key_secret(meta: Meta) -> str:
     return f"{meta.name}-operator-key"
 
 
+def secrets(meta: Meta) -> tuple[str, ...]:
+    """Every Secret that the operator writes for an LLMDeployment."""
+    return keys_secret(meta), registry_secret(meta), adapters_secret(meta), operator_key_secret(meta)
+
+
 def itself(meta: Meta) -> str:
     """Name of the endpoint's Service, and of what there is one of."""
     return meta.name

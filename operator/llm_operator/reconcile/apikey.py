@@ -32,7 +32,7 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     """Make sure that the key exists exactly once and that every deployment that it opens knows it."""
     resource = await outside.cluster.get(key.kind, key.namespace, key.name)
     if resource is None or "deletionTimestamp" in resource["metadata"]:
-        outside.forget(key)
+        outside.memory.forget(key)
         return Done(wake=await _everyone(outside, key.namespace), gone=True)
     try:
         return await _bring(outside, resource, pace)
@@ -69,7 +69,7 @@ async def _bring(outside: Outside, resource: Manifest, pace: Pace) -> Done:
     wake = _concerned(observed, status.deployments or ()) if changed else _unwritten(observed, status)
     if fault is not None and not fault.terminal:
         raise Retry(fault.message, Done(wake=wake))
-    outside.unwell.discard(observed.meta.key)
+    outside.memory.unwell.discard(observed.meta.key)
     return Done(_next_look(observed, pace), wake)
 
 

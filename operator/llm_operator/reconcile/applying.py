@@ -138,7 +138,7 @@ def _kept(kind: str, name: str, error: ApiError) -> Trouble:
 
 
 async def _forget_credentials(outside: Outside, meta: Meta, name: str) -> None:
-    outside.secrets.pop((meta.namespace, name), None)
+    outside.memory.secrets.pop((meta.namespace, name), None)
     secret = await outside.cluster.get("Secret", meta.namespace, name)
     if secret is not None and names.owned(secret, meta):
         await outside.cluster.delete("Secret", meta.namespace, name, secret["metadata"]["uid"])

@@ -29,19 +29,19 @@ async def elsewhere(outside: Outside, key: Key) -> str:
     holder = str(((live or {}).get("data") or {}).get(FIELD) or outside.installation)
     if holder != outside.installation:
         return holder
-    outside.elsewhere.pop(key, None)
+    outside.memory.elsewhere.pop(key, None)
     return ""
 
 
 async def keep_off(outside: Outside, key: Key, holder: str, pace: Pace) -> Done:
     """Touch nothing, and say so once on the object: all else about it is for the other installation to say."""
     resource = await _resource(outside, key)
-    outside.forget(key)
+    outside.memory.forget(key)
     if resource is None or key.kind != resource["kind"]:
-        outside.elsewhere.pop(key, None)
+        outside.memory.elsewhere.pop(key, None)
         return Done(gone=True)
-    if outside.elsewhere.get(key) != holder:
-        outside.elsewhere[key] = holder
+    if outside.memory.elsewhere.get(key) != holder:
+        outside.memory.elsewhere[key] = holder
         told = Occurrence("Warning", "OtherInstallation", _words(outside, key.namespace, holder), once=True)
         await tell(outside.cluster, meta_of(resource), (told,), stamp(outside.clock()))
     return Done(pace.verify_seconds)

@@ -28,7 +28,6 @@ NOT_YET = (0, 401, 403, 429, 503)
 """Answers of a pod that is not to blame: it has not read its key file yet, or is busy."""
 QUERY_AGE = timedelta(seconds=10)
 """How old an answer of Prometheus may be: a query may be dear, and each look would ask it again."""
-KEPT = 10_000
 GONE = ""
 """In place of the resourceVersion of a Secret that does not exist."""
 
@@ -47,7 +46,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
         missing = f"the operator's own key can't be made: {error}"
     observed = replace(observed, operator_key=held)
     if not spec.gates or candidate is None or candidate.outcome is not None:
-        _forget(outside, observed.meta.uid)
+        outside.memory.end_rollout(observed.meta.uid)
         return observed
     new, old = _windows(outside, observed, candidate)
     pods = [pod for pod in _pods(observed, candidate.revision) if faults.ready(pod)]
@@ -68,24 +67,6 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
     )
 
 
-def _forget(outside: Outside, uid: str) -> None:
-    outside.baselines.pop(uid, None)
-    for known in [known for known in outside.smoke if known[0] == uid]:
-        del outside.smoke[known]
-    for query in [query for query in outside.measured if query[0] == uid]:
-        del outside.measured[query]
-    for known in [known for known in outside.asking if known[0] == uid]:
-        outside.asking.pop(known).cancel()
-
-
-def _make_room(outside: Outside) -> None:
-    """Deployments that are gone left theirs behind."""
-    if len(outside.smoke) >= KEPT:
-        outside.smoke.clear()
-    for known in [known for known, task in outside.asking.items() if task.done()]:
-        del outside.asking[known]
-
-
 def _pods(observed: Observed, revision: str) -> Iterable[Manifest]:
     children = observed.revisions.get(revision)
     return children.pods if children else ()
@@ -99,14 +80,12 @@ def _windows(outside: Outside, observed: Observed, candidate: CandidateStatus) -
     """
     uid = observed.meta.uid
     now = dict(observed.figures)
-    known = outside.baselines.get(uid)
+    known = outside.memory.baselines.get(uid)
     if known is None or known.revision != candidate.revision:
-        if len(outside.baselines) >= KEPT:
-            outside.baselines.clear()
         known = Baseline(candidate.revision, began={} if candidate.traffic_since else now, traffic=now)
     elif candidate.traffic_since is None:
         known = replace(known, traffic=now)
-    outside.baselines[uid] = known
+    outside.memory.baselines[uid] = known
     stable = observed.status.stable.revision if observed.status.stable else ""
 
     def window(revision: str, before: Mapping[str, Figures]) -> Figures:
@@ -124,13 +103,11 @@ async def _query(outside: Outside, observed: Observed, candidate: CandidateStatu
     query = gate.query.replace("{candidate}", candidate.revision).replace("{stable}", stable)
     known = (observed.meta.uid, gate.server or "", query)
     now = outside.clock()
-    at, before = outside.measured.get(known, (None, None))
+    at, before = outside.memory.measured.get(known, (None, None))
     if at is not None and before is not None and now - at < QUERY_AGE:
         return before
-    if len(outside.measured) >= KEPT:
-        outside.measured.clear()
     found = await outside.prometheus.query(gate.server or "", query, observed.meta.namespace)
-    outside.measured[known] = (now, found)
+    outside.memory.measured[known] = (now, found)
     return found
 
 
@@ -155,10 +132,10 @@ async def _smoke(  # noqa: C901
         secret = names.operator_key_secret(observed.meta)
         return SmokeOutcome(waiting=missing or f"Secret {secret} exists and is not ours: delete it")
     known = (observed.meta.uid, candidate.revision, name, found["metadata"]["resourceVersion"])
-    if known in outside.smoke:
-        return outside.smoke[known]
+    if known in outside.memory.smoke:
+        return outside.memory.smoke[known]
     data = found.get("data") or {}
-    asking = outside.asking.get(known)
+    asking = outside.memory.asking.get(known)
     if asking is None:
         try:
             pod = await _own(outside, observed, candidate.revision, pods)
@@ -166,18 +143,18 @@ async def _smoke(  # noqa: C901
             return SmokeOutcome(waiting=f"whose the candidate's pods are can't be read: {error}")
         if pod is None:
             return SmokeOutcome(waiting="no ready pod is of the candidate's Deployment, though some have its labels")
-        _make_room(outside)
-        asking = outside.asking[known] = asyncio.create_task(
+        outside.memory.drop_answered()
+        asking = outside.memory.asking[known] = asyncio.create_task(
             _ask_all(outside, pod, key, observed.meta.name, name, data)
         )
     # The prompts of one deployment keep no worker from the others: a later look finds what has become of them.
     done, _ = await asyncio.wait({asking}, timeout=WORKER_SECONDS)
     if not done:
         return SmokeOutcome(waiting=f"the prompts of ConfigMap {name} are being asked")
-    del outside.asking[known]
+    del outside.memory.asking[known]
     outcome, final = asking.result()
     if final:
-        outside.smoke[known] = outcome
+        outside.memory.smoke[known] = outcome
     return outcome
 
 
@@ -261,15 +238,15 @@ async def _operator_key(outside: Outside, observed: Observed) -> tuple[str | Non
         # Emptied by hand: it can't be told from a deleted one.
         await outside.cluster.delete("Secret", meta.namespace, name, secret["metadata"]["uid"])
         return "", None
-    outside.secrets[meta.namespace, name] = secret["metadata"]["resourceVersion"]
+    outside.memory.secrets[meta.namespace, name] = secret["metadata"]["resourceVersion"]
     return key, keys.operator_key(meta, key_id, hash_key(key, meta.uid))
 
 
 async def _forget_key(outside: Outside, meta: Meta, name: str) -> None:
     """Delete the key that is not needed any more. One look per process: the one before it may have made the key."""
-    if outside.secrets.get((meta.namespace, name)) == GONE:
+    if outside.memory.secrets.get((meta.namespace, name)) == GONE:
         return
     live = await outside.cluster.get("Secret", meta.namespace, name)
     if live is not None and names.owned(live, meta):
         await outside.cluster.delete("Secret", meta.namespace, name, live["metadata"]["uid"])
-    outside.secrets[meta.namespace, name] = GONE
+    outside.memory.secrets[meta.namespace, name] = GONE

@@ -51,10 +51,10 @@ async def reconcile(key: Key, outside: Outside) -> Done:
     if resource is None or "deletionTimestamp" in resource["metadata"]:
         return Done(gone=True)
     meta = observe.meta_of(resource)
-    async with outside.key_files[of_deployment]:
+    async with outside.memory.key_files[of_deployment]:
         before = await cluster.get("Secret", meta.namespace, names.keys_secret(meta))
         if before is None or not names.owned(before, meta):
-            outside.given.pop(of_deployment, None)
+            outside.memory.given.pop(of_deployment, None)
             return Done(gone=True)
         known, own = await asyncio.gather(keyring.api_keys(outside, meta.namespace), _operators(outside, meta))
         held = await keyring.held(outside, meta, known, await keyring.given(outside, meta, before))
@@ -63,7 +63,7 @@ async def reconcile(key: Key, outside: Outside) -> Done:
     if delivery.trouble is not None:
         raise Retry(delivery.trouble.fault.message, Done(wake=delivery.late, gone=True))
     # The Secret is written: a pod that can't be told has it within a minute or two.
-    if of_deployment in outside.untold:
+    if of_deployment in outside.memory.untold:
         pods = await cluster.list("Pod", meta.namespace, f"{names.DEPLOYMENT_LABEL}={meta.name}")
         await tell_pods(outside, meta, after, pods)
     return Done(wake=delivery.late, gone=True)
@@ -103,9 +103,9 @@ async def deliver(
     else:
         given = keys.given(secret, before, held)
         if before is None or before.digest != given.digest:
-            outside.untold.add(owner.key)
+            outside.memory.untold.add(owner.key)
     if given is not None:
-        outside.given[owner.key] = given
+        outside.memory.given[owner.key] = given
     return Delivery(found, keyring.late(known, owner, given))
 
 
@@ -125,13 +125,13 @@ async def tell_pods(outside: Outside, owner: Meta, secret: Manifest, pods: Itera
 
     A pod whose annotations change gets its Secret volumes refreshed at once, not within the kubelet's minute.
     """
-    adapters = outside.secrets.get((owner.namespace, names.adapters_secret(owner)))
+    adapters = outside.memory.secrets.get((owner.namespace, names.adapters_secret(owner)))
     digest = keys.digest(secret) + (f".{adapters}" if adapters else "")
     untold = [pod["metadata"]["name"] for pod in pods if keys.untold(pod, digest)]
     answers = await asyncio.gather(*(_tell(outside.cluster, owner.namespace, pod, digest) for pod in untold))
     found = next((each for each in answers if each is not None), None)
     if found is None:
-        outside.untold.discard(owner.key)
+        outside.memory.untold.discard(owner.key)
     return found
 
 

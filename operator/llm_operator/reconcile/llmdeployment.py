@@ -31,7 +31,7 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     """Bring one LLMDeployment's children to what its specification, as resolved, asks for."""
     resource = await outside.cluster.get(key.kind, key.namespace, key.name)
     if resource is None:
-        outside.forget(key)
+        outside.memory.forget(key)
         keys = await _all_keys(outside.cluster, key.namespace)
         return Done(wake=keys, later=verdict.deleted(outside, key), gone=True)
     if "deletionTimestamp" in resource["metadata"]:
@@ -57,7 +57,7 @@ async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> 
     if refusal := policy.refusal(observed, outside.policy):
         return await _refuse(outside, resource, refusal)
     observed = await gates.gather(outside, observed)
-    async with outside.key_files[key]:
+    async with outside.memory.key_files[key]:
         # The keys as they are now: what was asked above may have taken long, and a revocation did not wait for it.
         known = await keyring.api_keys(outside, key.namespace)
         given = await keyring.given(outside, observed.meta)
@@ -74,7 +74,7 @@ async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> 
     if not standing.lasts(outside, key, applied.passing):
         raise Retry(fault.message if fault else "", Done(wake=late))
     if not applied.passing:
-        outside.unwell.discard(key)
+        outside.memory.unwell.discard(key)
     status = plans.after_apply(plan, observed, applied, outside.clock())
     await _report(outside, resource, observed, plan, status, fault)
     check = (Key("SecretCheck", key.namespace, key.name), pace.verify_seconds)
@@ -89,11 +89,11 @@ async def check_secrets(key: Key, outside: Outside, pace: Pace) -> Done:
     """Have the Secrets of an LLMDeployment changed since they were written? They are not watched, so one GET asks."""
     meta = Meta("LLMDeployment", key.namespace, key.name, "", 0)
     for name in (names.keys_secret(meta), names.registry_secret(meta), names.adapters_secret(meta)):
-        known = outside.secrets.get((key.namespace, name))
+        known = outside.memory.secrets.get((key.namespace, name))
         live = await outside.cluster.get("Secret", key.namespace, name) if known else None
         if known and (live or {}).get("metadata", {}).get("resourceVersion") != known:
-            outside.secrets.pop((key.namespace, name), None)
-            outside.given.pop(meta.key, None)
+            outside.memory.secrets.pop((key.namespace, name), None)
+            outside.memory.given.pop(meta.key, None)
             return Done(wake=(meta.key,), gone=True)
     return Done(pace.verify_seconds)
 

@@ -63,7 +63,7 @@ async def put(outside: Outside, owner: Meta, manifest: Manifest, live: Manifest 
             seen = {"resourceVersion": applied["metadata"]["resourceVersion"]}
             none: Manifest = {"metadata": seen, "data": dict.fromkeys(sorted(others))}
             applied = await cluster.patch(kind, meta["namespace"], meta["name"], none)
-        outside.secrets[meta["namespace"], meta["name"]] = applied["metadata"]["resourceVersion"]
+        outside.memory.secrets[meta["namespace"], meta["name"]] = applied["metadata"]["resourceVersion"]
 
 
 async def update(cluster: Cluster, owner: Meta, manifest: Manifest, live: Manifest) -> Manifest:

@@ -19,9 +19,9 @@ def passes(error: Exception) -> bool:
 
 def lasts(outside: Outside, key: Key, passing: bool) -> bool:
     """Whether to tell a fault: one that may pass by itself is told when the next look meets one again."""
-    if not passing or key in outside.unwell:
+    if not passing or key in outside.memory.unwell:
         return True
-    outside.unwell.add(key)
+    outside.memory.unwell.add(key)
     return False
 
 

@@ -18,7 +18,7 @@ async def report(outside: Outside, resource: Manifest, meta: Meta, status: LLMDe
     wanted = status.model_dump(mode="json", by_alias=True, exclude_none=True)
     if wanted != (resource.get("status") or {}):
         await _write(outside.cluster, meta, wanted)
-    outside.inventory.note(resource, status)
+    outside.memory.inventory.note(resource, status)
 
 
 async def _write(cluster: Cluster, meta: Meta, wanted: Manifest) -> None:

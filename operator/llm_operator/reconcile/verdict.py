@@ -24,11 +24,11 @@ def due(outside: Outside, observed: Observed, status: LLMDeploymentStatus) -> tu
     mlflow = observed.spec.model.mlflow
     settings = outside.connections.current().get(mlflow.connection) if mlflow else None
     if mlflow is None or observed.connection is None or settings is None or not settings.write_verdicts:
-        outside.ledgers.pop(meta.key, None)
+        outside.memory.ledgers.pop(meta.key, None)
         return ()
-    ledger = outside.ledgers.get(meta.key)
+    ledger = outside.memory.ledgers.get(meta.key)
     if ledger is None or (ledger.meta.uid, ledger.connection) != (meta.uid, mlflow.connection):
-        ledger = outside.ledgers[meta.key] = Ledger(meta, mlflow.connection)
+        ledger = outside.memory.ledgers[meta.key] = Ledger(meta, mlflow.connection)
         ledger.note(verdicts.ended(observed, observed.status))
     ledger.note(verdicts.ended(observed, status))
     if not ledger.due():
@@ -40,7 +40,7 @@ def due(outside: Outside, observed: Observed, status: LLMDeploymentStatus) -> tu
 
 def deleted(outside: Outside, owner: Key) -> tuple[tuple[Key, float], ...]:
     """The key under which the tags of a deployment that is gone are taken away; none where it has none."""
-    ledger = outside.ledgers.get(owner)
+    ledger = outside.memory.ledgers.get(owner)
     if ledger is None:
         return ()
     ledger.deleted = True
@@ -50,7 +50,7 @@ def deleted(outside: Outside, owner: Key) -> tuple[tuple[Key, float], ...]:
 async def reconcile(key: Key, outside: Outside) -> Done:
     """Write the verdicts that are due. Raises Retry while the registry does not answer."""
     owner = Key("LLMDeployment", key.namespace, key.name)
-    ledger = outside.ledgers.get(owner)
+    ledger = outside.memory.ledgers.get(owner)
     if ledger is None:
         return Done(gone=True)
     if ledger.deleted:
@@ -103,8 +103,8 @@ async def _withdraw(outside: Outside, owner: Key, ledger: Ledger) -> Done:
         if not fault.terminal:
             raise Retry(f"the tags of {owner.namespace}/{owner.name} are not taken away yet: {fault}") from fault
         log.warning("the tags of %s/%s, which is deleted, are left: %s", owner.namespace, owner.name, fault)
-    if outside.ledgers.get(owner) is ledger:
-        del outside.ledgers[owner]
+    if outside.memory.ledgers.get(owner) is ledger:
+        del outside.memory.ledgers[owner]
     return Done(gone=True)
 
 

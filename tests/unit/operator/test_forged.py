@@ -70,7 +70,7 @@ async def test_a_secret_that_is_swapped_after_the_look_is_not_written_to() -> No
     world, _ = await served()
     world.cluster.__class__ = Swapping
     assert isinstance(world.cluster, Swapping)
-    world.outside.given.clear()
+    world.outside.memory.given.clear()
     await world.deploy(access={"tiers": [{"name": "standard", "requestsPerMinute": 5}]})
     world.cluster.swapped = "bot-keys"
     for _ in range(2):

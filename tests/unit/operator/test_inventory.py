@@ -41,12 +41,12 @@ async def test_available_can_be_alerted_on_by_deployment() -> None:
     await world.deploy()
     await reconcile(BOT, world.outside, PACE)
     available = ("LLMDeployment", NAMESPACE, "bot", "Available")
-    found = series(world.outside.inventory, "llm_operator_condition")
+    found = series(world.outside.memory.inventory, "llm_operator_condition")
     assert [found[*available, each] for each in ("true", "false", "unknown")] == [0, 1, 0]
     await serve(world)
-    found = series(world.outside.inventory, "llm_operator_condition")
+    found = series(world.outside.memory.inventory, "llm_operator_condition")
     assert [found[*available, each] for each in ("true", "false", "unknown")] == [1, 0, 0]
-    reasons = series(world.outside.inventory, "llm_operator_condition_reason")
+    reasons = series(world.outside.memory.inventory, "llm_operator_condition_reason")
     assert reasons[*available, "Serving"] == 1
     assert len([labels for labels in reasons if labels[:4] == available]) == 1
 
@@ -54,7 +54,7 @@ async def test_available_can_be_alerted_on_by_deployment() -> None:
 async def test_a_rollout_is_seen_with_its_version_its_beginning_and_its_end() -> None:
     world = World()
     await serve(world)
-    inventory = world.outside.inventory
+    inventory = world.outside.memory.inventory
     named = (NAMESPACE, "bot")
     assert series(inventory, "llm_operator_deployment_rollout_in_progress") == {named: 0}
     assert series(inventory, "llm_operator_deployment_replicas_wanted") == {named: 1}
@@ -73,17 +73,17 @@ async def test_a_rollout_is_seen_with_its_version_its_beginning_and_its_end() ->
 async def test_a_deleted_deployment_leaves_no_series() -> None:
     world = World()
     await serve(world)
-    assert series(world.outside.inventory)
+    assert series(world.outside.memory.inventory)
     del world.cluster.objects["LLMDeployment", NAMESPACE, "bot"]
     await reconcile(BOT, world.outside, PACE)
-    assert series(world.outside.inventory) == {}
+    assert series(world.outside.memory.inventory) == {}
 
 
 async def test_keys_are_counted_by_phase_with_their_expiry_and_go_when_deleted() -> None:
     world = World()
     await world.put("ApiKey", "team", {"deployments": ["bot"], "expiresAt": "2026-01-02T00:00:00Z"})
     await reconcile(TEAM, world.outside, PACE)
-    inventory = world.outside.inventory
+    inventory = world.outside.memory.inventory
     assert series(inventory, "llm_operator_apikey_info") == {(NAMESPACE, "team", "Active"): 1}
     assert series(inventory, "llm_operator_apikey_expiry_timestamp_seconds") == {(NAMESPACE, "team"): 1767312000}
     world.clock.pass_seconds(2 * 86400)
@@ -108,7 +108,7 @@ async def test_a_specification_that_can_not_be_read_still_has_its_conditions() -
     world = World()
     await world.put("LLMDeployment", "bot", {"replicas": "many"})
     await reconcile(BOT, world.outside, PACE)
-    found = series(world.outside.inventory, "llm_operator_condition")
+    found = series(world.outside.memory.inventory, "llm_operator_condition")
     assert found["LLMDeployment", NAMESPACE, "bot", "Stalled", "true"] == 1
 
 

@@ -191,7 +191,8 @@ async def test_a_tag_has_a_bound_and_its_oldest_verdict_goes_first(world: World)
 
 async def test_a_separator_in_a_message_parts_no_verdict(world: World) -> None:
     ended = Ended(Verdict("bot", "2", "Failed", "a | b\nc", "r"), "2026-01-01T00:00:00Z")
-    assert verdicts.value(ended, world.outside.ledgers[OWNER].meta, {}).startswith("Failed: a / b c (revision r, ")
+    meta = world.outside.memory.ledgers[OWNER].meta
+    assert verdicts.value(ended, meta, {}).startswith("Failed: a / b c (revision r, ")
 
 
 async def test_a_version_that_was_taken_back_says_so(world: World) -> None:
@@ -234,7 +235,7 @@ async def test_a_deleted_deployment_takes_its_tags_with_it_and_no_others(world: 
     world.registry.tag_fault = None
     assert (await reconcile(VERDICT, world.outside, Pace(60, 5))).gone
     assert {key for tags in world.registry.tags_of.values() for key in tags} == {"team/other"}
-    assert world.outside.ledgers == {}
+    assert world.outside.memory.ledgers == {}
     assert (await reconcile(VERDICT, world.outside, Pace(60, 5))).gone
 
 
@@ -243,4 +244,4 @@ async def test_a_registry_that_refuses_keeps_the_tags_of_a_deleted_deployment(wo
     await step(world)
     world.registry.tag_fault = RegistryDenied("403")
     await reconcile(VERDICT, world.outside, Pace(60, 5))
-    assert (outcome(world, "1"), world.outside.ledgers) == ("Promoted", {})
+    assert (outcome(world, "1"), world.outside.memory.ledgers) == ("Promoted", {})

@@ -25,7 +25,7 @@ from llm_runtime.fetching.fetch_adapter import AdapterFetcher  # noqa: E402
 from llm_runtime.loading.build import build_engine  # noqa: E402
 from llm_runtime.request import GenerationRequest, Sampling  # noqa: E402
 from unit.runtime import lora_models  # noqa: E402
-from unit.runtime.models.fakes import FolderRegistry  # noqa: E402
+from unit.runtime.fetching.fakes import FolderRegistry  # noqa: E402
 from waiting import until  # noqa: E402
 
 PROMPT = tuple(range(40, 60))

@@ -17,7 +17,7 @@ from llm_runtime.commands.fit import bytes_of
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt
 from llm_runtime.fetching import outline, stream
 from llm_runtime.fetching.outline import of_files
-from unit.runtime.models.fakes import FolderRegistry, write_tokenizer
+from unit.runtime.fetching.fakes import FolderRegistry, write_tokenizer
 
 SETTINGS = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 1000,

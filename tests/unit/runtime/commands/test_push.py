@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from llm_runtime.__main__ import cli
 from llm_runtime.commands.publish import Published, Wish
 from llm_runtime.commands.push import deployment_yaml
-from unit.runtime.models.fakes import write_model
+from unit.runtime.fetching.fakes import write_model
 
 
 def push(folder: Path, *more: str, uri: str = "http://127.0.0.1:9") -> Result:

@@ -24,7 +24,7 @@ from llm_runtime.fetching.local import local_model
 from llm_runtime.fetching.sources import fetched, folder_name
 from llm_runtime.files.origin import Origin, origin
 from llm_runtime.files.verify import is_whole
-from unit.runtime.models.fakes import VERSION, FolderRegistry, write_model, write_tokenizer
+from unit.runtime.fetching.fakes import VERSION, FolderRegistry, write_model, write_tokenizer
 
 
 class Answered(Exception):
@@ -238,7 +238,7 @@ import sys; sys.path[:0] = [{runtime!r}, {tests!r}]
 from pathlib import Path
 from llm_runtime.fetching.disk import disk_errors, point_to
 from llm_runtime.fetching.fetch import Fetcher
-from unit.runtime.models.fakes import VERSION, FolderRegistry
+from unit.runtime.fetching.fakes import VERSION, FolderRegistry
 registry = FolderRegistry(Path({source!r}))
 Fetcher(registry, Path({models!r})).fetch(VERSION)
 print(len(registry.downloads))

@@ -10,7 +10,7 @@ from llm_runtime.contract import RegistryAccess
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelNotFound
 from llm_runtime.fetching.fetch_adapter import AdapterFetcher, registry_environment
 from llm_runtime.files.verify import is_whole
-from unit.runtime.models.fakes import VERSION, FolderRegistry, safetensors, write_model
+from unit.runtime.fetching.fakes import VERSION, FolderRegistry, safetensors, write_model
 
 WEIGHTS = {"base_model.model.layer.lora_A.weight": 8, "base_model.model.layer.lora_B.weight": 8}
 

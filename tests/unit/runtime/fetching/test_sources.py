@@ -21,8 +21,8 @@ from llm_runtime.fetching.hub import Hub
 from llm_runtime.fetching.retry import Patience
 from llm_runtime.fetching.sources import Pinned, Reference, find
 from llm_runtime.files.verify import is_whole
-from unit.runtime.models.fakes import write_model
-from unit.runtime.models.test_figures import get
+from unit.runtime.fetching.fakes import write_model
+from unit.runtime.fetching.test_figures import get
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -14,7 +14,7 @@ from llm_runtime.errors import DiskFull
 from llm_runtime.fetching.fetch import Fetcher
 from llm_runtime.fetching.versions import claim, evict, in_use, remove_stale, versions_in
 from llm_runtime.files.verify import is_whole, write_manifest
-from unit.runtime.models.fakes import VERSION, FolderRegistry, write_model
+from unit.runtime.fetching.fakes import VERSION, FolderRegistry, write_model
 
 HOUR = 3600.0
 ROOT = Path(__file__).parents[4]

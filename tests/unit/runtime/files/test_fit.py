@@ -20,7 +20,7 @@ from llm_runtime.files.fit import (
     weight_bytes,
 )
 from llm_runtime.machine.memory import MIB
-from unit.runtime.models.fakes import safetensors, write_model
+from unit.runtime.fetching.fakes import safetensors, write_model
 
 HIDDEN = 1024
 LAYERS = 8

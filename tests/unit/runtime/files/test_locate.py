@@ -6,7 +6,7 @@ import pytest
 
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelNotFound, ModelUnsupported
 from llm_runtime.files.locate import Artifacts, Located, local_artifacts, locate
-from unit.runtime.models.fakes import write_model, write_tokenizer
+from unit.runtime.fetching.fakes import write_model, write_tokenizer
 
 MLMODEL = "flavors:\n  python_function: {loader_module: mlflow.transformers}\n  transformers:\n    "
 

@@ -10,7 +10,7 @@ import pytest
 from llm_runtime.commands.publish import Wish
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelNotFound, ModelUnsupported
 from llm_runtime.files.package import package
-from unit.runtime.models.fakes import safetensors, write_model
+from unit.runtime.fetching.fakes import safetensors, write_model
 
 
 def write_adapter(folder: Path, tensors: tuple[str, ...] = ("q.lora_A.weight", "q.lora_B.weight")) -> Path:

@@ -13,7 +13,7 @@ from llm_runtime.files.package import package
 from llm_runtime.files.template_files import folder_templates
 from llm_runtime.text.codec import Codec, codec_from_folder
 from unit.runtime import tiny_model
-from unit.runtime.models.fakes import write_model
+from unit.runtime.fetching.fakes import write_model
 
 PLAIN = "{{ messages[0].content }}"
 WITH_TOOLS = "{{ tools | length }} {{ messages[0].content }}<tool_call>"

@@ -8,7 +8,7 @@ import pytest
 
 from llm_runtime.errors import ModelCorrupt
 from llm_runtime.files.verify import is_whole, safetensors_keys, verify_weights, write_manifest
-from unit.runtime.models.fakes import safetensors, write_model
+from unit.runtime.fetching.fakes import safetensors, write_model
 
 
 def entry(**changed: object) -> bytes:

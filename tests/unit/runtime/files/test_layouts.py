@@ -15,7 +15,7 @@ from llm_runtime.fetching.fetch import Fetcher
 from llm_runtime.fetching.local import local_model
 from llm_runtime.files.locate import Artifacts, local_artifacts, locate
 from llm_runtime.files.verify import verify_weights
-from unit.runtime.models.fakes import VERSION, FolderRegistry, safetensors, write_model, write_tokenizer
+from unit.runtime.fetching.fakes import VERSION, FolderRegistry, safetensors, write_model, write_tokenizer
 
 BOMB = b"[" * 100_000
 LAUGHS = "a: &a [x, x]\n" + "".join(

@@ -1,0 +1,89 @@
+"""What the operator remembers between two looks. All of it is lost at a restart, and then read or derived anew."""
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
+
+from llm_operator.inventory import Inventory
+from llm_operator.plans import names
+from llm_operator.plans.status.verdicts import Ledger
+from llm_operator.state import Baseline, Given, Key, Measured, Meta, SmokeOutcome
+
+MOST = 10_000
+MOST_DIGESTS = 200_000
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Bounded(dict[K, V]):
+    """A dict that never holds more than `most` entries: a new one takes the place of the one that was put first."""
+
+    def __init__(self, most: int = MOST) -> None:
+        super().__init__()
+        self.most = most
+
+    def __setitem__(self, key: K, value: V) -> None:
+        if key not in self and len(self) >= self.most:
+            del self[next(iter(self))]
+        super().__setitem__(key, value)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Keyed by object, and forgotten with it; or bounded, where nobody tells when an entry is over."""
+
+    inventory: Inventory = field(default_factory=Inventory)
+    """What the metrics say of each object."""
+    key_files: defaultdict[Key, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    """By LLMDeployment: held while its keys are read and their file is written."""
+    given: dict[Key, Given] = field(default_factory=dict)
+    """By LLMDeployment: what its pods were given, as last written or read."""
+    untold: set[Key] = field(default_factory=set)
+    """LLMDeployments some of whose pods may not know that their key file has changed."""
+    ledgers: dict[Key, Ledger] = field(default_factory=dict)
+    """By LLMDeployment: the verdicts that the registry was told. Dropped once they are gone from there, too."""
+    unwell: set[Key] = field(default_factory=set)
+    """Objects whose last look met a fault that may pass by itself. A second time it is told."""
+    elsewhere: dict[Key, str] = field(default_factory=dict)
+    """Objects that another installation works on, and which one. Told once."""
+    secrets: dict[tuple[str, str], str] = field(default_factory=dict)
+    """resourceVersion of each Secret as last written, by (namespace, name), as Secrets are not watched. Empty: it is
+    gone."""
+    digests: Bounded[tuple[str, str, str], str] = field(default_factory=lambda: Bounded(MOST_DIGESTS))
+    """Key digests already derived, by (deployment uid, ApiKey uid, key id): each saves one read of a Secret."""
+    baselines: Bounded[str, Baseline] = field(default_factory=Bounded)
+    """Figures at the beginning of a roll-out, by deployment uid. Taken anew after a restart."""
+    smoke: Bounded[tuple[str, str, str, str], SmokeOutcome] = field(default_factory=Bounded)
+    """Outcomes of smoke prompts, by (deployment uid, candidate, ConfigMap, its resourceVersion): each is asked once."""
+    asking: dict[tuple[str, str, str, str], "asyncio.Task[tuple[SmokeOutcome, bool]]"] = field(default_factory=dict)
+    """The same prompts while they are being asked."""
+    measured: Bounded[tuple[str, str, str], tuple[datetime, Measured]] = field(default_factory=Bounded)
+    """What Prometheus answered last, by (deployment uid, server, query)."""
+
+    def forget(self, key: Key) -> None:
+        """Drop everything about an object that is gone."""
+        self.inventory.forget(key)
+        for known in (self.key_files, self.given, self.elsewhere):
+            known.pop(key, None)
+        for some in (self.untold, self.unwell):
+            some.discard(key)
+        meta = Meta(key.kind, key.namespace, key.name, "", 0)
+        for secret in names.secrets(meta):
+            self.secrets.pop((key.namespace, secret), None)
+
+    def end_rollout(self, uid: str) -> None:
+        """Drop what was gathered for the gates of a roll-out that is over."""
+        self.baselines.pop(uid, None)
+        for outcome in [known for known in self.smoke if known[0] == uid]:
+            del self.smoke[outcome]
+        for query in [known for known in self.measured if known[0] == uid]:
+            del self.measured[query]
+        for prompts in [known for known in self.asking if known[0] == uid]:
+            self.asking.pop(prompts).cancel()
+
+    def drop_answered(self) -> None:
+        """Drop prompts that were answered after nobody waited for them any more: their LLMDeployment is gone."""
+        for prompts in [prompts for prompts, task in self.asking.items() if task.done()]:
+            del self.asking[prompts]
