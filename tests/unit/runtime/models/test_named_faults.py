@@ -93,7 +93,7 @@ def test_an_encoder_that_was_made_a_decoder_is_no_encoder(folder: Path) -> None:
     [
         ("config.json", None, ModelNotFound, "no config.json"),
         ("config.json", b"{", ModelCorrupt, "config.json"),
-        ("generation_config.json", b"{", ModelCorrupt, "generation_config.json is no JSON"),
+        ("generation_config.json", b"{", ModelCorrupt, "generation_config.json is not JSON"),
         ("generation_config.json", b'{"eos_token_id": {"a": 1}}', ModelUnsupported, "eos_token_id"),
         ("generation_config.json", b'{"eos_token_id": "</s>"}', ModelUnsupported, "eos_token_id"),
         ("model.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00no header", ModelCorrupt, "model.safetensors"),
