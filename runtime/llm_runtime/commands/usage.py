@@ -19,13 +19,13 @@ PLOT_HEIGHT = 14
 MOST_BARS = 20
 FRAME_LINES = 3
 KEY_WIDTH = 12
-"""An id of a key, or a date, in one line also where there is little room."""
+"""Width of the first column, so that a key's id or a date fits into one line."""
 NARROWEST = 40
 WIDEST = 110
 
 
 class By(StrEnum):
-    """What is summed up."""
+    """What the report groups by."""
 
     DAY = "day"
     KEY = "key"

@@ -16,7 +16,7 @@ router = APIRouter(route_class=KeyedRoute, dependencies=SECURITY, tags=["OpenAI"
 
 @router.get("/v1/models", summary="List models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """What the caller may use: the model, and of its adapters those that the key is for."""
+    """List what the caller may use: the model, and the adapters that the key allows."""
     services = services_of(request)
     caller = request.state.caller
     if services.state is State.UNLOADED:
@@ -42,7 +42,7 @@ def _adapters(services: Services) -> tuple[str, ...]:
 
 
 def _bare(services: Services) -> dict[str, Any]:
-    """What answers for the model's own name: the model, or the default adapter."""
+    """What answers requests for the model's own name: the model, or the default adapter."""
     if not (default := services.default_adapter):
         return _model(services)
     return {**_model(services, default), "id": services.config.model.name, "adapter": default}
@@ -55,7 +55,7 @@ def _model(services: Services, adapter: str = "") -> dict[str, Any]:
     version = services.version
     if adapter:
         version = services.adapters.version(adapter) or "" if services.adapters else ""
-        # vLLM's server names the base model of an adapter so.
+        # As in vLLM's server, `parent` is the base model of an adapter.
         described |= {"id": f"{base}:{adapter}", "parent": base}
     elif services.default_adapter:
         described["id"] = f"{base}:{BASE}"
