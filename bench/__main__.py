@@ -18,11 +18,11 @@ from bench.servers import COMPARED, KINDS, versions
 
 DEFAULT = tuple(kind.key for kind in COMPARED)
 ONE_MODEL = {"adapters", "prefix"}
-"""Scenarios that run with the first model only unless --model says otherwise."""
+"""Scenarios that run only with the first model, unless --model is given."""
 
 
 def main() -> int:
-    """Run what was asked for; what is measured is kept even when a later scenario fails."""
+    """Run the requested scenarios. Results are kept even if a later scenario fails."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = parse()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -77,7 +77,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def measure(scenario: str, model: str, options: argparse.Namespace) -> Run:
-    """One run, with the circumstances it was made under."""
+    """One run, with the machine and versions that it was made with."""
     print(f"\n== {scenario}: {model}, {options.dtype}, {options.rounds} rounds", flush=True)
     run = Run(
         scenario, Path(model).name, options.dtype, commit(), f"{datetime.now(UTC):%Y-%m-%d}", 0.0, machine(), versions()

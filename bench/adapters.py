@@ -14,7 +14,7 @@ MODULES = {
 
 
 def folders(model: Path) -> dict[str, Path]:
-    """Eight adapters for the model in `model`, by name; made if they are not there."""
+    """Eight adapters for the model in `model`, by name. Created if they don't exist."""
     base = FOLDER / f"{model.name}-adapters"
     made = {f"a{index}": base / f"a{index}" for index in range(COUNT)}
     for seed, folder in enumerate(made.values()):
@@ -24,7 +24,7 @@ def folders(model: Path) -> dict[str, Path]:
 
 
 def make(model: Path, folder: Path, seed: int) -> None:
-    """Write one adapter whose effect on the answers is small but not nothing."""
+    """Write one adapter whose effect on the answers is small, but not zero."""
     import torch
     from safetensors.torch import save_file
 

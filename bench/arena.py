@@ -1,4 +1,4 @@
-"""The servers of one comparison, all started, one awake at a time."""
+"""The servers of one comparison: all are started, but only one runs at a time."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ class Arena:
         self._stop()
 
     def measure(self, key: str, clients: int, asks: Sequence[workload.Ask]) -> load.Load:
-        """One measurement of one server. Raises RuntimeError when it did not answer everything in full."""
+        """One measurement of one server. Raises RuntimeError unless it answered everything completely."""
         server = self._servers[key]
         with self.awake(key):
             try:
@@ -82,7 +82,7 @@ class Arena:
         self.measure(key, self._warm_up_clients, workload.mixed(words, self._warm_up_clients, WARM_UP_SEED))
 
     def drop(self, key: str, reason: str) -> None:
-        """Stop one server and go on without it."""
+        """Stop one server and continue without it."""
         self._running.pop(key).stop()
         self._leave_out(self._servers[key], reason)
 

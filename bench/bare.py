@@ -1,4 +1,4 @@
-"""The bytes of a model's files through bare sockets: the bound of a server, and of what a client does with them."""
+"""Downloads a model's files through bare sockets: the bound for a server, and for a client that hashes and writes."""
 
 import hashlib
 import socket
@@ -62,5 +62,5 @@ def _read(url: str, headers: dict[str, str], file: Path | None) -> int:
 def _takers(stack: ExitStack, file: Path | None) -> list[Callable[[memoryview], object]]:
     if file is None:
         return []
-    # The answer's head is hashed and written, too: a bound needs no file that could be loaded.
+    # The response's head is hashed and written, too: for a bound, the file need not be loadable.
     return [hashlib.sha256().update, stack.enter_context(file.open("wb", buffering=0)).write]

@@ -38,7 +38,7 @@ class Calls:
 
 
 def run(url: str, body: Mapping[str, Any], headers: Mapping[str, str], clients: int, seconds: float) -> Calls:
-    """Measure in another process. Raises RuntimeError when any answer is not a 200."""
+    """Measure in another process. Raises RuntimeError if any answer is not a 200."""
     plan = {"url": url, "body": dict(body), "headers": dict(headers), "clients": clients, "seconds": seconds}
     done = subprocess.run(
         [sys.executable, "-m", "bench.calls"],
@@ -51,7 +51,7 @@ def run(url: str, body: Mapping[str, Any], headers: Mapping[str, str], clients: 
 
 
 class Client(asyncio.Protocol):
-    """One connection: the next request when the last is answered."""
+    """One connection: sends the next request when the last one is answered."""
 
     def __init__(self, request: bytes, until: float, latencies: list[float], ended: asyncio.Future[None]) -> None:
         self._request = request
@@ -60,7 +60,7 @@ class Client(asyncio.Protocol):
         self._ended = ended
         self._buffer = b""
         self._missing: int | None = None
-        """Bytes of the answer still to come; None while its head is not whole."""
+        """Bytes of the answer that are still missing; None while its head is incomplete."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance.
@@ -113,7 +113,7 @@ def _length(head: bytes) -> int:
 
 
 def request_bytes(url: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> bytes:
-    """A POST as it goes over the wire."""
+    """The bytes of a POST request."""
     address = urlsplit(url)
     content = json.dumps(body).encode()
     lines = [f"POST {address.path} HTTP/1.1", f"Host: {address.netloc}", "Content-Type: application/json"]
@@ -123,7 +123,7 @@ def request_bytes(url: str, body: Mapping[str, Any], headers: Mapping[str, str])
 
 
 async def measure(url: str, body: Mapping[str, Any], headers: Mapping[str, str], clients: int, seconds: float) -> Calls:
-    """All clients, until the time is over."""
+    """Run all clients until the time is over."""
     loop = asyncio.get_running_loop()
     address = urlsplit(url)
     request = request_bytes(url, body, headers)
@@ -143,7 +143,7 @@ async def measure(url: str, body: Mapping[str, Any], headers: Mapping[str, str],
 
 
 def main() -> None:
-    """Read the plan, measure, write what was seen."""
+    """Read the plan, measure, and write the results."""
     import uvloop
 
     plan = json.load(sys.stdin)

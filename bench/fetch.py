@@ -66,7 +66,7 @@ print(json.dumps([seconds, cpu, int(peak.split()[1]) / 1024]))
 
 
 class Run(NamedTuple):
-    """What one download took."""
+    """Time and memory of one download."""
 
     seconds: float
     cpu_seconds: float
@@ -143,7 +143,7 @@ def table(found: Mapping[str, Way], mib: int) -> list[str]:
 
 
 def tell(began: float, what: str) -> None:
-    """How far the run is."""
+    """Print a line of progress."""
     print(f"{time.monotonic() - began:.0f} s: {what}", file=sys.stderr, flush=True)
 
 

@@ -42,7 +42,7 @@ NO_LIMIT = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to serve: how to start it, and what it is asked."""
+    """One server under test: how to start it, and the request that it gets."""
 
     key: str
     title: str
@@ -72,7 +72,7 @@ class Way:
 
 
 def ours(key: str, title: str, *, guarded: bool, cached: bool = False) -> Way:
-    """The runtime with a mock in the place of its engine."""
+    """The runtime with a mock in place of its engine."""
     limits = {"requestsPerMinute": NO_LIMIT, "tokensPerMinute": NO_LIMIT, "tokensPerMonth": NO_LIMIT}
     config = {
         "model": {"name": "mock", "path": "mock"},
@@ -80,7 +80,7 @@ def ours(key: str, title: str, *, guarded: bool, cached: bool = False) -> Way:
         "authentication": "Required" if guarded else "Disabled",
         "tiers": [{"name": "standard", "maxConcurrent": 1000, **(limits if guarded else {})}],
     }
-    # A request can be answered from the cache only if it can have one answer.
+    # Only a deterministic request can be answered from the cache.
     fields = {"model": "mock", "max_tokens": 16, "temperature": 0 if cached else 0.7}
     return Way(key, title, fields, config, {"DATABASE_URL": "sqlite:///usage.db" if guarded else "none"})
 

@@ -25,7 +25,7 @@ class Engine:
         self._model = build_model(RuntimeConfig(model=ModelConfig(name="bench"), engine=settings), folder)
 
     def tokens_per_second(self, asks: Sequence[Ask], clients: int) -> float:
-        """Answer `asks`, `clients` at a time: the next one comes when one has its answer."""
+        """Answer `asks`, `clients` at a time: each answer starts the next request."""
         waiting = [self._sequence(ask) for ask in reversed(asks)]
         started = time.perf_counter()
         tokens = 0
@@ -40,7 +40,7 @@ class Engine:
         return tokens / (time.perf_counter() - started)
 
     def _step(self) -> list[Any]:
-        """What the next step that finishes any token brings; nothing when all is done."""
+        """Events of the next step that generates a token; empty when all requests are done."""
         scheduler = self._model.scheduler
         deliveries: list[Any] = []
         while not deliveries and (batch := scheduler.next_batch()) is not None:

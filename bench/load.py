@@ -1,4 +1,4 @@
-"""The clients, in a process of their own: streaming requests in a closed loop over `/v1/completions`.
+"""The clients, in a separate process: streaming requests in a closed loop over `/v1/completions`.
 
 `python -m bench.load` reads one plan (JSON) from stdin and writes what it saw to stdout. While bytes come in they are
 only stamped with the time; they are read afterwards, as client and server share the cores.
@@ -26,7 +26,7 @@ TIMEOUT_SECONDS = 900.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer as its client saw it: seconds to the first text, seconds between texts, tokens; or what went wrong."""
+    """One answer as its client saw it: seconds to the first text, seconds between texts, and tokens; or an error."""
 
     ttft: float
     gaps: list[float]
@@ -79,7 +79,7 @@ def run(url: str, model: str, clients: int, asks: Sequence[Ask]) -> Load:
 
 
 async def _all(plan: dict[str, Any]) -> dict[str, Any]:
-    """Carry out a plan; what `run` gets back."""
+    """Carry out a plan, and return the result for `run`."""
     asks = iter(plan["asks"])
     answers: list[dict[str, Any]] = []
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)

@@ -47,7 +47,7 @@ def main() -> int:
     for stored in STORED:
         made("tiny")
         runs = measure(made(stored), options.rounds)
-        # What disturbs a measurement only adds to it, and a load of a second is easily disturbed.
+        # Noise only adds time, and a load of a second is easily disturbed.
         best = {loader: min(run["seconds"] for run in runs[loader]) for loader in LOADERS}
         shares = {loader: max(run["peak_bytes"] / run["weights_bytes"] for run in runs[loader]) for loader in LOADERS}
         for loader in LOADERS:

@@ -53,7 +53,7 @@ def random_adapter(adapters: AdapterSet, rank: int) -> Adapter:
 
 
 def decoding(rows: int) -> Batch:
-    """A step in which `rows` sequences of PROMPT tokens get their next one."""
+    """A decode step of `rows` sequences with PROMPT tokens each."""
     sampling = Sampling(max_tokens=4, temperature=0.0)
     requests = [GenerationRequest(str(row), tuple(range(row, row + PROMPT)), sampling) for row in range(rows)]
     sequences = [Sequence(request, CharacterVocabulary()) for request in requests]
@@ -64,7 +64,7 @@ def decoding(rows: int) -> Batch:
 
 
 def build(folder: Path, rows: int) -> TransformersRunner:
-    """The model with packed linears, and no adapter yet."""
+    """The model with packed linears, without adapters."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
     pack_linears(model)
     fuse(model)
@@ -99,7 +99,7 @@ def main() -> None:
 def measure(
     runner: TransformersRunner, mixes: dict[str, Callable[[int], str]], rows: int, rounds: int, clock: Any
 ) -> dict[str, list[float]]:
-    """Seconds of each step, in turn, after one unmeasured round."""
+    """Seconds of each step, interleaved, after a warm-up round."""
     batch = decoding(rows)
     seconds: dict[str, list[float]] = {name: [] for name in mixes}
     for round_ in range(rounds + 1):

@@ -1,4 +1,4 @@
-"""Where and from what a run was made: processor, memory, commit. No names or paths of the machine."""
+"""The machine and commit of a run: processor, memory, commit. No names or paths of the machine."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ("runtime", "bench")
-"""What decides the figures; a change elsewhere does not make a commit another one."""
+"""Folders that decide the figures. A change elsewhere does not mark the commit as modified."""
 
 
 def machine() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The runtime as it is, but for its model: `python -m bench.mock serve --config FILE …` answers at once.
+"""The real runtime with a mock model, which answers at once: `python -m bench.mock serve --config FILE …`.
 
 What remains is what the gateway costs: HTTP, keys, limits, the cache, the usage log. With MOCK_TOKEN_SECONDS each token
 takes that long: something to cut, and to wait for.
@@ -121,7 +121,7 @@ class MockCodec:
 
 
 def without(models: Path, fetched: Path | None = None) -> ModelSource:
-    """In the place of the runtime's own ways to a model; it has no adapters."""
+    """A model source with the mock, in place of the runtime's functions that load a model. It has no adapters."""
 
     async def find(config: RuntimeConfig) -> Path:
         return models

@@ -1,4 +1,4 @@
-"""The model folders that every server gets: no end-of-sequence token anywhere, so that all generate `max_tokens`.
+"""The model folders for all servers. They have no end-of-sequence token, so that every server generates `max_tokens`.
 
 `smollm2` is SmolLM2-135M-Instruct with its own weights, `small` a random Llama of 31.6 M parameters each of whose
 tokens is one English word. Made once, below the project's cache.
@@ -27,7 +27,7 @@ WORD = re.compile(r"Ġ[A-Za-z]+")
 
 
 def folder(name: str) -> Path:
-    """The folder of model `name`, made if it is not there; another name is taken for a folder of yours."""
+    """The folder of model `name`, created if needed. An unknown name is taken for a folder of your own."""
     if name not in MAKERS:
         return Path(name)
     path = FOLDER / name
@@ -38,7 +38,7 @@ def folder(name: str) -> Path:
 
 
 def words(path: Path) -> list[str]:
-    """Words that are one token each when a space stands before them, in the order of their ids."""
+    """Words that are a single token after a space, in the order of their ids."""
     return [symbol.removeprefix("Ġ") for symbol in _words(path)]
 
 
@@ -62,7 +62,7 @@ def _smollm2(path: Path) -> None:
 
 
 def endless(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a model or a tokenizer that know no end of sequence."""
+    """Settings of a model or tokenizer without an end of sequence."""
     return {name: value for name, value in settings.items() if name not in {"eos_token", "eos_token_id"}} | (
         {"eos_token_id": None} if "model_type" in settings else {}
     )

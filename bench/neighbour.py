@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def measure(model: str, rounds: int, seconds: float, runtime: str = "") -> Rows:
-    """One server, alone and beside the loud key in turns."""
+    """Measure one server, alternately alone and beside the loud key."""
     scratch = Path(tempfile.mkdtemp(prefix="llm-neighbour-"))
     port = free_port()
     rows = Rows()
@@ -150,7 +150,7 @@ def _timed(connection: http.client.HTTPConnection, method: str, path: str, body:
 
 @contextmanager
 def noise(port: int, wanted: bool) -> Iterator[Any]:
-    """The loud key at work, if wanted; afterwards, how many answers it had in a second."""
+    """Let the loud key send requests during the block, if wanted. Afterwards, its answers per second are known."""
     if not wanted:
         yield lambda: 0.0
         return
@@ -167,7 +167,7 @@ def noise(port: int, wanted: bool) -> Iterator[Any]:
 
 
 async def shout(url: str) -> float:
-    """Send until there is a line on stdin; answers per second."""
+    """Send requests until a line comes on stdin. Returns the answers per second."""
     address = urlsplit(url)
     body = json.dumps({"model": "bench", "messages": [{"role": "user", "content": "a"}] * MESSAGES}).replace(" ", "")
     head = (

@@ -20,7 +20,7 @@ def _draw(run: Run, folder: Path) -> str:
     import matplotlib as mpl
 
     mpl.use("svg")
-    # The same figures make the same file; text stays text.
+    # Reproducible files for the same figures, with text kept as text.
     mpl.rcParams.update({"svg.hashsalt": "llm-operator", "svg.fonttype": "none", "font.size": 9})
     from matplotlib import pyplot
 

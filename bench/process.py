@@ -1,4 +1,4 @@
-"""A server as a process tree: start, readiness, peak memory, standstill while others are measured, end by id."""
+"""A server as a process tree: start, readiness, peak memory, pausing while others are measured, and its end by id."""
 
 import ctypes
 import os
@@ -33,7 +33,7 @@ class Process:
         )  # fmt: skip
 
     def wait_until_ready(self, url: str) -> None:
-        """Until `url` answers 200. Raises `NotStarted`."""
+        """Wait until `url` answers 200. Raises `NotStarted`."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self._root.poll() is not None:
@@ -53,14 +53,14 @@ class Process:
         return sum(_peak_bytes(pid) for pid in self.pids())
 
     def pause(self) -> None:
-        """Take it off the cores: an idle server may still poll."""
+        """Pause the processes: even an idle server may poll."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End it, by force if it does not end in time; children that outlive it, too."""
+        """End the server, by force if it does not end in time, and its remaining children."""
         family = self.pids()
         self.resume()
         self._root.terminate()
@@ -68,7 +68,7 @@ class Process:
             self._root.wait(STOP_SECONDS)
         for pid in family:
             with suppress(ProcessLookupError):
-                if os.getsid(pid) == self._root.pid:  # Not a stranger who got a freed id meanwhile.
+                if os.getsid(pid) == self._root.pid:  # The id may have been reused by another process.
                     os.kill(pid, signal.SIGKILL)
         self._root.wait()
         self._output.close()
@@ -89,7 +89,7 @@ def _die_with_parent() -> None:
 
 
 def descendants(root: int, parent_of: Mapping[int, int]) -> list[int]:
-    """`root` and whoever descends from it, parents before their children."""
+    """`root` and its descendants, parents before their children."""
     family = [root]
     for member in family:
         family += [pid for pid, parent in parent_of.items() if parent == member]

@@ -96,7 +96,7 @@ def page(runs: Sequence[Run], images: dict[tuple[str, str, str], list[str]]) -> 
 
 
 def targets(runs: Sequence[Run]) -> str:
-    """Every target that was measured, with what came out."""
+    """Every measured target with its result."""
     rows = []
     for run in runs:
         for found in verdicts(run):
@@ -112,7 +112,7 @@ def commands(runs: Sequence[Run]) -> str:
 
 
 def section(run: Run, images: Sequence[str]) -> list[str]:
-    """One run: where and when, its table, who is missing, its plots."""
+    """One run: machine and date, table, missing servers, plots."""
     parts = [f"### {model_title(run)}", stamp(run)]
     if run.skipped:
         return [*parts, f"Not measured: {run.skipped}"]
@@ -176,7 +176,7 @@ def cell(run: Run, row: str, metric: str) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits are what such a measurement carries."""
+    """A figure with three significant digits, the precision of such a measurement."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""What a run found, as it stands in `engine.json`: raw rounds, medians, ratios and targets. Pure."""
+"""The results of a run, as in `engine.json`: raw rounds, medians, ratios and targets. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -70,12 +70,12 @@ class Run:
 
 
 def from_json(record: Mapping[str, Any]) -> Run:
-    """What `as_json` wrote; what can be computed is computed again."""
+    """Read what `as_json` wrote. Everything that can be computed is computed again."""
     return Run(**{name: value for name, value in record.items() if name in Run.__dataclass_fields__})
 
 
 def merged(old: Sequence[Run], new: Sequence[Run]) -> list[Run]:
-    """A new run takes the place of the old one of the same scenario, model and number format."""
+    """Replace the old run of the same scenario, model and number format by a new one."""
     return sorted({run.key: run for run in (*old, *new)}.values(), key=lambda run: run.key)
 
 
@@ -120,7 +120,7 @@ TARGETS = (
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one target; only for what the run measured."""
+    """The result of one target that the run measured."""
 
     title: str
     bound: str
@@ -129,7 +129,7 @@ class Verdict:
 
 
 def verdicts(run: Run) -> list[Verdict]:
-    """Every target that this run can speak about."""
+    """The results of all targets that this run measured."""
     found = []
     for target in TARGETS:
         if target.scenario == run.scenario:

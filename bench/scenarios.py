@@ -27,7 +27,7 @@ PREFIX_FOLLOWERS = 4
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line chose, for one run."""
+    """The options of one run, from the command line."""
 
     model: str
     dtype: str
@@ -47,7 +47,7 @@ class Options:
 
 
 def peers(options: Options, run: Run) -> None:
-    """All servers over HTTP at each number of clients. A peer that fails is out from then on; ours must not fail."""
+    """All servers over HTTP, at each number of clients. A peer that fails is dropped; ours must not fail."""
     servers = [KINDS[key](options.folder, options.dtype) for key in options.servers]
     with Arena(servers, options.say) as arena:
         run.absent = arena.absent

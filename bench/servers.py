@@ -30,7 +30,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
 }  # fmt: skip
 NOT_INHERITED = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "PYTHONPATH", "VIRTUAL_ENV")
-"""What a caller's environment must not decide: each server has its own defaults."""
+"""Variables removed from the environment, so that each server uses its own defaults."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Server:
         return "bench"
 
     def missing(self) -> str:
-        """Why it can't be started here; empty when it can."""
+        """Why it can't be started here; "" if it can."""
         return ""
 
     def command(self) -> Sequence[str | Path]:
@@ -119,11 +119,11 @@ class Ours(Server):
             "server": {
                 "requestTimeoutSeconds": 900,
                 "logFormat": "console",
-                # A later round asks the same: the model shall answer, as its peers' do.
+                # No cache: a later round sends the same requests, and the model must compute them, as the peers' do.
                 "completionCache": {"enabled": False},
             },
             "authentication": "Disabled",
-            # All clients come from one address: without a tier of their own they would wait for each other.
+            # All clients have the same address, so under the default tier they would wait for each other.
             "tiers": [{"name": "standard", "maxConcurrent": 1000}],
             "database": {"url": f"sqlite:///{self.scratch}/usage.db"},
         }

@@ -14,19 +14,19 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def median(values: Sequence[float]) -> float:
-    """The median, not-a-number without values."""
+    """The median; NaN without values."""
     return statistics.median(values) if values else math.nan
 
 
 def ratio(value: float | None, reference: float | None) -> float | None:
-    """`value / reference`, None where one of them was not measured."""
+    """`value / reference`; None if one of them was not measured."""
     if value is None or reference is None or not reference or math.isnan(value) or math.isnan(reference):
         return None
     return value / reference
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
-    """To `digits` significant digits; None instead of what JSON does not know."""
+    """Round to `digits` significant digits; None for values that JSON can't represent."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.{digits}g}")

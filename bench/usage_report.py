@@ -62,7 +62,7 @@ async def fill(database: Database, kind: str, rows: int) -> None:
 
 
 async def median_ms(ask: Callable[[], Awaitable[Any]]) -> float:
-    """Of some repetitions, after one that fills caches."""
+    """Median of some repetitions, after one that fills caches."""
     await ask()
     seconds = []
     for _ in range(REPEATS):
@@ -73,7 +73,7 @@ async def median_ms(ask: Callable[[], Awaitable[Any]]) -> float:
 
 
 async def measure(url: str, rows: int) -> None:
-    """Fill one database, ask it everything, print."""
+    """Fill one database, run all reports, and print their times."""
     kind = url.partition(":")[0]
     database = Database(url, statement_seconds=600)
     await migrate.upgrade(database)

@@ -32,7 +32,7 @@ def mixed(words: Sequence[str], requests: int, seed: int) -> list[Ask]:
 def shared_prefixes(
     words: Sequence[str], groups: int, followers: int, prefix_tokens: int, seed: int, tail_tokens: int = 16
 ) -> list[list[Ask]]:
-    """`groups` prefixes of their own; in each, one request that meets it first and `followers` that meet it again."""
+    """Requests with `groups` different prefixes: for each, one request that is the first, and `followers` after it."""
     chance = random.Random(seed)
     result = []
     for _ in range(groups):

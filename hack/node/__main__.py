@@ -52,7 +52,7 @@ def settings(options: argparse.Namespace) -> Settings:
 
 
 async def run(kubeconfig: Path, chosen: Settings) -> None:
-    """From registration to the last pod's end."""
+    """Run the node from its registration to the end of its last pod."""
     stop = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
@@ -76,7 +76,7 @@ def main() -> None:
     if options.kubeconfig is None:
         raise SystemExit("which cluster? give --kubeconfig FILE or set KUBECONFIG")
     chosen = settings(options)
-    # Pods of a former life are run anew, so what they left is only in the way.
+    # Pods of an earlier run are started again, so their old files must not be in the way.
     shutil.rmtree(chosen.folder / "pods", ignore_errors=True)
     chosen.folder.mkdir(parents=True, exist_ok=True)
     asyncio.run(run(Path(options.kubeconfig), chosen))

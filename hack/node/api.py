@@ -1,4 +1,4 @@
-"""The Kubernetes API as the node needs it: requests, and mirrors that list and watch."""
+"""A client of the Kubernetes API: requests, and mirrors that list and watch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ApiError(RuntimeError):
 
 
 class Api:
-    """One user of one API server, as a kubeconfig names them."""
+    """A client for the server and user of a kubeconfig's current context."""
 
     def __init__(self, kubeconfig: Path) -> None:
         self.server, self.context, self.headers = read_kubeconfig(kubeconfig)
@@ -38,7 +38,7 @@ class Api:
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        # Made at first use: a session belongs to the running loop. No proxy is asked: this is loopback.
+        # Created at first use, because a session belongs to the running loop. No proxy, because this is loopback.
         if self._session is None:
             connector = aiohttp.TCPConnector(ssl=self.context, limit=0)
             self._session = aiohttp.ClientSession(connector=connector, headers=self.headers, trust_env=False)
@@ -91,7 +91,7 @@ class Api:
 
 
 async def events(stream: aiohttp.StreamReader, each: Callable[[Json], None]) -> None:
-    # By hand: readline() refuses lines above 64 KiB, and a Secret may have a megabyte.
+    # Split by hand, because readline() refuses lines above 64 KiB, and a Secret may have a megabyte.
     rest = b""
     async for piece in stream.iter_any():
         *lines, rest = (rest + piece).split(b"\n")
@@ -100,7 +100,7 @@ async def events(stream: aiohttp.StreamReader, each: Callable[[Json], None]) -> 
 
 
 class Mirror:
-    """A local copy of a list of objects. `changed` hears of every object that came, changed or (None) went."""
+    """A local copy of a list of objects. Calls `changed` for each object that is added, changed or deleted (None)."""
 
     def __init__(self, api: Api, path: str, changed: Callable[[str, Json | None], None], **params: str) -> None:
         self.api = api
@@ -110,7 +110,7 @@ class Mirror:
         self.objects: dict[str, Json] = {}
 
     async def run(self) -> None:
-        """Follow for ever; whatever fails is tried again, and a gap is closed by listing."""
+        """Follow for ever. After a failure it lists again, which closes any gap, and goes on watching."""
         while True:
             try:
                 await self.once()
@@ -120,10 +120,10 @@ class Mirror:
 
     async def once(self) -> None:
         listed = await self.api.get(self.path, **self.params)
-        found = {key_of(item): item for item in listed.get("items") or []}
-        for key in [key for key in self.objects if key not in found]:
+        current = {key_of(item): item for item in listed.get("items") or []}
+        for key in [key for key in self.objects if key not in current]:
             self.put(key, None)
-        for key, item in found.items():
+        for key, item in current.items():
             self.put(key, item)
         await self.api.watch(self.path, listed["metadata"]["resourceVersion"], self.params, self.event)
 
@@ -153,7 +153,7 @@ def message_of(text: str) -> str:
 
 
 async def insist(action: Callable[[], Awaitable[Json]], *, ignore: tuple[int, ...] = ()) -> Json | None:
-    """Repeat what the API server could not do just now; None when it answered one of the statuses to `ignore`."""
+    """Retry `action` after transient errors. Returns None if the API server answers with a status in `ignore`."""
     while True:
         try:
             return await action()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Backoff:
-    """The first restart is immediate, then 1, 2, 4 … seconds: the kubelet's shape, but it starts at 10 s."""
+    """Exponential back-off: the first restart is immediate, then after 1, 2, 4 … s. The kubelet begins with 10 s."""
 
     initial_seconds: float = 1.0
     maximum_seconds: float = 60.0
@@ -15,7 +15,7 @@ class Backoff:
     _delay: float | None = field(default=None, init=False)
 
     def next(self, ran_seconds: float) -> float:
-        """The wait after an attempt that ran for so long; a long run makes good for earlier failures."""
+        """The pause after an attempt that ran for `ran_seconds`. A long run resets the back-off."""
         if self._delay is None or ran_seconds >= self.reset_after_seconds:
             self._delay = 0.0
         elif self._delay == 0.0:

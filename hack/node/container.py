@@ -1,4 +1,4 @@
-"""One container of a pod: attempt after attempt, with probes, back-off and an orderly end."""
+"""One container of a pod: its attempts, probes, back-off and orderly end."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Container:
         return self.folder / f"{self.attempt - previous}.log"
 
     async def run(self, policy: str) -> None:
-        """`policy` is Always, OnFailure or Never; returns when it asks for no further attempt."""
+        """Run attempts until `policy` (Always, OnFailure or Never) asks for no further one."""
         while not self.stopping:
             started = time.monotonic()
             await self.once()
@@ -134,7 +134,7 @@ class Container:
         await asyncio.gather(*checks)
 
     async def repeat(self, probe: Json, process: Process, tell: Callable[[bool | None, str], Awaitable[bool]]) -> None:
-        """Check every period until the attempt is over or `tell` answers True: enough."""
+        """Check every period until the attempt is over, or until `tell` returns True."""
         state: ProbeState = state_of(probe)
         await asyncio.sleep(float(probe.get("initialDelaySeconds", 0)))
         while not process.over:
@@ -185,14 +185,14 @@ class Container:
         return await processes.run(self.process.launch, [rewrite(word, mounts) for word in command], seconds)
 
     async def stop(self, deadline: float) -> None:
-        """No further attempt; end the running one by `deadline` (monotonic seconds)."""
+        """Start no further attempt, and end the running one by `deadline` (monotonic seconds)."""
         self.stopping = True
         self.record.ready = False
         if self.process is not None and not self.process.over:
             await self.end(self.process, deadline)
 
     async def end(self, process: Process, deadline: float) -> None:
-        """preStop and SIGTERM share the grace period; SIGTERM always gets two seconds of it, as by the kubelet."""
+        """Run preStop, then send SIGTERM, within the grace period. As with the kubelet, SIGTERM gets at least 2 s."""
         hook = (self.spec.get("lifecycle") or {}).get("preStop")
         if hook and not process.over:
             await self.pre_stop(hook, process, max(0.0, deadline - time.monotonic()))

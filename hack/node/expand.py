@@ -1,4 +1,4 @@
-"""$(VAR) in commands, arguments and values, by the kubelet's rules, and the fields of the downward API. Pure."""
+"""Expands $(VAR) in commands, arguments and values by the kubelet's rules, and reads downward API fields. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def expand(text: str, variables: Mapping[str, str]) -> str:
 
 
 def field(pod: Json, path: str) -> str:
-    """A downward API field of the pod; KeyError with the path when it is none."""
+    """A downward API field of the pod. Raises KeyError with the path if there is no such field."""
     if match := re.fullmatch(r"metadata\.(labels|annotations)\['(.+)'\]", path):
         return str((pod["metadata"].get(match[1]) or {}).get(match[2], ""))
     if path in ("metadata.labels", "metadata.annotations"):
@@ -67,7 +67,7 @@ def quantity(text: str) -> float:
 
 
 def resource(container: Json, reference: Json, capacity: Mapping[str, str]) -> str:
-    """The value of a resourceFieldRef: a limit or request, the node's capacity where none is set, rounded up."""
+    """The value of a resourceFieldRef: the limit or request, else the node's capacity, rounded up."""
     kind, _, name = str(reference["resource"]).partition(".")
     amounts = (container.get("resources") or {}).get(kind) or {}
     amount = amounts.get(name) or capacity.get(name, "0")

@@ -1,4 +1,4 @@
-"""The kubelet's read API, as far as `kubectl logs` needs it: HTTPS on loopback, open to all of this machine."""
+"""The part of the kubelet's API that `kubectl logs` needs: HTTPS on loopback, open to everyone on this machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def serve(node: Node, folder: Path) -> tuple[web.AppRunner, int]:
 
 
 def certificate(folder: Path) -> ssl.SSLContext:
-    """Self-signed by the tool at hand: hack/kube's binary, which is on the PATH of a local cluster, else openssl."""
+    """A self-signed certificate, made by hack/kube's binary (on the PATH of a local cluster) or by openssl."""
     name = folder / "kubelet"
     if kube := shutil.which("kube"):
         command = [kube, "selfsigned", str(name)]
@@ -89,7 +89,7 @@ async def logs(request: web.Request) -> web.StreamResponse:
 
 
 async def pieces(file: Path, lines: int, container: Container | None) -> AsyncIterator[bytes]:
-    """The log from its last `lines` lines (-1: all), and on while the attempt of `container` that writes it runs."""
+    """The last `lines` lines of the log (-1: all). With `container`, follow it while the attempt that writes runs."""
     with file.open("rb") as stream:
         content = stream.read()
         yield content if lines < 0 else b"".join(content.splitlines(keepends=True)[-lines:] if lines else [])

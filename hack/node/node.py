@@ -18,7 +18,7 @@ from node.status import stamp
 
 HEARTBEAT_SECONDS = 10
 LAST_WORDS_SECONDS = 10.0
-"""For the API server to be told of pods that have ended with the node."""
+"""Time limit for reporting the ended pods to the API server when the node stops."""
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 log = logging.getLogger("node")
 
@@ -37,7 +37,7 @@ class Node:
         self.closing = False
 
     def spawn(self, work: Coroutine[object, object, object]) -> None:
-        """Run in the background; kept, since asyncio holds tasks only weakly."""
+        """Run in the background. The task is stored, because asyncio keeps only weak references."""
         task: asyncio.Task[object] = asyncio.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.finished)
@@ -50,7 +50,7 @@ class Node:
     async def register(self, kubelet_port: int) -> None:
         """Create the Node, or take over the one of an earlier life, and set it Ready."""
         await insist(lambda: self.api.post("/api/v1/nodes", manifest(self.settings)), ignore=(409,))
-        # It may be left from a life that ended in the middle of its shutdown.
+        # An earlier run may have been killed during its shutdown, and left the node cordoned.
         await insist(lambda: self.api.patch(self.path, {"spec": {"unschedulable": None}}))
         await self.report_ready(kubelet_port)
         self.spawn(self.mirror.run())
@@ -61,7 +61,7 @@ class Node:
         await insist(lambda: self.api.patch(f"{self.path}/status", body, STRATEGIC))
 
     async def beat(self, kubelet_port: int) -> None:
-        """The lease every ten seconds; the status, which the API server must also have after it lost its data, too."""
+        """Renew the Lease every ten seconds. Also report the status, in case the API server has lost its data."""
         while True:
             try:
                 await self.renew()
@@ -87,7 +87,7 @@ class Node:
         """A pod came, changed or went."""
         pod = self.pods.get(key)
         if pod is not None and (manifest is None or manifest["metadata"]["uid"] != pod.uid):
-            # Deleted without us (--force), or replaced by a namesake: the kubelet ends it with a short grace, too.
+            # Force-deleted, or replaced by a pod of the same name. The kubelet also uses a short grace period then.
             self.spawn(self.end(key, pod, 1.0, delete=False))
             self.pods.pop(key, None)
             pod = None
@@ -114,9 +114,9 @@ class Node:
         return pod
 
     def address(self, manifest: Json) -> str:
-        """An address of this machine that no pod of ours has; chance keeps two clusters of one machine apart."""
+        """An unused loopback address. It is random, so that two clusters on one machine rarely collide."""
         taken = {pod.pod_ip for pod in self.pods.values()}
-        # A pod of our former life keeps its address: the API merges podIPs and refuses a second one.
+        # A pod of an earlier run keeps its address, because the API merges podIPs and refuses a second one.
         former = str((manifest.get("status") or {}).get("podIP", ""))
         if former and former not in taken:
             return former
@@ -135,7 +135,7 @@ class Node:
         await pod.terminate(seconds, after)
 
     async def remove(self, manifest: Json) -> None:
-        """The kubelet's last word: the object goes once its processes have."""
+        """Delete the pod's object after its processes have ended, as the kubelet does."""
         metadata = manifest["metadata"]
         path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
         options = {"gracePeriodSeconds": 0, "preconditions": {"uid": metadata["uid"]}}
@@ -145,13 +145,13 @@ class Node:
             self.pods.pop(key)
 
     async def stop(self) -> None:
-        """End every pod and leave the cluster. Pods are Failed then, so that their owners replace them."""
+        """End every pod and leave the cluster. Pods become Failed, so that their owners replace them."""
         await self.cordon()
         for pod in self.pods.values():
             pod.shutdown = True
         graces = [float(pod.manifest["spec"].get("terminationGracePeriodSeconds", 30)) for pod in self.pods.values()]
         ending = [pod.terminate(grace) for pod, grace in zip(self.pods.values(), graces, strict=True)]
-        # Their processes are gone by then. An API server that is gone as well can't be told.
+        # Processes end within the grace period. The rest is for the reports, if the API server still answers.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(graces, default=0.0) + LAST_WORDS_SECONDS):
                 await asyncio.gather(*ending, return_exceptions=True)
@@ -164,13 +164,13 @@ class Node:
                 log.warning("cannot delete %s: %s", path, error)
 
     async def cordon(self) -> None:
-        """Take no more pods: the owners of those that end now would have theirs put here again."""
+        """Accept no more pods, because replacements of the ending ones could be scheduled here."""
         self.closing = True
         with contextlib.suppress(ApiError):
             await self.api.patch(self.path, {"spec": {"unschedulable": True}})
 
     def event(self, manifest: Json, kind: str, reason: str, message: str) -> None:
-        """An Event about a pod or Service; the same one is not repeated while nothing else happened to it."""
+        """Send an Event about a pod or Service, unless it equals the last one about it."""
         uid = manifest["metadata"]["uid"]
         digest = f"{reason}: {message}"
         if self.reported.get(uid) != digest:

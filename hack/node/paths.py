@@ -1,6 +1,6 @@
-"""Mount paths become real paths: a process has no file system of its own. Pure.
+"""Rewrites mount paths to real paths, because a process has no mount namespace of its own. Pure.
 
-A value is rewritten when the whole of it is a path below a mount, alone, after `--flag=`, or in a file: or sqlite: URL.
+A value is rewritten if all of it is a path below a mount, alone, after `--flag=`, or in a file: or sqlite: URL.
 Paths in the middle of a shell script or inside a file stay as they are.
 """
 

@@ -31,7 +31,7 @@ log = logging.getLogger("node.pod")
 
 
 class Pod:
-    """A pod that is bound to this node. `update` brings its newest object, `terminate` ends it."""
+    """A pod that is bound to this node. `update` takes its newest object, `terminate` ends it."""
 
     def __init__(self, manifest: Json, api: Api, settings: Settings, pod_ip: str, report: Report) -> None:
         self.api = api
@@ -91,7 +91,7 @@ class Pod:
             self.event("Warning", "ProcessNodeUnsupported", "the process node runs no ephemeral containers")
 
     async def live(self) -> None:
-        """Everything up to the end of the last container."""
+        """Run the pod up to the end of its last container."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if problem := refusals.refusal(self.manifest):
             self.refuse(problem)
@@ -113,7 +113,7 @@ class Pod:
         self.publish()
 
     async def mount(self) -> None:
-        """Volumes come before any container; what is missing is waited for, as by the kubelet."""
+        """Mount the volumes before any container starts. Waits for missing objects, as the kubelet does."""
         while True:
             try:
                 self.places = await self.volumes.mount(self.manifest, self.sources())
@@ -127,7 +127,7 @@ class Pod:
                 await asyncio.sleep(1)
 
     async def initialise(self, policy: str) -> bool:
-        """Init containers one after the other; False when one failed for good. A sidecar goes on beside the others."""
+        """Run the init containers one after the other; a sidecar stays beside the others. False if one failed for good."""
         for each in self.inits:
             if each.record.sidecar:
                 self.beside.append(asyncio.create_task(each.run("Always")))
@@ -143,9 +143,9 @@ class Pod:
         return True
 
     async def keep_fresh(self) -> None:
-        """Bring ConfigMaps, Secrets and tokens up to date: at once after a change of the pod, else now and then.
+        """Refresh ConfigMaps, Secrets and tokens: at once after a change of the pod, else every `sync_seconds`.
 
-        A change while the volumes are mounted for the first time is kept for afterwards: they may have the old content.
+        A change during the first mount triggers a refresh afterwards, because the mount may have used old content.
         """
         await self.mounted.wait()
         while True:
@@ -177,7 +177,7 @@ class Pod:
         return {**found, message: str(self.folder / container["name"] / "termination-log")}
 
     async def prepare(self, container: Json) -> Launch:
-        """The container's spec with everything looked up, expanded and rewritten. Raises ConfigError."""
+        """Resolve, expand and rewrite the container's spec. Raises ConfigError."""
         folder = self.folder / container["name"]
         work = folder / "work"
         work.mkdir(parents=True, exist_ok=True)
@@ -197,7 +197,7 @@ class Pod:
         return {name: expand(value, own) for name, value in self.settings.environment.items()}
 
     def account(self, mounts: dict[str, str]) -> dict[str, str]:
-        """KUBECONFIG, when the API server's admission mounted a service account token."""
+        """Set KUBECONFIG if the API server's admission mounted a service account token."""
         if ACCOUNT not in mounts:
             return {}
         file = self.folder / "kubeconfig"
@@ -217,7 +217,7 @@ class Pod:
             await self.send()
 
     async def send(self) -> None:
-        """Write the status; the uid in the patch keeps it from a namesake that came later."""
+        """Write the status. The uid in the patch keeps it off a later pod of the same name."""
         body = {"metadata": {"uid": self.uid}, "status": self.status()}
         try:
             answer = await insist(lambda: self.api.patch(f"{self.path}/status", body, STRATEGIC), ignore=(404, 409))
@@ -276,7 +276,7 @@ class Pod:
         await asyncio.gather(*(each.stop(deadline) for each in containers))
 
     def hasten(self) -> None:
-        """A shorter grace period while stopping: kill what is left when it is over."""
+        """Kill the remaining processes at the deadline, after the grace period was shortened."""
 
         async def kill() -> None:
             await asyncio.sleep(max(0.0, self.deadline - time.monotonic()))
@@ -288,5 +288,5 @@ class Pod:
 
 
 def working_folder(wanted: str, default: Path) -> Path:
-    """workingDir where it exists on this machine; images' folders do not."""
+    """workingDir if it exists on this machine. Folders of images do not."""
     return Path(wanted) if wanted and Path(wanted).is_dir() else default

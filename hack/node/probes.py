@@ -1,4 +1,4 @@
-"""Probes: the state machine (pure), and one check of each kind."""
+"""Probes: a pure state machine, and a check for each kind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Execute = Callable[[list[str], float], Awaitable[tuple[int, str]]]
 
 @dataclass
 class ProbeState:
-    """Turns single results into a verdict that changes only after enough results of one kind in a row."""
+    """Turns results into a verdict, which changes only after enough equal results in a row."""
 
     failure_threshold: int = 3
     success_threshold: int = 1
@@ -24,7 +24,7 @@ class ProbeState:
     _count: int = field(default=0, init=False)
 
     def observe(self, success: bool) -> bool | None:
-        """Take one result in and return the verdict: True, False, or None while nothing is decided yet."""
+        """Add a result and return the verdict: True, False, or None if there is none yet."""
         self._count = self._count + 1 if success == self._last else 1
         self._last = success
         if self._count >= (self.success_threshold if success else self.failure_threshold):
@@ -34,7 +34,7 @@ class ProbeState:
 
 @dataclass(frozen=True)
 class Target:
-    """What a check needs to know of its container."""
+    """What a check needs of its container."""
 
     pod_ip: str
     ports: dict[str, int]

@@ -18,7 +18,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 @dataclass(frozen=True)
 class Launch:
-    """All that is needed to start it: final values, nothing left to expand."""
+    """Everything needed to start a process: final values, nothing left to expand."""
 
     command: list[str]
     environment: dict[str, str]
@@ -48,7 +48,7 @@ class Process:
         return self.handle.returncode is not None
 
     async def wait(self) -> int:
-        """The exit code, negative for a signal. What it forked and left behind is ended too, as a container's is."""
+        """Wait for the exit code, negative for a signal. Kills remaining children, as the end of a container would."""
         code = await self.handle.wait()
         self.signal(signal.SIGKILL)
         return code
@@ -86,11 +86,11 @@ async def spawn(launch: Launch, output: int) -> asyncio.subprocess.Process:
 
 
 def find(program: str, path: str) -> str:
-    # By the container's PATH, not by the node's.
-    found = shutil.which(program, path=path)
-    if found is None:
+    # Searched in the container's PATH, not in the node's.
+    file = shutil.which(program, path=path)
+    if file is None:
         raise FileNotFoundError(f'exec: "{program}": executable file not found in $PATH={path}')
-    return found
+    return file
 
 
 def die_with_parent() -> None:

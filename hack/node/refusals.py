@@ -1,4 +1,4 @@
-"""What the process node cannot do. Pure: a pod in, a sentence out. Nothing is dropped in silence."""
+"""Says what of a pod the process node can't do, so that nothing is dropped silently. Pure: a pod in, a sentence out."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def volume_faults(spec: Json) -> Iterator[str]:
 
 
 def ignored(pod: Json) -> list[str]:
-    """What is accepted but cannot be enforced; said once per pod in the node's log."""
+    """Fields that are accepted but can't be enforced. Logged once for each pod."""
     containers = [*(pod["spec"].get("initContainers") or []), *pod["spec"]["containers"]]
     found = {f"securityContext.{key}" for key in pod["spec"].get("securityContext") or {}}
     found |= {key for key in ("activeDeadlineSeconds", "hostNetwork", "hostAliases", "dnsConfig") if key in pod["spec"]}

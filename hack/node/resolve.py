@@ -1,4 +1,4 @@
-"""From a container's spec to the environment and the command of a process."""
+"""Resolves a container's spec to the environment and command of a process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VALID_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
 
 
 class ConfigError(RuntimeError):
-    """Something the spec refers to is missing; worth another try later."""
+    """Something that the spec refers to is missing. Worth a retry."""
 
 
 @dataclass

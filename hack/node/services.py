@@ -1,7 +1,7 @@
-"""Services without kube-proxy: listens on a Service's address and hands connections to ready pods.
+"""Services without kube-proxy: listens on a Service's address and forwards connections to ready pods.
 
-EndpointSlices refuse loopback addresses, so the node matches selectors itself. A connection that is open stays with its
-pod whatever happens to the Service; only new ones follow readiness and the selector.
+EndpointSlices refuse loopback addresses, so the node matches selectors itself. An open connection stays with its pod
+whatever happens to the Service; only new connections follow readiness and the selector.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Services:
         self.node.spawn(self.serve(key))
 
     async def serve(self, key: str) -> None:
-        """Make the listeners of one Service what its newest object says."""
+        """Update the listeners of one Service to its newest object."""
         async with self.lock:
             service = self.mirror.objects.get(key)
             wanted = {int(port["port"]) for port in tcp_ports(service)} if service else set()
@@ -95,7 +95,7 @@ class Services:
         return server
 
     def address(self, key: str, service: Json) -> str:
-        """Its ClusterIP where that is an address of this machine, else one of our own that stays the same."""
+        """Its ClusterIP if that is a loopback address, else a random loopback address that stays the same."""
         if ipaddress.ip_address(service["spec"]["clusterIP"]) in LOOPBACK:
             return str(service["spec"]["clusterIP"])
         chance = f"127.{random.randint(64, 95)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
@@ -143,7 +143,7 @@ class Services:
 
 
 def tcp_ports(service: Json) -> list[Json]:
-    """What can be served: TCP ports of a Service that has a selector and an address."""
+    """The ports that can be served: TCP ports of a Service that has a selector and an address."""
     spec = service["spec"]
     if spec.get("clusterIP") in (None, "", "None") or not spec.get("selector") or spec.get("type") == "ExternalName":
         return []
@@ -170,7 +170,7 @@ def target_port(service: Json, port: int, pod: Pod) -> int | None:
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Copy one direction to its end, and pass the end on (a half-closed connection stays half open)."""
+    """Copy one direction to its end, then close that direction (a half-closed connection stays half open)."""
     try:
         while data := await reader.read(CHUNK):
             writer.write(data)

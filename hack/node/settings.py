@@ -1,4 +1,4 @@
-"""How this node was started."""
+"""The settings of a process node."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Passed on from the node's own environment; everything else would make pods depend on who started the node.
+# Passed on from the node's own environment. Everything else would make pods depend on who started the node.
 PASSED_ON = ("LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "TMPDIR")
 
 
@@ -16,7 +16,7 @@ class Settings:
 
     name: str
     folder: Path
-    # Set in every container, over what its spec says; $(POD_IP) is expanded.
+    # Set in every container, overriding its spec. $(POD_IP) is expanded.
     environment: dict[str, str] = field(default_factory=dict)
     path: tuple[str, ...] = ()
     taints: tuple[str, ...] = ()
@@ -33,6 +33,6 @@ class Settings:
         return os.pathsep.join([*self.path, own or os.environ.get("PATH", os.defpath)])
 
     def capacity(self) -> dict[str, str]:
-        """What this machine has, as a Node's capacity."""
+        """This machine's resources, as a Node's capacity."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return {"cpu": str(os.cpu_count() or 1), "memory": f"{memory // 1024}Ki", "pods": "110"}

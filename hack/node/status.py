@@ -1,4 +1,4 @@
-"""A pod's status, as the kubelet words it. Pure: records in, status out."""
+"""A pod's status, in the kubelet's words. Pure: records in, status out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from node.api import Json
 
 @dataclass
 class Record:
-    """What is known of one container; `state` and `last_state` have the API's shape."""
+    """The state of one container. `state` and `last_state` have the API's shape."""
 
     name: str
     image: str
@@ -59,7 +59,7 @@ def waiting(reason: str, message: str = "") -> Json:
 
 
 def terminated(exit_code: int, started: datetime, finished: datetime, message: str, container_id: str) -> Json:
-    """A finished attempt. A process that a signal ended reads 128 + signal, as from a container runtime."""
+    """A finished attempt. If a signal ended the process, the code is 128 + signal, as with a container runtime."""
     code = 128 - exit_code if exit_code < 0 else exit_code
     result = {
         "exitCode": code,
@@ -89,7 +89,7 @@ def phase(inits: Sequence[Record], mains: Sequence[Record], restart_policy: str)
 
 
 def conditions(pod: Json, inits: Sequence[Record], mains: Sequence[Record], phase: str, now: datetime) -> list[Json]:
-    """Initialized, ContainersReady and Ready; the time of transition moves only when a status changes."""
+    """Initialized, ContainersReady and Ready. The time of transition moves only when a status changes."""
     done = phase in ("Succeeded", "Failed")
     uninitialized = [record.name for record in inits if not record.initialised]
     lasting = [*(record for record in inits if record.sidecar), *mains]
@@ -120,7 +120,7 @@ def condition(kind: str, value: tuple[str, str, str], previous: Json | None, now
     status, reason, message = value
     same = previous is not None and previous["status"] == status
     moved = previous["lastTransitionTime"] if same and previous else stamp(now)
-    # Null removes an old reason: the patch merges a condition by its type.
+    # Null removes an old reason, because the patch merges conditions by type.
     return {
         "type": kind,
         "status": status,

@@ -11,7 +11,7 @@ RENEW_AT = 0.8
 
 
 class Tokens:
-    """Asks the TokenRequest API, and again when 80 % of a token's life are over."""
+    """Gets tokens from the TokenRequest API, and renews each after 80 % of its lifetime."""
 
     def __init__(self, api: Api, pod: Json) -> None:
         self.api = api

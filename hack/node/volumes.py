@@ -1,4 +1,4 @@
-"""A pod's volumes as folders, written as the kubelet writes them: readers see the old files or the new, never half."""
+"""A pod's volumes as folders, updated atomically as by the kubelet: readers see either the old or the new files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Volumes:
     capacity: dict[str, str]
 
     async def mount(self, pod: Json, sources: Sources) -> dict[str, Path]:
-        """Make or refresh every volume. Raises ConfigError when something referred to is missing."""
+        """Create or refresh every volume. Raises ConfigError if a referenced object is missing."""
         return {volume["name"]: await self._one(volume, pod, sources) for volume in pod["spec"].get("volumes") or []}
 
     async def _one(self, volume: Json, pod: Json, sources: Sources) -> Path:
@@ -104,7 +104,7 @@ def host_path(source: Json) -> Path:
 
 
 async def claimed(name: str, sources: Sources) -> Path:
-    """The folder of a claim that is bound to a hostPath or local volume; others belong to a storage driver."""
+    """The folder of a claim that is bound to a hostPath or local volume. Others would need a storage driver."""
     claim = await sources._get(f"/api/v1/namespaces/{sources.namespace}/persistentvolumeclaims/{name}")
     if claim is None or not claim["spec"].get("volumeName"):
         raise ConfigError(
@@ -163,7 +163,7 @@ def same(data: Path, payload: Payload) -> bool:
 
 
 def client_config(server: str, account: Path) -> str:
-    """A kubeconfig for a pod: /var/run/secrets cannot exist here, so KUBECONFIG names this instead."""
+    """A kubeconfig for a pod. KUBECONFIG names it, because /var/run/secrets can't exist here."""
     cluster = {"server": server, "certificate-authority": str(account / "ca.crt")}
     return json.dumps(
         {

@@ -1,1 +1,1 @@
-"""Answers that are given again: to equal deterministic requests, and to requests sent again under their own name."""
+"""Cached answers: for equal deterministic requests, and for requests repeated with the same idempotency key."""

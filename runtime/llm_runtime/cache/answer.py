@@ -1,4 +1,4 @@
-"""A whole answer, as it is kept: what every dialect needs to give it again, whole or as a stream."""
+"""A complete answer as it is cached: everything that a dialect needs to replay it, at once or as a stream."""
 
 import math
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from typing import Any, Protocol
 from llm_runtime.request import FinishReason, TokenEvent, TopLogprob
 
 MAX_CHARACTERS = 32_000
-"""A longer answer is given to those who wait for it, and not kept."""
+"""A longer answer is passed to the requests that wait for it, but not cached."""
 ANSWER_BYTES = 500
 EVENT_CHARACTERS = 100
-"""What an event counts for beside its text: only answers with log probabilities have more than one for a choice."""
+"""Size of an event without its text. Only answers with log probabilities have more than one event for a choice."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerChoice:
-    """One choice. Without log probabilities one event holds all of its text."""
+    """One choice. Without log probabilities, a single event has all of its text."""
 
     events: tuple[TokenEvent, ...]
     tokens: int
@@ -24,7 +24,7 @@ class AnswerChoice:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """All choices, and what they cost when they were made."""
+    """All choices, and the tokens that they cost when they were generated."""
 
     prompt_tokens: int
     choices: tuple[AnswerChoice, ...]
@@ -35,7 +35,7 @@ class Answer:
 
     @property
     def characters(self) -> int:
-        """Its size."""
+        """Size of the answer in characters, with an allowance for each event."""
         return sum(
             len(event.text) + EVENT_CHARACTERS * (1 + len(event.top_logprobs))
             for choice in self.choices
@@ -44,36 +44,36 @@ class Answer:
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes."""
+        """Approximate memory of the answer, in bytes."""
         return ANSWER_BYTES + 2 * self.characters
 
 
 class Turn(Protocol):
-    """The right to make an answer, and the duty to say how it ended: others may wait for it."""
+    """Single-flight: the holder of a turn generates an answer that others may wait for, and must end the turn."""
 
     def keep(self, answer: Answer) -> None:
-        """The answer is whole."""
+        """End the turn with a complete answer."""
         ...
 
     def drop(self) -> None:
-        """There will be none; the next may try. Does nothing after `keep`."""
+        """End the turn without an answer, so that the next request may try. Does nothing after `keep`."""
         ...
 
 
 def to_json(answer: Answer) -> dict[str, Any]:
-    """For the database."""
+    """The answer as JSON for the database."""
     choices = [{"tokens": choice.tokens, "events": list(map(_pack, choice.events))} for choice in answer.choices]
     return {"prompt_tokens": answer.prompt_tokens, "choices": choices}
 
 
 def from_json(stored: dict[str, Any]) -> Answer:
-    """From the database. Raises LookupError, TypeError or ValueError for what another version has written."""
-    choices = (AnswerChoice(tuple(map(_unpack, each["events"])), each["tokens"]) for each in stored["choices"])
+    """The answer from the database. Raises LookupError, TypeError or ValueError if another version wrote it."""
+    choices = (AnswerChoice(tuple(map(_unpack, choice["events"])), choice["tokens"]) for choice in stored["choices"])
     return Answer(stored["prompt_tokens"], tuple(choices))
 
 
 def _pack(event: TokenEvent) -> list[Any]:
-    top = [[each.token_id, each.text, _finite(each.logprob)] for each in event.top_logprobs]
+    top = [[rival.token_id, rival.text, _finite(rival.logprob)] for rival in event.top_logprobs]
     return [event.token_id, event.text, _finite(event.logprob), top, event.finish_reason]
 
 

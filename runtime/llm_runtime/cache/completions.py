@@ -1,4 +1,7 @@
-"""The completion cache: equal deterministic requests of one tenant are computed once, also when they come together."""
+"""The completion cache: equal deterministic requests of one tenant are computed once, even if they are concurrent.
+
+Concurrent equal requests are a single flight: the first one leads and computes, the others wait for its answer.
+"""
 
 import asyncio
 import time
@@ -12,23 +15,23 @@ from llm_runtime.common.kept import Kept
 from llm_runtime.contract import CompletionCacheConfig
 
 ALL_BYTES = 256 << 20
-"""Of all answers in memory."""
+"""Largest size of all answers in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheStatistics:
-    """For `/status`."""
+    """The cache's statistics for `/status`."""
 
     entries: int
     max_entries: int
     hits: int
     misses: int
     waiting: int
-    """Answers that are being computed now, for others to take."""
+    """In-flight answers, which other requests may wait for."""
 
 
 class CompletionCache:
-    """Answers by digest: in memory those asked for last, behind it the database where there is one."""
+    """Answers by digest: the most recently used ones in memory, all of them in the database if there is one."""
 
     def __init__(
         self,
@@ -50,9 +53,9 @@ class CompletionCache:
         return CacheStatistics(self.entries, self._entries.entries, self.hits, self.misses, len(self._flights))
 
     async def find(self, key: str, *, tenant: str, model: str, timeout_seconds: float) -> Answer | Turn:
-        """The answer, or the turn to make it. Waits for whoever is making it now; should that fail, the next leads.
+        """The answer, or a turn to compute it.
 
-        Raises `errors.RequestTimeout`.
+        Waits for an in-flight answer; if that fails, the next waiting request leads. Raises `errors.RequestTimeout`.
         """
         answer: Answer | None
         if (answer := self._entries.get(key)) is None:
@@ -70,7 +73,7 @@ class CompletionCache:
         return answer
 
     async def _lead(self, turn: "_Flight") -> Answer | None:
-        """Look in the database, as the one who does so for all."""
+        """Look in the database, on behalf of all equal requests."""
         self._flights[turn.key] = turn
         if self._store is None:
             return None
@@ -84,7 +87,7 @@ class CompletionCache:
         return answer
 
     def land(self, flight: "_Flight", answer: Answer | None) -> bool:
-        """A leader's end. True when its answer was kept."""
+        """End a flight and wake its followers. Returns whether its answer was cached."""
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
         if not flight.result.done():
@@ -95,13 +98,13 @@ class CompletionCache:
         return kept
 
     def store(self, flight: "_Flight", answer: Answer) -> None:
-        """Write behind."""
+        """Write the answer to the database later, if there is one."""
         if self._store:
             self._store.put(flight.key, flight.tenant, flight.model, answer)
 
 
 class _Flight:
-    """A `Turn` that others wait for."""
+    """A `Turn` that other requests can wait for."""
 
     def __init__(self, cache: CompletionCache, key: str, tenant: str, model: str) -> None:
         self.key = key
@@ -119,8 +122,8 @@ class _Flight:
             self._cache.land(self, None)
 
     async def landed(self, timeout_seconds: float) -> Answer | None:
-        """The leader's answer; None if there will be none from it."""
-        # Not `wait_for`: a follower that leaves must not cancel what the others wait for.
+        """Wait for the leader's answer; None if the leader failed."""
+        # Not `wait_for`, which would cancel the shared future if one follower leaves.
         done, _ = await asyncio.wait({self.result}, timeout=max(0.0, timeout_seconds))
         if not done:
             message = "An equal request was still being answered when this one's time was over; try again."

@@ -1,7 +1,7 @@
-"""`Idempotency-Key`: a request sent again under its own name gets the answer that it got, whatever the sampling.
+"""`Idempotency-Key`: a request repeated with the same key gets the same answer, even if it is sampled.
 
-As Stripe has it: while the first runs the second gets 409, and the same key with another request is refused. Only whole
-answers are kept; after a failure the key is free again.
+As in Stripe's API: a repetition gets 409 while the first request runs, and the same key with another request is
+refused. Only complete answers are cached; after a failure the key can be used again.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ MAX_KEY_CHARACTERS = 255
 TTL_SECONDS = 24 * 3600
 ENTRIES = 10_000
 ALL_BYTES = 128 << 20
-"""Of all answers."""
+"""Largest size of all cached answers."""
 
 
 @dataclass(slots=True)
@@ -29,7 +29,7 @@ class _Known:
 
 
 class IdempotencyKeys:
-    """Keys of all tenants on this replica; the tenant with the most loses the one that it has not used for longest."""
+    """Keys of all tenants on this replica. When full, the largest tenant loses its least recently used key."""
 
     def __init__(
         self, entries: int = ENTRIES, ttl_seconds: float = TTL_SECONDS, clock: Callable[[], float] = time.monotonic
@@ -38,10 +38,10 @@ class IdempotencyKeys:
         self._running: dict[str, _Known] = {}
 
     def claim(self, tenant: str, key: str, digest: str) -> Answer | Turn:
-        """The answer that `key` got, or the turn to make it. `digest` is the request's.
+        """The answer to the first request with `key`, or a turn to compute it. `digest` identifies the request.
 
-        Raises `errors.InvalidRequest` for a key that can't be one or stands for another request, `errors.Conflict`
-        while the first request of that name runs.
+        Raises `errors.InvalidRequest` if the key is invalid or was used for another request, `errors.Conflict` while
+        the first request with it runs.
         """
         if not 0 < len(key) <= MAX_KEY_CHARACTERS:
             message = f"{HEADER} must have 1 to {MAX_KEY_CHARACTERS} characters."
@@ -60,7 +60,7 @@ class IdempotencyKeys:
         return known.answer
 
     def release(self, place: str, known: _Known) -> None:
-        """The request that held `place` has ended."""
+        """End the request that claimed `place`, and cache its answer if it has one."""
         if self._running.get(place) is known:
             del self._running[place]
             if known.answer:
@@ -68,7 +68,7 @@ class IdempotencyKeys:
 
 
 class _Claim:
-    """A `Turn`."""
+    """The `Turn` of one idempotency key."""
 
     def __init__(self, keys: IdempotencyKeys, place: str, known: _Known) -> None:
         self._keys = keys

@@ -1,6 +1,6 @@
-"""What decides an answer, as one digest: the model with everything around it, the tenant, and what was asked.
+"""Cache keys: a digest of everything that decides an answer, which are the model's setup, the tenant and the request.
 
-Computed before a prompt is encoded, so that a hit costs no tokenizing.
+It is computed before a prompt is tokenized, so that a cache hit costs no tokenizing.
 """
 
 import hashlib
@@ -17,25 +17,25 @@ from llm_runtime.request import Sampling
 NOT_THE_ANSWER = frozenset(
     {"id", "endpoint", "request_id", "caller", "stream", "user", "prompt_field", "constraint_field", "idempotency_key"}
 )
-"""Fields of a job that its answer does not depend on; `caller` is in the key by its id."""
+"""Fields of a job that its answer does not depend on. `caller` is in the key by its id."""
 APART = frozenset({"sampling"})
 
-_asked = attrgetter(*(each.name for each in fields(Job) if each.name not in NOT_THE_ANSWER | APART))
-_sampling = attrgetter(*(each.name for each in fields(Sampling) if each.name != "stop_token_ids"))
+_asked = attrgetter(*(field.name for field in fields(Job) if field.name not in NOT_THE_ANSWER | APART))
+_sampling = attrgetter(*(field.name for field in fields(Sampling) if field.name != "stop_token_ids"))
 
 
 def job_digest(model: str, job: Job) -> str:
-    """SHA-256, hexadecimal."""
+    """The key of a job's answer by `model`: SHA-256 in hexadecimal."""
     sampling = job.sampling
-    # A set has no order of its own. `repr` tells 1 from True and from "1", and quotes what it quotes.
+    # Sorted, because a set has no fixed order. `repr` is unambiguous: it distinguishes 1, True and "1".
     parts = (model, job.caller.id, _asked(job), _sampling(sampling), sorted(sampling.stop_token_ids))
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def model_digest(config: RuntimeConfig, version: str = "") -> str:
-    """Of everything that stands fixed around a model's answers. A swap changes it, and so invalidates all of them.
+    """Digest of everything about a model that decides its answers. A swap changes it, and so invalidates all of them.
 
-    `version`: what a `uri` stands for; one of which that is not known is another model each time.
+    `version` is what a `uri` resolved to. An unknown version must never match, so a random value takes its place.
     """
     folders = [path for path in (config.model.path, *(adapter.path for adapter in config.adapters)) if path]
     parts = (
@@ -51,12 +51,12 @@ def model_digest(config: RuntimeConfig, version: str = "") -> str:
 
 
 def _files(folder: Path) -> list[tuple[str, int, int]]:
-    """A folder, unlike a version in a registry, may hold something else tomorrow."""
+    """Names, sizes and times of a folder's files. Unlike a version in a registry, a folder may change."""
     return sorted(_look(folder, folder.rglob("*"))) if folder.is_dir() else []
 
 
 def _look(folder: Path, paths: Iterable[Path]) -> Iterable[tuple[str, int, int]]:
     for path in paths:
         if path.is_file():
-            found = path.stat()
-            yield str(path.relative_to(folder)), found.st_size, found.st_mtime_ns
+            stat = path.stat()
+            yield str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns

@@ -1,4 +1,7 @@
-"""The second level of the completion cache: for other replicas and later starts. A database that is away is a miss."""
+"""The second level of the completion cache, in the database, for other replicas and after restarts.
+
+While the database is down, every lookup is a miss.
+"""
 
 import asyncio
 import logging
@@ -18,13 +21,13 @@ from llm_runtime.db.tables import completion_cache as table
 log = logging.getLogger(__name__)
 
 LOOKUP_SECONDS = 0.25
-"""Longest that a request waits for the database; a model often needs no longer for its first token."""
+"""Timeout of a lookup. A model often needs no longer for its first token."""
 RETRY_SECONDS = 5.0
-"""So long after a failure nobody asks."""
+"""Pause after a failure before the database is asked again."""
 BATCH_SECONDS = 0.2
 BATCH = 100
 MAX_PENDING = 1000
-"""Answers that wait to be written; then the oldest are left out."""
+"""Most answers that wait to be written. Beyond it, the oldest are dropped."""
 
 
 def _now() -> datetime:
@@ -32,7 +35,7 @@ def _now() -> datetime:
 
 
 class AnswerStore:
-    """Answers in the database. Enter it: it writes in the background, and what waits at its end."""
+    """Answers in the database. Use it as a context manager: it writes in the background, and the rest at its exit."""
 
     def __init__(self, database: Database, ttl_seconds: int, now: Callable[[], datetime] = _now) -> None:
         self._database = database
@@ -56,7 +59,7 @@ class AnswerStore:
                 await self._write()
 
     async def get(self, id_: str) -> Answer | None:
-        """A kept answer. Never raises for the database's sake."""
+        """A cached answer, None without one. Never raises if the database fails."""
         if time.monotonic() < self._not_before:
             return None
         wanted = select(table.c.answer).where(table.c.id == id_, table.c.expires_at > self._now())
@@ -67,11 +70,11 @@ class AnswerStore:
         except (DatabaseAway, TimeoutError):
             self._not_before = time.monotonic() + RETRY_SECONDS
         except (LookupError, TypeError, ValueError):
-            log.warning("An answer in the database is of another version; it is computed again")
+            log.warning("An answer in the database was written by another version; it is computed again")
         return None
 
     def put(self, id_: str, tenant: str, model: str, answer: Answer) -> None:
-        """Keep an answer, soon."""
+        """Queue an answer to be written soon."""
         while len(self._pending) >= MAX_PENDING:
             del self._pending[next(iter(self._pending))]
         expires_at = self._now() + self._ttl
@@ -98,7 +101,7 @@ class AnswerStore:
         insert: Any = (postgresql if self._database.postgres else sqlite).insert(table)
         fresh = {name: insert.excluded[name] for name in ("answer", "expires_at")}
         try:
-            # Sorted: replicas that write the same rows lock them in one order.
+            # Sorted, so that replicas that write the same rows lock them in the same order and can't deadlock.
             rows = sorted(batch, key=lambda row: str(row["id"]))
             async with self._database.begin() as connection:
                 await connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=fresh), rows)

@@ -11,7 +11,7 @@ from llm_runtime import errors
 
 @contextmanager
 def faults(verb: str, status: int = 1) -> Iterator[None]:
-    """For a person at a terminal: one line that says what happened, no traceback, and this exit status."""
+    """Report a fault to a person at a terminal: one line without a traceback, and this exit status."""
     try:
         yield
     except errors.Fatal as fatal:

@@ -1,4 +1,4 @@
-"""What commands share that only need the database: its address, and how faults are told."""
+"""Shared by commands that need only the database: finding its address, and reporting faults."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -25,9 +25,9 @@ MAKE_IT = "check its address, or run `llm-runtime db upgrade` with it (a server 
 def asked(
     ask: "Callable[[Database], Awaitable[T]]", config: Path | None, database_url: str | None, *, make: bool = False
 ) -> T:
-    """What `ask` finds out from the configured database. A fault ends the command with one line and status 1.
+    """Return the result of `ask` on the configured database. A fault ends the command with one line and status 1.
 
-    A file of SQLite that is not there is a fault, too, unless `make`.
+    Without `make`, a missing SQLite file is a fault, too.
     """
     from llm_runtime.db.database import NO_DATABASE, Database, DatabaseAway, is_there, place_of
 
@@ -53,7 +53,7 @@ def asked(
 
 
 def read(ask: "Callable[[Database], Awaitable[T]]", config: Path | None, database_url: str | None) -> T:
-    """`asked`, of tables that are there: a command that only looks makes none, least of all in a wrong place."""
+    """As `asked`, but the tables must exist: a read-only command must not create any, least of all in a wrong place."""
     from llm_runtime.db import migrate
 
     async def checked(database: "Database") -> T:
@@ -65,7 +65,7 @@ def read(ask: "Callable[[Database], Awaitable[T]]", config: Path | None, databas
 
 
 def with_store(work: "Callable[[KeyStore], Awaitable[T]]", config: Path | None, database_url: str | None) -> T:
-    """Do `work` with the keys of the configured database, whose tables are made first."""
+    """Do `work` with the keys of the configured database. Creates the tables if needed."""
     from llm_runtime.auth.store import KeyStore
     from llm_runtime.db import migrate
 

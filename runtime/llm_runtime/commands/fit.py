@@ -86,7 +86,7 @@ def _wanted(source: str | None, config: Path | None) -> RuntimeConfig:
 
 
 def _place(device: str, memory: int | None) -> tuple[str, int]:
-    """Where the model would compute, and how many bytes are free there for it."""
+    """The device that the model would use, and the bytes that are free there."""
     from llm_runtime.files.fit import STARTED_BYTES
 
     gpu = None if device == "cpu" else _free_on_gpu()
@@ -99,7 +99,7 @@ def _place(device: str, memory: int | None) -> tuple[str, int]:
 
 
 def _free_on_gpu() -> int | None:
-    """Asked of the driver's own tool: this process knows no torch."""
+    """Free GPU memory according to the driver's own tool, because this process does not import torch."""
     if shutil.which(FIRST_GPU[0]) is None:
         return None
     answer = subprocess.run(FIRST_GPU, capture_output=True, text=True, timeout=20)

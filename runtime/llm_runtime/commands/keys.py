@@ -100,7 +100,7 @@ def rotate(
 
 
 def _show_once(issued: Issued, as_json: bool) -> None:
-    """The key alone goes to standard output, so that a script can take it."""
+    """Print only the key to standard output, so that a script can read it."""
     if as_json:
         wish = issued.wish
         end = issued.wish.expires_at
@@ -140,7 +140,7 @@ def _state(key: StoredKey, now: datetime) -> str:
 
 
 def _id(text: str) -> str:
-    """People paste the whole beginning of a key, `llmk_<id>`, too."""
+    """The id in `text`, which may also be the beginning of a key, `llmk_<id>`."""
     return text.removeprefix("llmk_").partition("_")[0]
 
 

@@ -87,12 +87,12 @@ def _report(package: "Package", wish: "Wish", published: "Published") -> None:
 
 
 def _say(text: str) -> None:
-    # Standard output is for the YAML alone: it may be piped on to kubectl.
+    # Only the YAML goes to standard output, so that it can be piped to kubectl.
     typer.echo(text, err=True)
 
 
 def deployment_yaml(wish: "Wish", published: "Published") -> str:
-    """What to apply so that the model is served."""
+    """The YAML to apply so that the model is served."""
     return f"""\
 apiVersion: llm-operator.dev/v1alpha1
 kind: LLMDeployment
@@ -104,7 +104,7 @@ spec:
 
 
 def adapter_yaml(wish: "Wish", published: "Published") -> str:
-    """The entry for an LLMDeployment of the adapter's base."""
+    """The entry to add to the LLMDeployment of the adapter's base."""
     entry = f"{{name: {quoted(object_name(published.name))}, mlflow: {_reference(wish, published)}}}"
     return f"spec:\n  adapters:\n    - {entry}"
 
@@ -115,7 +115,7 @@ def _reference(wish: "Wish", published: "Published") -> str:
 
 
 def quoted(text: str) -> str:
-    """The text for YAML: as it is where that can be nothing but a string."""
+    """`text` for YAML, unquoted if it can only be read as a string."""
     plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", text) and text.lower() not in _WORDS
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return text if plain else f'"{escaped}"'
@@ -125,6 +125,6 @@ _WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
 
 
 def object_name(name: str) -> str:
-    """A name that Kubernetes takes for an LLMDeployment."""
+    """A valid Kubernetes name for an LLMDeployment."""
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return (plain if plain[:1].isalpha() else f"model-{plain}")[:40].rstrip("-")

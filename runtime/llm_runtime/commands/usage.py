@@ -26,7 +26,7 @@ WIDEST_TABLE = 1000
 
 
 class By(StrEnum):
-    """What is summed up."""
+    """What the report groups by."""
 
     DAY = "day"
     KEY = "key"

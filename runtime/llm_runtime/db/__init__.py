@@ -1,1 +1,1 @@
-"""The database: tables, the one pool of connections, and migrations. Statements live with those who need them."""
+"""The database: tables, the connection pool, and migrations. SQL statements are in the modules that use them."""

@@ -1,4 +1,4 @@
-"""The one pool of connections, for Postgres and SQLite alike."""
+"""The connection pool, for both Postgres and SQLite."""
 
 import asyncio
 import logging
@@ -31,36 +31,37 @@ CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 10.0
 DRIVERS = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
 SQLITE_LOGIC_ERROR = 1
-"""SQLITE_ERROR: the statement does not fit the schema. Its other operational errors tell of the file or of a lock."""
+"""SQLITE_ERROR: the statement does not fit the schema. All other operational errors are about the file or a lock."""
 AWAY_STATES = ("08", "25006", "28", "3D", "40", "53", "55P03", "57", "58")
-"""SQLSTATEs that tell of the server, not of the statement: connections, rights, locks, disk, shutdown, a standby."""
+"""SQLSTATEs that mean the server, not the statement: connections, rights, locks, disk, shutdown, a standby."""
 
 
 class DatabaseAway(Exception):
-    """The database does not answer now; what was asked of it has not happened, or may have."""
+    """The database does not answer. A write may or may not have happened."""
 
 
 class Database:
-    """Connections to one database. Whoever uses it handles `DatabaseAway`: no request may fail by it."""
+    """Connections to one database. Callers must handle `DatabaseAway`: no request may fail because of it."""
 
     def __init__(self, url: str = "", *, statement_seconds: float = STATEMENT_SECONDS) -> None:
-        """Raises `errors.ConfigInvalid` for an address that can't be one; connects when first used."""
+        """Raises `errors.ConfigInvalid` for an invalid address. Connects when first used."""
         address = _address(url or DEFAULT_URL)
         self.url = url or DEFAULT_URL
         self.place = _place(address)
-        """`place` is the address for people: without account, password and options."""
+        """The address for messages: without account, password and options."""
         self.postgres = address.get_backend_name() == "postgresql"
         self._engine = _postgres(address, statement_seconds) if self.postgres else _sqlite(address)
         self.away = False
         """Whether the last attempt failed, for readiness and metrics."""
         self.prepared = True
-        """False while its tables are not there yet: see `migrate.UpToDate`. Then it counts as away."""
+        """False until its tables exist: see `migrate.UpToDate`. Until then, it counts as away."""
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction: committed at the end, rolled back by an exception. Raises `DatabaseAway`.
+        """A transaction: committed at the end, rolled back after an exception. Raises `DatabaseAway`.
 
-        On SQLite it is the only writer from its beginning on: one that began as a reader could be refused later.
+        On SQLite it takes the write lock at its beginning. A transaction that begins as a reader could be refused when
+        it first writes.
         """
         self._check_prepared()
         async with self._transaction(self._engine) as connection:
@@ -68,13 +69,13 @@ class Database:
 
     @asynccontextmanager
     async def begin_migration(self) -> AsyncIterator[AsyncConnection]:
-        """`begin`, also while the tables are not there yet."""
+        """As `begin`, but also before the tables exist."""
         async with self._transaction(self._engine) as connection:
             yield connection
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that only reads: on SQLite it neither waits for a writer nor holds one up. As `begin` else."""
+        """A read-only transaction. On SQLite it neither waits for a writer nor blocks one. Otherwise as `begin`."""
         self._check_prepared()
         async with self._transaction(self._engine.execution_options(reads_only=True)) as connection:
             yield connection
@@ -88,7 +89,7 @@ class Database:
             if not _is_away(error):
                 raise
             self._note(away=True, why=error)
-            # Without its cause: a traceback would show statements, and addresses with their password.
+            # Without the cause: a traceback would show statements, and addresses with passwords.
             raise DatabaseAway(explain(error)) from None
         self._note(away=False)
 
@@ -97,7 +98,7 @@ class Database:
 
     def _check_prepared(self) -> None:
         if not self.prepared:
-            raise DatabaseAway(f"the tables of {self.place} are not there yet")
+            raise DatabaseAway(f"the tables of {self.place} do not exist yet")
 
     def _note(self, *, away: bool, why: Exception | None = None) -> None:
         if away and not self.away:
@@ -108,7 +109,7 @@ class Database:
 
 
 def is_there(url: str) -> bool:
-    """False for a file of SQLite that does not exist: whoever connects to it makes it. Raises as `Database`."""
+    """False for an SQLite file that does not exist: connecting would create it. Raises as `Database`."""
     address = _address(url or DEFAULT_URL)
     if address.get_backend_name() != "sqlite" or address.database in (None, "", ":memory:"):
         return True
@@ -116,29 +117,30 @@ def is_there(url: str) -> bool:
 
 
 def place_of(url: str) -> str:
-    """An address for people: without account, password and options. Raises as `Database`."""
+    """The address for messages: without account, password and options. Raises as `Database`."""
     return _place(_address(url or DEFAULT_URL))
 
 
 def explain(error: Exception) -> str:
-    """One line without the statement, its parameters, or the values that Postgres adds as details."""
+    """The error in one line, without the statement, its parameters, or the values in Postgres' details."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-    # The driver quotes a value that it can't send: "invalid input for query argument $1: 'the prompt' (…)".
+    # The driver quotes values that it can't send: "invalid input for query argument $1: 'the prompt' (…)".
     text = re.sub(r"(query argument \$\d+): .*", r"\1", str(cause), flags=re.DOTALL).splitlines()
     return text[0] if text else "no answer in time" if isinstance(cause, TimeoutError) else type(cause).__name__
 
 
 def _is_away(error: Exception) -> bool:
     if not isinstance(error, DBAPIError):
-        # asyncpg's own errors reach us as they are only while it connects.
+        # asyncpg's own errors are not wrapped while it connects.
         return isinstance(error, OSError | TimeoutError | PoolTimeout | asyncpg.PostgresError | asyncpg.InterfaceError)
     if error.connection_invalidated:
         return True
-    if (state := getattr(error.orig, "sqlstate", None)) is not None:
+    state = getattr(error.orig, "sqlstate", None)
+    if state is not None:
         return str(state).startswith(AWAY_STATES)
     if isinstance(error, InterfaceError):
         return True
-    # Its subclasses DataError, IntegrityError, … tell of the row.
+    # Other subclasses of DatabaseError (DataError, IntegrityError, …) are about the row.
     of_the_file = isinstance(error, OperationalError) or type(error) is DatabaseError
     return of_the_file and getattr(error.orig, "sqlite_errorcode", None) not in (None, SQLITE_LOGIC_ERROR)
 
@@ -147,9 +149,9 @@ def _address(url: str) -> URL:
     try:
         address = make_url(url)
         if "@" in (address.host or ""):
-            raise ValueError  # The password has an @: its end would pass for the host's name, and be logged.
+            raise ValueError  # The password contains an @, so its end would be taken for the host name and logged.
     except (ArgumentError, ValueError):
-        # Not even as its cause: the parser's message quotes what it could not read, such as half a password.
+        # Raised without the cause: the parser's message quotes the text, which may be half of a password.
         message = "the database's address can't be read: write postgresql://user:password@host/name or sqlite:///file"
         raise errors.ConfigInvalid(f"{message}; in a password write @ as %40") from None
     backend = address.drivername.partition("+")[0]
@@ -170,14 +172,14 @@ def _postgres(address: URL, statement_seconds: float) -> AsyncEngine:
     dsn = address.set(drivername="postgresql").render_as_string(hide_password=False)
 
     async def connect() -> "asyncpg.Connection[asyncpg.Record]":
-        # The driver gets the whole address: it knows libpq's options, such as sslmode and sslrootcert.
+        # asyncpg gets the complete address, because it supports libpq's options, such as sslmode and sslrootcert.
         connection = await asyncpg.connect(
             dsn,
             timeout=CONNECT_SECONDS,
             command_timeout=statement_seconds,
             server_settings={"application_name": "llm-runtime"},
         )
-        # A replica that freezes inside a transaction must not hold its locks for as long as TCP believes in it.
+        # A replica that hangs inside a transaction must not hold its locks until TCP notices.
         await connection.execute(f"SET idle_in_transaction_session_timeout = '{round(3 * statement_seconds)}s'")
         return connection
 
@@ -200,7 +202,7 @@ def _sqlite(address: URL) -> AsyncEngine:
             Path(str(address.database)).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise errors.ConfigInvalid(f"no folder for the database {address.database}: {error.strerror}") from error
-    # A database in memory lives and dies with its connection.
+    # An in-memory database lives as long as its connection, so there must be exactly one.
     sizes: dict[str, Any] = {"pool_size": 1, "pool_recycle": -1} if in_memory else {"pool_size": POOL_SIZE}
     engine = create_async_engine(
         address,
@@ -216,11 +218,11 @@ def _sqlite(address: URL) -> AsyncEngine:
 
 
 class _SQLiteConnection(aiosqlite.Connection):
-    """A connection that may be stopped twice.
+    """A connection that can be stopped twice.
 
-    SQLAlchemy closes the connection of a cancelled task, and when that is cancelled, too, it stops it while the closing
-    goes on, which ends by a stop of its own. aiosqlite's thread is gone by then and never answers the second one: the
-    closing would wait for ever, and the process with it when it ends its loop.
+    SQLAlchemy closes the connection of a cancelled task. If closing is cancelled, too, SQLAlchemy stops the connection
+    while closing still runs, and closing then stops it again. aiosqlite's thread has ended by then and never answers
+    the second stop, so closing would wait for ever, and so would the process when it ends its loop.
     """
 
     _stopping: asyncio.Future[Any] | None = None
@@ -235,14 +237,14 @@ class _SQLiteConnection(aiosqlite.Connection):
 
 def _open_sqlite(database: str, **options: Any) -> aiosqlite.Connection:
     connection = _SQLiteConnection(partial(_connect_sqlite, database, **options), iter_chunk_size=64)
-    connection._thread.daemon = True  # As SQLAlchemy does it with those that it makes itself.
+    connection._thread.daemon = True  # As SQLAlchemy does with connections that it creates itself.
     return connection
 
 
 def _connect_sqlite(database: str, **options: Any) -> sqlite3.Connection:
     """Open the file and prepare the connection, in the connection's own thread."""
     connection: sqlite3.Connection = sqlite3.connect(database, **options)
-    connection.isolation_level = None  # Python's driver would begin transactions late, and end them before DDL.
+    connection.isolation_level = None  # Otherwise Python's driver begins transactions late, and commits before DDL.
     _turn_wal_on(connection)
     for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
@@ -250,10 +252,11 @@ def _connect_sqlite(database: str, **options: Any) -> sqlite3.Connection:
 
 
 def _turn_wal_on(connection: sqlite3.Connection) -> None:
-    """With a write-ahead log, the report of a month and the next flush don't wait for each other.
+    """Turn on the write-ahead log, so that a long report and the next flush don't block each other.
 
-    The change wants the file for itself, and holds a reader's lock while it waits for that. A writer that is about to
-    commit waits for the reader: both would wait until SQLite gives up. So each attempt ends at once and lets go.
+    Changing the mode needs an exclusive lock, and holds a shared one while it waits. A writer that is about to commit
+    waits for that shared lock: both would wait until SQLite gives up. So each attempt fails at once and releases its
+    lock, and is retried after a random pause.
     """
     deadline = time.monotonic() + STATEMENT_SECONDS
     connection.execute("PRAGMA busy_timeout=0").close()
@@ -263,7 +266,7 @@ def _turn_wal_on(connection: sqlite3.Connection) -> None:
             break
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                break  # The file then works as it is, or its first statement says what is wrong with it.
+                break  # The file works without WAL, or its first statement says what is wrong with it.
             time.sleep(random.uniform(0.001, 0.02))
     connection.execute(f"PRAGMA busy_timeout={STATEMENT_SECONDS * 1000:.0f}").close()
 

@@ -1,6 +1,6 @@
-"""The tables' versions: bring a database to the newest one, and look at what a database holds.
+"""Migrations: upgrades a database to the newest revision, and inspects a database.
 
-Migrations only add, so that a replica of the version before goes on working while others are replaced.
+Migrations only add things, so replicas of the previous version keep working during a roll-out.
 """
 
 import asyncio
@@ -26,32 +26,32 @@ log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent / "migrations"
 LOCK = 0x6C6C6D01
-"""Of Postgres' advisory locks, the one for migrations."""
+"""Number of the Postgres advisory lock for migrations."""
 LOCK_POLL_SECONDS = 0.1
 RETRY_SECONDS = 1.0
 MIGRATION_SECONDS = 900.0
-"""An index on a large table takes minutes, and other replicas wait as long."""
+"""Timeout of a migration, and so the longest that other replicas wait. An index on a large table takes minutes."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableSize:
-    """One table with its indexes."""
+    """Size of one table with its indexes."""
 
     name: str
     rows: int
     bytes: int | None
-    """None where the database can't tell."""
+    """None if the database can't tell."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a database holds."""
+    """Revision and tables of a database."""
 
     place: str
     revision: str | None
-    """None: no migration has run."""
+    """None if no migration has run."""
     head: str
-    """What this program needs."""
+    """The revision that this program needs."""
     tables: tuple[TableSize, ...]
 
     @property
@@ -60,16 +60,16 @@ class Inspection:
 
 
 async def upgrade(database: Database) -> None:
-    """Bring an empty or older database to the head. Any number of replicas may call this at once.
+    """Upgrade an empty or older database to the head revision. Safe to call from several replicas at once.
 
-    A newer database stays as it is. Raises `DatabaseAway`.
+    A newer database is not changed. Raises `DatabaseAway`.
     """
-    if not database.postgres:  # Its writers wait for each other anyway.
+    if not database.postgres:  # SQLite's writers wait for each other anyway.
         async with database.begin_migration() as connection:
             await connection.run_sync(_upgrade)
         return
     patient = Database(database.url, statement_seconds=MIGRATION_SECONDS)
-    # One database, so one absence: told once, and known to whoever asks the server's own connections.
+    # Both objects are the same database, so they share its state: an outage is logged once.
     patient.away = database.away
     try:
         async with _alone(patient) as connection:
@@ -80,7 +80,7 @@ async def upgrade(database: Database) -> None:
 
 
 class UpToDate:
-    """A server's database: upgraded when the server starts, or as soon as it answers; closed when the server ends."""
+    """A server's database: upgraded at the server's start or as soon as it answers, closed at the server's end."""
 
     def __init__(self, database: Database, *, retry_seconds: float = RETRY_SECONDS) -> None:
         self._database = database
@@ -113,7 +113,7 @@ class UpToDate:
 
 
 async def inspect(database: Database) -> Inspection:
-    """Revision, tables, rows and sizes; reads every table once. Raises `DatabaseAway`."""
+    """Revision, tables, rows and sizes. Reads every table once. Raises `DatabaseAway`."""
     async with database.read() as connection:
         revision = await connection.run_sync(_revision)
         names = await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names())
@@ -122,12 +122,12 @@ async def inspect(database: Database) -> Inspection:
 
 
 async def outdated(database: Database) -> str:
-    """Why the tables can't be read by this program yet; empty where they can. Raises `DatabaseAway`."""
+    """Why this program can't read the tables yet; "" if it can. Raises `DatabaseAway`."""
     async with database.read() as connection:
         revision = await connection.run_sync(_revision)
     if revision is None:
         return "holds no tables of llm-runtime"
-    # Migrations only add, so a newer database can be read.
+    # Migrations only add, so this program can read a newer database.
     return f"is at revision {revision}, older than {head()}" if revision != head() and revision in _known() else ""
 
 
@@ -142,7 +142,7 @@ async def _alone(database: Database) -> AsyncIterator[AsyncConnection]:
     deadline = asyncio.get_running_loop().time() + MIGRATION_SECONDS
     while True:
         async with database.begin() as connection:
-            # Tried and not waited for: a waiting statement would be cut by its time limit.
+            # Polled instead of waited for: a waiting statement would hit its timeout.
             if await connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(LOCK))):
                 yield connection
                 return
@@ -191,7 +191,7 @@ async def _bytes(connection: AsyncConnection, name: str) -> int | None:
         compiled = await connection.scalar(sa.text("SELECT sqlite_compileoption_used('ENABLE_DBSTAT_VTAB')"))
         if not compiled:
             return None
-        # The first name is that of a table or an index, the second that of the table it belongs to.
+        # `name` is a table or an index, `tbl_name` the table that it belongs to.
         statement = sa.text("SELECT sum(pgsize) FROM dbstat JOIN sqlite_master USING (name) WHERE tbl_name = :name")
-    found = await connection.scalar(statement, {"name": name})
-    return int(found or 0)
+    size = await connection.scalar(statement, {"name": name})
+    return int(size or 0)

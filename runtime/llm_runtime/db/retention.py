@@ -1,6 +1,6 @@
-"""What is kept too long goes: rows of requests by age, cached completions and sessions by their own date.
+"""Deletes old rows: those of requests by age, cached completions and sessions by their expiry date.
 
-Of these two, what one tenant has too many of goes, too.
+Of completions and sessions, a tenant's oldest are also deleted when it has too many.
 """
 
 import asyncio
@@ -18,19 +18,19 @@ from llm_runtime.db.tables import completion_cache, inference_log, sessions, usa
 log = logging.getLogger(__name__)
 
 LOCK = 0x6C6C6D02
-"""Of Postgres' advisory locks, the one for deletions: one replica is enough."""
+"""Number of the Postgres advisory lock for deletions: one replica at a time is enough."""
 BATCH_ROWS = 1000
 PAUSE_SECONDS = 0.1
-"""Between two batches, so that requests find the disk and the locks free."""
+"""Pause between two batches, so that requests can use the disk and get locks."""
 INTERVAL_SECONDS = 3600.0
 MOST_ROWS = 10_000
-"""Sessions, and cached completions, of one tenant; its oldest go."""
+"""Most sessions, and most cached completions, of one tenant. Beyond it, its oldest are deleted."""
 ADDRESS = "ip:"
-"""How the id of a caller without a key begins: an address, which is personal data."""
+"""Prefix of the ids of callers without a key. Such an id is an IP address, which is personal data."""
 
 
 class Retention:
-    """Deletes in the background, from `async with` on. `retention_days` 0 keeps the rows of requests for ever."""
+    """Deletes in the background, inside `async with`. With `retention_days` 0, rows of requests are kept for ever."""
 
     def __init__(self, database: Database, retention_days: int, *, interval_seconds: float = INTERVAL_SECONDS) -> None:
         self._database = database
@@ -51,7 +51,7 @@ class Retention:
 
     async def _run(self) -> None:
         while True:
-            # By chance, so that the replicas of a roll-out don't all come at once.
+            # Random, so that replicas that started together don't delete at the same time.
             await asyncio.sleep(self._interval_seconds * random.uniform(0.1, 1))
             try:
                 await clean(self._database, self._days, datetime.now(UTC))
@@ -62,7 +62,7 @@ class Retention:
 
 
 async def clean(database: Database, retention_days: int, now: datetime) -> dict[str, int]:
-    """Delete what is past its time, in batches; how many rows of which table went. Raises `DatabaseAway`."""
+    """Delete expired rows in batches. Returns the number of deleted rows by table. Raises `DatabaseAway`."""
     deleted = {}
     for table in EXPIRING:
         deleted[table.name] = await _delete(database, table.c.id, table.c.expires_at < now)
@@ -71,7 +71,8 @@ async def clean(database: Database, retention_days: int, now: datetime) -> dict[
         oldest = now - timedelta(days=retention_days)
         deleted[inference_log.name] = await _delete(database, inference_log.c.id, inference_log.c.at < oldest)
         of_addresses = usage_daily.c.key_id.startswith(ADDRESS) & (usage_daily.c.day < oldest.date())
-        if gone := await _delete(database, usage_daily.c.key_id, of_addresses):
+        gone = await _delete(database, usage_daily.c.key_id, of_addresses)
+        if gone:
             deleted[usage_daily.name] = gone
     if any(deleted.values()):
         log.info("Deleted old rows", extra={"deleted": deleted})
@@ -88,7 +89,7 @@ def _beyond_share(table: sa.Table) -> sa.Select[tuple[str]]:
 
 
 async def _delete(database: Database, key: sa.Column[Any], old: sa.ColumnElement[bool]) -> int:
-    """Rows that are `old`: a batch of keys in each transaction, until none is left or another replica is at it."""
+    """Delete the rows that are `old`, a batch in each transaction, until none is left or another replica deletes."""
     total = 0
     table = key.table
     batch = sa.select(key).where(old).limit(BATCH_ROWS).scalar_subquery()

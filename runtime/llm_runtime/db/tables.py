@@ -1,8 +1,8 @@
-"""What is kept, table by table. A change here comes with a migration.
+"""The tables. A change here needs a migration.
 
-Times are UTC, stored with their zone where the database knows zones (`Moment` puts it back where it does not). Counters
-that several replicas raise are raised by `SET x = x + n`, rows of several keys always in the order of their keys:
-replicas that lock rows in one order can't deadlock.
+Times are UTC, stored with their zone if the database supports zones; otherwise `Moment` adds it when reading. Counters
+that several replicas increase are updated by `SET x = x + n`. Statements that update several rows do so in the order of
+their keys: replicas that lock rows in the same order can't deadlock.
 """
 
 from datetime import UTC, datetime
@@ -38,7 +38,7 @@ metadata = MetaData(
 
 
 class Moment(TypeDecorator[datetime]):
-    """A point in time: aware of its zone in Python, always UTC in the database."""
+    """A point in time: with a zone in Python, always UTC in the database."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -62,7 +62,7 @@ roles = Table(
     Column("priority", Integer, nullable=False, default=0),
     Column("updated_at", Moment, nullable=False),
 )
-"""Tiers of a stand-alone server: `contract.Tier`, over those of the configuration. NULL limits nothing."""
+"""Tiers of a stand-alone server: `contract.Tier`. They override those of the configuration. NULL means no limit."""
 
 api_keys = Table(
     "api_keys",
@@ -83,7 +83,7 @@ api_keys = Table(
     Index(None, "updated_at"),
     Index(None, "name"),
 )
-"""Keys of a stand-alone server: `contract.KeyRecord`. A revoked key stays: replicas learn of it by `updated_at`."""
+"""Keys of a stand-alone server: `contract.KeyRecord`. Revoked keys stay, so that replicas see them by `updated_at`."""
 
 inference_log = Table(
     "inference_log",
@@ -113,9 +113,9 @@ inference_log = Table(
     Index(None, "key_id", "at"),
     Index(None, "at"),
 )
-"""One row for each admitted request: `usage.UsageRow`. `prompt` and `completion` stay NULL unless asked for.
+"""One row for each admitted request: `usage.UsageRow`. `prompt` and `completion` are NULL unless configured.
 
-The writer gives a row its `id`, once: a row that is sent again, as its commit was not acknowledged, is known by it.
+The writer creates a row's `id` once. If a commit was not acknowledged, the row is sent again and recognised by its id.
 """
 
 usage_daily = Table(
@@ -135,7 +135,7 @@ usage_daily = Table(
     PrimaryKeyConstraint("day", "key_id", "model", "adapter"),
     Index(None, "key_id", "day"),
 )
-"""Sums of a UTC day, raised in the transaction that writes the rows: reports never count rows."""
+"""Sums by UTC day, updated in the transaction that writes the rows, so that reports need not count rows."""
 
 budgets = Table(
     "budgets",
@@ -146,11 +146,11 @@ budgets = Table(
     Column("expires_at", Double, nullable=False),
     Index(None, "expires_at"),
 )
-"""What replicas share of one limit. `id` is `<key>/<limit>` for a minute's, `<key>/<limit>/<YYYY-MM>` for a month's.
+"""The state of a limit that replicas share.
 
-A month's: `used` counts what has been handed out and not given back, whole numbers below 2^53. A minute's: `used` is
-what had not drained at `at`. Times are seconds of the database's clock since 1970; from `expires_at` on a row tells
-nothing any more.
+`id` is `<key>/<limit>` for a limit by minute, `<key>/<limit>/<YYYY-MM>` for one by month. By month, `used` is what has
+been leased and not returned, a whole number below 2^53. By minute, `used` is the level of the leaky bucket at `at`.
+Times are seconds since 1970 of the database's clock. From `expires_at` on, a row has no meaning.
 """
 
 leases = Table(
@@ -164,9 +164,9 @@ leases = Table(
     Index(None, "budget", "expires_at"),
     Index(None, "expires_at"),
 )
-"""Leases: the part of a month's budget that is set aside for a replica, certainly not used, and returned if it dies.
+"""What a replica has leased from a month's budget and certainly not used. It is returned if the replica dies.
 
-The row with budget "" says that the replica lives.
+The row with budget "" is the replica's heartbeat.
 """
 
 completion_cache = Table(
@@ -179,7 +179,7 @@ completion_cache = Table(
     Column("expires_at", Moment, nullable=False),
     Index(None, "expires_at"),
 )
-"""Second level of the completion cache. `id` is the SHA-256 of everything that decides the answer, tenant included."""
+"""Second level of the completion cache. `id` is the SHA-256 of everything that decides an answer, and the tenant."""
 
 sessions = Table(
     "sessions",
@@ -191,9 +191,9 @@ sessions = Table(
     Column("expires_at", Moment, nullable=False),
     Index(None, "expires_at"),
 )
-"""Conversations of `/v1/chat`. `id` is the SHA-256 of tenant and session_id; `version` counts changes."""
+"""Conversations of `/v1/chat`. `id` is the SHA-256 of tenant and session_id. `version` is for optimistic locking."""
 
 settings = Table(
     "settings", metadata, Column("name", String(64), primary_key=True), Column("value", Text, nullable=False)
 )
-"""What all replicas must agree on: the salt of the key digests, unless the environment brings one."""
+"""Values that all replicas must share: the salt of the key digests, unless the environment sets one."""

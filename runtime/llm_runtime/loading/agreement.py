@@ -61,7 +61,7 @@ def check_agreement(
     apart = difference(actual, expected)
     log.info("engine agrees with the model", extra={"relative_difference": float(f"{apart:.2g}")})
     if not apart <= TOLERANCE[loaded.dtype]:
-        raise ModelUnsupported(f"{name} computes other logits than {type(runner).__name__}: they differ by {apart:.1%}")
+        raise ModelUnsupported(f"the logits of {name} and {type(runner).__name__} differ by {apart:.1%}")
 
 
 def probed(

@@ -78,7 +78,7 @@ def choose_runner(loaded: Loaded, engine: EngineConfig, length: int, build_batch
     loaded.model.set_attn_implementation(own_attention)
     chosen = _sequential(loaded, engine, length)
     log.warning(
-        "the model is served by the sequential runner: sequences are computed one after another, "
+        "the model is served by the slow path: its sequences are computed one after another, "
         "so a step of N sequences takes up to N times as long as in a batch",
         extra={
             "architecture": type(loaded.model).__name__,

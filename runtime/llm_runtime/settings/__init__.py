@@ -1,4 +1,4 @@
-"""Where the configuration comes from: a file, over it `.env`, over it the environment.
+"""Reads the configuration from a file, `.env` and the environment. Later ones override earlier ones.
 
 In an operator's pod the file decides: only secrets, and what the operator itself sets, come from the environment there.
 
@@ -47,12 +47,12 @@ __all__ = [
 
 
 class SettingsInvalid(ValueError):
-    """The configuration can't be used; the message names every field at fault and where it stands."""
+    """The configuration is invalid. The message names every faulty field and where it is set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The whole configuration of a process. Secrets are not in `config`, which may be shown."""
+    """The complete configuration of a process. `config` has no secrets, so it may be shown."""
 
     config: RuntimeConfig
     environment: Environment
@@ -88,15 +88,15 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Where the database is, and what is needed to read its keys."""
+    """Address of the database, and what is needed to read its keys."""
 
     url: str
-    """The environment's, or the file's; "" is the default one."""
+    """The address in the environment, else that in the file; "" means the default."""
     key_pepper: str | None
 
 
 def load(config_file: Path | None, env_file: Path | None = Path(".env"), *, managed: bool = False) -> Settings:
-    """Read everything. `managed`: an operator runs this, whose file decides. Raises `SettingsInvalid`."""
+    """Read all settings. `managed`: an operator runs this process, and its file decides. Raises `SettingsInvalid`."""
     try:
         document = read(config_file) if config_file else Document()
     except FileInvalid as error:
@@ -106,7 +106,7 @@ def load(config_file: Path | None, env_file: Path | None = Path(".env"), *, mana
 
 
 def storage(config_file: Path | None, env_file: Path | None = Path(".env")) -> Storage:
-    """The part of the settings that commands need which know no model. Raises `SettingsInvalid`."""
+    """The settings for commands that need only the database, not a model. Raises `SettingsInvalid`."""
     try:
         section = (read(config_file).content if config_file else {}).get("database")
     except FileInvalid as error:
@@ -128,7 +128,7 @@ SOURCES = ("mlflow", "path", "uri")
 
 
 class _Reading:
-    """One attempt to make settings out of what was found; collects every fault before it gives up."""
+    """One attempt to build settings from what was read. Collects all faults before it fails."""
 
     def __init__(self, file: Path | None, document: Document, set_: Mapping[str, Variable]) -> None:
         self._file = file
@@ -188,7 +188,7 @@ class _Reading:
                 variable = self._variables[name.upper()]
                 self._faults.append(f"{variable.source}: {variable.name}: {_said(found['msg'])}")
                 del values[name]
-            # The others count: a bad port says nothing about the model.
+            # Keep checking the other fields: a bad port, say, does not hide faults of the model.
             return Environment.model_validate(values)
 
     def _override(self) -> None:
@@ -251,7 +251,7 @@ class _Reading:
             return None
 
     def _fault(self, place: Location, text: str) -> None:
-        """Note what is wrong in a place, spelled as in the file; never the value, as it may be a secret."""
+        """Record a fault at a place, spelled as in the file. Never quotes the value, which may be a secret."""
         for length in range(len(place), 0, -1):
             if variable := self._overrides.get(place[:length]):
                 self._faults.append(f"{variable.source}: {variable.name}: {text}")
@@ -280,7 +280,7 @@ def _near(name: str, known: Iterator[str]) -> str:
 
 
 def _siblings(place: Location) -> Iterator[str]:
-    """What else might stand in the place of a key, as it is written in the file."""
+    """Valid keys in the place of an unknown one, spelled as in the file."""
     around = field_at(tuple(part for part in place[:-1] if isinstance(part, str))) if place[:-1] else RuntimeConfig
     for kind in (around, *getattr(around, "__args__", ())):
         if isinstance(kind, type) and issubclass(kind, BaseModel):

@@ -49,7 +49,7 @@ class Converted:
 
     content: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
-    """A secret's value is not repeated."""
+    """Environment variables to set. The value of a secret is left out."""
     notes: list[str] = field(default_factory=list)
 
     def text(self) -> str:
@@ -62,7 +62,7 @@ class Converted:
 
 
 def convert(file: Path) -> Converted:
-    """Rewrite `file`. Raises `FileInvalid`, also where a value can't be used under its new name."""
+    """Rewrite `file`. Raises `FileInvalid`, also if a value can't be used under its new name."""
     old = dict(_leaves(read(file).content))
     new = Converted()
     _model(old, new)
@@ -85,7 +85,7 @@ def convert(file: Path) -> Converted:
 
 
 def _model(old: Mapping[str, Any], new: Converted) -> None:
-    """Where the model comes from was said in pieces; here it is one address."""
+    """Join the parts of the model's address, which other servers have as separate settings."""
     name = old.get("model.name") or old.get("mlflow.model_name")
     source = str(old.get("model.source") or "").lower()
     server = old.get("mlflow.tracking_uri")

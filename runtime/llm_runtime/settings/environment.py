@@ -1,4 +1,4 @@
-"""What the environment and `.env` say: short names of its own, and the file's names nested with two underscores."""
+"""Settings in the environment and `.env`: short names, and the file's names nested with two underscores."""
 
 import ctypes
 import json
@@ -23,7 +23,7 @@ PRIVATE = (*SECRETS, "MLFLOW_TRACKING_URI")
 """Not the model's name and version, which clients know, nor MODEL_PATH: in a pod it is the operator's, and whoever has
 mistyped it must see what."""
 MIN_PRIVATE = 4
-"""Shorter values would be found in any text."""
+"""Shorter values are not redacted: they would be found in any text."""
 MANAGED = frozenset({"DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "MODEL_PATH", "LOG_LEVEL", "DEBUG", "API_HOST"})
 """What an operator's pod takes from its environment, spelled so and not otherwise: its other settings are in its file.
 
@@ -72,7 +72,7 @@ class Environment(BaseModel):
     @field_validator("api_port", mode="before")
     @classmethod
     def _skip_service_links(cls, value: Any) -> Any:
-        # A Service named `api` makes the kubelet set API_PORT=tcp://10.0.0.1:80 in every pod of its namespace.
+        # For a Service named `api`, the kubelet sets API_PORT=tcp://10.0.0.1:80 in every pod of its namespace.
         return PORT if isinstance(value, str) and value.startswith("tcp://") else value
 
     @field_validator("log_level")
@@ -85,7 +85,7 @@ class Environment(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A name with its value, and where it was set."""
+    """A variable's name, its value, and where it was set."""
 
     name: str
     value: str
@@ -94,7 +94,7 @@ class Variable:
 
 
 def variables(env_file: Path | None) -> dict[str, Variable]:
-    """The environment over `.env`, by name. Case does not matter; what is empty in `.env` is not set."""
+    """Variables by name. The environment overrides `.env`. Case does not matter; empty ones in `.env` are not set."""
     found = {}
     if env_file and env_file.is_file():
         text = env_file.read_text(encoding="utf-8")
@@ -107,7 +107,7 @@ def variables(env_file: Path | None) -> dict[str, Variable]:
 
 
 def managed_variables() -> dict[str, Variable]:
-    """Of the environment what an operator's pod takes; other settings in it are named in the log, and ignored."""
+    """The variables that an operator's pod uses. Other settings in the environment are logged and ignored."""
     ours = {name: Variable(name, os.environ[name], "environment") for name in MANAGED & os.environ.keys()}
     other = {name.upper(): value for name, value in os.environ.items() if name not in MANAGED}
     others = {name: Variable(name, value, "environment") for name, value in other.items()}
@@ -118,32 +118,32 @@ def managed_variables() -> dict[str, Variable]:
 
 
 def private_values(env_file: Path | None = Path(".env")) -> dict[str, str]:
-    """Names of variables by their values, which neither logs nor reports may quote."""
+    """Names of variables by their secret values, which must not appear in logs or reports."""
     found = variables(env_file)
-    # Addresses and paths. Other settings are words and numbers, which stand in any line.
+    # Addresses and paths are secret, too. Other settings are words and numbers, which may occur in any line.
     given = {variable.name: variable.value for _, variable in nested(found) if "/" in variable.value}
     given |= {name: found[name].value for name in PRIVATE if name in found}
     return {value: name for name, value in given.items() if len(value) >= MIN_PRIVATE}
 
 
 def can_be_guessed(key: str) -> bool:
-    """Whether a key is short, or a sample that somebody left as it was."""
+    """Whether a key is too short, or a sample value that was not replaced."""
     return len(key) < MIN_KEY_CHARACTERS or key.lower().startswith(SAMPLE_KEYS)
 
 
 def forget_secrets() -> None:
-    """Take what was read out of the environment, so that neither /proc/self/environ nor a child process has it."""
+    """Remove what was read from the environment, so that neither /proc/self/environ nor a child process has it."""
     libc = ctypes.CDLL(None)
     libc.getenv.restype = ctypes.c_void_p
     for name in [name for name in os.environ if name.upper() in SECRETS]:
-        # Without the name, the value would still lie where the process began.
+        # Overwrite the memory, too: removing the name leaves the value in the process's initial environment.
         if place := libc.getenv(name.encode()):
             ctypes.memset(place, 0, len(os.fsencode(os.environ[name])))
         del os.environ[name]
 
 
 def nested(set_: Mapping[str, Variable]) -> Iterator[tuple[Location, Variable]]:
-    """Those that speak of the file's keys, each with the place it means."""
+    """Variables that set keys of the file, each with the place of its key."""
     for name, variable in set_.items():
         parts = tuple(part.lower() for part in name.split("__"))
         if parts[0] in RuntimeConfig.model_fields and all(parts):
@@ -151,7 +151,7 @@ def nested(set_: Mapping[str, Variable]) -> Iterator[tuple[Location, Variable]]:
 
 
 def value_of(location: Location, text: str) -> Any:
-    """As the file would have it: lists with commas or in brackets, lists of objects and whole sections in JSON.
+    """A variable's text as a value of the file: lists by commas or in brackets; lists of objects and sections as JSON.
 
     The field's type decides, not how the text begins: a chat template begins with a brace, too.
     """
@@ -164,7 +164,7 @@ def value_of(location: Location, text: str) -> Any:
 
 
 def _texts(text: str) -> list[str]:
-    """As JSON, or with commas between, in brackets or without."""
+    """Parse a list: as JSON, or separated by commas, with or without brackets."""
     try:
         items = json.loads(text)
     except ValueError:
@@ -176,7 +176,7 @@ def _texts(text: str) -> list[str]:
 
 
 def _takes_text(field: Any) -> bool:
-    """Whether a text is a value of a field of this type as it stands."""
+    """Whether a text is already a value of a field of this type."""
     if get_origin(field) is Literal:
         return True
     if isinstance(field, type) and get_origin(field) is None:
@@ -185,7 +185,7 @@ def _takes_text(field: Any) -> bool:
 
 
 def field_at(location: Location) -> Any:
-    """The type of the configuration's field in a place; None where there is none."""
+    """The type of the configuration's field at a place; None if there is no such field."""
     found: Any = RuntimeConfig
     for part in location:
         models = [kind for kind in (found, *get_args(found)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
@@ -196,7 +196,7 @@ def field_at(location: Location) -> Any:
 
 
 def names(model: type[BaseModel] = RuntimeConfig, prefix: str = "") -> Iterator[str]:
-    """Every name that `nested` may find, as it is written in the environment."""
+    """Every name that `nested` accepts, as it is spelled in the environment."""
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}".upper()
         kinds = (field.annotation, *get_args(field.annotation))

@@ -1,4 +1,4 @@
-"""The configuration file, with the line on which each key stands."""
+"""The configuration file, with the line of each key."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,25 +9,25 @@ import yaml
 from pydantic.alias_generators import to_snake
 
 Location = tuple[str | int, ...]
-"""Where a value stands: keys in snake case, and indices."""
+"""The place of a value: keys in snake case, and indices."""
 
 
 class FileInvalid(ValueError):
-    """No YAML, or none that could be a configuration."""
+    """The file is not YAML, or not a configuration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a file says. Keys come out in Python's spelling, so that an override meets what it overrides."""
+    """A file's contents. Keys are in Python's spelling, so that an override matches the key that it overrides."""
 
     content: dict[str, Any] = field(default_factory=dict)
     lines: dict[Location, int] = field(default_factory=dict)
-    """From 1 on."""
+    """Line numbers, from 1."""
     repeated: tuple[Location, ...] = ()
-    """Keys that stand in one place twice, of which YAML would quietly take the last."""
+    """Duplicate keys, of which YAML would silently use the last."""
 
     def line(self, location: Location) -> int | None:
-        """Of the value itself, or of what it should be in."""
+        """The line of the value, or of the section that it should be in."""
         for length in range(len(location), 0, -1):
             if line := self.lines.get(location[:length]):
                 return line
@@ -35,7 +35,7 @@ class Document:
 
 
 def read(file: Path) -> Document:
-    """Read YAML, hence JSON too. Raises `FileInvalid`."""
+    """Read YAML, and therefore also JSON. Raises `FileInvalid`."""
     try:
         root = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def read(file: Path) -> Document:
     found = list(_keys(root, ()))
     places = [location for location, _ in found]
     repeated = tuple({place for place in places if places.count(place) > 1})
-    # A section of which everything is commented out.
+    # The section's contents are all commented out.
     given = {name: value for name, value in content.items() if value is not None}
     return Document(_snake(given), dict(found), repeated)
 
@@ -70,7 +70,7 @@ def _keys(node: yaml.Node, place: Location) -> Iterator[tuple[Location, int]]:
 
 
 def put(content: dict[str, Any], place: Location, value: Any) -> None:
-    """Set `value` in a place of `content`, and make the sections around it."""
+    """Set `value` at a place of `content`, and create the sections around it."""
     for part in place[:-1]:
         if not isinstance(content.get(str(part)), dict):
             content[str(part)] = {}

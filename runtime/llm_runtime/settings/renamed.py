@@ -1,4 +1,4 @@
-"""Names that other servers of this kind give their settings, and what they are here: to be told, not to be guessed.
+"""Names of settings in other servers of this kind, and their names here, for hints and for conversion. Never guessed.
 
 One table for YAML keys and for the environment: `security.api_key` is `SECURITY__API_KEY` there.
 """
@@ -42,7 +42,7 @@ RENAMED = {
     "logging.format": "server.logFormat",
     "logging.file": "server.logFile",
 }
-"""Keys in snake case. A section that is no section here is renamed as a whole, its unlisted keys too."""
+"""New names by old ones, in snake case. A section that does not exist here is renamed with all its unlisted keys."""
 
 VARIABLES = {
     "API_WORKERS": ONE_PROCESS,
@@ -50,17 +50,17 @@ VARIABLES = {
     "MODEL_ID": "MODEL__URI=hf://org/name@revision, or MODEL_PATH for a folder",
     "MODEL_DEVICE": "ENGINE__DEVICE",
 }
-"""Names of the environment that are not a section's."""
+"""Environment variables that are not part of a section."""
 
 HARMLESS = {"API_WORKERS": "1"}
-"""What says only what is the case anyway."""
+"""Settings without effect, because they state what is always the case here."""
 
 FOREIGN = frozenset(name.partition(".")[0] for name in RENAMED) - {"model"}
-"""Sections that do not exist here."""
+"""Sections of other servers that do not exist here."""
 
 
 def now_called(path: tuple[str, ...]) -> str | None:
-    """What a key, given as its path in snake case, is called here; None if it was never called otherwise."""
+    """The name here of another server's key, given as its path in snake case; None if it is not a known one."""
     if name := RENAMED.get(".".join(path)):
         return name
     return f"not known here; docs/reference.md has what replaces `{path[0]}`" if path[0] in FOREIGN else None

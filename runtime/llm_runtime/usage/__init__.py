@@ -1,4 +1,4 @@
-"""What requests used: the rows, where they go, and the reports made of them."""
+"""Usage accounting: a row for each request, where rows are written, and reports."""
 
 from llm_runtime.usage.rows import LoggedUsage, Outcome, UsageLog, UsageRow
 

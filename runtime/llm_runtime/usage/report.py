@@ -1,4 +1,4 @@
-"""Reports: sums by day, key or model, made of the daily sums only; and the latest requests of one key."""
+"""Usage reports: sums by day, key or model, computed from daily sums only; and the latest requests of one key."""
 
 from calendar import monthrange
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Grouping = Literal["day", "key", "model"]
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """UTC days, the last one included."""
+    """A range of UTC days, including the last one."""
 
     first: date
     last: date
@@ -23,16 +23,16 @@ class Period:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """What one day, key or model used."""
+    """Usage of one day, key or model."""
 
     group: str
-    """The day as YYYY-MM-DD, the key's id, or the model, with `:adapter` where there is one."""
+    """The day as YYYY-MM-DD, the key's id, or the model (with `:adapter` if there is one)."""
     name: str
     """The key's name; "" for days and models."""
     requests: int
     failed: int
     cached: int
-    """Of the requests, those answered from the completion cache; their tokens are among the sums."""
+    """Requests answered from the completion cache. Their tokens are included in the sums."""
     prompt_tokens: int
     completion_tokens: int
     last_at: datetime
@@ -59,7 +59,7 @@ def month(year: int, number: int) -> Period:
 
 
 async def totals(database: Database, period: Period, by: Grouping, key_id: str = "") -> list[Total]:
-    """Sums of `period`, of one key or of all: days in their order, keys and models by their tokens.
+    """Sums of `period`, for one key or all. Days are in order; keys and models with most tokens come first.
 
     Raises `DatabaseAway`.
     """
@@ -87,7 +87,7 @@ def _totals(period: Period, by: Grouping, key_id: str) -> sa.Select[tuple[Any, .
     sums = [
         sa.func.sum(columns[name]) for name in ("requests", "failed", "cached", "prompt_tokens", "completion_tokens")
     ]
-    # The name that the key has now, should it have had two.
+    # One name for each key, even if it was renamed.
     name = sa.func.max(columns.key_name) if by == "key" else sa.literal("")
     statement: sa.Select[tuple[Any, ...]] = (
         sa.select(group.label("grouped"), name, *sums, sa.func.max(columns.last_at, type_=columns.last_at.type))

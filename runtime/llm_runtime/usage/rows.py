@@ -1,4 +1,4 @@
-"""What a request used: one row for each admitted request, whichever way it ended. Never a key."""
+"""Usage rows: one for each admitted request, however it ended. They never contain a key."""
 
 import logging
 from dataclasses import dataclass, fields
@@ -10,59 +10,59 @@ log = logging.getLogger(__name__)
 
 
 class Outcome(StrEnum):
-    """How a request ended, as its client saw it."""
+    """How a request ended, from its client's view."""
 
     COMPLETED = "completed"
     CANCELLED = "cancelled"
-    """The client left before the end."""
+    """The client disconnected before the end."""
     TIMEOUT = "timeout"
     INTERRUPTED = "interrupted"
-    """Cut by a shutdown."""
+    """Ended by a shutdown."""
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """The account of one request. Durations are in seconds, from admission on."""
+    """Usage of one request. Durations are in seconds since admission."""
 
     at: datetime
-    """When it ended."""
+    """The time at which the request ended."""
     request_id: str
     key_id: str
     key_name: str
     tier: str
     user_hash: str | None
-    """Tells the `user`s of one key apart without storing whom the client named."""
+    """Distinguishes the `user`s of one key without storing their names."""
     endpoint: str
     model: str
     model_version: str
     adapter: str
     stream: bool
     cached: bool
-    """Answered from the completion cache, which costs no tokens of any limit."""
+    """Whether it was answered from the completion cache, which costs no tokens of any limit."""
     choices: int
     prompt_tokens: int
     completion_tokens: int
     finish_reasons: tuple[str, ...]
-    """Of the choices that came to their end."""
+    """Finish reasons of the choices that ended."""
     outcome: Outcome
     first_token_seconds: float | None
     duration_seconds: float
     prompt: str | None = None
-    """Only where the configuration asks for it, as `completion`."""
+    """Stored only if configured, as is `completion`."""
     completion: str | None = None
 
 
 class UsageLog(Protocol):
-    """Where rows go."""
+    """Where rows are written."""
 
     def write(self, row: UsageRow) -> None:
-        """Take a row at once; must neither block nor raise."""
+        """Accept a row. Must neither block nor raise."""
         ...
 
 
 class LoggedUsage:
-    """Rows as log lines, for whoever collects logs. Texts are for the database, and never in a log."""
+    """Writes rows as log lines. Prompts and completions are stored only in the database, never in a log."""
 
     def write(self, row: UsageRow) -> None:
         log.info("usage", extra={name: getattr(row, name) for name in _LOGGED})

@@ -1,7 +1,7 @@
-"""Rows into the database: each once, and the sums of its day in the same transaction.
+"""Writes usage rows to the database exactly once, and updates the sums of their day in the same transaction.
 
-A row gets its id when it is first prepared. Should the answer to a commit be lost, the row is sent again under the same
-id, is found to be there, and raises no sum a second time.
+A row gets its id when it is first prepared. If the answer to a commit is lost, the row is sent again with the same id,
+is found to exist, and is not added to the sums again.
 """
 
 import secrets
@@ -29,15 +29,15 @@ TEXTS = ("prompt", "completion")
 INTEGERS = ("prompt_tokens", "completion_tokens")
 MAX_INTEGER = 2**63 - 1
 STATEMENT_ROWS = 100
-"""One INSERT's rows. Its values are bound on the event loop, which 500 would hold up for 8 ms, 100 for 4 ms."""
+"""Rows of one INSERT. Binding values blocks the event loop: 8 ms for 500 rows, 4 ms for 100."""
 DAY_KEY = ("day", "key_id", "model", "adapter")
 SUMS = ("requests", "failed", "cached", "prompt_tokens", "completion_tokens")
 FAILURES = (Outcome.FAILED, Outcome.TIMEOUT, Outcome.INTERRUPTED)
-"""What did not come to its end, and not because the client left."""
+"""Outcomes that count as failed: the request did not complete, but not because the client disconnected."""
 
 
 def prepare(row: UsageRow, *, store_prompts: bool) -> Entry:
-    """What is stored of a row: every value such that both databases take it. Too long a name loses its end."""
+    """A row as it is stored: with values that both databases accept. Texts that are too long are truncated."""
     entry: Entry = {name: getattr(row, name) for name in COLUMNS}
     entry["id"] = new_id()
     entry["at"] = row.at.astimezone(UTC)
@@ -54,14 +54,14 @@ def prepare(row: UsageRow, *, store_prompts: bool) -> Entry:
 
 
 def clean(text: str) -> str:
-    """`text` without what is no UTF-8, and without NUL, which Postgres refuses."""
+    """Replace characters that UTF-8 can't encode, and NUL, which Postgres refuses."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def new_id() -> UUID:
-    """A UUID of version 7 (RFC 9562, method 3): first by time, to a quarter of a microsecond, then by chance.
+    """A UUID of version 7 (RFC 9562, method 3): the time to a quarter of a microsecond, then random bits.
 
-    So rows come out in the order in which they went in, and are added at the end of the index.
+    So ids sort in the order of insertion, and new rows are added at the end of the index.
     """
     milliseconds, rest = divmod(time.time_ns(), 1_000_000)
     fraction = (rest << 12) // 1_000_000
@@ -69,7 +69,10 @@ def new_id() -> UUID:
 
 
 async def store(database: Database, entries: Sequence[Entry]) -> None:
-    """Write what is not there yet, and raise the sums by it. Raises `DatabaseAway`: it may yet have happened."""
+    """Write the rows that do not exist yet, and add them to the sums.
+
+    Raises `DatabaseAway`; the write may have happened nevertheless.
+    """
     insert = postgresql.insert if database.postgres else sqlite.insert
     rows = insert(inference_log).on_conflict_do_nothing(index_elements=["id"]).returning(inference_log.c.id)
     rows = rows.execution_options(insertmanyvalues_page_size=STATEMENT_ROWS)
@@ -89,7 +92,7 @@ async def _raise_sums(connection: AsyncConnection, insert: Any, entries: Sequenc
 
 
 def days(entries: Iterable[Entry]) -> list[Entry]:
-    """The sums to raise, in the order of their keys: replicas that lock rows in one order can't deadlock."""
+    """The sums to add, in the order of their keys, so that replicas lock rows in the same order and can't deadlock."""
     sums: dict[tuple[Any, ...], Entry] = {}
     for entry in entries:
         key = (entry["at"].date(), entry["key_id"], entry["model"], entry["adapter"])

@@ -1,4 +1,4 @@
-"""The usage log in the database: taken at once, written behind the request, in batches."""
+"""Writes usage rows to the database in batches, behind the request."""
 
 import asyncio
 import logging
@@ -23,16 +23,16 @@ BATCH_ROWS = 500
 FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 5.0
 CLOSE_SECONDS = 10.0
-"""How long an ending process tries to write its last rows."""
+"""Grace period in which an ending process tries to write its last rows."""
 CANCEL_SECONDS = 1.0
 CLOSING_RETRY_SECONDS = 0.25
 
 
 class DatabaseUsage:
-    """`UsageLog` into the database. Use it as `async with`: at the end everything is written, in bounded time.
+    """A `UsageLog` that writes to the database. Use it with `async with`: its exit writes the rest, in bounded time.
 
-    A row waits `flush_seconds` at most, less where `BATCH_ROWS` have come together. While the database is away rows are
-    kept, up to `max_pending_rows`, then the oldest are dropped and counted. For the event loop's thread only.
+    A row waits at most `flush_seconds`, less if `BATCH_ROWS` are waiting. While the database is down, rows are kept up
+    to `max_pending_rows`; then the oldest are dropped and counted. For the event loop's thread only.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class DatabaseUsage:
         self._close_seconds = close_seconds
         self._rows: deque[UsageRow] = deque(maxlen=config.max_pending_rows)
         self._batch: list[Entry] = []
-        """What is being written; it stays as it is until all of it is known to be stored, or refused."""
+        """The rows being written. It does not change until all of them are stored or refused."""
         self._enough = asyncio.Event()
         self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -53,7 +53,7 @@ class DatabaseUsage:
 
     @property
     def pending(self) -> int:
-        """Rows that are not known to be stored."""
+        """Number of rows that may not be stored yet."""
         return len(self._rows) + len(self._batch)
 
     def write(self, row: UsageRow) -> None:
@@ -89,12 +89,12 @@ class DatabaseUsage:
             if len(self._rows) < BATCH_ROWS and not self._closing.is_set():
                 await self._wait(self._enough, self._config.flush_seconds)
             self._enough.clear()
-            # What comes meanwhile waits for its turn: under load it would be written in many small transactions.
+            # Rows that arrive meanwhile wait for the next round; else a busy server would write many small batches.
             for _ in range(ceil(len(self._rows) / BATCH_ROWS)):
                 await self._write_batch()
 
     async def _write_batch(self) -> None:
-        """Write the oldest rows, however often that must be tried."""
+        """Write the oldest rows, retrying until they are stored or refused."""
         self._batch = self._take(min(BATCH_ROWS, len(self._rows)))
         retry_seconds = FIRST_RETRY_SECONDS
         while self._batch:
@@ -124,7 +124,10 @@ class DatabaseUsage:
         return entries
 
     async def _store(self, entries: list[Entry]) -> int:
-        """Write `entries`, count those refused. One at fault must not hold up the rest: halves, until it is alone."""
+        """Write `entries`, and return how many were refused.
+
+        A bad row must not block the others, so a refused batch is halved until the bad row is alone.
+        """
         try:
             await store(self._database, entries)
         except (DatabaseAway, OperationalError, ProgrammingError):
@@ -138,7 +141,7 @@ class DatabaseUsage:
         return 0
 
     async def _pause(self, seconds: float) -> None:
-        """Before another attempt; not all replicas at the same moment."""
+        """Wait before a retry, with jitter, so that not all replicas retry at the same moment."""
         seconds *= random.uniform(0.5, 1.0)
         if self._closing.is_set():
             await asyncio.sleep(min(seconds, CLOSING_RETRY_SECONDS))

@@ -1,1 +1,1 @@
-"""OpenAI's dialect, for its own clients and all that speak like them."""
+"""OpenAI's dialect, for its own clients and all that are compatible with it."""

@@ -1,4 +1,4 @@
-"""Answers of chat completions: whole, or as the chunks of a stream."""
+"""Responses of chat completions: complete, or as the chunks of a stream."""
 
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -14,7 +14,7 @@ from llm_runtime.request import FinishReason, TokenEvent
 
 
 def completion(generation: Generation, pipeline: Pipeline, choices: list[Choice], answers: Answers) -> dict[str, Any]:
-    """A whole answer."""
+    """A complete response."""
     messages = [_message(choice.text, answers) for choice in choices]
     tokens = spelled(generation.job, pipeline.codec)
     return {
@@ -35,7 +35,7 @@ def completion(generation: Generation, pipeline: Pipeline, choices: list[Choice]
 async def chunks(
     generation: Generation, pipeline: Pipeline, answers: Answers, *, include_usage: bool
 ) -> AsyncGenerator[bytes]:
-    """First every choice's role, then texts and calls as they come, each choice's finish reason, and the usage."""
+    """Chunks of a stream: roles of all choices, texts and calls as they come, finish reasons, and the usage."""
     out = Chunks(_envelope(generation, pipeline, "chat.completion.chunk"), include_usage, _text_delta)
     deltas = [_Deltas(answers) for _ in range(generation.choices)]
     tokens = spelled(generation.job, pipeline.codec)
@@ -62,7 +62,7 @@ async def chunks(
 
 
 class _Deltas:
-    """What one choice of a stream is made of."""
+    """Builds the deltas of one choice of a stream."""
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
@@ -79,7 +79,7 @@ class _Deltas:
         return part.text
 
     def calls(self) -> Iterator[dict[str, Any]]:
-        """Two for each new call: which it is, and its arguments."""
+        """Two deltas for each new call: its id and name, then its arguments."""
         for call in self._pending:
             index = self.told
             arguments = call["function"]["arguments"]

@@ -78,7 +78,7 @@ class ChatBody(OpenAIBody, ToolFields):
         return self
 
     def offer(self, template: str) -> Offer | None:
-        """What the model may call. Raises `errors.InvalidRequest` if its template has no place for it."""
+        """The tools that the model may call. Raises `errors.InvalidRequest` if its template can't show them."""
         for number, message in enumerate(self.messages):
             if message.speaks_of_tools:
                 check_template(template, f"messages[{number}]")
@@ -92,9 +92,9 @@ class ChatBody(OpenAIBody, ToolFields):
         return {**effort, **thinking, **self.chat_template_kwargs}
 
     def answers(self, codec: TextCodec, offer: Offer | None) -> Answers:
-        """How what the model says is read."""
+        """How to parse the model's answers."""
         template = codec.tool_template if offer else codec.chat_template
-        # An answer that must match something from its first token on holds no thoughts.
+        # A constrained answer must match from its first token on, so it has no thoughts.
         bound = self.constraint() is not None or (offer is not None and offer.must_call)
         return Answers(reading_of(template), offer, inside=not bound and begins_inside(template, self.template_options))
 

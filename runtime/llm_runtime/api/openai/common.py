@@ -1,4 +1,4 @@
-"""What chat completions and text completions share."""
+"""Fields and rendering that chat completions and text completions share."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from llm_runtime.stream import compact_json, sse
 MAX_N = 128
 TEXT_HERE = "\0text\0"
 LOWEST_LOGPROB = -9999.0
-"""JSON has no minus infinity; OpenAI writes this number for it."""
+"""Stands for minus infinity, which JSON does not have, as in OpenAI's API."""
 
 
 class StreamOptions(Body):
@@ -81,7 +81,7 @@ class StructuredOutputs(Body):
 
 
 def _json(schema: dict[str, Any]) -> str:
-    # Equal schemas are one entry in the cache; the order of properties is part of what a schema says here.
+    # Equal schemas share an entry in the grammar cache. Keys are not sorted: the order of properties has a meaning.
     try:
         return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
     except RecursionError:
@@ -155,14 +155,14 @@ class OpenAIBody(Body):
         return "structured_outputs" if self.structured_outputs else "response_format"
 
     def constraint(self) -> Constraint | None:
-        """What the answer must match."""
+        """The constraint that the answer must match."""
         asked = self.structured_outputs or self.response_format
         return asked.constraint() if asked else None
 
     def sampling(
         self, max_tokens: int, logprobs: int | None, constraint: Constraint | None, defaults: Mapping[str, float]
     ) -> Sampling:
-        """The fields that both endpoints have, with what each calls in its own way. `defaults` are the model's."""
+        """The sampling options, from fields of both endpoints and arguments that differ. `defaults` are the model's."""
         left_out = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
         temperature = left_out.pop("temperature", self.temperature)
         top_p = left_out.pop("top_p", self.top_p)
@@ -189,12 +189,12 @@ class OpenAIBody(Body):
 
 
 def fingerprint(pipeline: Pipeline) -> str | None:
-    """`system_fingerprint`: the version or commit that answered, so that clients see a promotion."""
+    """`system_fingerprint`: the model's version or commit, so that clients can notice a promotion."""
     return f"{pipeline.config.model.name}-v{pipeline.version}" if pipeline.version else None
 
 
 def usage(generation: Generation) -> dict[str, Any]:
-    """`usage`, so far."""
+    """`usage`, up to now."""
     prompt = generation.prompt_tokens
     completion = generation.completion_tokens
     return {
@@ -206,22 +206,22 @@ def usage(generation: Generation) -> dict[str, Any]:
 
 
 def logprob(value: float | None) -> float:
-    """A log probability that JSON can carry."""
+    """A log probability that JSON can represent."""
     return LOWEST_LOGPROB if value is None else max(value, LOWEST_LOGPROB)
 
 
 class Chunks:
-    """Renders a stream's chunks. What is the same in all of them is rendered once: most carry a single token."""
+    """Renders a stream's chunks. Their common part is rendered only once, because most chunks have a single token."""
 
     def __init__(
         self, envelope: dict[str, Any], include_usage: bool, choice_of: Callable[[int, str], dict[str, Any]]
     ) -> None:
-        """`choice_of(index, text)` is a choice that carries nothing but a text."""
+        """`choice_of(index, text)` returns a choice that contains only a text."""
         self._envelope = envelope
         self.include_usage = include_usage
         self._choice_of = choice_of
         self._head = f'data: {compact_json(envelope)[:-1]},"choices":['
-        # Clients that asked for usage expect the field in every chunk, null until the last.
+        # Clients that request usage expect the field in every chunk, null in all but the last.
         self._tail = '],"usage":null}\n\n' if include_usage else "]}\n\n"
         self._around: dict[int, tuple[str, str]] = {}
 
@@ -230,7 +230,7 @@ class Chunks:
         return f"{self._head}{compact_json(choice)}{self._tail}".encode()
 
     def text(self, index: int, text: str) -> bytes:
-        """A chunk with one choice that carries nothing but `text`: a fifth of what rendering its parts would cost."""
+        """A chunk with one choice that contains only `text`. Costs a fifth of rendering it from parts."""
         before, after = self._around.get(index) or self._render_around(index)
         return f"{before}{quoted(text)}{after}".encode()
 

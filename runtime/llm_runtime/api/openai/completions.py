@@ -25,11 +25,11 @@ router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["Op
 
 PATH = "/v1/completions"
 DEFAULT_MAX_TOKENS = 16
-"""OpenAI's."""
+"""The default in OpenAI's API."""
 
 
 def _as_several(value: Any) -> Any:
-    """One prompt as a list of one; token ids as tuples."""
+    """Normalise to a list of prompts, with token ids as tuples."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and value and all(_is_token(item) for item in value):
@@ -144,7 +144,7 @@ async def _stream(generation: Generation, codec: TextCodec, chunks: Chunks) -> A
 def _logprobs(
     tokens: Spelled | None, events: list[TokenEvent], offset: int = 0, *, ended: bool
 ) -> dict[str, Any] | None:
-    """OpenAI's older form: parallel lists. `text_offset` counts characters of the answer's text."""
+    """Log probabilities in OpenAI's older form, parallel lists. `text_offset` counts characters of the answer."""
     if tokens is None:
         return None
     found = tokens.take(events, ended=ended)
@@ -157,5 +157,5 @@ def _logprobs(
 
 
 def _rivals(event: TokenEvent) -> dict[str, float]:
-    # Tokens that are parts of characters may share a text: the likeliest keeps it.
+    # Tokens that are parts of characters may have the same text. The likeliest one keeps it.
     return {top.text: logprob(top.logprob) for top in reversed(event.top_logprobs)}

@@ -8,7 +8,7 @@ from typing import Any
 
 HINTS = frozenset(
     {
-        # Where equal beginnings of prompts are kept: they are found without being told.
+        # Hints for prefix caching, which works without them.
         "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "cache_control", "cache_prompt",
         # What is kept or sold beside the answer: nothing is.
         "store", "metadata", "service_tier", "priority",

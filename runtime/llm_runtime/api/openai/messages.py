@@ -1,4 +1,4 @@
-"""Messages of a conversation, as OpenAI's clients send them and as chat templates take them."""
+"""Messages of a conversation: parsed from the form of OpenAI's clients, converted to the form of chat templates."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,12 +41,12 @@ class Part(Baggage):
 
     @property
     def said(self) -> str | None:
-        """What it adds to the text of its message."""
+        """The text that this part adds to its message."""
         return {"refusal": self.refusal, "thinking": None}.get(self.type, self.text)
 
 
 def writable(structure: dict[str, Any]) -> dict[str, Any]:
-    """`structure`, if it can be written into a prompt. Raises ValueError."""
+    """Return `structure` if it can be written into a prompt. Raises ValueError otherwise."""
     depth = 0
     level = list[Any]([structure])
     while level:
@@ -88,7 +88,7 @@ class CalledFunction(Baggage):
     arguments: Annotated[Text, BeforeValidator(_as_text, json_schema_input_type=str | dict[str, Any])] = ""
 
     def parsed(self) -> dict[str, Any] | str:
-        """The arguments as chat templates take them. What is no object goes back to the model as it wrote it."""
+        """The arguments for chat templates: an object, or the model's own text if that is not an object."""
         try:
             arguments = json.loads(self.arguments or "{}")
             return writable(arguments or {}) if isinstance(arguments, dict | None) else self.arguments
@@ -126,7 +126,7 @@ class ChatMessage(Baggage):
     no_effect: ClassVar[dict[str, tuple[Any, ...]]] = IDLE_IN_MESSAGES
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """(field, what is wrong) of fields that don't go with the role."""
+        """(field, what is wrong) of fields that don't fit the role."""
         if self.content is None and self.role not in ("assistant", "tool"):
             yield "content", "required"
         if self.tool_calls and self.role != "assistant":
@@ -140,7 +140,7 @@ class ChatMessage(Baggage):
 
     @property
     def text(self) -> str:
-        """Its content; parts are lines of it."""
+        """The content as one text. Parts are joined as lines."""
         said = [part.said for part in self.content or () if part.said is not None]
         return "\n".join(said) if any(said) else self.refusal or ""
 
@@ -151,7 +151,7 @@ class ChatMessage(Baggage):
         return named or "\n".join(part.thinking for part in self.content or () if part.thinking)
 
     def for_template(self) -> Message:
-        """As chat templates take it; they know `developer` by its older name."""
+        """The message for chat templates, which know `developer` by its older name, `system`."""
         role = "system" if self.role == "developer" else self.role
         message: Message = {"role": role, "content": self.text}
         if self.name:
@@ -166,7 +166,7 @@ class ChatMessage(Baggage):
 
 
 def for_template(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
-    """A conversation as chat templates take it. Some want every result to name its tool, which clients rarely do."""
+    """A conversation for chat templates. Adds each result's tool name: some templates need it, few clients send it."""
     names = {call.id: call.function.name for message in messages for call in message.tool_calls}
     converted = []
     for message in messages:

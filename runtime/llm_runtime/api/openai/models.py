@@ -17,7 +17,7 @@ router = APIRouter(route_class=KeyedRoute, dependencies=SECURITY, tags=["OpenAI"
 
 @router.get("/v1/models", summary="List models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """What the caller may use: the model, and of its adapters those that the key is for."""
+    """List what the caller may use: the model, and the adapters that the key allows."""
     server = server_of(request)
     caller = request.state.caller
     if server.serving.state is State.UNLOADED:
@@ -44,7 +44,7 @@ def _adapters(server: Server) -> tuple[str, ...]:
 
 
 def _bare(server: Server) -> dict[str, Any]:
-    """What answers for the model's own name: the model, or the default adapter."""
+    """What answers requests for the model's own name: the model, or the default adapter."""
     if not (default := server.default_adapter):
         return _model(server)
     return {**_model(server, default), "id": server.config.model.name, "adapter": default}
@@ -57,7 +57,7 @@ def _model(server: Server, adapter: str = "") -> dict[str, Any]:
     version = server.serving.version
     if adapter:
         version = server.adapters.version(adapter) or "" if server.adapters else ""
-        # vLLM's server names the base model of an adapter so.
+        # As in vLLM's server, `parent` is the base model of an adapter.
         described |= {"id": f"{base}:{adapter}", "parent": base}
     elif server.default_adapter:
         described["id"] = f"{base}:{BASE}"

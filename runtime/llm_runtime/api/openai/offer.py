@@ -1,4 +1,4 @@
-"""`tools` and `tool_choice`: what the model may call, what it must, and what is a call in its answer."""
+"""`tools` and `tool_choice`: what the model may or must call, and how to parse calls in its answer."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -35,7 +35,7 @@ class OfferedTool(Baggage):
     function: Function
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates take it: every field there is."""
+        """The tool for chat templates, with every field that was sent."""
         function = self.function
         described = {"name": function.name, "description": function.description or ""}
         return {"type": "function", "function": {**described, "parameters": function.parameters or NO_ARGUMENTS}}
@@ -87,19 +87,19 @@ class ToolFields(Body):
 
     @property
     def offered(self) -> list[OfferedTool]:
-        """The tools that the model is told of."""
+        """The tools that the model sees."""
         return [] if self.tool_choice and self.tool_choice.mode == "none" else self.tools
 
     @property
     def chosen_name(self) -> str | None:
-        """The one function that must be called."""
+        """The function that must be called, if the request names one."""
         named = self.tool_choice.named if self.tool_choice else None
         return named.function.name if named else None
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Tools, in the form in which this model calls them."""
+    """The offered tools, and the form in which this model writes calls."""
 
     form: Form
     tools: tuple[Tool, ...]
@@ -126,15 +126,15 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """How a request's answers are read."""
+    """How to parse a request's answers."""
 
     reading: Reading
     offer: Offer | None = None
     inside: bool = False
-    """They begin inside of a thought."""
+    """Whether they begin inside a thought."""
 
     def reader(self) -> AnswerReader:
-        """For one answer."""
+        """A reader for one answer."""
         if self.offer is None:
             return self.reading.reader(inside=self.inside)
         tools = {tool.name: tool.parameters for tool in self.offer.tools}
@@ -159,7 +159,7 @@ def offer_of(fields: ToolFields, template: str) -> Offer | None:
 
 
 def check_template(template: str, field: str) -> None:
-    """Raise `errors.InvalidRequest` if a chat template has no place for what `field` says of tools."""
+    """Raise `errors.InvalidRequest` if a chat template can't show the tools in `field`."""
     if not knows_tools(template):
         message = "The model's chat template knows no tools; send the conversation without any."
         raise errors.InvalidRequest(message, param=field, code="unsupported_parameter")

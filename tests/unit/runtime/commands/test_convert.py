@@ -144,7 +144,7 @@ def test_a_plain_malicious_pickle_is_refused_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [{"epoch": 3, "w": torch.ones(1)}, [torch.ones(1)], {"state_dict": {}}])
 def test_what_is_no_state_dict_is_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ModelUnsupported, match="no state_dict"):
+    with pytest.raises(ModelUnsupported, match="not a state_dict"):
         convert([tmp_path / "pytorch_model.bin"], tmp_path, "model", 1 << 30)
 
 

@@ -84,7 +84,7 @@ def test_the_configuration_says_how_it_would_run(folder: Path, tmp_path: Path) -
     ("arguments", "words"),
     [
         (["/nowhere"], "is not a folder"),
-        (["ftp://here/model"], "is none of"),
+        (["ftp://here/model"], "is not one of"),
         ([".", "--memory", "24 GB"], "not a size like 24Gi"),
         (["models:/bot/3"], "needs an MLflow server"),
     ],

@@ -112,5 +112,5 @@ def test_places_that_a_location_must_not_lead_to(server: str, location: str) -> 
 
 def test_a_folder_of_this_machine_is_not_read_for_a_server(tmp_path: Path) -> None:
     (tmp_path / "password").write_text("a secret")
-    with pytest.raises(RegistryDenied, match="which is not read here"):
+    with pytest.raises(RegistryDenied, match="which can't be read from here"):
         MlflowRegistry(HTTP).sizes(str(tmp_path))

@@ -120,10 +120,10 @@ def test_what_names_a_version_or_a_place_needs_no_question() -> None:
 @pytest.mark.parametrize(
     ("uri", "server", "words"),
     [
-        ("models:/bot", "http://m", "is none of models:/name/3"),
-        ("models:/bot/3/more", "http://m", "is none of"),
-        ("ftp://host/model", "http://m", "is none of"),
-        ("bot", "http://m", "is none of"),
+        ("models:/bot", "http://m", "is not one of models:/name/3"),
+        ("models:/bot/3/more", "http://m", "is not one of"),
+        ("ftp://host/model", "http://m", "is not one of"),
+        ("bot", "http://m", "is not one of"),
         ("runs:/0123/model", "", "set model.trackingUri or MLFLOW_TRACKING_URI"),
         ("hf://bot", "", "hf://org/name@revision"),
         ("s3://bucket/model", "", r"pip install 'llm-operator\[s3\]'"),

@@ -93,7 +93,7 @@ def test_adapters_that_are_more_than_lora_are_refused(tmp_path: Path) -> None:
     [
         ({"name": "team/bot"}, "must not be empty or contain / or :"),
         ({"name": " "}, "must not be empty"),
-        ({"name": "bot", "alias": "7"}, "no number"),
+        ({"name": "bot", "alias": "7"}, "not be a number"),
         ({"name": "bot", "alias": "a b"}, "of letters, digits"),
         ({"name": "bot", "alias": "latest"}, "reserves the alias 'latest'"),
         ({"name": "bot", "alias": "v3"}, "reserves the alias 'v3'"),

@@ -132,12 +132,12 @@ FAULTS: dict[str, tuple[dict[str, bytes | None], type[Fatal], str]] = {
         {"tokenizer.json": None, "spiece.model": b"\n\x0e\n\x05<unk>"}, ModelUnsupported, "only as spiece.model",
     ),
     "nothing": ({"tokenizer.json": None}, ModelUnsupported, "no tokenizer.json.*save_pretrained"),
-    "half a file": ({"tokenizer.json": b'{"version": "1.0", "mod'}, ModelCorrupt, "tokenizer.json is no JSON"),
-    "no text": ({"tokenizer.json": b"\x80\x81\x82"}, ModelCorrupt, "tokenizer.json is no JSON"),
+    "half a file": ({"tokenizer.json": b'{"version": "1.0", "mod'}, ModelCorrupt, "tokenizer.json is not JSON"),
+    "no text": ({"tokenizer.json": b"\x80\x81\x82"}, ModelCorrupt, "tokenizer.json is not JSON"),
     "a newer kind": (
         {"tokenizer.json": b'{"version": "9.0", "model": {"type": "Q"}}'}, ModelUnsupported, "of tokenizers",
     ),
-    "no settings": ({"tokenizer_config.json": b"{"}, ModelCorrupt, "tokenizer_config.json is no JSON"),
+    "no settings": ({"tokenizer_config.json": b"{"}, ModelCorrupt, "tokenizer_config.json is not JSON"),
 }  # fmt: skip
 
 
