@@ -17,7 +17,7 @@ MORE, LESS = np.array(odds.MORE), np.array(odds.LESS)
 
 def costs(grid: Array, share: Array) -> Array:
     """As odds.cost."""
-    return np.asarray(np.log1p(np.multiply.outer(share, grid - 1)))
+    return np.log1p(np.multiply.outer(share, grid - 1))
 
 
 def mixed(scores: Array, clumping: Array) -> Array:
@@ -140,7 +140,7 @@ class ErrorTrials:
 
         def sure(grid: Array, limit: float, error: float) -> Array:
             scores = bad[:, None] * np.log(grid) - n[:, None] * costs(grid, np.array(limit))
-            return np.asarray(mixed(scores, clumping) >= -np.log(error))
+            return mixed(scores, clumping) >= -np.log(error)
 
         worse = self.shared.evidence(self.pairs.clumping()) >= -np.log(self.rules.false_alarm)
         worse |= self.pairs.sums[0] < n / 2

@@ -118,9 +118,8 @@ class FineTally(Collector):
 
     def collect(self) -> Iterable[Metric]:
         family = CounterMetricFamily(self._name, self._documentation, labels=["le"])
-        bounds = list(map(floatToGoString, (*FINE_BOUNDS_SECONDS, inf)))
         for bucket, count in sorted(self._counts.items()):
-            family.add_metric([bounds[bucket]], count)
+            family.add_metric([floatToGoString((*FINE_BOUNDS_SECONDS, inf)[bucket])], count)
         yield family
 
 
