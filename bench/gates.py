@@ -123,12 +123,14 @@ def heavy(random: Random, count: int) -> Array:
 
 def chained(random: Random, count: int, keep: float = 0.9) -> Array:
     """Each latency resembles the one before on its side: correlation 0.9 from one request to the next."""
-    from scipy.signal import lfilter
-
     steps = random.normal(size=count) * sqrt(1 - keep * keep)
     if count:
         steps[0] = random.normal()
-    return np.exp(-1 + 0.5 * np.asarray(lfilter([1], [1, -keep], steps)))
+    found, last = [], 0.0
+    for step in steps.tolist():
+        last = step + keep * last
+        found.append(last)
+    return np.exp(-1 + 0.5 * np.array(found))
 
 
 LATENCIES: dict[str, Callable[[Random, int], Array]] = {

@@ -127,7 +127,7 @@ class Pod:
                 await asyncio.sleep(1)
 
     async def initialise(self, policy: str) -> bool:
-        """Run the init containers one after the other; a sidecar stays beside the others. False if one failed for good."""
+        """Run the init containers one after the other; sidecars stay. False if one failed for good."""
         for each in self.inits:
             if each.record.sidecar:
                 self.beside.append(asyncio.create_task(each.run("Always")))

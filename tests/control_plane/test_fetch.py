@@ -99,7 +99,7 @@ def test_no_flavour_and_no_torch_is_imported(mlflow_server: str, tmp_path: Path)
     config = pinned(mlflow_server, write_model(tmp_path / "source"))
     script = (
         "import sys; from pathlib import Path; from llm_runtime.contract import ModelConfig;"
-        "from llm_runtime.models.fetch import fetch;"
+        "from llm_runtime.fetching.fetch import fetch;"
         "fetch(ModelConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]));"
         "print([name for name in ('torch', 'transformers', 'mlflow.transformers') if name in sys.modules])"
     )

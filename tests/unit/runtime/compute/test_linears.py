@@ -11,9 +11,9 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 LAYERS = 48
 SIZE = 768
 WEIGHTS_MIB = LAYERS * SIZE * SIZE * 4 >> 20
-PACK = "from llm_runtime.engine.linears import pack_linears; pack_linears(model)"
+PACK = "from llm_runtime.compute.linears import pack_linears; pack_linears(model)"
 QUANTIZE = (
-    "from llm_runtime.engine.int8 import quantize_int8; quantize_int8(model, lambda: model(torch.zeros(1, SIZE)))"
+    "from llm_runtime.compute.int8 import quantize_int8; quantize_int8(model, lambda: model(torch.zeros(1, SIZE)))"
 )
 # As Transformers reads a model: weights are made on threads, each with a heap that no other thread uses.
 PROGRAM = """

@@ -86,7 +86,7 @@ print(death(child.wait(), memory_groups(), before).model_dump_json())
 
 @pytest.mark.parametrize("mib", [64, 200])
 def test_a_real_limit_is_what_is_left(mib: int) -> None:
-    program = "from llm_runtime.engine.memory import available_bytes; print(available_bytes() >> 20)"
+    program = "from llm_runtime.machine.memory import available_bytes; print(available_bytes() >> 20)"
     with limited(mib=mib) as enter:
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}
         said = subprocess.run(

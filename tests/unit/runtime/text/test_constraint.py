@@ -191,7 +191,7 @@ def test_the_largest_schema_that_is_taken_compiles_within_a_second(codec: Codec)
 def test_checking_a_constraint_needs_no_torch(tmp_path: Path) -> None:
     folder = tiny_model.make_tokenizer(tmp_path)
     program = (
-        "import sys; from pathlib import Path; from llm_runtime.models.codec import codec_from_folder\n"
+        "import sys; from pathlib import Path; from llm_runtime.text.codec import codec_from_folder\n"
         "from llm_runtime.request import Constraint\n"
         f"codec_from_folder(Path({str(folder)!r})).check_constraint(Constraint('json_object'))\n"
         "assert not {'torch', 'numpy'} & set(sys.modules)"
