@@ -126,7 +126,8 @@ def chained(random: Random, count: int, keep: float = 0.9) -> Array:
     steps = random.normal(size=count) * sqrt(1 - keep * keep)
     if count:
         steps[0] = random.normal()
-    found, last = [], 0.0
+    found = []
+    last = 0.0
     for step in steps.tolist():
         last = step + keep * last
         found.append(last)
