@@ -99,7 +99,7 @@ async def test_a_broken_model_of_the_hub_leaves_what_serves(tmp_path: Path, monk
     weights.write_bytes(weights.read_bytes()[:-100])
     with hub(second, bytes_per_second=1e9) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
-        async with serving(first, tmp_path / "models") as (_, client):
+        async with serving(first, tmp_path / "models") as (_, _, client):
             failed = await client.post("/load_model", json={"model_name": NAME, "hf_token": TOKEN})
             assert (failed.status_code, failed.json()["details"]["code"]) == (400, "ModelCorrupt")
             assert (await says(client, "first"))["choices"]
