@@ -29,6 +29,8 @@ from llm_operator.ports.cluster import path_of
 from node.api import read_kubeconfig
 
 Json = dict[str, Any]
+USER_AGENT = "secrets-told"
+"""Who reads pages for the search: tests that count requests leave its own out."""
 MIN_CHARACTERS = 12
 """A shorter secret would be found by chance. It is named in the summary instead of being searched for."""
 KINDS = ("Event", "Pod", "LLMDeployment", "ApiKey", "Deployment", "ConfigMap", "Service", "ServiceAccount", "Node")
@@ -195,13 +197,17 @@ class Listener:
                 file.write(piece)
 
     def _read_pages(self) -> None:
-        with (self.folder / "read.pages").open("ab", buffering=0) as file, httpx.Client(trust_env=False) as outside:
+        with (self.folder / "read.pages").open("ab", buffering=0) as file, self._reader() as outside:
             while not self._stop.wait(PAGE_SECONDS):
                 asked = [(outside, url, name) for url, name in list(_pages.items())]
                 asked += [each for pod in list(self._pods.values()) for each in self._pages_of(pod, outside)]
                 for client, url, name in asked:
                     with suppress(httpx.HTTPError):
                         file.write(_titled(name, url, client.get(url, timeout=2).content))
+
+    @staticmethod
+    def _reader() -> httpx.Client:
+        return httpx.Client(trust_env=False, headers={"User-Agent": USER_AGENT})
 
     def _pages_of(self, pod: Json, outside: httpx.Client) -> Iterator[tuple[httpx.Client, str, str]]:
         """By whom each page of a pod can be read, where, and whose it is."""

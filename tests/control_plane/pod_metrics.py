@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import secrets_told
 from llm_runtime import contract
 
 MOMENT = "2026-01-01T00:00:00Z"
@@ -58,7 +59,8 @@ def pod_metrics() -> Iterator[PodMetrics]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            pod.asked += 1
+            if self.headers["User-Agent"] != secrets_told.USER_AGENT:
+                pod.asked += 1
             body = pod.text.encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))

@@ -85,19 +85,8 @@ def test_kubectl_wait_and_get_read_well(place: Place, cluster: Cluster) -> None:
     place.deploy()
     cluster.kubectl("wait", "llmd/bot", "--for=condition=Ready", "--timeout=30s", "-n", place.name)
     header, row = cluster.kubectl("get", "llmds", "-n", place.name).splitlines()
-    assert header.split() == [
-        "NAME",
-        "READY",
-        "REASON",
-        "MODEL",
-        "VERSION",
-        "REVISION",
-        "PODS",
-        "DESIRED",
-        "URL",
-        "AGE",
-    ]
-    assert row.split()[1:3] == ["True", "Serving"]
+    assert header.split() == ["NAME", "READY", "AVAILABLE", "REASON", "VERSION", "TARGET", "PODS", "DESIRED", "AGE"]
+    assert row.split()[1:4] == ["True", "True", "Serving"]
 
 
 def test_ready_is_unknown_from_the_first_moment(place: Place) -> None:

@@ -44,8 +44,9 @@ GRANTED: list[Json] = next(
 )
 ONLY_WITH_AN_ADMISSION_PLUGIN = frozenset({"llmdeployments/finalizers"})
 """OwnerReferencesPermissionEnforcement asks for these; it is off unless a cluster's owner turns it on."""
-UNTOLD = ONLY_WITH_AN_ADMISSION_PLUGIN | {"nodes"}
-"""Nodes are asked for a hint, and not at all by an operator of some namespaces."""
+UNTOLD = ONLY_WITH_AN_ADMISSION_PLUGIN | {"nodes", "replicasets"}
+"""Nodes are asked for a hint, and not at all by an operator of some namespaces; ReplicaSets only before smoke prompts,
+whose gate says what can't be read."""
 CASES = [rule for rule in GRANTED if not UNTOLD & set(rule["resources"])]
 
 
@@ -176,6 +177,12 @@ def test_every_verb_is_used(
             empty.deploy(rollout={"revisionHistoryLimit": 1}, monitoring={"serviceMonitor": {"enabled": "Disabled"}})
             empty.models.promote(model, 3)
             empty.ready(version="3")
+            # Whose a pod is, is asked before it gets the operator's key and a prompt.
+            smoke = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "smoke", "namespace": empty.name}}
+            empty.api.apply({**smoke, "data": {"hello": "prompt: Hi\n"}})
+            empty.deploy(rollout={"gates": [{"smokePrompts": {"configMap": "smoke"}}]})
+            empty.models.promote(model, 1)
+            eventually(lambda: ("replicasets", "get") in used)
             empty.deploy(suspend=True)
             eventually(lambda: not granted() - used)
         except AssertionError as error:
