@@ -12,7 +12,7 @@ import pytest
 from llm_operator.crds import CandidateStatus, GateVerdict, LLMDeploymentStatus, StableStatus
 from llm_operator.crds.rollout import GateSpec, RolloutSpec
 from llm_operator.plans.evidence import gates
-from llm_operator.plans.rollout import Decision, Situation, Wanted, advance
+from llm_operator.plans.rollout import Decision, Situation, Wanted, advance, stamp
 from llm_operator.plans.rollout.canary import Canary
 from llm_operator.plans.rollout.move import Candidate, Move
 from llm_operator.plans.rollout.pin import ROLLBACK
@@ -581,6 +581,18 @@ def test_a_hold_for_undecided_gates_is_told_once_and_named_for_its_reader() -> N
     assert sim.decision is not None
     assert "not decided yet: maxErrorRate" in sim.decision.stage
     assert sim.candidate.undecided_since is not None
+
+
+def test_pods_that_come_and_go_do_not_make_the_hold_longer() -> None:
+    sim = Sim(rollout("Canary", gates=[SLOW], onInconclusive="Hold", maxHoldSeconds=100), replicas=4)
+    sim.evidence = shown("Inconclusive")
+    sim.until(lambda s: any(each.reason == "GateUndecided" for each in s.told))
+    began = sim.now
+    for _ in range(20):
+        sim.never_ready ^= {"new"}
+        sim.run(6)
+    assert (sim.candidate.reason, sim.stable) == ("GateInconclusive", "1")
+    assert sim.status.history[0].ended_at == stamp(began + timedelta(seconds=100))
 
 
 @pytest.mark.parametrize("strategy", ["Canary", "BlueGreen", "Rolling"])

@@ -80,13 +80,14 @@ def _refusal(move: Move, *, aborted: bool) -> Fault | None:
 
 def _held(move: Move, strategy: Strategy) -> Move:
     """With the moment noted from which gates hold the candidate up though its hold is over."""
-    waits = not move.candidate.paused and strategy.held(move) and bool(strategy.undecided(move))
-    if waits == (move.candidate.undecided_since is not None):
-        return move
-    if waits:
+    undecided = not move.candidate.paused and bool(strategy.undecided(move))
+    since = move.candidate.undecided_since
+    if undecided and since is None and strategy.held(move):
         return move.changed(undecided_since=move.situation.moment)
-    # Its gates have decided: the deadline, which stood still, begins anew.
-    return move.changed(undecided_since=None, progressed_at=move.situation.moment)
+    if not undecided and since is not None:
+        # The deadline, which stood still, begins anew.
+        return move.changed(undecided_since=None, progressed_at=move.situation.moment)
+    return move
 
 
 def _undecided(move: Move, strategy: Strategy) -> Fault:
