@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from llm_operator.inventory import Inventory
 from llm_operator.plans import names
+from llm_operator.plans.evidence.watched import Watched
 from llm_operator.plans.status.verdicts import Ledger
-from llm_operator.state import Baseline, Given, Key, Measured, Meta, SmokeOutcome
+from llm_operator.state import Given, Key, Measured, Meta, SmokeOutcome
 
 MOST = 10_000
 MOST_DIGESTS = 200_000
@@ -53,8 +54,8 @@ class Memory:
     gone."""
     digests: Bounded[tuple[str, str, str], str] = field(default_factory=lambda: Bounded(MOST_DIGESTS))
     """Key digests already derived, by (deployment uid, ApiKey uid, key id): each saves one read of a Secret."""
-    baselines: Bounded[str, Baseline] = field(default_factory=Bounded)
-    """Figures at the beginning of a roll-out, by deployment uid. Taken anew after a restart."""
+    watched: Bounded[str, Watched] = field(default_factory=Bounded)
+    """What gates have seen of a candidate's traffic, by deployment uid. Counted anew after a restart."""
     smoke: Bounded[tuple[str, str, str, str], SmokeOutcome] = field(default_factory=Bounded)
     """Outcomes of smoke prompts, by (deployment uid, candidate, ConfigMap, its resourceVersion): each is asked once."""
     asking: dict[tuple[str, str, str, str], "asyncio.Task[tuple[SmokeOutcome, bool]]"] = field(default_factory=dict)
@@ -75,7 +76,7 @@ class Memory:
 
     def end_rollout(self, uid: str) -> None:
         """Drop what was gathered for the gates of a roll-out that is over."""
-        self.baselines.pop(uid, None)
+        self.watched.pop(uid, None)
         for outcome in [known for known in self.smoke if known[0] == uid]:
             del self.smoke[outcome]
         for query in [known for known in self.measured if known[0] == uid]:

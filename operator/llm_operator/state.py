@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from llm_operator.crds import AdapterSpec, ApiKeySpec, ApiKeyStatus, LLMDeploymentSpec, LLMDeploymentStatus
+from llm_operator.crds import AdapterSpec, ApiKeySpec, ApiKeyStatus, GateVerdict, LLMDeploymentSpec, LLMDeploymentStatus
 from llm_runtime.contract import KeyRecord
 
 Manifest = dict[str, Any]
@@ -181,25 +181,13 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """What all pods said of themselves, by name, before they are judged."""
-
-    revision: str
-    """The candidate."""
-    began: Mapping[str, Figures]
-    """When it was first seen."""
-    traffic: Mapping[str, Figures]
-    """When it got traffic."""
-
-
-@dataclass(frozen=True)
 class Evidence:
-    """What gates are judged by: sums over the pods of each revision."""
+    """What gates are judged by."""
 
     revision: str = ""
     """The candidate that it is about."""
-    candidate: Figures = field(default_factory=Figures)
-    stable: Figures = field(default_factory=Figures)
+    traffic: Mapping[str, GateVerdict] = field(default_factory=dict)
+    """By gates.key: results of the gates that judge by traffic."""
     smoke: Mapping[str, SmokeOutcome] = field(default_factory=dict)
     """By ConfigMap."""
     queries: Mapping[str, Measured] = field(default_factory=dict)

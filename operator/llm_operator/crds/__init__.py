@@ -23,6 +23,7 @@ from llm_operator.crds.status import (
     LLMDeploymentStatus,
     ModelStatus,
     RevisionStatus,
+    StableStatus,
 )
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "ModelStatus",
     "RevisionStatus",
     "ServedModel",
+    "StableStatus",
     "definitions",
     "write",
 ]

@@ -124,7 +124,7 @@ class GateSpec(Section):
     prometheus_query: PrometheusQuery | None = None
     """A number that Prometheus computes, and its upper bound."""
     min_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 50
-    """Samples that each side must have before the error rate and the ratios are judged."""
+    """Fewest samples of each side by which the error rate and the ratios are judged."""
 
 
 class RolloutSpec(Section):
@@ -140,6 +140,11 @@ class RolloutSpec(Section):
     """Settings of the BlueGreen strategy, also where Auto has chosen it."""
     gates: Annotated[tuple[GateSpec, ...], Field(max_length=MAX_GATES)] | None = None
     """Checks that the candidate must pass; one that fails rolls it back at once. Absent: none."""
+    on_inconclusive: Literal["Hold", "Promote", "RollBack"] = "Hold"
+    """What becomes of a candidate with traffic if a gate is inconclusive at the end of the hold. Hold: it stays as it
+    is for maxHoldSeconds at most, then it is rolled back. Promote: it goes on. RollBack: it is rolled back at once."""
+    max_hold_seconds: Annotated[int, Field(ge=0, le=604_800)] = 3600
+    """Seconds that Hold waits for inconclusive gates after the hold of a step, or of the switch, is over."""
     drain_seconds: Annotated[int, Field(ge=0, le=3600)] = 120
     """Seconds that running streams may go on in a pod that is being stopped."""
     progress_deadline_seconds: Annotated[int, Field(ge=10, le=86_400)] = 1800

@@ -85,17 +85,35 @@ class RevisionStatus(Section):
     """Time at which its roll-out began; for the stable revision, at which it took over."""
 
 
+class StableStatus(RevisionStatus):
+    """The revision that serves."""
+
+    judged: Annotated[str, Field(max_length=1024), cut(1024)] | None = None
+    """Gates that judged the revision before it was promoted, and gates that did not."""
+
+
 class GateVerdict(Section):
     """Result of one gate for the candidate."""
 
     name: Annotated[str, Field(max_length=320), cut(320)]
     """Name of the gate, such as `maxErrorRate`."""
-    state: Literal["Passed", "Failed", "Waiting", "TooFewSamples"]
-    """Waiting: there is no result yet. TooFewSamples: not judged; it counts as passed when the step's hold is over."""
+    state: Literal["Passed", "Failed", "Waiting", "Inconclusive", "TooFewSamples"]
+    """Waiting: there is no result yet. Inconclusive: neither surely passed nor surely failed; rollout.onInconclusive
+    decides. TooFewSamples: the same, as operators up to 0.1 wrote it."""
     figure: Annotated[str, Field(max_length=64)] | None = None
     """Value that was measured for the candidate."""
     threshold: Annotated[str, Field(max_length=64)] | None = None
     """Value that the gate allows."""
+    low: Annotated[str, Field(max_length=64)] | None = None
+    """Lower end of the interval: the true value is below it in at most one of 100 roll-outs, all gates together."""
+    high: Annotated[str, Field(max_length=64)] | None = None
+    """Upper end of the interval: the true value is above it in at most one of 20 roll-outs."""
+    samples: int | None = Field(default=None, json_schema_extra={"format": "int64"})
+    """Number of the candidate's samples."""
+    stable_samples: int | None = Field(default=None, json_schema_extra={"format": "int64"})
+    """Number of the stable revision's samples."""
+    since: Time | None = None
+    """Time at which the operator began to count."""
     message: Annotated[str, Field(max_length=1024), cut(1024)] | None = None
     """Details behind the result, for people."""
 
@@ -119,6 +137,8 @@ class CandidateStatus(RevisionStatus):
     has switched to it."""
     step_started_at: Time | None = None
     """Time at which the hold of the step, or after the switch, began, as all its pods were ready."""
+    undecided_since: Time | None = None
+    """Time at which the hold was over and a gate was inconclusive; rollout.maxHoldSeconds counts from here."""
     traffic_since: Time | None = None
     """Time at which the candidate first got traffic."""
     restarts: int | None = Field(default=None, json_schema_extra={"format": "int32"})
@@ -154,6 +174,8 @@ class HistoryEntry(Section):
     back. Failed: its roll-out failed. Replaced: it was given up for a newer one before it served."""
     message: Annotated[Text, cut(1024)] | None = None
     """Explanation of why the revision ended."""
+    judged: Annotated[str, Field(max_length=1024), cut(1024)] | None = None
+    """Gates that judged the revision before it was promoted, and gates that did not."""
 
     @property
     def served(self) -> bool:
@@ -188,7 +210,7 @@ class LLMDeploymentStatus(Section):
         ),
     ] = ()
     """Versions that the adapters' references last resolved to."""
-    stable: RevisionStatus | None = None
+    stable: StableStatus | None = None
     """The revision that serves."""
     candidate: CandidateStatus | None = None
     """The revision that is being rolled out, or whose roll-out failed."""

@@ -75,6 +75,10 @@ class Reason(StrEnum):
         "GateFailed",
         "a gate says that the candidate is wrong or too slow; the message names figure and threshold",
     )
+    GateInconclusive = (
+        "GateInconclusive",
+        "a gate was neither surely passed nor surely failed when its time was over (rollout.onInconclusive)",
+    )
     SmokePromptsUnusable = (
         "SmokePromptsUnusable",
         "the ConfigMap of a smoke gate is missing, or is none of smoke prompts; the roll-out waits for it",

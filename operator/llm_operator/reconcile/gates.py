@@ -1,21 +1,22 @@
-"""The I/O of gates: asks the candidate's pods and Prometheus for what plans/evidence/gates.py judges by."""
+"""The I/O of gates: asks the candidate's pods and Prometheus, so that plans/evidence can judge."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from llm_operator.crds import CandidateStatus
+from llm_operator.crds import CandidateStatus, GateVerdict
 from llm_operator.crds.rollout import PrometheusQuery
 from llm_operator.observe import Outside
 from llm_operator.plans import names
-from llm_operator.plans.evidence import gates
+from llm_operator.plans.evidence.watched import Watched
 from llm_operator.plans.objects import keys
+from llm_operator.plans.rollout import stamp
 from llm_operator.plans.status import faults
 from llm_operator.ports.cluster import ApiError, Conflict
 from llm_operator.reconcile.apikey import new_key
-from llm_operator.state import Baseline, Evidence, Figures, HeldKey, Manifest, Measured, Meta, Observed, SmokeOutcome
+from llm_operator.state import Evidence, HeldKey, Manifest, Measured, Meta, Observed, SmokeOutcome
 from llm_runtime.contract import hash_key, key_id_of
 
 SMOKE_SECONDS = 60.0
@@ -48,7 +49,6 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
     if not spec.gates or candidate is None or candidate.outcome is not None:
         outside.memory.end_rollout(observed.meta.uid)
         return observed
-    new, old = _windows(outside, observed, candidate)
     pods = [pod for pod in _pods(observed, candidate.revision) if faults.ready(pod)]
     asked = [gate.prometheus_query for gate in spec.gates if gate.prometheus_query is not None] if pods else []
     outcomes, answers = await asyncio.gather(
@@ -59,8 +59,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
         observed,
         evidence=Evidence(
             revision=candidate.revision,
-            candidate=new,
-            stable=old,
+            traffic=_traffic(outside, observed, candidate),
             smoke=dict(zip(spec.smoke_maps, outcomes, strict=True)),
             queries={each.query: answer for each, answer in zip(asked, answers, strict=True)},
         ),
@@ -72,28 +71,27 @@ def _pods(observed: Observed, revision: str) -> Iterable[Manifest]:
     return children.pods if children else ()
 
 
-def _windows(outside: Outside, observed: Observed, candidate: CandidateStatus) -> tuple[Figures, Figures]:
-    """Both revisions since the candidate got traffic: until then the beginning moves along.
-
-    Where the Service turns from one to the other they have no such time in common: there it is what the stable pods
-    did since the candidate began, or since their own start for an operator that was not there.
-    """
+def _traffic(outside: Outside, observed: Observed, candidate: CandidateStatus) -> dict[str, GateVerdict]:
+    """What the gates say of the traffic up to now."""
     uid = observed.meta.uid
-    now = dict(observed.figures)
-    known = outside.memory.baselines.get(uid)
-    if known is None or known.revision != candidate.revision:
-        known = Baseline(candidate.revision, began={} if candidate.traffic_since else now, traffic=now)
-    elif candidate.traffic_since is None:
-        known = replace(known, traffic=now)
-    outside.memory.baselines[uid] = known
+    switched = candidate.strategy == "BlueGreen"
+    watched = outside.memory.watched.get(uid)
+    if watched is None or (watched.revision, watched.switched) != (candidate.revision, switched):
+        watched = Watched(candidate.revision, switched)
+        outside.memory.watched[uid] = watched
     stable = observed.status.stable.revision if observed.status.stable else ""
+    return watched.look(
+        observed.spec.rollout.gates or (),
+        observed.figures,
+        own=_names(observed, candidate.revision),
+        stable=_names(observed, stable),
+        traffic=candidate.traffic_since is not None,
+        at=stamp(outside.clock()),
+    )
 
-    def window(revision: str, before: Mapping[str, Figures]) -> Figures:
-        pods = [pod["metadata"]["name"] for pod in _pods(observed, revision)]
-        return gates.window(now, before, pods)
 
-    before = known.began if candidate.strategy == "BlueGreen" else known.traffic
-    return window(candidate.revision, known.traffic), window(stable, before)
+def _names(observed: Observed, revision: str) -> list[str]:
+    return [pod["metadata"]["name"] for pod in _pods(observed, revision)]
 
 
 async def _query(outside: Outside, observed: Observed, candidate: CandidateStatus, gate: PrometheusQuery) -> Measured:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from llm_operator import plans
-from llm_operator.crds import CandidateStatus, LLMDeploymentSpec, LLMDeploymentStatus, RevisionStatus
+from llm_operator.crds import CandidateStatus, LLMDeploymentSpec, LLMDeploymentStatus, StableStatus
 from llm_operator.plans.objects.config import revision_id
 from llm_operator.plans.reasons import Reason
 from llm_operator.state import Connection, Fault, Meta, ModelVersion, Observed, Resolution, RevisionChildren
@@ -20,7 +20,7 @@ TWO = ModelVersion("bot", "2")
 OLD = revision_id(SPEC, ONE)
 NEW = revision_id(SPEC, TWO)
 DOWN = Fault("RegistryUnreachable", "does not answer")
-STABLE = RevisionStatus(revision=OLD, version="1", image="i", started_at="2026-01-01T00:00:00Z")
+STABLE = StableStatus(revision=OLD, version="1", image="i", started_at="2026-01-01T00:00:00Z")
 COMING = CandidateStatus(revision=NEW, version="2", image="i", started_at="2026-01-01T00:00:00Z")
 FAILED = COMING.model_copy(update={"outcome": "Failed", "reason": "ModelCorrupt", "message": "a shard is short"})
 

@@ -3,7 +3,8 @@
 import asyncio
 
 from llm_operator.memory import Bounded, Memory
-from llm_operator.state import Baseline, Key, SmokeOutcome
+from llm_operator.plans.evidence.watched import Watched
+from llm_operator.state import Key, SmokeOutcome
 
 KEY = Key("LLMDeployment", "ns", "bot")
 
@@ -35,12 +36,12 @@ def test_an_object_that_is_gone_leaves_nothing_and_takes_nothing_of_others() -> 
 async def test_a_roll_out_that_is_over_takes_its_evidence_and_its_prompts_along() -> None:
     memory = Memory()
     for uid in ("mine", "yours"):
-        memory.baselines[uid] = Baseline("r", {}, {})
+        memory.watched[uid] = Watched("r", switched=False)
         memory.smoke[uid, "r", "prompts", "1"] = SmokeOutcome()
         memory.asking[uid, "r", "prompts", "2"] = asyncio.create_task(asyncio.sleep(60, (SmokeOutcome(), True)))
     prompts = memory.asking["mine", "r", "prompts", "2"]
     memory.end_rollout("mine")
-    assert [*memory.baselines] == ["yours"]
+    assert [*memory.watched] == ["yours"]
     assert [known[0] for known in (*memory.smoke, *memory.asking)] == ["yours", "yours"]
     await asyncio.wait({prompts})
     assert prompts.cancelled()

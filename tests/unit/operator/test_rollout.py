@@ -6,14 +6,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from llm_operator.crds import CandidateStatus, HistoryEntry, LLMDeploymentStatus, RevisionStatus
+from llm_operator.crds import CandidateStatus, HistoryEntry, LLMDeploymentStatus, StableStatus
 from llm_operator.crds.rollout import RolloutSpec
 from llm_operator.plans import rollout
 from llm_operator.plans.rollout import Decision, Situation, Wanted, stamp
 from llm_operator.state import Fault, RevisionChildren
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-OLD = RevisionStatus(revision="old", version="1", image="i")
+OLD = StableStatus(revision="old", version="1", image="i")
 NEW = CandidateStatus(revision="new", version="2", image="i", started_at=stamp(NOW))
 
 

@@ -17,9 +17,9 @@ from llm_operator.plans.rollout.move import Candidate, Move
 from llm_operator.plans.rollout.select import STRATEGIES
 from llm_operator.plans.rollout.states import TRANSITIONS, State, mermaid
 from llm_operator.plans.rollout.steer import STEER
-from llm_operator.state import Evidence, Figures, SmokeOutcome
+from llm_operator.state import SmokeOutcome
 from unit.operator.fifth_strategy import Soak
-from unit.operator.test_rollout_strategies import SLOW, Sim, rollout
+from unit.operator.test_rollout_strategies import SLOW, Sim, rollout, shown
 
 SMOKE = {"smokePrompts": {"configMap": "smoke"}}
 Way = tuple[State | None, State | None]
@@ -76,8 +76,8 @@ def live(strategy: str, seed: int, *, first: bool) -> set[Way]:
         if chance.random() < 0.2:
             sim.never_ready = chance.choice([set(), {sim.wanted.revision}])
         smoke = SmokeOutcome(waiting="busy") if chance.random() < 0.3 else SmokeOutcome(1)
-        figures = Figures(requests=20, errors=9 if chance.random() < 0.02 else 0)
-        sim.evidence = Evidence(sim.wanted.revision, figures, smoke={"smoke": smoke})
+        result = "Failed" if chance.random() < 0.02 else "Passed"
+        sim.evidence = shown(result, sim.wanted.revision, smoke={"smoke": smoke})
         if sim.status.candidate and sim.status.candidate.outcome and chance.random() < 0.1:
             # Somebody deletes the failed candidate's Deployment.
             sim.orders.pop(sim.wanted.revision, None)

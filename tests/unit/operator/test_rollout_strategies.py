@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from llm_operator.crds import CandidateStatus, LLMDeploymentStatus, RevisionStatus
-from llm_operator.crds.rollout import RolloutSpec
-from llm_operator.plans.rollout import Decision, Situation, Wanted, advance
+from llm_operator.crds import CandidateStatus, GateVerdict, LLMDeploymentStatus, StableStatus
+from llm_operator.crds.rollout import GateSpec, RolloutSpec
+from llm_operator.plans.evidence import gates
+from llm_operator.plans.rollout import Decision, Situation, Wanted, advance, stamp
 from llm_operator.plans.rollout.canary import Canary
 from llm_operator.plans.rollout.move import Candidate, Move
 from llm_operator.plans.rollout.pin import ROLLBACK
 from llm_operator.plans.rollout.steer import STEER
-from llm_operator.state import Evidence, Fault, Figures, Manifest, Occurrence, RevisionChildren, SmokeOutcome
+from llm_operator.state import Evidence, Fault, Manifest, Occurrence, RevisionChildren, SmokeOutcome
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FULL = (
@@ -73,7 +74,7 @@ class Sim:
     """Pods that the cluster holds."""
     now: datetime = NOW
     status: LLMDeploymentStatus = field(
-        default_factory=lambda: LLMDeploymentStatus(stable=RevisionStatus(revision="old", version="1", image="i"))
+        default_factory=lambda: LLMDeploymentStatus(stable=StableStatus(revision="old", version="1", image="i"))
     )
     wanted: Wanted | None = field(default_factory=lambda: Wanted("new", "2", "i"))
     orders: dict[str, int] = field(default_factory=dict)
@@ -205,7 +206,14 @@ class Sim:
 def rollout(strategy: str, **fields: Any) -> RolloutSpec:
     if strategy == "Canary":
         fields.setdefault("canary", {"steps": STEPS})
-    return RolloutSpec.model_validate({"strategy": strategy, **fields})
+    return RolloutSpec.model_validate({"strategy": strategy, "onInconclusive": "Promote", **fields})
+
+
+def shown(state: str, revision: str = "new", **more: Any) -> Evidence:
+    """What the gate SLOW says of a candidate's traffic."""
+    fields = {"name": "maxErrorRate", "state": state, "figure": "0.4", "threshold": "0.01"}
+    verdict = GateVerdict.model_validate(fields)
+    return Evidence(revision, traffic={gates.key(GateSpec.model_validate(SLOW)): verdict}, **more)
 
 
 @pytest.mark.parametrize("strategy", ["Auto", "BlueGreen", "Rolling", "Canary", "Recreate"])
@@ -411,7 +419,7 @@ def test_a_long_hold_is_not_taken_for_a_missed_deadline() -> None:
 def test_a_candidate_with_too_many_errors_is_gone_at_the_next_look() -> None:
     sim = Sim(rollout("Canary", gates=[SLOW]), replicas=4)
     sim.until(lambda s: s.serving == ("old", "new"))
-    sim.evidence = Evidence("new", candidate=Figures(requests=100, errors=40))
+    sim.evidence = shown("Failed")
     sim.step()
     assert (sim.serving, sim.orders["new"]) == (("old",), 0)
     assert sim.candidate.reason == "GateFailed"
@@ -421,7 +429,7 @@ def test_a_candidate_with_too_many_errors_is_gone_at_the_next_look() -> None:
 
 def test_what_another_candidate_showed_does_not_count() -> None:
     sim = Sim(rollout("BlueGreen", gates=[SLOW]), replicas=1)
-    sim.evidence = Evidence("other", candidate=Figures(requests=100, errors=40))
+    sim.evidence = shown("Failed", "other")
     assert sim.run(80).stable == "2"
 
 
@@ -450,7 +458,7 @@ def test_a_switch_without_gates_that_need_traffic_is_not_held() -> None:
 
 def test_too_many_errors_after_the_switch_turn_the_service_back_to_pods_that_are_ready() -> None:
     sim = turned(gates=[SLOW])
-    sim.evidence = Evidence("new", candidate=Figures(requests=100, errors=40))
+    sim.evidence = shown("Failed")
     sim.step()
     assert (sim.serving, sim.ready("old"), sim.orders["new"]) == (("old",), 2, 0)
     assert sim.candidate.reason == "GateFailed"
@@ -480,7 +488,7 @@ def test_a_bad_candidate_keeps_its_clients_as_long_as_nobody_else_could_answer_t
     sim = turned(gates=[SLOW])
     sim.never_ready = {"old"}
     sim.play()
-    sim.evidence = Evidence("new", candidate=Figures(requests=100, errors=40))
+    sim.evidence = shown("Failed")
     sim.run(3)
     assert (sim.candidate.outcome, sim.serving, sim.ready("new")) == ("Failed", ("new",), 2)
     sim.never_ready = set()
@@ -526,10 +534,104 @@ def test_restarts_before_there_was_traffic_are_no_crash() -> None:
     assert sim.run().stable == "2"
 
 
-def test_too_few_requests_do_not_hold_a_candidate_for_ever_and_are_told() -> None:
-    sim = Sim(rollout("Canary", gates=[SLOW]), replicas=4).run()
+def test_a_candidate_that_is_promoted_undecided_is_promoted_with_these_words() -> None:
+    sim = Sim(rollout("Canary", gates=[SLOW]), replicas=4)
+    sim.evidence = shown("Inconclusive")
+    sim.run()
     assert sim.stable == "2"
-    assert "too few samples to judge maxErrorRate" in sim.told[-1].message
+    assert sim.status.stable is not None
+    assert sim.status.stable.judged == "not judged: gate maxErrorRate is 0.4, allowed is 0.01"
+    assert "not judged: gate maxErrorRate" in sim.told[-1].message
+
+
+@pytest.mark.parametrize("strategy", ["Canary", "BlueGreen", "Rolling"])
+def test_a_gate_that_does_not_decide_holds_the_candidate_for_a_time_and_then_takes_it_back(strategy: str) -> None:
+    sim = Sim(rollout(strategy, gates=[SLOW], onInconclusive="Hold", maxHoldSeconds=300), replicas=4)
+    sim.evidence = shown("Inconclusive")
+    sim.until(lambda s: any(each.reason == "GateUndecided" for each in s.told))
+    began = sim.now
+    sim.until(lambda s: s.candidate.outcome == "Failed")
+    assert (sim.candidate.reason, sim.stable) == ("GateInconclusive", "1")
+    assert 298 <= (sim.now - began).total_seconds() <= 305
+
+
+@pytest.mark.parametrize("strategy", ["Canary", "BlueGreen", "Rolling"])
+def test_a_gate_that_decides_while_the_candidate_is_held_lets_it_go_on(strategy: str) -> None:
+    sim = Sim(rollout(strategy, gates=[SLOW], onInconclusive="Hold"), replicas=4)
+    sim.evidence = shown("Inconclusive")
+    sim.until(lambda s: any(each.reason == "GateUndecided" for each in s.told))
+    sim.evidence = shown("Passed")
+    assert sim.run().stable == "2"
+    assert "passed: gate maxErrorRate" in sim.told[-1].message
+
+
+def test_undecided_gates_take_the_candidate_back_at_the_end_of_the_hold_where_that_is_asked_for() -> None:
+    sim = Sim(rollout("BlueGreen", gates=[SLOW], onInconclusive="RollBack"), replicas=2)
+    sim.evidence = shown("Inconclusive")
+    sim.until(lambda s: s.candidate is not None and s.candidate.outcome == "Failed")
+    assert sim.candidate.reason == "GateInconclusive"
+
+
+def test_a_hold_for_undecided_gates_is_told_once_and_named_for_its_reader() -> None:
+    sim = Sim(rollout("Canary", gates=[SLOW], onInconclusive="Hold"), replicas=4)
+    sim.evidence = shown("Inconclusive")
+    sim.run(200)
+    (told,) = [each for each in sim.told if each.reason == "GateUndecided"]
+    assert "maxErrorRate: not decided at the end of the hold; revision new is held until" in told.message
+    assert sim.decision is not None
+    assert "not decided yet: maxErrorRate" in sim.decision.stage
+    assert sim.candidate.undecided_since is not None
+
+
+def test_pods_that_come_and_go_do_not_make_the_hold_longer() -> None:
+    sim = Sim(rollout("Canary", gates=[SLOW], onInconclusive="Hold", maxHoldSeconds=100), replicas=4)
+    sim.evidence = shown("Inconclusive")
+    sim.until(lambda s: any(each.reason == "GateUndecided" for each in s.told))
+    began = sim.now
+    for _ in range(20):
+        sim.never_ready ^= {"new"}
+        sim.run(6)
+    assert (sim.candidate.reason, sim.stable) == ("GateInconclusive", "1")
+    assert sim.status.history[0].ended_at == stamp(began + timedelta(seconds=100))
+
+
+@pytest.mark.parametrize("strategy", ["Canary", "BlueGreen", "Rolling"])
+def test_a_decision_after_a_long_hold_is_not_taken_for_a_missed_deadline(strategy: str) -> None:
+    sim = Sim(rollout(strategy, gates=[SLOW], onInconclusive="Hold", progressDeadlineSeconds=50), replicas=4)
+    sim.evidence = shown("Inconclusive")
+    sim.until(lambda s: any(each.reason == "GateUndecided" for each in s.told)).run(300)
+    sim.evidence = shown("Passed")
+    sim.pods["new"][0].ready = False
+    assert sim.run().stable == "2"
+
+
+def test_undecided_gates_do_not_keep_a_candidate_from_its_traffic_that_has_lost_it() -> None:
+    sim = turned(gates=[SLOW], onInconclusive="Hold")
+    sim.evidence = shown("Inconclusive")
+    sim.never_ready = {"new"}
+    sim.play()
+    assert sim.run(2).serving == ("old",)
+    sim.never_ready = set()
+    assert sim.run(3).serving == ("new",)
+
+
+def test_a_result_as_operators_of_before_wrote_it_is_read_and_is_undecided() -> None:
+    sim = Sim(rollout("Canary", gates=[SLOW], onInconclusive="Hold"), replicas=4)
+    sim.evidence = shown("TooFewSamples")
+    sim.until(lambda s: any(each.reason == "GateUndecided" for each in s.told))
+    assert sim.candidate.verdict[0].state == "TooFewSamples"
+
+
+def test_without_traffic_there_is_nothing_to_hold_for() -> None:
+    assert Sim(rollout("Recreate", gates=[SLOW], onInconclusive="Hold"), replicas=2).run().stable == "2"
+
+
+def test_skip_waits_for_no_decision() -> None:
+    sim = Sim(rollout("Canary", gates=[SLOW], onInconclusive="Hold"), replicas=4)
+    sim.evidence = shown("Inconclusive")
+    sim.until(lambda s: s.candidate is not None and s.candidate.traffic_since is not None)
+    sim.annotations = {STEER: "skip"}
+    assert sim.run().stable == "2"
 
 
 def test_smoke_prompts_are_answered_before_the_first_pod_of_a_rolling_gets_traffic() -> None:
@@ -545,7 +647,7 @@ def test_smoke_prompts_are_answered_before_the_first_pod_of_a_rolling_gets_traff
 def test_a_rolling_that_fails_at_its_last_pod_answers_until_an_old_pod_is_back() -> None:
     sim = Sim(rollout("Rolling", gates=[SLOW]), replicas=2, room=2)
     sim.until(lambda s: s.ready("old") == 0 and s.ready("new") >= 1)
-    sim.evidence = Evidence("new", candidate=Figures(requests=100, errors=40))
+    sim.evidence = shown("Failed")
     for _ in range(20):
         sim.step()
         assert sum(sim.ready(revision) for revision in sim.serving) >= 1
@@ -671,7 +773,9 @@ def test_whatever_happens_no_promise_is_broken(seed: int) -> None:
     """A random walk: pods, clock, people, registry and figures do what they like; then quiet, and it ends."""
     chance = random.Random(seed)
     strategy = chance.choice(["Auto", "Rolling", "BlueGreen", "Canary", "Recreate"])
-    spec = rollout(strategy, gates=[SLOW, {"smokePrompts": {"configMap": "smoke"}}], progressDeadlineSeconds=100)
+    gates = [SLOW, {"smokePrompts": {"configMap": "smoke"}}]
+    policy = {"onInconclusive": ["Hold", "Promote", "RollBack"][seed % 3], "maxHoldSeconds": 60}
+    spec = rollout(strategy, gates=gates, progressDeadlineSeconds=100, **policy)
     sim = Sim(spec, replicas=chance.randint(1, 6), room=chance.choice([6, 7, 8, 100]))
     sim.room = sim.replicas if chance.random() < 0.3 else sim.room
     versions = 2
@@ -688,9 +792,10 @@ def test_whatever_happens_no_promise_is_broken(seed: int) -> None:
         elif happening < 0.10:
             sim.now += timedelta(seconds=chance.choice([-500, 50]))
         asked = sim.wanted.revision if sim.wanted else ""
-        errors = 5 if chance.random() < 0.02 else 0
+        drawn = chance.random()
+        state = "Failed" if drawn < 0.02 else "Inconclusive" if drawn < 0.35 else "Passed"
         outcome = chance.choice([SmokeOutcome(1), SmokeOutcome(1), SmokeOutcome(waiting="busy")])
-        sim.evidence = Evidence(asked, candidate=Figures(requests=20, errors=errors), smoke={"smoke": outcome})
+        sim.evidence = shown(state, asked, smoke={"smoke": outcome})
         before = sim.status
         decision = sim.look()
         promises(sim, before, decision)
@@ -698,7 +803,7 @@ def test_whatever_happens_no_promise_is_broken(seed: int) -> None:
         if strategy == "Auto":
             assert sum(sim.ready(revision) for revision in sim.serving) >= min(1, sim.replicas)
     sim.annotations = {}
-    sim.evidence = Evidence(asked, candidate=Figures(requests=20), smoke={"smoke": SmokeOutcome(1)})
+    sim.evidence = shown("Passed", asked, smoke={"smoke": SmokeOutcome(1)})
     sim.run(400)
     assert sim.decision is not None
     assert not sim.decision.rolling_out

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llm_operator.crds import LLMDeploymentStatus, RevisionStatus
+from llm_operator.crds import LLMDeploymentStatus, StableStatus
 from llm_operator.crds.rollout import RolloutSpec
 from llm_operator.plans.rollout import Situation, room
 from llm_operator.plans.rollout.move import Candidate, Move
@@ -101,7 +101,7 @@ def test_an_old_pod_is_stopped_only_where_its_going_can_make_the_room(said: str,
 
 def move(status: dict[str, Any], pods: tuple[dict[str, Any], ...] = ()) -> Move:
     deployment = {"metadata": {}, "spec": {"replicas": 1}, "status": status}
-    stable = RevisionStatus(revision="old", version="1", image="i")
+    stable = StableStatus(revision="old", version="1", image="i")
     situation = Situation(
         status=LLMDeploymentStatus(stable=stable),
         wanted=None,

@@ -68,6 +68,23 @@ async def test_a_promoted_version_is_tagged_once(world: World) -> None:
     assert world.registry.tag_writes == writes
 
 
+async def test_a_promoted_version_says_which_gates_did_not_judge_it_also_when_the_next_has_taken_over(
+    world: World,
+) -> None:
+    await world.deploy(rollout={"strategy": "Recreate", "gates": [{"maxErrorRate": 0.01}]})
+    world.registry.aliases["bot"]["champion"] = "2"
+    for _ in range(4):
+        await rolled(world)
+    await told(world)
+    said = value(world, "2")
+    assert said.startswith("Promoted: not judged: gate maxErrorRate: too few requests to judge: 0, 50 are needed (rev")
+    world.registry.aliases["bot"]["champion"] = "3"
+    for _ in range(4):
+        await rolled(world)
+    await told(world)
+    assert value(world, "2") == said
+
+
 async def test_a_failed_version_is_tagged_with_the_reason_and_the_one_that_serves_is_left_alone(world: World) -> None:
     world.registry.aliases["bot"]["champion"] = "2"
     await rolled(world, ready=0)

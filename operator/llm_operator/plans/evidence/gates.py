@@ -1,13 +1,14 @@
 """What a candidate must show. Pure: figures, answers and thresholds in, a verdict for each gate out."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from llm_operator.crds import GateVerdict
 from llm_operator.crds.rollout import GateSpec, PrometheusQuery, SmokePrompts
-from llm_operator.state import Evidence, Figures, Measured, SmokeOutcome
+from llm_operator.state import Evidence, Measured, SmokeOutcome
 
-QUANTILE = 0.95
+UNDECIDED = ("Inconclusive", "TooFewSamples")
+"""TooFewSamples: as operators up to 0.1 wrote it."""
 
 
 def judge(gates: Iterable[GateSpec], evidence: Evidence) -> tuple[GateVerdict, ...]:
@@ -19,23 +20,27 @@ def _judge(gate: GateSpec, evidence: Evidence) -> GateVerdict:
     if gate.smoke_prompts is not None:
         found = evidence.smoke.get(gate.smoke_prompts.config_map)
         return _smoke(gate.smoke_prompts, found or SmokeOutcome(waiting="no pod of the candidate is ready yet"))
-    if gate.max_error_rate is not None:
-        return _error_rate(gate.max_error_rate, gate.min_requests, evidence.candidate)
     if gate.prometheus_query is not None:
         asked = evidence.queries.get(gate.prometheus_query.query)
         return _query(gate.prometheus_query, asked or Measured(waiting="not asked yet"))
+    name, most, _ = traffic_gate(gate)
+    none = GateVerdict(name=name, state="Inconclusive", threshold=text(most), message="no traffic yet")
+    return evidence.traffic.get(key(gate), none)
+
+
+def traffic_gate(gate: GateSpec) -> tuple[str, float, str]:
+    """Name and threshold of a gate that judges by traffic, and what of Figures: requests, first_token, inter_token."""
+    if gate.max_error_rate is not None:
+        return "maxErrorRate", gate.max_error_rate, "requests"
     if gate.max_time_to_first_token_p95_ratio is not None:
-        new = evidence.candidate.first_token
-        old = evidence.stable.first_token
-        name = "maxTimeToFirstTokenP95Ratio"
-        most = gate.max_time_to_first_token_p95_ratio
-    else:
-        assert gate.max_inter_token_p95_ratio is not None
-        new = evidence.candidate.inter_token
-        old = evidence.stable.inter_token
-        name = "maxInterTokenP95Ratio"
-        most = gate.max_inter_token_p95_ratio
-    return _ratio(name, most, gate.min_requests, new, old)
+        return "maxTimeToFirstTokenP95Ratio", gate.max_time_to_first_token_p95_ratio, "first_token"
+    assert gate.max_inter_token_p95_ratio is not None
+    return "maxInterTokenP95Ratio", gate.max_inter_token_p95_ratio, "inter_token"
+
+
+def key(gate: GateSpec) -> str:
+    """What tells the gates of a specification apart: one that is changed is another."""
+    return gate.model_dump_json(exclude_none=True)
 
 
 def failed(verdict: Iterable[GateVerdict]) -> GateVerdict | None:
@@ -43,14 +48,30 @@ def failed(verdict: Iterable[GateVerdict]) -> GateVerdict | None:
     return next((each for each in verdict if each.state == "Failed"), None)
 
 
-def cleared(verdict: Iterable[GateVerdict]) -> bool:
-    """Whether nothing is awaited. Too few samples do not hold a candidate for ever: its hold is the time it has."""
-    return all(each.state in ("Passed", "TooFewSamples") for each in verdict)
+def settled(verdict: Iterable[GateVerdict]) -> bool:
+    """Whether no gate objects or is awaited."""
+    return all(each.state == "Passed" or each.state in UNDECIDED for each in verdict)
+
+
+def undecided(verdict: Iterable[GateVerdict]) -> tuple[GateVerdict, ...]:
+    """The gates that are neither surely passed nor surely failed."""
+    return tuple(each for each in verdict if each.state in UNDECIDED)
+
+
+def summary(verdict: Iterable[GateVerdict]) -> str:
+    """Which gates judged and which did not, in one line; empty without gates."""
+    said = {"passed": "", "not judged": ""}
+    for each in verdict:
+        part = "passed" if each.state == "Passed" else "not judged"
+        said[part] += f"{', ' if said[part] else ''}{told(each)}"
+    return "; ".join(f"{part}: {gates}" for part, gates in said.items() if gates)
 
 
 def told(verdict: GateVerdict) -> str:
-    """A failed gate for its reader: which gate, which figure, which threshold."""
-    compared = f" is {verdict.figure}, allowed is {verdict.threshold}" if verdict.figure else ""
+    """A gate for its reader: which one, figure, interval, threshold."""
+    interval = f" (between {verdict.low or '0'} and {verdict.high or 'any'})" if verdict.low or verdict.high else ""
+    allowed = f", allowed is {verdict.threshold}" if verdict.threshold else ""
+    compared = f" is {verdict.figure}{interval}{allowed}" if verdict.figure else ""
     return f"gate {verdict.name}{compared}" + (f": {verdict.message}" if verdict.message else "")
 
 
@@ -72,47 +93,17 @@ def _smoke(gate: SmokePrompts, found: SmokeOutcome) -> GateVerdict:
     return GateVerdict(name=name, state="Passed", figure=f"{total} of {total} passed")
 
 
-def _error_rate(most: float, least: int, figures: Figures) -> GateVerdict:
-    if figures.requests < least:
-        said = f"too few requests to judge: {figures.requests:.0f}, {least} are needed"
-        return GateVerdict(name="maxErrorRate", state="TooFewSamples", threshold=_text(most), message=said)
-    rate = figures.errors / figures.requests
-    return GateVerdict(
-        name="maxErrorRate",
-        state="Failed" if rate > most else "Passed",
-        figure=_text(rate),
-        threshold=_text(most),
-        message=f"{figures.errors:.0f} of {figures.requests:.0f} answers were errors",
-    )
-
-
-def _ratio(name: str, most: float, least: int, new: Mapping[float, float], old: Mapping[float, float]) -> GateVerdict:
-    counts = min(_count(new), _count(old))
-    mine = quantile(new)
-    theirs = quantile(old)
-    if counts < least or mine is None or not theirs:
-        said = f"too few samples to judge: candidate {_count(new):.0f}, stable {_count(old):.0f}, {least} are needed"
-        return GateVerdict(name=name, state="TooFewSamples", threshold=_text(most), message=said)
-    return GateVerdict(
-        name=name,
-        state="Failed" if mine / theirs > most else "Passed",
-        figure=_text(mine / theirs),
-        threshold=_text(most),
-        message=f"95th percentile {mine * 1000:.0f} ms, stable {theirs * 1000:.0f} ms",
-    )
-
-
 def _query(gate: PrometheusQuery, found: Measured) -> GateVerdict:
     name = f"prometheusQuery {gate.query}"
-    threshold = _text(gate.max)
+    threshold = text(gate.max)
     if found.waiting:
         return GateVerdict(name=name, state="Waiting", threshold=threshold, message=found.waiting)
     if found.value is None or math.isnan(found.value):
         said = "the query found no samples"
-        return GateVerdict(name=name, state="TooFewSamples", threshold=threshold, message=said)
+        return GateVerdict(name=name, state="Inconclusive", threshold=threshold, message=said)
     failed = found.value > gate.max
     # Whoever writes a query must not read what is not theirs: of other namespaces' series no figure is told.
-    figure = _text(found.value) if found.told else None
+    figure = text(found.value) if found.told else None
     message = None if found.told else f"the figure is {'above' if failed else 'at most'} {threshold}"
     state = "Failed" if failed else "Passed"
     return GateVerdict.model_validate(
@@ -120,65 +111,6 @@ def _query(gate: PrometheusQuery, found: Measured) -> GateVerdict:
     )
 
 
-def _text(number: float) -> str:
+def text(number: float) -> str:
+    """A figure in up to four digits."""
     return f"{number:.4g}"
-
-
-def _count(histogram: Mapping[float, float]) -> float:
-    return max(histogram.values(), default=0)
-
-
-def quantile(histogram: Mapping[float, float], at: float = QUANTILE) -> float | None:
-    """The value that a share `at` of the samples does not exceed; None without samples.
-
-    Linear inside a bucket, and the highest finite bound for what lies beyond it: as Prometheus' histogram_quantile.
-    """
-    bounds = sorted(histogram)
-    rank = at * _count(histogram)
-    if not rank:
-        return None
-    below = 0.0
-    beneath = 0.0
-    for bound in bounds:
-        if histogram[bound] >= rank:
-            if math.isinf(bound):
-                return below
-            inside = histogram[bound] - beneath
-            return below + (bound - below) * ((rank - beneath) / inside if inside else 1.0)
-        below = bound
-        beneath = histogram[bound]
-    return below
-
-
-def window(now: Mapping[str, Figures], before: Mapping[str, Figures], pods: Iterable[str]) -> Figures:
-    """What happened in these pods since `before`, added up. A pod that began anew counts from its start."""
-    parts = [_since(now[pod], before.get(pod)) for pod in pods if pod in now]
-    return Figures(
-        requests=sum(part.requests for part in parts),
-        errors=sum(part.errors for part in parts),
-        first_token=_added(part.first_token for part in parts),
-        inter_token=_added(part.inter_token for part in parts),
-    )
-
-
-def _since(now: Figures, before: Figures | None) -> Figures:
-    if before is None or now.requests < before.requests:
-        return now
-    return Figures(
-        requests=now.requests - before.requests,
-        errors=max(0.0, now.errors - before.errors),
-        first_token=_minus(now.first_token, before.first_token),
-        inter_token=_minus(now.inter_token, before.inter_token),
-    )
-
-
-def _minus(now: Mapping[float, float], before: Mapping[float, float]) -> dict[float, float]:
-    return {bound: max(0.0, count - before.get(bound, 0.0)) for bound, count in now.items()}
-
-
-def _added(histograms: Iterable[Mapping[float, float]]) -> dict[float, float]:
-    total: dict[float, float] = {}
-    for histogram in histograms:
-        for bound, count in histogram.items():
-            total[bound] = total.get(bound, 0.0) + count
-    return total

@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from llm_operator.crds import LLMDeploymentStatus, RevisionStatus
+from llm_operator.crds import LLMDeploymentStatus, StableStatus
 from llm_operator.plans import names
 from llm_operator.plans.objects import source, workload
 from llm_operator.plans.objects.config import config_text, revision_id, runtime_config
@@ -153,7 +153,7 @@ def recovered(observed: Observed) -> LLMDeploymentStatus:
     if children is None or not children.ready or children.config is None:
         return status
     config = json.loads(children.config["data"][contract.CONFIG_FILE])
-    stable = RevisionStatus(
+    stable = StableStatus(
         revision=children.revision,
         version=source.configured(config["model"]),
         image=_image(observed, children.revision),

@@ -16,18 +16,22 @@ class BlueGreen(Strategy):
     def hold_seconds(self, move: Move) -> float:
         return float(move.situation.spec.switch_hold_seconds) if _switched(move.candidate) else 0.0
 
+    def judged(self, move: Move) -> bool:
+        # Once it has switched back for want of pods, it must get the traffic again to be judged.
+        return _switched(move.candidate)
+
     def next(self, move: Move) -> Next:
         switched = _switched(move.candidate)
         move = move.held(move.situation.replicas, judged=switched)
         done = self.over(move) if switched else not move.situation.spec.switch_hold_seconds
-        return State.STABLE if done and move.arrived else move.candidate
+        return State.STABLE if done and self.arrived(move) else move.candidate
 
     def share(self, move: Move) -> Share:
         switched = _switched(move.candidate)
         if switched:
             turned = move.situation.answering(move.new) > 0
         else:
-            turned = bool(move.situation.spec.switch_hold_seconds) and move.arrived
+            turned = bool(move.situation.spec.switch_hold_seconds) and self.arrived(move)
         candidate = move.candidate
         if turned != switched:
             began = move.situation.moment if turned else None

@@ -22,6 +22,10 @@ class Canary(Strategy):
         step = _step(move)
         return float(step.hold_seconds) if step else 0.0
 
+    def judged(self, move: Move) -> bool:
+        # After its steps it has been judged, and only grows.
+        return super().judged(move) and _step(move) is not None
+
     def next(self, move: Move) -> Next:
         step = _step(move)
         if step is not None and move.skips:

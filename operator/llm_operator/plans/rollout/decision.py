@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from llm_operator.crds import DirectiveStatus, HistoryEntry, RevisionStatus
+from llm_operator.crds import DirectiveStatus, HistoryEntry, RevisionStatus, StableStatus
 from llm_operator.plans.rollout.move import Candidate, Move
 from llm_operator.plans.rollout.situation import Situation, stamp
 from llm_operator.plans.rollout.strategy import Strategy
@@ -14,7 +14,7 @@ class Decision:
     """What should be the case now."""
 
     situation: Situation
-    stable: RevisionStatus | None
+    stable: StableStatus | None
     candidate: Candidate | None
     history: tuple[HistoryEntry, ...]
     strategy: Strategy | None = None
@@ -46,7 +46,8 @@ class Decision:
     def ended(self, revision: RevisionStatus, outcome: str, message: str) -> "Decision":
         """With the line that history keeps of a revision."""
         known = {"revision": revision.revision, "version": revision.version, "started_at": revision.started_at}
-        told = {"ended_at": stamp(self.situation.now), "outcome": outcome, "message": message}
+        judged = revision.judged if isinstance(revision, StableStatus) else None
+        told = {"ended_at": stamp(self.situation.now), "outcome": outcome, "message": message, "judged": judged}
         return replace(self, history=(HistoryEntry.model_validate(known | told), *self.history))
 
     @property

@@ -1,13 +1,14 @@
 """Is the candidate good? It is promoted, given up, or gets further on its way."""
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from llm_operator.plans.evidence import gates
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.decision import Decision
 from llm_operator.plans.rollout.move import Candidate, Move
+from llm_operator.plans.rollout.situation import stamp
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.steer import STEER
 from llm_operator.plans.rollout.strategy import Strategy
@@ -30,7 +31,12 @@ def judge(decision: Decision) -> Decision:
     further = strategy.next(move)
     if further is State.STABLE:
         return _promote(decision, move.candidate)
-    move = replace(move, candidate=further)
+    move = _held(replace(move, candidate=further), strategy)
+    left = strategy.undecided_left(move)
+    if left is not None and left <= 0:
+        return _fail(decision, move.candidate, _undecided(move, strategy))
+    if left is not None and further.undecided_since is None:
+        decision = _tell_undecided(decision, move, strategy, left)
     if (fault := _hopeless(move, strategy)) is not None:
         return _fail(decision, move.candidate, fault)
     return replace(decision, candidate=move.candidate)
@@ -50,6 +56,7 @@ def _seen(move: Move, *, paused: bool) -> Candidate:
         started_at=_at_most(now, candidate.started_at),
         progressed_at=_at_most(now, candidate.progressed_at),
         step_started_at=_at_most(now, candidate.step_started_at),
+        undecided_since=_at_most(now, candidate.undecided_since),
     )
 
 
@@ -69,6 +76,32 @@ def _refusal(move: Move, *, aborted: bool) -> Fault | None:
     if (verdict := gates.failed(move.candidate.verdict)) is not None:
         return Fault(Reason.GateFailed, gates.told(verdict), terminal=True)
     return None
+
+
+def _held(move: Move, strategy: Strategy) -> Move:
+    """With the moment noted from which gates hold the candidate up though its hold is over."""
+    undecided = not move.candidate.paused and bool(strategy.undecided(move))
+    since = move.candidate.undecided_since
+    if undecided and since is None and strategy.held(move):
+        return move.changed(undecided_since=move.situation.moment)
+    if not undecided and since is not None:
+        # The deadline, which stood still, begins anew.
+        return move.changed(undecided_since=None, progressed_at=move.situation.moment)
+    return move
+
+
+def _undecided(move: Move, strategy: Strategy) -> Fault:
+    said = "; ".join(gates.told(each) for each in strategy.undecided(move))
+    advice = "more traffic, a longer rollout.maxHoldSeconds or onInconclusive: Promote would let it go on"
+    message = f"neither surely good nor surely bad in the time it had: {said}; {advice}"
+    return Fault(Reason.GateInconclusive, message, terminal=True)
+
+
+def _tell_undecided(decision: Decision, move: Move, strategy: Strategy, left: float) -> Decision:
+    names = ", ".join(each.name for each in strategy.undecided(move))
+    until = stamp(move.situation.now + timedelta(seconds=left))
+    message = f"{names}: not decided at the end of the hold; revision {move.new} is held until {until} at most"
+    return decision.tell("Normal", "GateUndecided", message)
 
 
 def _hopeless(move: Move, strategy: Strategy) -> Fault | None:
@@ -105,8 +138,7 @@ def _promote(decision: Decision, candidate: Candidate) -> Decision:
         outcome, why = ("RolledBack", ", as the annotation rollback-to asked") if back else ("Superseded", "")
         decision = decision.ended(old, outcome, f"by revision {stable.revision}{why}")
         before = f", version {old.version} leaves"
-    unjudged = ", ".join(each.name for each in candidate.verdict if each.state == "TooFewSamples")
-    note = f"; too few samples to judge {unjudged}" if unjudged else ""
+    note = f"; gates {stable.judged}" if stable.judged else ""
     message = f"revision {stable.revision} serves model version {stable.version}{before}{note}"
     return replace(decision, stable=stable, candidate=None).tell("Normal", "RolledOut", message)
 

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from llm_operator.crds import CandidateStatus, GateVerdict, RevisionStatus
+from llm_operator.crds import CandidateStatus, GateVerdict, StableStatus
 from llm_operator.plans.evidence import gates
 from llm_operator.plans.rollout.situation import Situation, parse, stamp
 from llm_operator.plans.rollout.states import State
 
-_MOMENTS = ("started_at", "step_started_at", "traffic_since", "progressed_at")
+_MOMENTS = ("started_at", "step_started_at", "undecided_since", "traffic_since", "progressed_at")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Candidate:
     step: int | None = None
     weight: int | None = None
     step_started_at: datetime | None = None
+    undecided_since: datetime | None = None
     traffic_since: datetime | None = None
     restarts: int | None = None
     progressed_at: datetime | None = None
@@ -41,10 +42,15 @@ class Candidate:
         moments = {name: parse(getattr(status, name)) for name in _MOMENTS}
         return cls(**{**dict(status), **moments, "paused": bool(status.paused), "verdict": status.verdict or ()})
 
-    def served(self, since: datetime | None) -> RevisionStatus:
+    def served(self, since: datetime | None) -> StableStatus:
         """It as the revision that serves."""
-        at = stamp(since) if since else None
-        return RevisionStatus(revision=self.revision, version=self.version, image=self.image, started_at=at)
+        return StableStatus(
+            revision=self.revision,
+            version=self.version,
+            image=self.image,
+            started_at=stamp(since) if since else None,
+            judged=gates.summary(self.verdict) or None,
+        )
 
     def status(self) -> CandidateStatus:
         """For the API, where an absent field is the usual case."""
@@ -59,7 +65,7 @@ class Move:
     """A candidate on its way to replace the stable revision, if there is one: what strategies are asked about."""
 
     situation: Situation
-    stable: RevisionStatus | None
+    stable: StableStatus | None
     candidate: Candidate
     skips: bool = False
     """A person has said that its holds are over."""
@@ -88,11 +94,6 @@ class Move:
         """All pods are ready."""
         children = self.situation.children(self.new)
         return children.wanted == self.situation.replicas <= children.ready
-
-    @property
-    def arrived(self) -> bool:
-        """All pods are ready and no gate is awaited."""
-        return self.complete and not self.candidate.paused and gates.cleared(self.candidate.verdict)
 
     @property
     def smoke_passed(self) -> bool:
@@ -132,7 +133,8 @@ class Move:
 
     def further(self, **change: Any) -> Candidate:
         """The candidate a step further: its hold and its deadline begin anew."""
-        return replace(self.candidate, progressed_at=self.situation.moment, step_started_at=None, **change)
+        begun = replace(self.candidate, progressed_at=self.situation.moment, step_started_at=None, undecided_since=None)
+        return replace(begun, **change)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ class Recreate(Strategy):
         pods = {move.old: move.situation.replicas if _gone(move, move.new) else 0, move.new: 0}
         return Share(pods, (move.old,), move.candidate)
 
+    def judged(self, move: Move) -> bool:
+        return False  # It has all of the traffic or none, and nothing holds it between.
+
     def stops_old_pods(self, move: Move) -> bool:
         return True
 

@@ -25,7 +25,7 @@ TRANSITIONS: tuple[tuple[State | None, State | None, str], ...] = (
     (State.TRAFFIC, State.STABLE, "all pods ready, gates passed"),
     (State.STARTING, State.FAILED, "deadline, broken model, no room, abort"),
     (State.READY, State.FAILED, "wrong answer, deadline, abort"),
-    (State.TRAFFIC, State.FAILED, "errors, too slow, crash, deadline, abort"),
+    (State.TRAFFIC, State.FAILED, "errors, too slow, gates undecided for too long, crash, deadline, abort"),
     (State.STARTING, State.REPLACED, "alias moved again"),
     (State.READY, State.REPLACED, "alias moved again"),
     (State.TRAFFIC, State.REPLACED, "alias moved again"),

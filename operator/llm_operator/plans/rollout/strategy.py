@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from datetime import timedelta
 from typing import Literal
 
+from llm_operator.crds import GateVerdict
 from llm_operator.plans.evidence import gates
 from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.move import Candidate, Move, Share
@@ -25,7 +26,7 @@ class Strategy(ABC):
 
     def next(self, move: Move) -> Next:
         """The candidate a step further where that is earned."""
-        return State.STABLE if move.arrived else move.candidate
+        return State.STABLE if self.arrived(move) else move.candidate
 
     @abstractmethod
     def share(self, move: Move) -> Share:
@@ -47,6 +48,10 @@ class Strategy(ABC):
         """Where the candidate is on its way, for `kubectl describe`."""
         return ""
 
+    def judged(self, move: Move) -> bool:
+        """Whether the candidate has traffic that its gates can judge, and time for that."""
+        return move.state is State.TRAFFIC
+
     def stops_old_pods(self, move: Move) -> bool:
         """Whether old pods are stopped to make room for the new."""
         return False
@@ -61,14 +66,39 @@ class Strategy(ABC):
             return 0.0
         return max(0.0, self.hold_seconds(move) - move.situation.since(move.candidate.step_started_at))
 
+    def undecided(self, move: Move) -> tuple[GateVerdict, ...]:
+        """The inconclusive gates that hold the candidate up."""
+        if not self.judged(move) or move.skips or move.situation.spec.on_inconclusive == "Promote":
+            return ()
+        return gates.undecided(move.candidate.verdict)
+
+    def cleared(self, move: Move) -> bool:
+        """Whether no gate objects, is awaited or holds the candidate up."""
+        return gates.settled(move.candidate.verdict) and not self.undecided(move)
+
+    def arrived(self, move: Move) -> bool:
+        """Whether all pods are ready and the gates let the candidate go on."""
+        return move.complete and not move.candidate.paused and self.cleared(move)
+
+    def held(self, move: Move) -> bool:
+        """Whether the step's hold has passed."""
+        return move.candidate.step_started_at is not None and self.hold_left(move) <= 0
+
     def over(self, move: Move) -> bool:
-        """Whether the step's hold has passed without a gate that objects or is awaited."""
-        held = move.candidate.step_started_at is not None and gates.cleared(move.candidate.verdict)
-        return held and self.hold_left(move) <= 0
+        """Whether the step's hold has passed and the gates let the candidate go on."""
+        return self.held(move) and self.cleared(move)
+
+    def undecided_left(self, move: Move) -> float | None:
+        """Seconds that inconclusive gates may still take; None where the candidate is not held for them."""
+        if move.candidate.undecided_since is None:
+            return None
+        spec = move.situation.spec
+        most = spec.max_hold_seconds if spec.on_inconclusive == "Hold" else 0
+        return max(0.0, most - move.situation.since(move.candidate.undecided_since))
 
     def deadline_left(self, move: Move) -> float | None:
         """Seconds until the candidate must have got further; None while it is told to wait, by a person or a hold."""
-        if move.candidate.paused or self.hold_left(move) > 0:
+        if move.candidate.paused or move.candidate.undecided_since or self.hold_left(move) > 0:
             return None
         began = move.candidate.progressed_at or move.candidate.started_at or move.situation.now
         if (held := move.candidate.step_started_at) is not None:

@@ -44,12 +44,12 @@ def ended(observed: Observed, status: LLMDeploymentStatus) -> tuple[Ended, ...]:
             found.setdefault((model, version), Ended(verdict, at))
 
     if stable := status.stable:
-        note(stable.revision, stable.version, PROMOTED, "", stable.started_at)
+        note(stable.revision, stable.version, PROMOTED, stable.judged or "", stable.started_at)
     for entry in status.history:
         if entry.outcome == "RolledBack":
             note(entry.revision, entry.version, ROLLED_BACK, entry.message or "", entry.ended_at)
         elif entry.served:
-            note(entry.revision, entry.version, PROMOTED, "", entry.started_at)
+            note(entry.revision, entry.version, PROMOTED, entry.judged or "", entry.started_at)
         elif entry.outcome == "Failed":
             note(entry.revision, entry.version, FAILED, entry.message or "", entry.ended_at)
     return tuple(sorted(found.values(), key=lambda each: each.at, reverse=True))

@@ -1,0 +1,156 @@
+"""What the gates of one candidate have seen of the traffic: figures of pods in, a verdict for each gate out."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from llm_operator.crds import GateVerdict
+from llm_operator.crds.rollout import GateSpec
+from llm_operator.plans.evidence import gates
+from llm_operator.plans.evidence.buckets import Buckets
+from llm_operator.plans.evidence.trials import Counts, ErrorTrial, LatencyTrial, Rules
+from llm_operator.state import Figures
+
+FALSE_ALARM = 0.01
+"""Share of roll-outs of a candidate within all thresholds that may be taken back, by all gates and looks together."""
+
+
+@dataclass
+class Running:
+    """One gate's trial."""
+
+    trial: ErrorTrial | LatencyTrial
+    figure: str
+    """What of Figures it counts, as gates.traffic_gate says."""
+    since: str
+    """When it began."""
+    earlier: Figures
+    """What stable's pods had counted when it began: what is usual, where the time since has too little."""
+    settled: bool
+    """Whether `earlier` was used, or is not needed."""
+
+    def enter(self, own: Figures, stable: Figures, *, traffic: bool) -> None:
+        """What happened in one look."""
+        if isinstance(self.trial, ErrorTrial):
+            if not traffic:
+                return self.trial.before(_counts(stable))
+            if not self.settled and self.trial.other.requests < self.trial.rules.least:
+                self.trial.before(_counts(self.earlier))
+            self.settled = True
+            return self.trial.look(_counts(own), _counts(stable))
+        if not traffic:
+            return self.trial.before(self._buckets(stable))
+        if not self.settled and self.trial.other < self.trial.rules.least:
+            self.trial.before(self._buckets(self.earlier))
+        self.settled = True
+        return self.trial.look(self._buckets(own), self._buckets(stable))
+
+    def _buckets(self, figures: Figures) -> Buckets:
+        return Buckets.of(getattr(figures, self.figure))
+
+    def verdict(self, spec: GateSpec) -> GateVerdict:
+        """What the gate says now."""
+        name, most, _ = gates.traffic_gate(spec)
+        answer = self.trial.answer()
+        return GateVerdict(
+            name=name,
+            state=answer.state,
+            figure=_text(answer.estimate),
+            threshold=gates.text(most),
+            low=_text(answer.low),
+            high=_text(answer.high),
+            samples=round(answer.samples),
+            stable_samples=round(answer.beside),
+            since=self.since,
+            message=answer.message,
+        )
+
+
+@dataclass
+class Watched:
+    """All gates of one candidate that judge by traffic. In memory: an operator that restarts counts anew."""
+
+    revision: str
+    switched: bool
+    """Stable has its traffic before the candidate's, not beside it (BlueGreen)."""
+    last: dict[str, Figures] = field(default_factory=dict)
+    """What each pod said when it was last asked."""
+    running: dict[str, Running] = field(default_factory=dict)
+    """By gates.key."""
+
+    def look(
+        self,
+        specs: Iterable[GateSpec],
+        now: Mapping[str, Figures],
+        *,
+        own: Collection[str],
+        stable: Collection[str],
+        traffic: bool,
+        at: str,
+    ) -> dict[str, GateVerdict]:
+        """One look at the candidate's `own` pods and the `stable` ones. `traffic`: the candidate has had some."""
+        judging = {gates.key(each): each for each in specs if not (each.smoke_prompts or each.prometheus_query)}
+        if self.last:
+            # A pod that is new since the last look counts from its start, and so does one that began anew.
+            mine = added(since(now[pod], self.last.get(pod)) for pod in own if pod in now)
+            theirs = added(since(now[pod], self.last.get(pod)) for pod in stable if pod in now)
+            for running in self.running.values():
+                running.enter(mine, theirs, traffic=traffic)
+        for key, spec in judging.items():
+            if key not in self.running:
+                earlier = added(now[pod] for pod in stable if pod in now)
+                self.running[key] = _begun(spec, len(judging), earlier, switched=self.switched, at=at)
+        self.last = {pod: figures for pod, figures in {**self.last, **now}.items() if pod in own or pod in stable}
+        return {key: self.running[key].verdict(spec) for key, spec in judging.items()}
+
+
+def _begun(spec: GateSpec, judging: int, earlier: Figures, *, switched: bool, at: str) -> Running:
+    _, most, figure = gates.traffic_gate(spec)
+    rules = Rules(false_alarm=FALSE_ALARM / judging, least=spec.min_requests)
+    kind = ErrorTrial if figure == "requests" else LatencyTrial
+    return Running(kind(most, rules, switched), figure, at, earlier, settled=not switched)
+
+
+def _counts(figures: Figures) -> Counts:
+    return Counts(figures.requests, figures.errors)
+
+
+def _text(number: float | None) -> str | None:
+    return None if number is None else gates.text(number)
+
+
+def since(now: Figures, before: Figures | None) -> Figures:
+    """What one pod did since `before`. Where counters went back a process began anew: it counts from its start."""
+    if before is None or now.requests < before.requests or _went_back(now, before):
+        return now
+    return replace(
+        now,
+        requests=now.requests - before.requests,
+        errors=max(0.0, now.errors - before.errors),
+        first_token=_minus(now.first_token, before.first_token),
+        inter_token=_minus(now.inter_token, before.inter_token),
+    )
+
+
+def _went_back(now: Figures, before: Figures) -> bool:
+    pairs = ((now.first_token, before.first_token), (now.inter_token, before.inter_token))
+    return any(max(new.values(), default=0) < max(old.values(), default=0) for new, old in pairs)
+
+
+def _minus(now: Mapping[float, float], before: Mapping[float, float]) -> dict[float, float]:
+    return {bound: max(0.0, count - before.get(bound, 0.0)) for bound, count in now.items()}
+
+
+def added(figures: Iterable[Figures]) -> Figures:
+    """Several pods' together."""
+    parts = tuple(figures)
+    first = Buckets()
+    inter = Buckets()
+    for part in parts:
+        first = first + Buckets.of(part.first_token)
+        inter = inter + Buckets.of(part.inter_token)
+    return Figures(
+        requests=sum(part.requests for part in parts),
+        errors=sum(part.errors for part in parts),
+        first_token=dict(zip(first.bounds, first.upto, strict=True)),
+        inter_token=dict(zip(inter.bounds, inter.upto, strict=True)),
+    )
