@@ -189,8 +189,9 @@ async def test_a_tag_has_a_bound_and_its_oldest_verdict_goes_first(world: World)
     assert len(value(world, "2")) < 3000
 
 
-async def test_a_separator_in_a_message_parts_no_verdict(world: World) -> None:
-    ended = Ended(Verdict("bot", "2", "Failed", "a | b\nc", "r"), "2026-01-01T00:00:00Z")
+@pytest.mark.parametrize("message", ["a | b\nc", "a |\nb\tc", "a\n| b c"])
+async def test_a_separator_in_a_message_parts_no_verdict(world: World, message: str) -> None:
+    ended = Ended(Verdict("bot", "2", "Failed", message, "r"), "2026-01-01T00:00:00Z")
     meta = world.outside.memory.ledgers[OWNER].meta
     assert verdicts.value(ended, meta, {}).startswith("Failed: a / b c (revision r, ")
 
