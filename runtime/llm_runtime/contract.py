@@ -469,6 +469,8 @@ class PinnedAdapter(_Additive):
     """Number of the version, such as `3`."""
     sub_path: str = ""
     """Folder inside the version's artifacts, where they hold several adapters."""
+    anew: str = ""
+    """Mark of a version whose number was deleted and registered anew. Empty: the first of its number."""
 
 
 class AdapterFile(_Additive):

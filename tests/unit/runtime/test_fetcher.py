@@ -104,6 +104,12 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
+def test_a_version_that_was_registered_anew_is_another_one() -> None:
+    former = PinnedAdapter(name="legal", model="law", version="1")
+    again = former.model_copy(update={"anew": "5f3c"})
+    assert Job(adapter=former, access=access()).identity != Job(adapter=again, access=access()).identity
+
+
 def test_what_is_wanted_is_fetched_by_one_child_and_not_again(world: World) -> None:
     world.want(LEGAL, FRENCH)
     world.look()
