@@ -70,9 +70,9 @@ class Memory:
             known.pop(key, None)
         for some in (self.untold, self.unwell):
             some.discard(key)
-        meta = Meta(key.kind, key.namespace, key.name, "", 0)
-        for secret in names.secrets(meta):
-            self.secrets.pop((key.namespace, secret), None)
+        if key.kind == "LLMDeployment":
+            for secret in names.secrets(Meta(key.kind, key.namespace, key.name, "", 0)):
+                self.secrets.pop((key.namespace, secret), None)
 
     def end_rollout(self, uid: str) -> None:
         """Drop what was gathered for the gates of a roll-out that is over."""

@@ -34,9 +34,7 @@ class Health:
         """What is stuck; empty when all is well."""
         found = []
         if self._stuck() > STUCK_QUEUE_SECONDS:
-            found.append(
-                f"a key has been in work, or the next one of a namespace has waited, for {self._stuck():.0f} s"
-            )
+            found.append(f"a key has been in work, or keys have waited and none was taken, for {self._stuck():.0f} s")
         if self._silence() > STUCK_API_SECONDS:
             found.append(f"the API server was last heard {self._silence():.0f} s ago")
         if self._lease.age() > self._lease_limit:

@@ -45,8 +45,8 @@ class Backlog(Generic[Item]):
     """Of one tenant so many items are busy at most."""
     _ready: dict[Hashable, dict[Item, float]] = field(default_factory=dict)
     """By tenant, in the order in which they have their turns."""
-    _served: dict[Hashable, float] = field(default_factory=dict)
-    """When a tenant that waits had its last turn."""
+    _taken: float = -math.inf
+    """When the last item was taken."""
     _slots: dict[Hashable, float] = field(default_factory=dict)
     """When the next item of a tenant may come back by itself."""
     _admitted: set[Item] = field(default_factory=set)
@@ -115,11 +115,10 @@ class Backlog(Generic[Item]):
         waiting = self._ready.pop(tenant)
         item = next(iter(waiting))
         del waiting[item]
-        self._served.pop(tenant, None)
         if waiting:
             self._ready[tenant] = waiting
-            self._served[tenant] = now
         self._busy[item] = now
+        self._taken = now
         return item
 
     def done(self, item: Item) -> None:
@@ -160,9 +159,12 @@ class Backlog(Generic[Item]):
         return max((now - since for since in (*waiting, *self._busy.values())), default=0.0)
 
     def stuck(self, now: float) -> float:
-        """Seconds that an item has been in work, or a tenant has waited for its turn: a long queue alone is neither."""
-        turns = (max(next(iter(each.values())), self._served.get(who, 0.0)) for who, each in self._ready.items())
-        return max((now - since for since in (*turns, *self._busy.values())), default=0.0)
+        """Seconds that an item has been in work, or that some have waited and none was taken.
+
+        A long queue is neither, be it of one tenant or of thousands: it would be as long after a restart.
+        """
+        waiting = (max(self._taken, next(iter(each.values()))) for each in self._ready.values())
+        return max((now - since for since in (*waiting, *self._busy.values())), default=0.0)
 
 
 class Queue(Generic[Item]):

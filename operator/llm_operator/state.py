@@ -250,8 +250,8 @@ class Given:
     """By `namespace/name` of the ApiKey."""
     left_out: frozenset[str] = frozenset()
     """ApiKeys for which it has no room."""
-    registries: bool = False
-    """Whether it brings the servers that adapters come from, and credentials: an earlier operator wrote it."""
+    adapters: bool = False
+    """Whether it lists adapters, for pods that fetch them by themselves: an earlier operator began with it."""
     trouble: str = ""
     """Why it can't be read, or was not written the last time."""
 

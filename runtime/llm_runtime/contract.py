@@ -469,6 +469,8 @@ class PinnedAdapter(_Additive):
     """Number of the version, such as `3`."""
     sub_path: str = ""
     """Folder inside the version's artifacts, where they hold several adapters."""
+    anew: str = ""
+    """Mark of a version whose number was deleted and registered anew. Empty: the first of its number."""
 
 
 class AdapterFile(_Additive):
@@ -533,12 +535,17 @@ def hash_key(key: str, salt: str) -> str:
 
 
 def report_from_termination_message(text: str) -> FatalReport | None:
-    """Find the FatalReport in a container's termination message (the tail of its log), newest first."""
+    """Find the FatalReport in a container's termination message (the tail of its log), newest first.
+
+    Log lines may give a reason, too. They name their logger, which a report does not.
+    """
     for line in reversed(text.strip().splitlines()):
         try:
             record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(record, dict) and isinstance(record.get("reason"), str) and "message" in record:
+        if not isinstance(record, dict) or "logger" in record:
+            continue
+        if isinstance(record.get("reason"), str) and "message" in record:
             return FatalReport(reason=record["reason"], message=str(record["message"]))
     return None

@@ -226,4 +226,8 @@ class Reported(Fatal):
 
 
 class EngineFailed(Reported):
-    """The other process is the engine's."""
+    """The other process is the engine's. `adapters`: those that are left, where room was made for one in vain."""
+
+    def __init__(self, report: FatalReport, adapters: tuple[str, ...] | None = None) -> None:
+        super().__init__(report)
+        self.adapters = adapters

@@ -153,7 +153,7 @@ class AdaptersFetcher:
             return
         if trouble:
             said = f"fetching {job.adapter.model} version {job.adapter.version} {trouble}"
-            write(self._told, name, Outcome(identity=job.identity, report=_report("InternalError", said)))
+            _tell(self._told, name, Outcome(identity=job.identity, report=_report("InternalError", said)))
         before = self._retries.get(name)
         failures = before.failures + 1 if before and before.job == job else 1
         pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(failures - 1, 16))
@@ -203,7 +203,15 @@ def fetch_all(jobs: list[Job], models: Path, told: Path) -> None:
             outcome = Outcome(identity=job.identity, report=_report("InternalError", said))
         if outcome.report:
             log.error("adapter not fetched: %s", outcome.report.message, extra={"adapter": job.adapter.name})
-        write(told, job.adapter.name, outcome)
+        _tell(told, job.adapter.name, outcome)
+
+
+def _tell(folder: Path, name: str, outcome: Outcome) -> None:
+    """An outcome that can't be written, as on a full disk, is a failed attempt, and holds up no other adapter."""
+    try:
+        write(folder, name, outcome)
+    except OSError as error:
+        log.error("the server could not be told of the adapter %s: %s", name, error)
 
 
 def _report(reason: str, message: str) -> FatalReport:

@@ -118,6 +118,7 @@ def test_the_smallest_resources_are_accepted_and_only_scalars_are_defaulted(api:
             {"requests": {"hugepages-2Mi": "64Mi"}, "limits": {"memory": "1Gi"}},
         ]),
         ("spec.resources", {"limits": {"gpu": 1}}, "or a name like nvidia.com/gpu"),
+        ("spec.resources", {"limits": {"nvidia.com/gpu": "0.5"}}, "write a whole number of GPUs"),
         ("spec.resources", {"requests": {"memory": "-1Gi"}}, "write no negative quantity"),
         ("spec.model.mlflow", {"name": "m", "version": 0}, "write a whole number above zero"),
         ("spec.model.mlflow", {"name": "m", "version": -3}, "write a whole number above zero"),
@@ -277,6 +278,8 @@ def test_an_image_is_written_as_in_a_pod(api: Api, image: str) -> None:
         {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"cpu": "0.5", "memory": "2048Mi"}},
         {"requests": {"cpu": 4}, "limits": {"memory": "24Gi", "nvidia.com/gpu": 1}},
         {"requests": {"nvidia.com/gpu": "1"}, "limits": {"nvidia.com/gpu": 1}},
+        {"requests": {"hugepages-2Mi": "64Mi", "cpu": 1}, "limits": {"hugepages-2Mi": "64Mi"}},
+        {"requests": {"memory": "1e9"}, "limits": {"nvidia.com/mig-1g.5gb": "1", "ephemeral-storage": "1.5Gi"}},
         {"limits": {f"example.com/device-{n}": n for n in range(16)}},
     ],
 )

@@ -282,6 +282,7 @@ class ImagePullSecret(Section):
     """Name of the Secret with the credentials."""
 
 
+_EXTENDED = "(k.startsWith('hugepages-') || k.contains('/') && !k.contains('kubernetes.io/'))"
 Amounts = Annotated[
     dict[str, Quantity],
     Field(
@@ -296,13 +297,16 @@ Amounts = Annotated[
                 "self.all(k, !isQuantity(string(self[k])) || !quantity(string(self[k])).isLessThan(quantity('0')))",
                 "write no negative quantity",
             ),
+            (
+                f"self.all(k, !{_EXTENDED} || !isQuantity(string(self[k])) || quantity(string(self[k])).isInteger())",
+                "write a whole number of GPUs and other extended resources: a shared GPU has a name of its own",
+            ),
         ),
     ),
 ]
 _REQUEST = "quantity(string(self.requests[k]))"
 _LIMIT = "quantity(string(self.limits[k]))"
 _BOTH_READ = "isQuantity(string(self.requests[k])) && isQuantity(string(self.limits[k]))"
-_EXTENDED = "(k.startsWith('hugepages-') || k.contains('/') && !k.contains('kubernetes.io/'))"
 
 
 class Resources(Section):

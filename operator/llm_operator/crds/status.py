@@ -66,6 +66,11 @@ class AdapterStatus(Section):
     """MLflow server that the version was found on, by the connection's name."""
     sub_path: Annotated[str, Field(max_length=1024)] | None = None
     """Folder inside the version's artifacts that is the adapter."""
+    registered_at: Time | None = None
+    """Time at which the version was registered, according to the registry. Another time under the same number is
+    another version."""
+    anew: Short | None = None
+    """Mark of a number that was registered anew while it was in use, which tells its files from those before."""
     ready_replicas: int | None = Field(default=None, json_schema_extra={"format": "int32"})
     """Number of ready pods in which this version answers."""
     resolved_at: Time | None = None

@@ -4,7 +4,7 @@ ApiError
 ├── NotFound     404: no such object
 ├── Conflict     409: it is there already, or has changed since it was read
 ├── Refused      401, 403 and other 4xx: this request will not be granted as it is
-│   └── Invalid  422: nor any other for this object
+│   └── Invalid  422 that names a field: nor any other for this object
 └── Unavailable  429, 5xx: later, perhaps
     └── Unanswered  no connection, or no answer in time
 """
@@ -331,10 +331,17 @@ def unanswered(where: str, error: Exception) -> str:
 
 def _explain(error: ApiException, path: str) -> ApiError:
     try:
-        message = json.loads(error.body)["message"]
+        told = json.loads(error.body)
+        message = told["message"]
     except (TypeError, ValueError, KeyError):
+        told = {}
         message = f"{error.status} {error.reason}"
-    kind = {404: NotFound, 409: Conflict, 422: Invalid}.get(
+    kind = {404: NotFound, 409: Conflict, 422: Invalid if _names_a_field(told) else Refused}.get(
         error.status, Unavailable if error.status in (429, 0) or (error.status or 0) >= 500 else Refused
     )
     return kind(f"{message} ({error.status} on {path})")
+
+
+def _names_a_field(told: Manifest) -> bool:
+    """As the API server's validation does. Webhooks and policies answer 422, too, and may think otherwise later."""
+    return any(cause.get("field") for cause in (told.get("details") or {}).get("causes") or ())

@@ -53,7 +53,7 @@ async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> 
     except ValidationError as error:
         return await _refuse(outside, resource, _unreadable(error))
     given = await keyring.given(outside, observed.meta)
-    observed = replace(observed, adapters_beside_keys=given is not None and given.registries)
+    observed = replace(observed, adapters_beside_keys=given is not None and given.adapters)
     if refusal := policy.refusal(observed, outside.policy):
         return await _refuse(outside, resource, refusal)
     observed = await gates.gather(outside, observed)

@@ -98,7 +98,7 @@ async def _withdraw(outside: Outside, owner: Key, ledger: Ledger) -> Done:
         for key in (verdicts.tag(ledger.meta), former):
             for (model, version), tags in (await outside.registry.tagged(connection, key)).items():
                 for ours in tags.keys() & {verdicts.tag(ledger.meta), *verdicts.former_tags(ledger.meta)}:
-                    await outside.registry.untag(connection, model, version, ours)
+                    await _take_away(outside, connection, model, version, ours)
     except RegistryFault as fault:
         if not fault.terminal:
             raise Retry(f"the tags of {owner.namespace}/{owner.name} are not taken away yet: {fault}") from fault
@@ -106,6 +106,16 @@ async def _withdraw(outside: Outside, owner: Key, ledger: Ledger) -> Done:
     if outside.memory.ledgers.get(owner) is ledger:
         del outside.memory.ledgers[owner]
     return Done(gone=True)
+
+
+async def _take_away(outside: Outside, connection: Connection, model: str, version: str, key: str) -> None:
+    """One that can't be taken away keeps no other from going."""
+    try:
+        await outside.registry.untag(connection, model, version, key)
+    except RegistryFault as fault:
+        if fault.about_server or not fault.terminal:
+            raise
+        log.warning("the tag %s of %s version %s is left: %s", key, model, version, fault)
 
 
 def _refused(ledger: Ledger, ended: Ended, fault: RegistryDenied) -> str:

@@ -30,7 +30,8 @@ class Outcome(BaseModel):
 
 def identity(adapter: PinnedAdapter, access: RegistryAccess) -> str:
     """One version of one server, the same in every process."""
-    parts = (access.tracking_uri, access.workspace, adapter.model, adapter.version, adapter.sub_path)
+    again = filter(None, [adapter.anew])
+    parts = (access.tracking_uri, access.workspace, adapter.model, adapter.version, adapter.sub_path, *again)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -256,6 +256,7 @@ class Serving:
         began = time.monotonic()
         self._enter(State.LOADING)
         log.info("Model %s is being loaded", config.model.name)
+        loaded = None
         try:
             loaded = await load()
             loaded.on_death(self._engine_died)
@@ -266,6 +267,10 @@ class Serving:
             self._serve(config, loaded)
         except BaseException:
             self._enter(before)
+            if loaded:  # The next one needs its memory.
+                if self._adapters:
+                    self._adapters.attach(None)
+                await asyncio.to_thread(loaded.engine.close)
             raise
         self._enter(State.READY)
         settle()

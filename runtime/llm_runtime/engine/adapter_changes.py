@@ -64,12 +64,12 @@ class AdapterChanges:
         except Exception as error:
             if loading:
                 table.drop(command.name)
-            self._fail(command, error)
+            self._fail(command, error, table.names)
         else:
             self._send(Done(command.call, table.names))
 
-    def _fail(self, command: LoadAdapter, error: Exception) -> None:
-        self._send(Failed(command.call, _report(error, f"adapter {command.name}")))
+    def _fail(self, command: LoadAdapter, error: Exception, left: tuple[str, ...] | None = None) -> None:
+        self._send(Failed(command.call, _report(error, f"adapter {command.name}"), left))
 
     def _forget(self, served: Served, keys: Iterable[str]) -> None:
         for key in keys:

@@ -120,8 +120,8 @@ class EngineLink:
                     self._deliver(events)
             case Ready() | Done():
                 self._answer(report.call, report)
-            case Failed(call, fatal):
-                self._answer(call, EngineFailed(fatal))
+            case Failed(call, fatal, adapters):
+                self._answer(call, EngineFailed(fatal, adapters))
 
     def lost(self, report: FatalReport | None = None) -> None:
         """The engine has gone: whoever waits for it hears so. `report`: why, where nobody wanted it to go."""
@@ -272,11 +272,15 @@ class EngineClient:
         self._link.close()
 
     async def load_adapter(self, name: str, folder: Path) -> None:
-        """Load or replace a LoRA adapter while serving. Raises EngineFailed, and nothing has changed.
+        """Load or replace a LoRA adapter while serving. Raises EngineFailed; without memory for it, others may be gone.
 
         Requests that run with the old one keep it. Over the limit, the adapter not used for longest leaves.
         """
-        done = await self._link.call(lambda call: LoadAdapter(call, self.model, name, folder))
+        try:
+            done = await self._link.call(lambda call: LoadAdapter(call, self.model, name, folder))
+        except EngineFailed as failure:
+            self.adapters = self.adapters if failure.adapters is None else failure.adapters
+            raise
         assert isinstance(done, Done)
         self.adapters = done.adapters
 

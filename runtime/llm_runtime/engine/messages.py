@@ -102,10 +102,12 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A call was not carried out, and has changed nothing."""
+    """A call was not carried out."""
 
     call: int
     report: FatalReport
+    adapters: tuple[str, ...] | None = None
+    """Of the model: those that a request may name from now on, where room was made in vain. None: nothing changed."""
 
 
 class Figures(NamedTuple):

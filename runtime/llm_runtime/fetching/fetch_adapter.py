@@ -34,7 +34,11 @@ class AdapterFetcher(Fetcher):
 def fetch_adapter(adapter: PinnedAdapter, access: RegistryAccess, models: Path) -> Path:
     """The verified folder of the adapter's version. Slow: call it in a thread. Raises errors.Fatal subclasses."""
     version = MlflowVersion(
-        tracking_uri=access.tracking_uri, name=adapter.model, version=adapter.version, sub_path=adapter.sub_path
+        tracking_uri=access.tracking_uri,
+        name=adapter.model,
+        version=adapter.version,
+        sub_path=adapter.sub_path,
+        anew=adapter.anew or None,
     )
     with registry_environment(access):
         return AdapterFetcher(MlflowRegistry(access.tracking_uri), models).fetch(version)

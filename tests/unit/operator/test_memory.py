@@ -27,6 +27,7 @@ def test_an_object_that_is_gone_leaves_nothing_and_takes_nothing_of_others() -> 
         memory.untold.add(key)
         memory.unwell.add(key)
         memory.secrets[key.namespace, f"{key.name}-keys"] = "1"
+    memory.forget(Key("ApiKey", "ns", "bot-2"))  # It may be called like an LLMDeployment.
     memory.forget(KEY)
     assert memory.elsewhere == {other: "another"}
     assert memory.untold == memory.unwell == {other}

@@ -169,6 +169,19 @@ def test_a_long_queue_is_not_stuck_a_turn_that_does_not_come_is() -> None:
     assert queue.stuck(900) == 401
 
 
+def test_thousands_of_tenants_that_take_turns_are_not_stuck() -> None:
+    """A restart would put them into the same queue again, for ever."""
+    queue: Backlog[str] = Backlog(tenant=lambda item: item)
+    for number in range(1000):
+        queue.add(str(number), 0)
+    for now in range(1, 500):
+        item = queue.take(now)
+        assert item
+        queue.done(item)
+    assert queue.stuck(500) == 1
+    assert queue.stuck(900) == 401
+
+
 async def test_a_waiting_worker_gets_what_comes_and_what_falls_due() -> None:
     queue: Queue[str] = Queue()
     waiting = asyncio.ensure_future(queue.get())

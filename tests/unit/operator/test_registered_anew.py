@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from llm_operator.ports.registry import MlflowRegistry, Reference
 from llm_operator.state import Connection
+from llm_runtime.contract import AdapterFile
 from unit.operator.fakes import NAMESPACE, World
 from unit.operator.test_poll import polled
 from unit.operator.test_reconcile_llmdeployment import look, serving
@@ -91,6 +93,25 @@ async def test_a_model_that_was_registered_anew_is_noticed_by_the_poll() -> None
     world.registry.model_made = SECOND
     await poll.look()
     assert queue.added == ["bot"]
+
+
+async def test_an_adapter_that_was_registered_anew_is_fetched_anew() -> None:
+    world = World()
+    world.registry.registered_at = FIRST
+    await serving(world, adapters=[{"name": "legal", "mlflow": {"name": "bot", "alias": "champion"}}])
+    first = adapters_file(world)
+    world.registry.registered_at = SECOND
+    for _ in range(2):  # It stays another one.
+        await look(world)
+        second = adapters_file(world)
+        assert (first.adapters[0].anew, second.adapters[0].version) == ("", "1")
+        assert second.adapters[0].anew
+        assert world.status()["adapters"][0]["registeredAt"] == SECOND
+
+
+def adapters_file(world: World) -> AdapterFile:
+    text = base64.b64decode(world.cluster.objects["Secret", NAMESPACE, "bot-adapters"]["data"]["adapters.json"])
+    return AdapterFile.model_validate_json(text)
 
 
 async def test_mlflow_says_when_a_version_and_its_model_were_made() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from kubernetes.aio.client.exceptions import ApiException
 
 from llm_operator import plans
-from llm_operator.ports.cluster import Invalid, NotFound, Refused, Unanswered, Unavailable
+from llm_operator.ports.cluster import Invalid, NotFound, Refused, Unanswered, Unavailable, _explain
 from llm_operator.reconcile import Retry
+from llm_operator.state import Manifest
 from unit.operator.fakes import NAMESPACE, World
 from unit.operator.test_reconcile_llmdeployment import look, serving
 
@@ -98,6 +101,21 @@ async def test_a_child_that_can_never_be_valid_is_stuck_and_not_asked_for_again_
     await world.deploy(replicas=2)
     await look(world)
     assert world.condition("Stalled")["status"] == "False"
+
+
+@pytest.mark.parametrize(
+    ("said", "for_good"),
+    [
+        ({"message": "invalid", "details": {"causes": [{"field": "spec.replicas", "message": "too many"}]}}, True),
+        ({"message": 'admission webhook "quota.example.com" denied the request: no room in team-a'}, False),
+        ({"message": "ValidatingAdmissionPolicy 'q' denied request", "details": {"causes": [{"message": "q"}]}}, False),
+    ],
+)
+def test_only_what_validation_refuses_is_invalid_for_good(said: Manifest, for_good: bool) -> None:
+    """Webhooks and policies choose their own code, and may think otherwise later."""
+    error = ApiException(status=422)
+    error.body = json.dumps(said)
+    assert isinstance(_explain(error, "/path"), Invalid) is for_good
 
 
 async def test_one_failure_of_the_api_server_that_passes_is_not_told() -> None:

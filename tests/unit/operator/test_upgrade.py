@@ -45,7 +45,7 @@ def upgraded(case: dict[str, Any]) -> Observed:
         revisions={revision: children},
         children=tuple(found),
         image="example.com/llm-runtime:next",
-        adapters_beside_keys=keys.given(_of("Secret", case["out"]["objects"])).registries,
+        adapters_beside_keys=keys.given(_of("Secret", case["out"]["objects"])).adapters,
     )
 
 
@@ -110,6 +110,18 @@ def test_pods_that_fetch_adapters_by_themselves_keep_what_they_need_and_no_other
     gone = replace(old, deployment={**old.deployment, "spec": {**old.deployment["spec"], "replicas": 0}}, pods=())
     plan = plans.deployment(replace(moved, revisions={old.revision: gone}), settle_seconds=5, now=LATER)
     assert keys.decode(plan.key_file, "adapters.json") == "{}"
+
+
+def test_a_connection_that_is_away_for_a_moment_takes_no_adapter_from_pods_that_fetch_by_themselves() -> None:
+    world = replace(upgraded(yaml.safe_load(ADAPTERS.read_text())), connections={})
+    withdrawn = plans.deployment(world, settle_seconds=5, now=LATER)
+    next_look = replace(world, adapters_beside_keys=keys.given(withdrawn.key_file).adapters)
+    plan = plans.deployment(next_look, settle_seconds=5, now=LATER)
+    listed = keys.decode(plan.key_file, "adapters.json") or ""
+    assert '"adapters":[' in listed
+    assert "password" not in listed
+    made = [each["spec"]["template"] for each in plan.objects if each["kind"] == "Deployment"]
+    assert list(map(workload.fetches_adapters, made)) == [False]
 
 
 def test_there_is_something_recorded() -> None:

@@ -6,9 +6,9 @@ import pytest
 
 from llm_operator.plans.status import verdicts
 from llm_operator.plans.status.verdicts import Ended
-from llm_operator.ports.registry import RegistryDenied, RegistryUnreachable, VersionNotFound
+from llm_operator.ports.registry import ModelDenied, RegistryDenied, RegistryUnreachable, VersionNotFound
 from llm_operator.reconcile import Done, Pace, Retry, reconcile
-from llm_operator.state import Key, Verdict
+from llm_operator.state import Connection, Key, Verdict
 from unit.operator.fakes import IMAGE, NAMESPACE, World
 
 OWNER = Key("LLMDeployment", NAMESPACE, "bot")
@@ -206,8 +206,9 @@ async def test_a_tag_has_a_bound_and_its_oldest_verdict_goes_first(world: World)
     assert len(value(world, "2")) < 3000
 
 
-async def test_a_separator_in_a_message_parts_no_verdict(world: World) -> None:
-    ended = Ended(Verdict("bot", "2", "Failed", "a | b\nc", "r"), "2026-01-01T00:00:00Z")
+@pytest.mark.parametrize("message", ["a | b\nc", "a |\nb\tc", "a\n| b c"])
+async def test_a_separator_in_a_message_parts_no_verdict(world: World, message: str) -> None:
+    ended = Ended(Verdict("bot", "2", "Failed", message, "r"), "2026-01-01T00:00:00Z")
     meta = world.outside.memory.ledgers[OWNER].meta
     assert verdicts.value(ended, meta, {}).startswith("Failed: a / b c (revision r, ")
 
@@ -254,6 +255,26 @@ async def test_a_deleted_deployment_takes_its_tags_with_it_and_no_others(world: 
     assert {key for tags in world.registry.tags_of.values() for key in tags} == {"team/other"}
     assert world.outside.memory.ledgers == {}
     assert (await reconcile(VERDICT, world.outside, Pace(60, 5))).gone
+
+
+async def test_a_tag_that_can_not_be_taken_away_keeps_no_other_from_going(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its version may be deleted at the same time, or its model be refused to the operator's user."""
+    world.registry.tags_of = {(name, "1"): {TAG: "Promoted"} for name in ("a", "b", "c")}
+    untag = world.registry.untag
+
+    async def refuse(connection: Connection, name: str, version: str, key: str) -> None:
+        if name != "c":
+            raise {"a": VersionNotFound("gone"), "b": ModelDenied("403")}[name]
+        await untag(connection, name, version, key)
+
+    monkeypatch.setattr(world.registry, "untag", refuse)
+    await world.cluster.delete("LLMDeployment", NAMESPACE, "bot")
+    await step(world)
+    await reconcile(VERDICT, world.outside, Pace(60, 5))
+    assert world.registry.tags_of["c", "1"] == {}
+    assert world.outside.memory.ledgers == {}
 
 
 async def test_a_registry_that_refuses_keeps_the_tags_of_a_deleted_deployment(world: World) -> None:

@@ -104,6 +104,12 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
+def test_a_version_that_was_registered_anew_is_another_one() -> None:
+    former = PinnedAdapter(name="legal", model="law", version="1")
+    again = former.model_copy(update={"anew": "5f3c"})
+    assert Job(adapter=former, access=access()).identity != Job(adapter=again, access=access()).identity
+
+
 def test_what_is_wanted_is_fetched_by_one_child_and_not_again(world: World) -> None:
     world.want(LEGAL, FRENCH)
     world.look()
@@ -180,6 +186,37 @@ def test_a_process_that_can_not_be_started_is_told_and_ends_nothing(
     assert told
     assert told.report
     assert "could not be started: no more processes" in told.report.message
+
+
+def test_a_full_disk_is_logged_as_rarely_as_it_is_tried(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    world.want(LEGAL, FRENCH)
+    world.look()
+    world.child.code = 1
+    with monkeypatch.context() as full:
+        full.setattr(fetcher, "write", refuse)
+        for _ in range(7):
+            world.look(0.25)
+    assert len(caplog.records) == 2  # One for each adapter.
+    assert len(world.children) == 1
+    world.look(1)
+    assert world.asked()[1:] == [["legal-1", "french-1"]]
+
+
+def test_an_outcome_that_can_not_be_written_keeps_no_other_adapter_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetcher, "fetch_adapter", lambda adapter, *_: tmp_path / adapter.model)
+    (tmp_path / ".legal").mkdir()  # Nothing can be written under this name.
+    adapters = [PinnedAdapter(name=name, model=name, version="1") for name in ("legal", "french")]
+    fetcher.fetch_all([Job(adapter=each, access=access()) for each in adapters], tmp_path, tmp_path)
+    told = read(tmp_path, "french")
+    assert told
+    assert told.folder == "french"
 
 
 def test_a_fetcher_that_starts_anew_finds_what_is_there_and_misses_what_is_gone(world: World) -> None:

@@ -77,6 +77,28 @@ async def test_a_load_that_fails_goes_back_to_where_it_began(unloaded: bool) -> 
         assert life.state is before
 
 
+async def test_an_engine_whose_model_can_not_be_served_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is wanted for the next one."""
+    model = Model()
+    model.gate.set()
+    chosen, life = serving(model, lazy=True)
+    engine = ScriptedEngine()
+
+    def prepare() -> None:
+        raise errors.ModelCorrupt("the tokenizer")
+
+    async def start(*_: Any) -> Loaded:
+        return Loaded(engine, engine.codec)
+
+    async with life:
+        await life.wake()
+        await life.unload()
+        monkeypatch.setattr(engine.codec, "prepare", prepare)
+        with pytest.raises(errors.ModelCorrupt):
+            await life.load(chosen, Path("next"), start)
+        assert (life.state, life.loaded, engine.closed) == (State.UNLOADED, None, True)
+
+
 async def test_what_has_failed_neither_drains_nor_loads_and_its_first_failure_is_the_cause() -> None:
     model = Model()
     _, life = serving(model, lazy=True)

@@ -23,6 +23,8 @@ def _pin(adapter: ResolvedAdapter, known: AdapterStatus | None) -> AdapterStatus
     model = adapter.resolution.model
     asked = adapter.spec.mlflow
     assert model is not None
+    made = model.registered_at or None
+    before = known if known and _numbered(known) == (asked.connection, model.name, model.version) else None
     return AdapterStatus(
         name=adapter.spec.name,
         model=model.name,
@@ -31,7 +33,20 @@ def _pin(adapter: ResolvedAdapter, known: AdapterStatus | None) -> AdapterStatus
         stage=asked.stage,
         connection=asked.connection,
         sub_path=asked.sub_path or None,
+        registered_at=made or (before.registered_at if before else None),
+        anew=_anew(before, made) if before else None,
     )
+
+
+def _numbered(adapter: AdapterStatus) -> tuple[str, str, str]:
+    return adapter.connection, adapter.model, adapter.version
+
+
+def _anew(before: AdapterStatus, made: str | None) -> str | None:
+    """What an operator before this one did not note says nothing."""
+    if made is None or before.registered_at in (None, made):
+        return before.anew
+    return revision.mark(made)
 
 
 def secret(observed: Observed) -> Manifest:
@@ -65,6 +80,7 @@ def _file(observed: Observed, access: Callable[[Connection], contract.RegistryAc
                 model=each.model,
                 version=each.version,
                 sub_path=each.sub_path or "",
+                anew=each.anew or "",
             )
             for each in pinned(observed)
         ),

@@ -91,24 +91,24 @@ def given(secret: Manifest, before: Given | None = None, keys: Iterable[HeldKey]
     mark = digest(secret)
     if before is not None and before.digest == mark:
         records = before.records
-        registries = before.registries
+        adapters = before.adapters
     else:
         try:
             file = contract.KeyFile.model_validate_json(decode(secret, contract.KEYS_FILE) or "")
         except ValueError:
             file = contract.KeyFile(salt="")
         records = {each.name: each for each in file.keys}
-        registries = _registries(secret)
+        adapters = _adapters(secret)
     if keys is None:
         left_out, trouble = (before.left_out, before.trouble) if before else (frozenset[str](), "")
-        return Given(mark, records, left_out, registries, trouble)
+        return Given(mark, records, left_out, adapters, trouble)
     wanted = {f"{key.meta.namespace}/{key.meta.name}" for key in keys if not key.spec.suspended}
-    return Given(mark, records, frozenset(wanted - records.keys()), registries)
+    return Given(mark, records, frozenset(wanted - records.keys()), adapters)
 
 
-def _registries(secret: Manifest) -> bool:
+def _adapters(secret: Manifest) -> bool:
     try:
-        return bool(json.loads(decode(secret, contract.ADAPTERS_FILE) or "{}").get("connections"))
+        return bool(json.loads(decode(secret, contract.ADAPTERS_FILE) or "{}").get("adapters"))
     except (ValueError, AttributeError):
         return False
 

@@ -63,11 +63,16 @@ def fresh(observed: Observed, model: ModelVersion) -> str:
     if model.registered_at:
         # What an operator before this one did not note says nothing: its upgrade rolls out nothing.
         same = known.registered_at in (None, "", model.registered_at)
-        mark = model.registered_at
+        told = model.registered_at
     else:
         same = not (known.source and model.source) or known.source == model.source[:2048]
-        mark = model.source
-    return "" if same else hashlib.sha256(mark.encode()).hexdigest()[:10]
+        told = model.source
+    return "" if same else mark(told)
+
+
+def mark(told: str) -> str:
+    """A short name for what tells a version from others of its number."""
+    return hashlib.sha256(told.encode()).hexdigest()[:10]
 
 
 def _same_number(observed: Observed, model: ModelVersion) -> bool:

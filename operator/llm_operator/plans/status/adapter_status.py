@@ -54,8 +54,8 @@ def _since(adapter: AdapterStatus, before: AdapterStatus | None) -> str | None:
     return before.resolved_at if same and before else None
 
 
-def _version(adapter: AdapterStatus) -> tuple[str, str, str, str | None]:
-    return adapter.connection, adapter.model, adapter.version, adapter.sub_path
+def _version(adapter: AdapterStatus) -> tuple[str, str, str, str | None, str | None]:
+    return adapter.connection, adapter.model, adapter.version, adapter.sub_path, adapter.anew
 
 
 def _standings(observed: Observed) -> list[_Standing]:

@@ -89,7 +89,7 @@ def value(told: Ended, meta: Meta, have: Mapping[str, str]) -> str:
 
 
 def _line(outcome: str, message: str, revision: str, at: str) -> str:
-    said = " ".join(message.replace(BETWEEN, " / ").split())
+    said = " ".join(message.split()).replace(BETWEEN, " / ")
     why = f": {_cut(said, NEWEST_CHARACTERS)}" if said else ""
     return f"{outcome}{why} (revision {revision}, {at[:16].replace('T', ' ')} UTC)"
 

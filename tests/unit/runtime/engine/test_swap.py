@@ -152,6 +152,25 @@ async def test_an_adapter_that_does_not_load_is_not_known(tmp_path: Path) -> Non
     running.close()
 
 
+async def test_an_adapter_for_which_room_was_made_in_vain_leaves_those_that_are_still_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError("no room on the GPU")
+
+    runner = ScriptedRunner()
+    running = start_local(model(runner, adapters=AdapterTable(3)))
+    for name in ("french", "german"):
+        await running.load_adapter(name, tmp_path)
+    monkeypatch.setattr(runner, "install_adapter", refuse)
+    with pytest.raises(EngineFailed, match="no room"):
+        await running.load_adapter("french", tmp_path)
+    assert running.adapters == ("german",)  # What it was to replace had to go first.
+    with pytest.raises(NotFound):
+        running.generate(for_adapter("french"))
+    running.close()
+
+
 async def test_a_dropped_adapter_is_refused_at_once_and_serves_to_the_end_of_its_requests(tmp_path: Path) -> None:
     runner = gated({"r": "oui oui"})
     running = await loaded(runner, tmp_path)

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from llm_runtime import contract
-from llm_runtime.contract import RegistryAccess
+from llm_runtime.contract import PinnedAdapter, RegistryAccess
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelNotFound
-from llm_runtime.fetching.fetch_adapter import AdapterFetcher, registry_environment
+from llm_runtime.fetching.fetch_adapter import AdapterFetcher, fetch_adapter, registry_environment
+from llm_runtime.fetching.sources import folder_name
 from llm_runtime.files.verify import is_whole
 from unit.runtime.fetching.fakes import VERSION, FolderRegistry, safetensors, write_model
 
@@ -51,6 +52,16 @@ def test_an_adapter_beside_its_base_is_found(fetcher: AdapterFetcher, registry: 
     write_model(registry.folder / "model")
     write_adapter(registry.folder / "peft")
     assert is_whole(fetcher.fetch(VERSION))
+
+
+def test_a_version_that_was_registered_anew_has_a_folder_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(AdapterFetcher, "fetch", lambda _, version: Path(folder_name(version)))
+    access = RegistryAccess(tracking_uri="http://mlflow")
+    former = PinnedAdapter(name="legal", model="law", version="1")
+    again = former.model_copy(update={"anew": "5f3c"})
+    assert fetch_adapter(former, access, tmp_path) != fetch_adapter(again, access, tmp_path)
 
 
 def test_of_several_the_sub_path_names_one(fetcher: AdapterFetcher, registry: FolderRegistry) -> None:
