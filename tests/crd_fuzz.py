@@ -200,6 +200,11 @@ def _named_resources(found: Json) -> Json:
     return {name if "/" in name else known[len(name) % 4]: amount for name, amount in found.items()}
 
 
+def _whole_devices(found: Json) -> Json:
+    devices = {name for name in found if name.startswith("hugepages-") or "/" in name}
+    return {name: amount if isinstance(amount, int) or name not in devices else "3" for name, amount in found.items()}
+
+
 def _fitting(found: Json) -> Json:
     limits = found.get("limits", {})
     requests = found.get("requests")
@@ -230,6 +235,7 @@ _EDITS: dict[str, Callable[[Any], Any]] = {
     "self.name in [": _kept,
     "k in ['cpu'": _named_resources,
     "isLessThan(quantity('0'))": lambda found: {name: str(amount).lstrip("-") for name, amount in found.items()},
+    "isInteger()": _whole_devices,
     "self.requests.all(": _fitting,
     "!self.name.matches(": _kept,
     "self.defaultTier": lambda found: _with_default(found, "defaultTier", "tiers", "standard"),
