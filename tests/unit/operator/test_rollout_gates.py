@@ -43,6 +43,14 @@ def test_a_gate_says_figure_interval_and_threshold() -> None:
     assert gates.failed([failed]) == failed
 
 
+@pytest.mark.parametrize(("ends", "said"), [({"low": "6"}, "above 6"), ({"high": "0.4"}, "below 0.4")])
+def test_a_gate_without_a_figure_says_on_which_side_of_the_threshold_it_is(ends: dict[str, str], said: str) -> None:
+    verdict = GateVerdict.model_validate(
+        {"name": "maxInterTokenP95Ratio", "state": "Failed", "threshold": "1.5", **ends}
+    )
+    assert gates.told(verdict) == f"gate maxInterTokenP95Ratio is {said}, allowed is 1.5"
+
+
 def test_a_query_without_samples_is_not_judged_and_one_without_an_answer_is_awaited() -> None:
     spec = gate(prometheusQuery={"query": "up", "max": 1})
     assert state(spec, queries={"up": Measured(2.0)}) == "Failed"

@@ -3,6 +3,7 @@
 odds    evidence that a share is too large, or too small, and intervals for it
 clumps  how much less samples say that come in clumps
 trials  the two questions of the gates: too many errors? too slow?
+watched all trials of one candidate, fed with what its pods say of themselves
 
 How it works. A gate's question is whether a count is larger than its fair share. Its evidence is a likelihood ratio,
 averaged over several sizes of the difference: a non-negative supermartingale while nothing is wrong. By Ville's

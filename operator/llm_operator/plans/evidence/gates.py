@@ -69,10 +69,20 @@ def summary(verdict: Iterable[GateVerdict]) -> str:
 
 def told(verdict: GateVerdict) -> str:
     """A gate for its reader: which one, figure, interval, threshold."""
-    interval = f" (between {verdict.low or '0'} and {verdict.high or 'any'})" if verdict.low or verdict.high else ""
-    allowed = f", allowed is {verdict.threshold}" if verdict.threshold else ""
-    compared = f" is {verdict.figure}{interval}{allowed}" if verdict.figure else ""
-    return f"gate {verdict.name}{compared}" + (f": {verdict.message}" if verdict.message else "")
+    measured = _measured(verdict)
+    allowed = f", allowed is {verdict.threshold}" if measured and verdict.threshold else ""
+    return f"gate {verdict.name}{measured}{allowed}" + (f": {verdict.message}" if verdict.message else "")
+
+
+def _measured(verdict: GateVerdict) -> str:
+    """Figure and interval. A figure far from the threshold, beyond where it is looked for, has the interval alone."""
+    low = verdict.low
+    high = verdict.high
+    if verdict.figure:
+        return f" is {verdict.figure}" + (f" (between {low or '0'} and {high or 'any'})" if low or high else "")
+    if low:
+        return f" is above {low}"
+    return f" is below {high}" if high else ""
 
 
 def smoke_name(config_map: str) -> str:
