@@ -18,7 +18,7 @@ from llm_operator.reconcile import Pace, reconcile
 from llm_operator.state import Key
 from unit.operator.fakes import NAMESPACE, World
 
-pytestmark = [pytest.mark.control_plane, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.control_plane, pytest.mark.usefixtures("quiet")]
 pytest_plugins = ["control_plane.operator_fixtures"]
 PACE = Pace(verify_seconds=60, settle_seconds=5)
 NAME = "support-bot"
