@@ -126,7 +126,7 @@ async def test_32_concurrent_streams_each_equal_generate(client: httpx.Client, m
 
 def test_kubectl_tells_the_story(client: httpx.Client, world: World) -> None:
     row = world.kubectl("get", "llmd", MODEL)
-    assert all(word in row for word in ("READY", "REASON", "VERSION", "REVISION", "URL", "True", "Serving", MODEL))
+    assert all(word in row for word in ("READY", "AVAILABLE", "REASON", "VERSION", "TARGET", "True", "Serving", MODEL))
     story = world.kubectl("describe", "llmd", MODEL)
     assert "Resolved" in story
     assert f"http://{MODEL}.default.svc" in story
