@@ -75,8 +75,9 @@ class MlflowRegistry:
 
         client = MlflowClient(self._tracking_uri, self._tracking_uri)
         what = f"the versions of model {name}"
+        quote = '"' if "'" in name else "'"  # MLflow's filters know no escape.
         try:
-            numbers = [int(version.version) for version in client.search_model_versions(f"name='{name}'")]
+            numbers = [int(version.version) for version in client.search_model_versions(f"name={quote}{name}{quote}")]
         except Exception as error:
             raise fatal_of(error, f"listing {what}") from error
         if not numbers:

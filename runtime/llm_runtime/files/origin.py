@@ -18,7 +18,7 @@ class Origin:
 
 
 _FORMS = (
-    re.compile(r"(?P<source>models:/(?P<name>[^/\s]+)/(?P<version>\d+))(?:[\s#]|$)"),
+    re.compile(r"(?P<source>models:/(?P<name>[^/]+)/(?P<version>\d+))(?:[\s#]|$)"),
     re.compile(r"(?P<source>hf://(?P<name>[\w.-]+/[\w.-]+)@(?P<version>\S+))$"),
     re.compile(r"(?P<source>models:/(?P<name>(?P<version>m-[0-9a-f]+)))$"),
     re.compile(r"(?P<source>runs:/(?P<version>\w+)/(?P<name>\S+))$"),

@@ -184,6 +184,7 @@ async def test_a_gpu_shows_its_memory(run: Any) -> None:
     ("uri", "recorded", "version", "source"),
     [
         ("models:/bot@champion", "http://secret:5000 models:/bot/7 mlflow-artifacts:/x", "7", "models:/bot/7"),
+        ("models:/it's a bot/latest", "http://x models:/it's a bot/7 mlflow-artifacts:/x", "7", "models:/it's a bot/7"),
         ("hf://org/bot@main", "hf://org/bot@0a1b2c", "0a1b2c", "hf://org/bot@0a1b2c"),
         ("runs:/abc123/model", "runs:/abc123/model", "abc123", "runs:/abc123/model"),
         ("s3://bucket/model", "s3://bucket/model", "", "local"),

@@ -22,3 +22,7 @@ def test_the_newest_version_is_the_highest_number_not_the_last_in_the_alphabet(t
     assert MlflowRegistry(uri).newest("bot") == "11"
     with pytest.raises(ModelNotFound, match="nobody"):
         MlflowRegistry(uri).newest("nobody")
+    for odd in ("it's a bot", 'the "new" bot'):
+        client.create_registered_model(odd)
+        client.create_model_version(odd, str(tmp_path))
+        assert MlflowRegistry(uri).newest(odd) == "1"
