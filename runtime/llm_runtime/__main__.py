@@ -287,7 +287,7 @@ def _fatal_is_last_line() -> Iterator[None]:
     try:
         yield
     except errors.Fatal as fatal:
-        logs.report_fatal(FatalReport(reason=fatal.reason, message=str(fatal)))
+        logs.report_fatal(fatal.told())
         raise typer.Exit(1) from fatal
     except Exception as error:
         log.exception("Giving up")

@@ -179,6 +179,10 @@ class Fatal(Exception):
         """CamelCase reason, as conditions and FatalReport carry it."""
         return type(self).__name__
 
+    def told(self) -> FatalReport:
+        """It as another process, a log's last line or a status carries it."""
+        return FatalReport(reason=self.reason, message=str(self))
+
 
 class ConfigInvalid(Fatal):
     """A configuration file that can't be read or holds a wrong field."""

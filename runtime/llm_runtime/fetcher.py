@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from llm_runtime import errors, logs
 from llm_runtime.adapters import AdapterList
 from llm_runtime.adapters.delivery import LOOK_SECONDS, Outcome, identity, read, write
-from llm_runtime.adapters.keeper import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
+from llm_runtime.adapters.keeper import pause_seconds
 from llm_runtime.common.mounted import MountedFile
 from llm_runtime.contract import (
     ADAPTERS_FLAG,
@@ -113,8 +113,9 @@ class AdaptersFetcher:
             for each in self._list.wanted.adapters
             if each.connection in self._access  # Else the server says so: its list lacks it, too.
         }
+        listed = {each.name for each in self._list.wanted.adapters}
         for file in self._told.glob("*.json"):
-            if file.stem not in {each.name for each in self._list.wanted.adapters}:
+            if file.stem not in listed:
                 file.unlink()
         if self._child is not None and not self._over(self._child, wanted):
             return
@@ -156,8 +157,7 @@ class AdaptersFetcher:
             _tell(self._told, name, Outcome(identity=job.identity, report=_report("InternalError", said)))
         before = self._retries.get(name)
         failures = before.failures + 1 if before and before.job == job else 1
-        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(failures - 1, 16))
-        self._retries[name] = _Retry(job, failures, self._clock() + pause * (0.75 + 0.5 * self._chance()))
+        self._retries[name] = _Retry(job, failures, self._clock() + pause_seconds(failures, self._chance()))
 
     def _may(self, job: Job) -> bool:
         retry = self._retries.get(job.adapter.name)

@@ -109,7 +109,7 @@ async def _query(outside: Outside, observed: Observed, candidate: CandidateStatu
     return found
 
 
-async def _smoke(  # noqa: C901
+async def _smoke(
     outside: Outside,
     observed: Observed,
     candidate: CandidateStatus,
@@ -132,9 +132,7 @@ async def _smoke(  # noqa: C901
     known = (observed.meta.uid, candidate.revision, name, found["metadata"]["resourceVersion"])
     if known in outside.memory.smoke:
         return outside.memory.smoke[known]
-    data = found.get("data") or {}
-    asking = outside.memory.asking.get(known)
-    if asking is None:
+    if known not in outside.memory.asking:
         try:
             pod = await _own(outside, observed, candidate.revision, pods)
         except ApiError as error:
@@ -142,13 +140,19 @@ async def _smoke(  # noqa: C901
         if pod is None:
             return SmokeOutcome(waiting="no ready pod is of the candidate's Deployment, though some have its labels")
         outside.memory.drop_answered()
-        asking = outside.memory.asking[known] = asyncio.create_task(
-            _ask_all(outside, pod, key, observed.meta.name, name, data)
+        outside.memory.asking[known] = asyncio.create_task(
+            _ask_all(outside, pod, key, observed.meta.name, name, found.get("data") or {})
         )
+    return await _answered(outside, known)
+
+
+async def _answered(outside: Outside, known: tuple[str, str, str, str]) -> SmokeOutcome:
+    """What has become of prompts that are being asked, kept once it is final."""
+    asking = outside.memory.asking[known]
     # The prompts of one deployment keep no worker from the others: a later look finds what has become of them.
     done, _ = await asyncio.wait({asking}, timeout=WORKER_SECONDS)
     if not done:
-        return SmokeOutcome(waiting=f"the prompts of ConfigMap {name} are being asked")
+        return SmokeOutcome(waiting=f"the prompts of ConfigMap {known[2]} are being asked")
     del outside.memory.asking[known]
     outcome, final = asking.result()
     if final:

@@ -27,6 +27,13 @@ LONGEST_PAUSE_SECONDS = 300.0
 READY_SECONDS = 120.0
 """A new server waits so long for its adapters before it says that it is ready without them."""
 
+
+def pause_seconds(failures: int, chance: float) -> float:
+    """How long to wait after so many failures in a row, with a jitter of a quarter. `chance`: 0 to 1."""
+    pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 16))
+    return pause * (0.75 + 0.5 * chance)
+
+
 Fetch = Callable[[PinnedAdapter, RegistryAccess], Awaitable[Path]]
 """Bring a version to a verified folder. Takes long, and must hold up nobody; raises errors.Fatal."""
 
@@ -218,7 +225,7 @@ class Adapters:
                 if self._places.get(adapter.name) is place:  # Or it was taken from the list meanwhile.
                     await self._load(engine, place, adapter, access, folder)
         except errors.Fatal as fatal:
-            self._fail(place, adapter, FatalReport(reason=fatal.reason, message=str(fatal)))
+            self._fail(place, adapter, fatal.told())
         except Exception as error:
             log.exception("Loading the adapter %s failed", adapter.name)
             self._fail(place, adapter, FatalReport(reason="LoadFailed", message=f"{type(error).__name__}: {error}"))
@@ -242,10 +249,9 @@ class Adapters:
     def _fail(self, place: _Place, adapter: PinnedAdapter, report: FatalReport) -> None:
         if place.wanted != adapter:
             return
-        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(place.failures, 16))
-        pause *= 0.75 + 0.5 * self._chance()
         place.fault = report
         place.failures = place.failures + 1
+        pause = pause_seconds(place.failures, self._chance())
         place.retry_at = self._clock() + pause
         what = {"adapter": adapter.name, "model": adapter.model, "version": adapter.version}
         log.error("adapter not loaded: %s", report.message, extra={**what, "reason": report.reason, "again_in": pause})

@@ -229,7 +229,7 @@ class Serving:
 
     def give_up(self, fatal: errors.Fatal) -> None:
         """End the server: it can't do its work."""
-        self._fail(FatalReport(reason=fatal.reason, message=str(fatal)))
+        self._fail(fatal.told())
 
     def _enter(self, state: State) -> None:
         if state in TRANSITIONS[self.state]:

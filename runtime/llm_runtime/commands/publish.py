@@ -20,7 +20,7 @@ from urllib.parse import urlparse
 
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelNotFound, RegistryUnreachable
 from llm_runtime.fetching.progress import Progress
-from llm_runtime.fetching.registry import MlflowRegistry, fatal_of
+from llm_runtime.fetching.registry import MlflowRegistry, fatal_of, named
 from llm_runtime.files.package import Package
 
 log = logging.getLogger(__name__)
@@ -118,9 +118,7 @@ def _ensure_model(client: Any, name: str) -> None:
 
 
 def _known(client: Any, name: str, digest: str) -> str | None:
-    # MLflow's filters have no escapes, but accept two kinds of quotes.
-    quote = '"' if "'" in name else "'"
-    versions = client.search_model_versions(f"name = {quote}{name}{quote} and tags.`{DIGEST_TAG}` = '{digest}'")
+    versions = client.search_model_versions(f"{named(name)} and tags.`{DIGEST_TAG}` = '{digest}'")
     ready = sorted((int(version.version) for version in versions if version.status == "READY"), reverse=True)
     return str(ready[0]) if ready else None
 

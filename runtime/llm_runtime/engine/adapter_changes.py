@@ -80,6 +80,6 @@ class AdapterChanges:
 
 def _report(error: Exception, what: str) -> FatalReport:
     if isinstance(error, Fatal):
-        return FatalReport(reason=error.reason, message=str(error))
+        return error.told()
     log.error("%s failed", what, exc_info=error)
     return FatalReport(reason="EngineFailed", message=f"{what}: {type(error).__name__}: {error}")

@@ -90,7 +90,7 @@ class Models:
 
 def _report(error: Exception) -> FatalReport:
     if isinstance(error, Fatal):
-        return FatalReport(reason=error.reason, message=str(error))
+        return error.told()
     log.error("Loading the model failed", exc_info=error)
     return FatalReport(reason="LoadFailed", message=f"{type(error).__name__}: {error}")
 

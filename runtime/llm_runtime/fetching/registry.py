@@ -53,6 +53,12 @@ class Registry(Files, Protocol):
         ...
 
 
+def named(name: str) -> str:
+    """A filter of MLflow's for this name. Its filters have no escapes, but accept two kinds of quotes."""
+    quote = '"' if "'" in name else "'"
+    return f"name = {quote}{name}{quote}"
+
+
 class MlflowRegistry:
     """An MLflow server. Credentials, workspace and CA come from MLflow's own environment variables."""
 
@@ -75,9 +81,8 @@ class MlflowRegistry:
 
         client = MlflowClient(self._tracking_uri, self._tracking_uri)
         what = f"the versions of model {name}"
-        quote = '"' if "'" in name else "'"  # MLflow's filters know no escape.
         try:
-            numbers = [int(version.version) for version in client.search_model_versions(f"name={quote}{name}{quote}")]
+            numbers = [int(version.version) for version in client.search_model_versions(named(name))]
         except Exception as error:
             raise fatal_of(error, f"listing {what}") from error
         if not numbers:

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import save_file
 
 from llm_runtime import logs
-from llm_runtime.contract import FatalReport
 from llm_runtime.errors import Fatal, ModelCorrupt, ModelUnsupported
 from llm_runtime.files.locate import INDEX
 
@@ -30,7 +29,7 @@ def main() -> None:
     try:
         convert([Path(file) for file in plan["files"]], Path(plan["target"]), plan["name"], plan["shard_bytes"])
     except Fatal as fatal:
-        logs.report_fatal(FatalReport(reason=fatal.reason, message=str(fatal)))
+        logs.report_fatal(fatal.told())
         raise SystemExit(1) from fatal
 
 
