@@ -32,7 +32,7 @@ class Candidate:
     restarts: int | None = None
     progressed_at: datetime | None = None
     paused: bool = False
-    verdict: tuple[GateVerdict, ...] = ()
+    gates: tuple[GateVerdict, ...] = ()
     outcome: str | None = None
     reason: str | None = None
     message: str | None = None
@@ -40,7 +40,7 @@ class Candidate:
     @classmethod
     def read(cls, status: CandidateStatus) -> "Candidate":
         moments = {name: parse(getattr(status, name)) for name in _MOMENTS}
-        return cls(**{**dict(status), **moments, "paused": bool(status.paused), "verdict": status.verdict or ()})
+        return cls(**{**dict(status), **moments, "paused": bool(status.paused), "gates": status.gates or ()})
 
     def served(self, since: datetime | None) -> StableStatus:
         """It as the revision that serves."""
@@ -49,15 +49,13 @@ class Candidate:
             version=self.version,
             image=self.image,
             started_at=stamp(since) if since else None,
-            judged=gates.summary(self.verdict) or None,
+            judged=gates.summary(self.gates) or None,
         )
 
     def status(self) -> CandidateStatus:
         """For the API, where an absent field is the usual case."""
         moments = {name: stamp(at) for name in _MOMENTS if (at := getattr(self, name)) is not None}
-        return CandidateStatus(
-            **{**vars(self), **moments, "paused": self.paused or None, "verdict": self.verdict or None}
-        )
+        return CandidateStatus(**{**vars(self), **moments, "paused": self.paused or None, "gates": self.gates or None})
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class Move:
     @property
     def smoke_passed(self) -> bool:
         """Its smoke prompts, if there are any, are answered as expected."""
-        passed = {each.name for each in self.candidate.verdict if each.state == "Passed"}
+        passed = {each.name for each in self.candidate.gates if each.state == "Passed"}
         return {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= passed
 
     @property

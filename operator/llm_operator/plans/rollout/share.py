@@ -84,9 +84,9 @@ def _stage(move: Move, strategy: Strategy) -> str:
     parts = [strategy.describe(move)]
     if move.candidate.paused:
         parts.append("paused by the annotation llm-operator.dev/rollout: write resume, skip or abort, or remove it")
-    waiting = (gate for gate in move.candidate.verdict if gate.state == "Waiting")
+    waiting = (gate for gate in move.candidate.gates if gate.state == "Waiting")
     parts += (f"gate {gate.name} waits: {gate.message}" for gate in waiting)
-    # Names alone: figures would be another text, and another write, at every look. They are in the verdict.
+    # Names alone: figures would be another text, and another write, at every look. They are in candidate.gates.
     undecided = ", ".join(gate.name for gate in strategy.undecided(move))
     parts.append(f"not decided yet: {undecided}" if undecided else "")
     return "; ".join(part for part in parts if part)
