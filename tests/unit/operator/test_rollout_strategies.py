@@ -647,6 +647,40 @@ def test_a_rolling_that_fails_at_its_last_pod_answers_until_an_old_pod_is_back()
     assert (sim.serving, sim.ready("old"), sim.ready("new")) == (("old",), 2, 0)
 
 
+@pytest.mark.parametrize("wanted", ["newer", "old"])
+@pytest.mark.parametrize("state", ["Inconclusive", "Failed"])
+def test_a_rolling_that_is_replaced_at_its_last_pod_answers_until_an_old_pod_is_back(wanted: str, state: str) -> None:
+    sim = Sim(rollout("Rolling", gates=[SLOW]), replicas=2, room=2)
+    sim.until(lambda s: s.ready("old") == 0 and s.ready("new") >= 1)
+    if state == "Failed":
+        sim.evidence = shown("Failed")
+        sim.look()
+    sim.wanted = Wanted(wanted, {"newer": "3", "old": "1"}[wanted], "i")
+    sim.evidence = shown("Passed", "newer")
+    sim.never_ready = {"old"}
+    for look in range(200):
+        if look == 20:
+            sim.never_ready = set()
+        sim.step()
+        assert sum(sim.ready(revision) for revision in sim.serving) >= 1
+    assert (sim.serving, sim.ready(wanted), sim.ready("new")) == ((wanted,), 2, 0)
+    assert [each.outcome for each in sim.status.history if each.revision == "new"] == [
+        "Replaced" if state == "Inconclusive" else "Failed"
+    ]
+
+
+def test_a_replaced_rolling_is_what_serves_where_the_old_pods_do_not_come_back() -> None:
+    sim = Sim(rollout("Rolling", gates=[SLOW], progressDeadlineSeconds=60), replicas=2, room=3)
+    sim.until(lambda s: s.ready("old") == 0 and s.ready("new") >= 1)
+    sim.never_ready.add("old")
+    sim.wanted = Wanted("newer", "3", "i")
+    sim.evidence = shown("Passed", "newer")
+    for _ in range(300):
+        sim.step()
+        assert sum(sim.ready(revision) for revision in sim.serving) >= 1
+    assert sim.stable == "3"
+
+
 def test_pause_stops_between_steps_and_its_time_does_not_count() -> None:
     sim = Sim(rollout("Canary", progressDeadlineSeconds=60), replicas=4, annotations={STEER: "pause"})
     sim.run(300)

@@ -21,6 +21,8 @@ def judge(decision: Decision) -> Decision:
     strategy = decision.strategy
     if move is None or strategy is None or move.situation.replicas == 0:
         return decision
+    if move.state is State.REPLACED:
+        return decision
     if move.state is State.FAILED:
         # Where nothing else serves, a failed candidate keeps trying; but a wrong answer does not get right by waiting.
         heals = move.stable is None and move.candidate.reason not in (Reason.GateFailed, Reason.Aborted)

@@ -83,6 +83,9 @@ class Move:
         """Where the candidate is in its life."""
         if self.candidate.outcome is not None:
             return State.FAILED
+        wanted = self.situation.wanted
+        if wanted is not None and wanted.revision != self.new:
+            return State.REPLACED
         if self.candidate.traffic_since is not None:
             return State.TRAFFIC
         return State.READY if self.situation.answering(self.new) else State.STARTING

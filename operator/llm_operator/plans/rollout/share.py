@@ -40,7 +40,7 @@ def _between(decision: Decision) -> Share:
         return Share(dict.fromkeys(serving, decision.situation.replicas), serving)
     if move.stable is not None and move.situation.replicas == 0:
         return Share({move.old: 0, move.new: 0}, (move.old,), move.candidate)
-    if move.state is State.FAILED:
+    if move.state in (State.FAILED, State.REPLACED):
         return strategy.retreat(move)
     return strategy.share(move).noted(move)
 
@@ -81,6 +81,8 @@ def _looks(move: Move, strategy: Strategy) -> list[float]:
 
 def _stage(move: Move, strategy: Strategy) -> str:
     """The step, what holds it up, and what the gates wait for."""
+    if move.state is State.REPLACED:
+        return f"another revision is wanted; this one answers until pods of revision {move.old} are ready"
     parts = [strategy.describe(move)]
     if move.candidate.paused:
         parts.append("paused by the annotation llm-operator.dev/rollout: write resume, skip or abort, or remove it")
