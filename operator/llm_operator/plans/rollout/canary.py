@@ -107,4 +107,7 @@ def _most_pods(move: Move, weight: int) -> int:
 def _until(move: Move, hold_seconds: int) -> str:
     """A moment, not what is left: that would be another text, and another write, every second."""
     began = move.candidate.step_started_at
-    return f", at least until {began + timedelta(seconds=hold_seconds):%H:%M:%S} UTC" if began and hold_seconds else ""
+    # Once the hold is over, it is the gates that are waited for, and these say until when.
+    if not began or not hold_seconds or move.candidate.undecided_since:
+        return ""
+    return f", at least until {began + timedelta(seconds=hold_seconds):%H:%M:%S} UTC"
