@@ -35,7 +35,7 @@ class Canary(Strategy):
             return super().next(move)
         weight = move.candidate.weight
         without = weight == 0 and _most_pods(move, step.weight) == 0
-        move = move.held(self.size(move), judged=bool(weight) or without)
+        move = move.held(self.size(move), judged=bool(weight) or (without and move.shadow_done))
         return move.further(step=_number(move) + 1) if self.over(move) else move.candidate
 
     def share(self, move: Move) -> Share:
@@ -66,6 +66,7 @@ class Canary(Strategy):
             return f"{where}, at most {step.weight} % of the traffic{_until(move, step.hold_seconds)}"
         if candidate.step_started_at is None:
             why = "its pods are not ready yet, its smoke prompts are not answered, or other pods are still leaving"
+            why = why if move.shadow_done else "copies of requests judge it first"
         else:
             more = "more replicas or canary.httpRoute would let it in"
             why = f"one of its pods would take more than {step.weight} %; {more}"
