@@ -151,13 +151,12 @@ class Copier:
             return "skipped", None
         headers = {"host": copy.host, SHADOW_HEADER: order.token}
         seconds = max(LEAST_SECONDS, TIMES * stable.seconds)
+        deadline = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds):
+            async with deadline:
                 status, content = await exchange.post(order.url, PATHS[copy.path], headers, body)
-        except TimeoutError:
-            return "late", Said("", "", 0, seconds)
         except (OSError, ValueError):
-            return "lost", None
+            return ("late", Said("", "", 0, seconds)) if deadline.expired() else ("lost", None)
         if status in BUSY:
             return "refused", None
         said = read(content) if status == 200 else None

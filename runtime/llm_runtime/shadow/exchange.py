@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 import h11
 
+CONNECT_SECONDS = 2.0
 MOST_BYTES = 4 << 20
 READ_BYTES = 1 << 16
 
@@ -15,7 +16,11 @@ async def post(url: str, path: str, headers: dict[str, str], body: bytes) -> tup
     Raises OSError without a connection, and ValueError for what is no answer, is cut off, or has over MOST_BYTES.
     """
     to = urlsplit(url)
-    reader, writer = await asyncio.open_connection(to.hostname, to.port or 80)
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            reader, writer = await asyncio.open_connection(to.hostname, to.port or 80)
+    except TimeoutError as error:
+        raise ConnectionError(f"no connection after {CONNECT_SECONDS:g} s") from error
     try:
         client = h11.Connection(h11.CLIENT)
         sent = {**headers, "content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
