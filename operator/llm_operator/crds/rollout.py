@@ -125,7 +125,7 @@ class ShadowAgreement(Section):
         )
     )
     min_exact: Share | None = None
-    """Smallest share of greedy answers (temperature 0) that are the same text."""
+    """Smallest share of greedy answers (temperature 0 or top_k 1) that are the same text."""
     min_similarity: Share | None = None
     """Smallest mean similarity of greedy answers: the share of pieces of three letters that both texts have."""
     min_same_finish_reason: Share | None = None

@@ -55,7 +55,7 @@ class Heard:
             return  # They would have to be matched, and are no independent samples.
         [choice] = choices
         self.said = Said(choice.text, choice.finish_reason, choice.tokens, seconds)
-        self.greedy = job.sampling.temperature == 0
+        self.greedy = job.sampling.temperature == 0 or job.sampling.top_k == 1
 
     def document(self) -> dict[str, Any]:
         """The answer for the pod that sent the copy."""

@@ -14,6 +14,7 @@ from harness import KEY, Harness, chat_body, events
 from llm_runtime import errors
 from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.contract import SHADOW_HEADER, CompletionCacheConfig, ServerConfig, ShadowFile
+from llm_runtime.request import EngineStats
 from llm_runtime.shadow import Orders
 from llm_runtime.shadow.agreement import Said, differences, failure, similarity
 from llm_runtime.shadow.copies import HELD_BYTES, read, without_stream
@@ -124,6 +125,11 @@ async def test_every_dialect_is_copied(pair: Pair, path: str, body: dict[str, An
     assert (await pair.settled(1))["copies compared"] == 1
 
 
+async def test_the_likeliest_token_alone_is_greedy_at_any_temperature(pair: Pair) -> None:
+    await pair.stable.chat(temperature=1, top_k=1)
+    assert (await pair.settled(1))["compared exact"] == 1
+
+
 async def test_sampled_answers_are_not_compared_by_their_text(pair: Pair) -> None:
     await pair.stable.chat(temperature=0.7, seed=1)
     found = await pair.settled(1)
@@ -187,8 +193,12 @@ async def test_a_stable_pod_that_ends_cuts_its_copies(pair: Pair) -> None:
     await until(lambda: len(pair.candidate.engine.cancelled) == 1)
 
 
-async def test_a_candidate_that_has_no_place_refuses_a_copy(pair: Pair) -> None:
-    object.__setattr__(pair.candidate.server.serving.config.engine, "max_batch_size", 0)
+@pytest.mark.parametrize("counts", [(64, 0), (0, 1)])
+async def test_a_candidate_that_has_no_place_refuses_a_copy(
+    pair: Pair, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, waiting = counts
+    monkeypatch.setattr(pair.candidate.engine, "stats", lambda: EngineStats(running, waiting, 0.0, 0, alive=True))
     await pair.stable.chat(**GREEDY)
     assert (await pair.settled(1)) == {"copies refused": 1}
 
