@@ -100,7 +100,7 @@ def _verdict(spec: ShadowAgreement, answer: Answer, began: str, results: str) ->
     return GateVerdict(
         name=f"{gates.SHADOW} {name}",
         state=answer.state,
-        figure=told[0],
+        estimate=told[0],
         threshold=gates.text(bound),
         low=told[1],
         high=told[2],

@@ -37,7 +37,7 @@ class Candidate:
     restarts: int | None = None
     progressed_at: datetime | None = None
     paused: bool = False
-    verdict: tuple[GateVerdict, ...] = ()
+    gates: tuple[GateVerdict, ...] = ()
     outcome: str | None = None
     reason: str | None = None
     message: str | None = None
@@ -45,7 +45,7 @@ class Candidate:
     @classmethod
     def read(cls, status: CandidateStatus) -> "Candidate":
         moments = {name: parse(getattr(status, name)) for name in _MOMENTS}
-        return cls(**{**dict(status), **moments, "paused": bool(status.paused), "verdict": status.verdict or ()})
+        return cls(**{**dict(status), **moments, "paused": bool(status.paused), "gates": status.gates or ()})
 
     def served(self, since: datetime | None) -> StableStatus:
         """It as the revision that serves."""
@@ -54,15 +54,13 @@ class Candidate:
             version=self.version,
             image=self.image,
             started_at=stamp(since) if since else None,
-            judged=gates.summary(self.verdict) or None,
+            judged=gates.summary(self.gates) or None,
         )
 
     def status(self) -> CandidateStatus:
         """For the API, where an absent field is the usual case."""
         moments = {name: stamp(at) for name in _MOMENTS if (at := getattr(self, name)) is not None}
-        return CandidateStatus(
-            **{**vars(self), **moments, "paused": self.paused or None, "verdict": self.verdict or None}
-        )
+        return CandidateStatus(**{**vars(self), **moments, "paused": self.paused or None, "gates": self.gates or None})
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,9 @@ class Move:
         """Where the candidate is in its life."""
         if self.candidate.outcome is not None:
             return State.FAILED
+        wanted = self.situation.wanted
+        if wanted is not None and wanted.revision != self.new:
+            return State.REPLACED
         if self.candidate.traffic_since is not None:
             return State.TRAFFIC
         return State.READY if self.situation.answering(self.new) else State.STARTING
@@ -103,7 +104,7 @@ class Move:
     @property
     def smoke_passed(self) -> bool:
         """Its smoke prompts, if there are any, are answered as expected."""
-        passed = {each.name for each in self.candidate.verdict if each.state == "Passed"}
+        passed = {each.name for each in self.candidate.gates if each.state == "Passed"}
         return {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= passed
 
     @property
@@ -127,7 +128,7 @@ class Move:
             return True
         if self.candidate.shadowed_since is None or self.shadow_left > 0:
             return False
-        judged = [each for each in self.candidate.verdict if gates.by_shadow(each)]
+        judged = [each for each in self.candidate.gates if gates.by_shadow(each)]
         return gates.settled(judged) and not self.shadow_undecided
 
     @property
@@ -135,7 +136,7 @@ class Move:
         """The inconclusive gates that judge copies and hold the candidate up."""
         if not self.shadows or self.skips or self.situation.spec.on_inconclusive == "Promote":
             return ()
-        return gates.undecided(self.candidate.verdict, shadow=True)
+        return gates.undecided(self.candidate.gates, shadow=True)
 
     @property
     def third(self) -> bool:

@@ -74,11 +74,11 @@ class Strategy(ABC):
             return move.shadow_undecided
         if not self.judged(move) or move.skips or move.situation.spec.on_inconclusive == "Promote":
             return ()
-        return gates.undecided(move.candidate.verdict)
+        return gates.undecided(move.candidate.gates)
 
     def cleared(self, move: Move) -> bool:
         """Whether no gate objects, is awaited or holds the candidate up."""
-        return gates.settled(move.candidate.verdict) and not self.undecided(move)
+        return gates.settled(move.candidate.gates) and not self.undecided(move)
 
     def arrived(self, move: Move) -> bool:
         """Whether all pods are ready and the gates let the candidate go on."""
