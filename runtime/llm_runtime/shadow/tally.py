@@ -67,7 +67,9 @@ class Tally(Collector):
             METRIC_SHADOW_COMPARED, "Answers of a candidate that were compared.", labels=["candidate", "what"]
         )
         differing = CounterMetricFamily(
-            METRIC_SHADOW_DIFFERENCE, "Sum of their differences from stable's, 0 to 1.", labels=["candidate", "what"]
+            METRIC_SHADOW_DIFFERENCE,
+            "Sum of the differences of compared answers from stable's, 0 to 1 each.",
+            labels=["candidate", "what"],
         )
         fine = CounterMetricFamily(
             METRIC_SHADOW_FINE,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from fakes import ScriptedEngine
@@ -18,7 +19,8 @@ from llm_runtime.request import EngineStats
 from llm_runtime.shadow import Orders
 from llm_runtime.shadow.agreement import Said, differences, failure, similarity
 from llm_runtime.shadow.copies import HELD_BYTES, read, without_stream
-from waiting import until
+from unit.runtime.whole import HEADERS, server
+from waiting import eventually, until
 
 TOKEN = "t" * 43
 STABLE = "bot-1111111111-abc-1"
@@ -63,8 +65,8 @@ def order(url: str = "http://127.0.0.1:9", **fields: Any) -> str:
 async def pair(request: pytest.FixtureRequest, run: Any, live: Any, tmp_path: Path) -> Any:
     engines = getattr(request, "param", {})
     file = tmp_path / "shadow.json"
-    server = ServerConfig(request_timeout_seconds=30)
-    with live(engines.get("candidate"), server, shadow=orders(file, CANDIDATE)) as candidate:
+    settings = ServerConfig(request_timeout_seconds=30)
+    with live(engines.get("candidate"), settings, shadow=orders(file, CANDIDATE)) as candidate:
 
         def write(**fields: Any) -> None:
             beside = tmp_path / "next"
@@ -72,7 +74,7 @@ async def pair(request: pytest.FixtureRequest, run: Any, live: Any, tmp_path: Pa
             beside.replace(file)
 
         write()
-        async with run(engines.get("stable"), server, shadow=orders(file, STABLE)) as stable:
+        async with run(engines.get("stable"), settings, shadow=orders(file, STABLE)) as stable:
             yield Pair(stable, candidate, write)
 
 
@@ -297,6 +299,25 @@ async def test_bodies_are_kept_within_a_bound(pair: Pair) -> None:
     copier.send(copy)
     assert copier.held_bytes == HELD_BYTES
     assert pair.tally() == {"copies dropped": 1}
+
+
+def test_two_servers_as_pods_run_them(tmp_path: Path) -> None:
+    with (
+        server(tmp_path / "stable", "none", tier={}, pod=STABLE) as stable,
+        server(tmp_path / "candidate", "none", tier={"requests_per_minute": 1}, pod=CANDIDATE) as candidate,
+    ):
+        for folder in ("stable", "candidate"):
+            (tmp_path / folder / "shadow.json").write_text(order(candidate.url))
+        for number in range(3):
+            body = {"model": "mock", "prompt": f"a {number}", **GREEDY}
+            answer = httpx.post(f"{stable.url}/v1/completions", json=body, headers=HEADERS, trust_env=False)
+            assert answer.status_code == 200
+        eventually(lambda: stable.metric("llm_shadow_copies_total") == 3)
+        assert stable.metric("llm_shadow_compared_total") == 9
+        assert stable.metric("llm_shadow_difference_total") == 0
+        for name in ("api_requests_total", "tokens_generated_total", "llm_shadow_copies_total"):
+            assert candidate.metric(name) == 0
+        assert TOKEN not in stable.log.read_text() + candidate.log.read_text()
 
 
 def test_answers_are_compared_by_what_says_something_of_them() -> None:
