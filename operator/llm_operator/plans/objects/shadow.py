@@ -11,23 +11,24 @@ def file(observed: Observed, decision: Decision) -> str:
     spec = observed.spec.rollout.shadow
     stable = decision.stable
     candidate = decision.candidate
-    service = next((each for each in observed.children if _is_candidate_s(observed, each)), None)
-    if not decision.copies or not observed.shadow_token or service is None or not (spec and stable and candidate):
+    url = _url(observed)
+    if not (decision.copies and observed.shadow_token and url and spec and stable and candidate):
         return ""
-    address = (service.get("spec") or {}).get("clusterIP", "")
-    if address in ("", "None"):
-        return ""
-    host = f"[{address}]" if ":" in address else address
     return contract.ShadowFile(
         stable=names.child(observed.meta, stable.revision),
         candidate=names.child(observed.meta, candidate.revision),
-        # Not by name: it needs no DNS, and a copy waits for nothing.
-        url=f"http://{host}:{observed.spec.service.port}",
+        url=url,
         token=observed.shadow_token,
         percent=spec.percent,
         max_in_flight=spec.max_in_flight,
     ).model_dump_json(by_alias=True)
 
 
-def _is_candidate_s(observed: Observed, child: Manifest) -> bool:
-    return child["kind"] == "Service" and child["metadata"]["name"] == names.candidate_service(observed.meta)
+def _url(observed: Observed) -> str:
+    """The candidate's Service, by its address: a copy needs no DNS."""
+    wanted = ("Service", names.candidate_service(observed.meta))
+    found = (each for each in observed.children if (each["kind"], each["metadata"]["name"]) == wanted)
+    service: Manifest = next(found, {})
+    address = (service.get("spec") or {}).get("clusterIP") or "None"
+    host = f"[{address}]" if ":" in address else address
+    return "" if address == "None" else f"http://{host}:{observed.spec.service.port}"
