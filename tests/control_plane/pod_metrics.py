@@ -55,7 +55,7 @@ class PodMetrics:
             contract.METRIC_SHADOW_DIFFERENCE: ("what", "exact", differing),
         }
         self.text = "".join(
-            f'# TYPE {name} counter\n{name}_total{{candidate="{candidate}",{label}="{value}"}} {count}\n'
+            f'# TYPE {name}_total counter\n{name}_total{{candidate="{candidate}",{label}="{value}"}} {count}\n'
             for name, (label, value, count) in counted.items()
         )
 
