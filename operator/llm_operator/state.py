@@ -130,7 +130,7 @@ class Shadowed:
     results: Mapping[str, float] = field(default_factory=dict)
     """Copies, by how they ended."""
     compared: Mapping[str, float] = field(default_factory=dict)
-    """Answers, by what was compared: contract.SHADOW_SHARES."""
+    """Answers, by what of them was compared: exact, similarity, finishReason, json."""
     difference: Mapping[str, float] = field(default_factory=dict)
     """The same: sum of their differences, 0 to 1 each."""
     fine: Mapping[tuple[str, str], Mapping[float, float]] = field(default_factory=dict)

@@ -86,12 +86,11 @@ METRIC_SHADOW_COPIES = "llm_shadow_copies"
 """A counter by candidate and result: how many copies of requests ended how."""
 METRIC_SHADOW_COMPARED = "llm_shadow_compared"
 METRIC_SHADOW_DIFFERENCE = "llm_shadow_difference"
-"""Counters by candidate and what, one of SHADOW_SHARES: answers that were compared, and the sum of their differences,
-each from 0 (as stable's) to 1."""
+"""Counters by candidate and what (exact, similarity, finishReason or json): answers that were compared, and the sum of
+their differences, each from 0 (as stable's) to 1."""
 METRIC_SHADOW_FINE = "llm_shadow_fine"
 """A counter by candidate, side (stable or candidate), what (seconds or tokens) and upper bound `le`, as the other fine
 ones: whole answers that were compared. Tokens are in thousands."""
-SHADOW_SHARES = ("exact", "similarity", "finishReason", "json")
 METRIC_ADAPTER_LOADED = "llm_adapter_loaded"
 """By adapter and version: 1 where it answers."""
 METRIC_ADAPTER_FAILED = "llm_adapter_failed"

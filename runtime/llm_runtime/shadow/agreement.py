@@ -21,7 +21,7 @@ class Said:
 
 
 def differences(stable: Said, candidate: Said, *, greedy: bool) -> dict[str, float]:
-    """How far the candidate is from stable, 0 to 1, by what of contract.SHADOW_SHARES applies.
+    """How far the candidate is from stable, 0 to 1, by what applies of exact, similarity, finishReason and json.
 
     Texts are compared of `greedy` answers only: two samples of one model differ, too.
     """
