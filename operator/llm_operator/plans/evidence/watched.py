@@ -88,7 +88,11 @@ class Watched:
         at: str,
     ) -> dict[str, GateVerdict]:
         """One look at the candidate's `own` pods and the `stable` ones. `traffic`: the candidate has had some."""
-        judging = {gates.key(each): each for each in specs if not (each.smoke_prompts or each.prometheus_query)}
+        judging = {
+            gates.key(each): each
+            for each in specs
+            if not (each.smoke_prompts or each.prometheus_query or each.shadow_agreement)
+        }
         if self.last:
             # A pod that is new since the last look counts from its start, and so does one that began anew.
             mine = added(since(now[pod], self.last.get(pod)) for pod in own if pod in now)
@@ -98,7 +102,7 @@ class Watched:
         for key, spec in judging.items():
             if key not in self.running:
                 earlier = added(now[pod] for pod in stable if pod in now)
-                self.running[key] = _begun(spec, len(judging), earlier, switched=self.switched, at=at)
+                self.running[key] = _begun(spec, gates.counted(specs), earlier, switched=self.switched, at=at)
         self.last = {pod: figures for pod, figures in {**self.last, **now}.items() if pod in own or pod in stable}
         return {key: self.running[key].verdict(spec) for key, spec in judging.items()}
 
