@@ -14,6 +14,8 @@ from llm_operator.state import Given, Key, Measured, Meta, SmokeOutcome
 
 MOST = 10_000
 MOST_DIGESTS = 200_000
+PODS_AT_ONCE = 4
+"""Pods of one deployment that are asked at the same time."""
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -56,10 +58,15 @@ class Memory:
     """Key digests already derived, by (deployment uid, ApiKey uid, key id): each saves one read of a Secret."""
     watched: Bounded[str, Watched] = field(default_factory=Bounded)
     """What gates have seen of a candidate's traffic, by deployment uid. Counted anew after a restart."""
-    smoke: Bounded[tuple[str, str, str, str], SmokeOutcome] = field(default_factory=Bounded)
-    """Outcomes of smoke prompts, by (deployment uid, candidate, ConfigMap, its resourceVersion): each is asked once."""
-    asking: dict[tuple[str, str, str, str], "asyncio.Task[tuple[SmokeOutcome, bool]]"] = field(default_factory=dict)
+    smoke: Bounded[tuple[str, str, str, str, str], SmokeOutcome] = field(default_factory=Bounded)
+    """What each pod last made of smoke prompts, by (deployment uid, candidate, ConfigMap, digest of its content, pod
+    uid and restarts)."""
+    asking: dict[tuple[str, str, str, str, str], "asyncio.Task[None]"] = field(default_factory=dict)
     """The same prompts while they are being asked."""
+    places: defaultdict[str, asyncio.Semaphore] = field(
+        default_factory=lambda: defaultdict(lambda: asyncio.Semaphore(PODS_AT_ONCE))
+    )
+    """By deployment uid: held while a pod of it is asked."""
     measured: Bounded[tuple[str, str, str], tuple[datetime, Measured]] = field(default_factory=Bounded)
     """What Prometheus answered last, by (deployment uid, server, query)."""
 
@@ -83,8 +90,4 @@ class Memory:
             del self.measured[query]
         for prompts in [known for known in self.asking if known[0] == uid]:
             self.asking.pop(prompts).cancel()
-
-    def drop_answered(self) -> None:
-        """Drop prompts that were answered after nobody waited for them any more: their LLMDeployment is gone."""
-        for prompts in [prompts for prompts, task in self.asking.items() if task.done()]:
-            del self.asking[prompts]
+        self.places.pop(uid, None)

@@ -156,7 +156,7 @@ def pod_ready(pod: Manifest) -> bool:
 
 @dataclass(frozen=True)
 class SmokeOutcome:
-    """What became of one ConfigMap's smoke prompts."""
+    """What became of one ConfigMap's smoke prompts, on one pod or on all together."""
 
     passed: int = 0
     """Prompts that were answered as expected."""
@@ -166,6 +166,8 @@ class SmokeOutcome:
     """Why there is no outcome yet."""
     unusable: bool = False
     """There is none until somebody mends the ConfigMap."""
+    pods: int = 0
+    """Pods that have answered all of them as expected."""
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,8 @@ class HttpPods:
     def __init__(self) -> None:
         self._client = httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False)
         self._places = asyncio.Semaphore(AT_ONCE)
+        self._prompts = asyncio.Semaphore(AT_ONCE)
+        """Of their own: an answer takes up to a minute, and the loop waits for figures."""
 
     async def figures(self, pod: Manifest) -> Figures | None:
         root = _root(pod)
@@ -86,7 +88,7 @@ class HttpPods:
     async def _ask(self, url: str, key: str, body: dict[str, Any]) -> Answer:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            async with self._places, asyncio.timeout(ANSWER_SECONDS):
+            async with self._prompts, asyncio.timeout(ANSWER_SECONDS):
                 status, text = await self._text("POST", url, json=body, headers=headers, timeout=ANSWER_SECONDS)
             return Answer(status, _generated(text) if status == 200 else text[:500])
         # TypeError, RecursionError: a prompt that is no JSON.

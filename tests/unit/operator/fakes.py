@@ -155,8 +155,8 @@ class FakeCluster:
         """The Deployment controller and the kubelet: as many pods as wanted, ready unless told otherwise."""
         deployment = self.objects["Deployment", NAMESPACE, name]
         wanted = deployment["spec"]["replicas"]
-        for key in [k for k in self.objects if k[0] == "Pod" and k[2].startswith(f"{name}-played-")]:
-            del self.objects[key]
+        played = [k for k in self.objects if k[0] == "Pod" and k[2].startswith(f"{name}-played-")]
+        uids = {key[2]: self.objects.pop(key)["metadata"]["uid"] for key in played}
         by = {"kind": "Deployment", "name": name, "uid": deployment["metadata"]["uid"], "controller": True}
         meta = {"name": name, "namespace": NAMESPACE, "uid": f"uid-of-{name}", "ownerReferences": [by]}
         self.objects["ReplicaSet", NAMESPACE, name] = {"kind": "ReplicaSet", "metadata": meta}
@@ -168,7 +168,11 @@ class FakeCluster:
                 "apiVersion": "v1",
                 "kind": "Pod",
                 "metadata": {"name": pod, "namespace": NAMESPACE, "labels": deployment["metadata"]["labels"]}
-                | {"uid": f"uid-{self._next()}", "resourceVersion": self._next(), "ownerReferences": [made_by]},
+                | {
+                    "uid": uids.get(pod) or f"uid-{self._next()}",
+                    "resourceVersion": self._next(),
+                    "ownerReferences": [made_by],
+                },
                 "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": state}]},
             }
         deployment["status"] = {
@@ -273,16 +277,18 @@ class FakeRegistry:
 
 
 class FakePods:
-    """Figures by pod name; a pod that is not here does not answer. All prompts get the same answer."""
+    """Figures by pod name; a pod that is not here does not answer. Prompts get the same answer, but of some pods."""
 
     def __init__(self) -> None:
         self.known: dict[str, Figures] = {}
         self.answer = Answer(200, "Paris")
+        self.answers: dict[str, Answer] = {}
+        """By pod name: another one than the others'."""
         self.asked: list[tuple[str, str, Any]] = []
 
     async def ask(self, pod: Manifest, key: str, body: dict[str, Any]) -> Answer:
         self.asked.append((pod["metadata"]["name"], key, body))
-        return self.answer
+        return self.answers.get(pod["metadata"]["name"], self.answer)
 
     async def figures(self, pod: Manifest) -> Figures | None:
         return self.known.get(pod["metadata"]["name"])

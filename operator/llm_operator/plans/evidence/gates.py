@@ -93,14 +93,14 @@ def smoke_name(config_map: str) -> str:
 def _smoke(gate: SmokePrompts, found: SmokeOutcome) -> GateVerdict:
     name = smoke_name(gate.config_map)
     if found.waiting:
-        return GateVerdict(name=name, state="Waiting", message=found.waiting)
+        return GateVerdict(name=name, state="Waiting", samples=found.pods or None, message=found.waiting)
     total = found.passed + len(found.failures)
     if found.failures:
         said = "; ".join(found.failures)
         return GateVerdict(
             name=name, state="Failed", figure=f"{found.passed} of {total} passed", threshold=str(total), message=said
         )
-    return GateVerdict(name=name, state="Passed", figure=f"{total} of {total} passed")
+    return GateVerdict(name=name, state="Passed", figure=f"{total} of {total} passed", samples=found.pods or None)
 
 
 def _query(gate: PrometheusQuery, found: Measured) -> GateVerdict:

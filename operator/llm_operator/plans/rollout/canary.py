@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from llm_operator.crds.rollout import CanaryStep
 from llm_operator.plans.rollout.move import Move, Share
+from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Next, Strategy
 
 
@@ -48,7 +49,9 @@ class Canary(Strategy):
             # The worst case counts: all of its pods ready, and of the stable ones only those that are now.
             mine = max(size, situation.staying(move.new))
             beside = min(situation.answering(move.old), situation.replicas)
-            answers = move.enters and 100 * mine <= _weight(move) * (mine + beside)
+            # All pods of its first step are asked before one gets traffic: the Service can't tell them apart.
+            asked = move.state is State.TRAFFIC or answering >= size or not situation.spec.smoke_maps
+            answers = move.enters and asked and 100 * mine <= _weight(move) * (mine + beside)
         serving = (move.old, move.new) if answers and not situation.routed else (move.old,)
         pods = {move.old: situation.replicas, move.new: size}
         return Share(pods, serving, replace(move.candidate, weight=_weight(move) if answers else 0))

@@ -97,9 +97,15 @@ class Move:
 
     @property
     def smoke_passed(self) -> bool:
-        """Its smoke prompts, if there are any, are answered as expected."""
+        """Its smoke prompts, if there are any, are answered as expected by every pod that is ready."""
         passed = {each.name for each in self.candidate.verdict if each.state == "Passed"}
         return {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= passed
+
+    @property
+    def smoke_begun(self) -> bool:
+        """For each of its smoke prompts' ConfigMaps a pod has passed, and none has failed."""
+        begun = {each.name for each in self.candidate.verdict if each.state != "Failed" and each.samples}
+        return self.smoke_passed or {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= begun
 
     @property
     def third(self) -> bool:
