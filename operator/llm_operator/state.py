@@ -139,6 +139,12 @@ class Figures:
     """Count of times to the first token up to each bound, in seconds."""
     inter_token: Mapping[float, float] = field(default_factory=dict)
     """Count of times between two tokens up to each bound, in seconds."""
+    token_gap: Mapping[float, float] | None = None
+    """The same by fine bounds. None: an older runtime, which has none."""
+    answer_tokens: Mapping[float, float] | None = None
+    """Count of answers with up to each bound of tokens. None: an older runtime."""
+    memory_bytes: float | None = None
+    """Of the GPU where there is one, else of the processes. None: an older runtime."""
 
 
 def pod_ended(pod: Manifest) -> bool:

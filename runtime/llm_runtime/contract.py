@@ -78,6 +78,12 @@ METRIC_INTER_TOKEN_FINE = "llm_inter_token_fine"
 hit. An older runtime has the histograms alone."""
 FINE_BOUNDS_SECONDS = tuple(float(f"{0.001 * 1.05**step:.4g}") for step in range(227))
 """1 ms to 61 s in steps of 5 %: finer than a version gets slower unnoticed. What is above has the bound +Inf."""
+METRIC_ANSWER_TOKENS_FINE = "llm_answer_tokens_fine"
+"""As the others, by one of FINE_BOUNDS_TOKENS."""
+FINE_BOUNDS_TOKENS = (*map(float, range(1, 21)), *(float(round(20 * 1.05**step)) for step in range(1, 200)))
+"""1 to 20 one by one, then in steps of 5 % to some 330,000 tokens."""
+METRIC_GPU_MEMORY = "gpu_memory_usage_bytes"
+METRIC_MEMORY = "llm_resident_memory_bytes"
 METRIC_ADAPTER_LOADED = "llm_adapter_loaded"
 """By adapter and version: 1 where it answers."""
 METRIC_ADAPTER_FAILED = "llm_adapter_failed"

@@ -121,6 +121,10 @@ class Generation:
         for turn in self._turns:
             turn.drop()
         self._books.usage.write(self._row(outcome))
+        if self.completion_tokens and not self.cached and outcome in (Outcome.COMPLETED, Outcome.CANCELLED):
+            # An answer that its client broke off counts: whoever talks too long is broken off more often.
+            mean = self.completion_tokens / self.choices
+            self._books.metrics.answer_tokens_fine.observe(mean, self.choices)
 
     @property
     def _billed(self) -> int:

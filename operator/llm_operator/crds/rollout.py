@@ -105,9 +105,11 @@ class GateSpec(Section):
         json_schema_extra=rules(
             (
                 "[has(self.smokePrompts), has(self.maxErrorRate), has(self.maxTimeToFirstTokenP95Ratio), "
-                "has(self.maxInterTokenP95Ratio), has(self.prometheusQuery)].filter(x, x).size() == 1",
+                "has(self.maxInterTokenP95Ratio), has(self.maxTokensPerAnswerRatio), "
+                "has(self.minTokensPerSecondRatio), has(self.maxMemoryRatio), has(self.prometheusQuery)]"
+                ".filter(x, x).size() == 1",
                 "write exactly one of smokePrompts, maxErrorRate, maxTimeToFirstTokenP95Ratio, maxInterTokenP95Ratio, "
-                "prometheusQuery per entry",
+                "maxTokensPerAnswerRatio, minTokensPerSecondRatio, maxMemoryRatio, prometheusQuery per entry",
             )
         )
     )
@@ -121,6 +123,15 @@ class GateSpec(Section):
     max_inter_token_p95_ratio: Ratio | None = None
     """Largest ratio of candidate to stable for the 95th percentile of the time between two tokens, where 1.3 is 30 %
     slower."""
+    max_tokens_per_answer_ratio: Ratio | None = None
+    """Largest ratio of candidate to stable for the mean number of tokens of an answer, where 1.5 is half as many
+    more."""
+    min_tokens_per_second_ratio: Ratio | None = None
+    """Smallest ratio of candidate to stable for the tokens per second of an answer while it is generated, where 0.8 is
+    20 % slower."""
+    max_memory_ratio: Ratio | None = None
+    """Largest ratio of candidate to stable for the memory of a pod, of the GPU where it has one: the largest pod of
+    each is compared."""
     prometheus_query: PrometheusQuery | None = None
     """A number that Prometheus computes, and its upper bound."""
     min_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 50

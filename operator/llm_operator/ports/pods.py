@@ -126,6 +126,7 @@ _WANTED = (
     contract.METRIC_ADAPTER_LOADED, contract.METRIC_ADAPTER_FAILED, contract.METRIC_API_REQUESTS,
     contract.METRIC_FIRST_TOKEN, contract.METRIC_INTER_TOKEN,
     contract.METRIC_FIRST_TOKEN_FINE, contract.METRIC_INTER_TOKEN_FINE,
+    contract.METRIC_ANSWER_TOKENS_FINE, contract.METRIC_GPU_MEMORY, contract.METRIC_MEMORY,
 )  # fmt: skip
 _STARTS = tuple(f"{before}{name}" for name in _WANTED for before in ("", "# TYPE "))
 MAX_LINE_CHARACTERS = 1000
@@ -151,6 +152,7 @@ def read(text: str) -> Figures:
     total = value(contract.METRIC_DOWNLOAD_SIZE_BYTES)
     done = value(contract.METRIC_DOWNLOADED_BYTES)
     rate = value(contract.METRIC_DOWNLOAD_RATE)
+    memory = value(contract.METRIC_GPU_MEMORY)
     requests = [s for s in samples.get(contract.METRIC_API_REQUESTS, ()) if s.name.endswith("_total")]
     return Figures(
         download=Download(done or 0, total, rate or 0) if total else None,
@@ -170,15 +172,23 @@ def read(text: str) -> Figures:
         or _histogram(samples.get(contract.METRIC_FIRST_TOKEN, ())),
         inter_token=_fine(samples.get(contract.METRIC_INTER_TOKEN_FINE, ()))
         or _histogram(samples.get(contract.METRIC_INTER_TOKEN, ())),
+        token_gap=_told(samples.get(contract.METRIC_INTER_TOKEN_FINE), contract.FINE_BOUNDS_SECONDS),
+        answer_tokens=_told(samples.get(contract.METRIC_ANSWER_TOKENS_FINE), contract.FINE_BOUNDS_TOKENS),
+        memory_bytes=value(contract.METRIC_MEMORY) if memory is None else memory,
     )
 
 
-def _fine(samples: Iterable[Sample]) -> dict[float, float]:
-    """Counts up to each bound, from those of each bucket alone. Empty of a runtime that has none."""
+def _told(samples: Iterable[Sample] | None, bounds: tuple[float, ...]) -> dict[float, float] | None:
+    """As `_fine`; None of a runtime that does not know the metric."""
+    return None if samples is None else _fine(samples, bounds)
+
+
+def _fine(samples: Iterable[Sample], finite: tuple[float, ...] = contract.FINE_BOUNDS_SECONDS) -> dict[float, float]:
+    """Counts up to each bound, from those of each bucket alone. Empty where there are none."""
     counts = {float(s.labels["le"]): s.value for s in samples if s.name.endswith("_total")}
     if not counts:
         return {}
-    bounds = (*contract.FINE_BOUNDS_SECONDS, math.inf)
+    bounds = (*finite, math.inf)
     return dict(zip(bounds, accumulate(counts.get(bound, 0.0) for bound in bounds), strict=True))
 
 

@@ -19,6 +19,7 @@ from llm_runtime.contract import RuntimeConfig
 from llm_runtime.db.database import Database
 from llm_runtime.filters import Filters
 from llm_runtime.limits import Limiter
+from llm_runtime.machine.memory import server_bytes
 from llm_runtime.metrics import Metrics, Sources
 from llm_runtime.pipeline import Pipeline
 from llm_runtime.sessions import Sessions
@@ -110,6 +111,7 @@ def make_server(
             adapters=adapters.gauges if adapters else None,
             failed_adapters=adapters.failures if adapters else None,
             cache_entries=lambda: cache.entries if cache else 0,
+            memory_bytes=server_bytes,
         )
     )
     source = keys or (management.keys if management else None)

@@ -29,11 +29,17 @@ def _judge(gate: GateSpec, evidence: Evidence) -> GateVerdict:
 
 
 def traffic_gate(gate: GateSpec) -> tuple[str, float, str]:
-    """Name and threshold of a gate that judges by traffic, and what of Figures: requests, first_token, inter_token."""
+    """Name and threshold of a gate that judges by traffic, and what of Figures it counts."""
     if gate.max_error_rate is not None:
         return "maxErrorRate", gate.max_error_rate, "requests"
     if gate.max_time_to_first_token_p95_ratio is not None:
         return "maxTimeToFirstTokenP95Ratio", gate.max_time_to_first_token_p95_ratio, "first_token"
+    if gate.max_tokens_per_answer_ratio is not None:
+        return "maxTokensPerAnswerRatio", gate.max_tokens_per_answer_ratio, "answer_tokens"
+    if gate.min_tokens_per_second_ratio is not None:
+        return "minTokensPerSecondRatio", gate.min_tokens_per_second_ratio, "token_gap"
+    if gate.max_memory_ratio is not None:
+        return "maxMemoryRatio", gate.max_memory_ratio, "memory_bytes"
     assert gate.max_inter_token_p95_ratio is not None
     return "maxInterTokenP95Ratio", gate.max_inter_token_p95_ratio, "inter_token"
 
