@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
+from llm_operator.crds.rollout import LoadProbe
 from llm_operator.inventory import Inventory
 from llm_operator.plans import names
 from llm_operator.plans.evidence.watched import Watched
 from llm_operator.plans.status.verdicts import Ledger
-from llm_operator.state import Given, Key, Measured, Meta, SmokeOutcome
+from llm_operator.state import Given, Key, Measured, Meta, ProbeOutcome, SmokeOutcome
 
 MOST = 10_000
 MOST_DIGESTS = 200_000
@@ -67,6 +68,10 @@ class Memory:
         default_factory=lambda: defaultdict(lambda: asyncio.Semaphore(PODS_AT_ONCE))
     )
     """By deployment uid: held while a pod of it is asked."""
+    probes: Bounded[tuple[str, str, LoadProbe], ProbeOutcome] = field(default_factory=Bounded)
+    """What became of load probes, by (deployment uid, candidate, probe)."""
+    probing: dict[tuple[str, str, LoadProbe], "asyncio.Task[None]"] = field(default_factory=dict)
+    """Those that run."""
     measured: Bounded[tuple[str, str, str], tuple[datetime, Measured]] = field(default_factory=Bounded)
     """What Prometheus answered last, by (deployment uid, server, query)."""
 
@@ -91,3 +96,7 @@ class Memory:
         for prompts in [known for known in self.asking if known[0] == uid]:
             self.asking.pop(prompts).cancel()
         self.places.pop(uid, None)
+        for probe in [known for known in self.probes if known[0] == uid]:
+            del self.probes[probe]
+        for running in [known for known in self.probing if known[0] == uid]:
+            self.probing.pop(running).cancel()

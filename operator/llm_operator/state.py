@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from llm_operator.crds import AdapterSpec, ApiKeySpec, ApiKeyStatus, GateVerdict, LLMDeploymentSpec, LLMDeploymentStatus
-from llm_runtime.contract import KeyRecord
+from llm_operator.crds.rollout import LoadProbe
+from llm_runtime.contract import KeyRecord, LoadFigures
 
 Manifest = dict[str, Any]
 """A Kubernetes object as JSON."""
@@ -189,6 +190,20 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class ProbeOutcome:
+    """What became of one load probe."""
+
+    blocks: tuple[tuple[LoadFigures, LoadFigures], ...] = ()
+    """In turns: the candidate's pod and stable's."""
+    waiting: str = ""
+    """Why there is no outcome yet."""
+    message: str = ""
+    """Why there is none and will be none."""
+    kept: GateVerdict | None = None
+    """What the status says of it, where it was made by another process of the operator."""
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What gates are judged by."""
 
@@ -200,6 +215,7 @@ class Evidence:
     """By ConfigMap."""
     queries: Mapping[str, Measured] = field(default_factory=dict)
     """By query as it is written in the gate."""
+    probes: Mapping[LoadProbe, ProbeOutcome] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

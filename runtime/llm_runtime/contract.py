@@ -47,6 +47,8 @@ FETCHED_FLAG = "--fetched"
 LIVE_PATH = "/livez"
 READY_PATH = "/readyz"
 METRICS_PATH = "/metrics"
+LOAD_PROBE_PATH = "/load-probe"
+"""A short load on the server's own engine; answers `LoadFigures` to the operator's own key alone."""
 NO_CHAT_TEMPLATE = "no_chat_template"
 """Code of the error that a chat gets from a model that has none."""
 
@@ -418,6 +420,8 @@ class KeyRecord(_Additive):
     """Names of the adapters that the key may use beside the model itself. Empty: all."""
     admin: bool = False
     """Whether the key may manage models and keys. Ignored in a key file: the operator manages there."""
+    operator: bool = False
+    """Whether it is the operator's own key, which alone may ask for load probes."""
 
 
 class FileTier(Tier):
@@ -505,6 +509,25 @@ class RegistriesFile(_Additive):
 
     connections: dict[str, RegistryAccess] = {}
     """As in the list of adapters, with credentials."""
+
+
+class LoadFigures(_Additive):
+    """What a load probe measured. Pairs are the median and the 95th percentile; None: too few samples for them."""
+
+    answers: int
+    """Number of requests that were answered."""
+    tokens_per_second: float
+    """Tokens of all answers together, per second."""
+    first_token_seconds: tuple[float, float] | None = None
+    """Time to the first token."""
+    inter_token_seconds: tuple[float, float] | None = None
+    """Time between two tokens of one answer."""
+    memory_bytes: int = 0
+    """Memory afterwards, of the GPU where there is one."""
+    busy: float = 0.0
+    """Share of the time, 0 to 1, in which clients' requests ran as well."""
+    dropped: bool = False
+    """Whether the probe was ended early because clients queued."""
 
 
 class FatalReport(_Section):

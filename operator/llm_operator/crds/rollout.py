@@ -76,7 +76,7 @@ class BlueGreenSpec(Section):
 
     hold_seconds: Annotated[int, Field(ge=0, le=86_400)] | None = None
     """Seconds that the old pods stay ready after the switch, to switch back if a gate fails or a new pod crashes.
-    Absent: 60 with gates other than smoke prompts, otherwise 0."""
+    Absent: 60 with gates other than smoke prompts and load probes, otherwise 0."""
 
 
 class SmokePrompts(Section):
@@ -98,6 +98,34 @@ class PrometheusQuery(Section):
     """Upper bound of the number, above which the candidate fails."""
 
 
+class LoadProbe(Section):
+    """A short load on one pod of the candidate before it gets traffic, in turns with one pod of stable."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "has(self.maxTimeToFirstTokenRatio) || has(self.maxInterTokenRatio) || "
+                "has(self.minTokensPerSecondRatio)",
+                "write at least one of maxTimeToFirstTokenRatio, maxInterTokenRatio, minTokensPerSecondRatio",
+            )
+        )
+    )
+    concurrency: Annotated[int, Field(ge=1, le=16)] = 4
+    """Requests that run at the same time."""
+    seconds: Annotated[int, Field(ge=10, le=120)] = 30
+    """Seconds of load on each of the two pods, in ten blocks."""
+    prompt_tokens: Annotated[int, Field(ge=1, le=32_768)] = 128
+    """Tokens of each prompt, chosen at random."""
+    max_tokens: Annotated[int, Field(ge=2, le=4096)] = 32
+    """Tokens of each answer."""
+    max_time_to_first_token_ratio: Ratio | None = None
+    """Largest ratio of candidate to stable for the median time to the first token."""
+    max_inter_token_ratio: Ratio | None = None
+    """Largest ratio of candidate to stable for the median time between two tokens."""
+    min_tokens_per_second_ratio: Ratio | None = None
+    """Smallest ratio of candidate to stable for the tokens per second of all requests together."""
+
+
 class GateSpec(Section):
     """A check that the candidate must pass. Write exactly one kind of check per entry."""
 
@@ -106,10 +134,12 @@ class GateSpec(Section):
             (
                 "[has(self.smokePrompts), has(self.maxErrorRate), has(self.maxTimeToFirstTokenP95Ratio), "
                 "has(self.maxInterTokenP95Ratio), has(self.maxTokensPerAnswerRatio), "
-                "has(self.minTokensPerSecondRatio), has(self.maxMemoryRatio), has(self.prometheusQuery)]"
+                "has(self.minTokensPerSecondRatio), has(self.maxMemoryRatio), has(self.prometheusQuery), "
+                "has(self.loadProbe)]"
                 ".filter(x, x).size() == 1",
                 "write exactly one of smokePrompts, maxErrorRate, maxTimeToFirstTokenP95Ratio, maxInterTokenP95Ratio, "
-                "maxTokensPerAnswerRatio, minTokensPerSecondRatio, maxMemoryRatio, prometheusQuery per entry",
+                "maxTokensPerAnswerRatio, minTokensPerSecondRatio, maxMemoryRatio, prometheusQuery, loadProbe per "
+                "entry",
             )
         )
     )
@@ -134,6 +164,8 @@ class GateSpec(Section):
     each is compared."""
     prometheus_query: PrometheusQuery | None = None
     """A number that Prometheus computes, and its upper bound."""
+    load_probe: LoadProbe | None = None
+    """A short load before the candidate gets traffic, for services that are too quiet to judge it by theirs."""
     min_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 50
     """Fewest samples of each side by which the error rate and the ratios are judged."""
 
@@ -173,12 +205,17 @@ class RolloutSpec(Section):
         """How long BlueGreen judges the candidate by its traffic."""
         if self.blue_green is not None and self.blue_green.hold_seconds is not None:
             return self.blue_green.hold_seconds
-        return JUDGED_SECONDS if any(gate.smoke_prompts is None for gate in self.gates or ()) else 0
+        return JUDGED_SECONDS if any(not (gate.smoke_prompts or gate.load_probe) for gate in self.gates or ()) else 0
 
     @property
     def http_route(self) -> HttpRouteSpec | None:
         """The HTTPRoute that is asked for."""
         return self.canary.http_route if self.canary else None
+
+    @property
+    def load_probes(self) -> tuple[LoadProbe, ...]:
+        """The load probes, each once."""
+        return tuple(dict.fromkeys(gate.load_probe for gate in self.gates or () if gate.load_probe))
 
     @property
     def smoke_maps(self) -> tuple[str, ...]:

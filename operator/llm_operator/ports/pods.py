@@ -15,6 +15,7 @@ from prometheus_client.samples import Sample
 from llm_operator.ports.proxies import bounded
 from llm_operator.state import Download, Figures, Manifest
 from llm_runtime import contract
+from llm_runtime.contract import LoadFigures
 
 TIMEOUT_SECONDS = 2.0
 MAX_BYTES = 4 << 20
@@ -26,6 +27,8 @@ SERVER_ERROR = "5"
 
 
 ANSWER_SECONDS = 60.0
+PROBE_LATE_SECONDS = 40.0
+"""What a load probe may take longer than it was asked to: requests under way are answered."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class Pods(Protocol):
         A `prompt` is what a user says, as it would be for people, and a text to continue only for a model without a
         chat template.
         """
+        ...
+
+    async def probe(self, pod: Manifest, key: str, body: dict[str, Any]) -> LoadFigures | Answer:
+        """Figures of a load probe; an answer where there are none."""
         ...
 
 
@@ -84,6 +91,20 @@ class HttpPods:
                 return answer
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
         return await self._ask(root + path, key, body)
+
+    async def probe(self, pod: Manifest, key: str, body: dict[str, Any]) -> LoadFigures | Answer:
+        root = _root(pod)
+        if root is None:
+            return Answer(0, "the pod has no address yet")
+        headers = {"Authorization": f"Bearer {key}"}
+        most = body["seconds"] + PROBE_LATE_SECONDS
+        try:
+            async with asyncio.timeout(most):
+                url = root + contract.LOAD_PROBE_PATH
+                status, text = await self._text("POST", url, json=body, headers=headers, timeout=most)
+            return LoadFigures.model_validate_json(text) if status == 200 else Answer(status, text[:500])
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError) as error:
+            return Answer(0, f"{type(error).__name__}: {error}")
 
     async def _ask(self, url: str, key: str, body: dict[str, Any]) -> Answer:
         headers = {"Authorization": f"Bearer {key}"} if key else {}

@@ -14,7 +14,7 @@ from llm_operator.plans.objects import keys
 from llm_operator.plans.rollout import stamp
 from llm_operator.plans.status import faults
 from llm_operator.ports.cluster import ApiError, Conflict
-from llm_operator.reconcile import smoke
+from llm_operator.reconcile import loadprobe, smoke
 from llm_operator.reconcile.apikey import new_key
 from llm_operator.state import Evidence, HeldKey, Manifest, Measured, Meta, Observed, SmokeOutcome
 from llm_runtime.contract import hash_key, key_id_of
@@ -43,11 +43,13 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
         return observed
     pods = [pod for pod in _pods(observed, candidate.revision) if faults.ready(pod)]
     asked = [gate.prometheus_query for gate in spec.gates if gate.prometheus_query is not None] if pods else []
-    outcomes, answers = await asyncio.gather(
+    probes = [loadprobe.outcome(outside, observed, candidate, each, key, missing) for each in spec.load_probes]
+    outcomes, answers, probed = await asyncio.gather(
         asyncio.gather(
             *(_smoke(outside, observed, candidate.revision, name, pods, key, missing) for name in spec.smoke_maps)
         ),
         asyncio.gather(*(_query(outside, observed, candidate, each) for each in asked)),
+        asyncio.gather(*probes),
     )
     return replace(
         observed,
@@ -55,6 +57,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
             revision=candidate.revision,
             traffic=_traffic(outside, observed, candidate),
             smoke=dict(zip(spec.smoke_maps, outcomes, strict=True)),
+            probes=dict(zip(spec.load_probes, probed, strict=True)),
             queries={each.query: answer for each, answer in zip(asked, answers, strict=True)},
         ),
     )
@@ -118,7 +121,9 @@ async def _operator_key(outside: Outside, observed: Observed) -> tuple[str | Non
     """The plain key (empty: none is needed; None: its name is somebody else's) and its record for the key file."""
     meta = observed.meta
     name = names.operator_key_secret(meta)
-    if not observed.spec.rollout.smoke_maps or observed.spec.access.authentication != "Required":
+    rollout = observed.spec.rollout
+    asks = bool(rollout.smoke_maps) and observed.spec.access.authentication == "Required"
+    if not asks and not rollout.load_probes:
         await _forget_key(outside, meta, name)
         return "", None
     secret = await outside.cluster.get("Secret", meta.namespace, name)

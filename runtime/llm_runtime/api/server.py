@@ -1,5 +1,6 @@
 """The parts of the HTTP process, and the one place where they are put together and metrics are wired."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -46,6 +47,8 @@ class Server:
     parts: Sequence[AbstractAsyncContextManager[Any]]
     """Entered before the model is loaded, in this order, and left after its engine has ended."""
     shares: Shares = field(default_factory=Shares)
+    probing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a load probe runs."""
     started_at: float = field(default_factory=time.monotonic)
 
     @property

@@ -16,6 +16,7 @@ from llm_operator.ports.pods import Answer
 from llm_operator.ports.registry import AliasNotFound, Choices, ModelNotFound, ModelSummary, Reference, RegistryFault
 from llm_operator.settings import ConnectionSettings
 from llm_operator.state import Connection, Figures, Manifest, ModelVersion
+from llm_runtime.contract import LoadFigures
 
 NAMESPACE = "team"
 URI = "http://mlflow:5000"
@@ -276,6 +277,16 @@ class FakeRegistry:
         }
 
 
+def loaded(slower: float) -> LoadFigures:
+    """Figures of a load probe."""
+    return LoadFigures(
+        answers=20,
+        tokens_per_second=100 / slower,
+        first_token_seconds=(0.1 * slower, 0.2 * slower),
+        inter_token_seconds=(0.02 * slower, 0.04 * slower),
+    )
+
+
 class FakePods:
     """Figures by pod name; a pod that is not here does not answer. Prompts get the same answer, but of some pods."""
 
@@ -285,10 +296,18 @@ class FakePods:
         self.answers: dict[str, Answer] = {}
         """By pod name: another one than the others'."""
         self.asked: list[tuple[str, str, Any]] = []
+        self.speed: LoadFigures | Answer = loaded(1.0)
+        self.speeds: dict[str, LoadFigures | Answer] = {}
+        """By pod name: another one than the others'."""
+        self.probed: list[tuple[str, str, Any]] = []
 
     async def ask(self, pod: Manifest, key: str, body: dict[str, Any]) -> Answer:
         self.asked.append((pod["metadata"]["name"], key, body))
         return self.answers.get(pod["metadata"]["name"], self.answer)
+
+    async def probe(self, pod: Manifest, key: str, body: dict[str, Any]) -> LoadFigures | Answer:
+        self.probed.append((pod["metadata"]["name"], key, body))
+        return self.speeds.get(pod["metadata"]["name"], self.speed)
 
     async def figures(self, pod: Manifest) -> Figures | None:
         return self.known.get(pod["metadata"]["name"])

@@ -234,3 +234,21 @@ def test_tokens_of_answers_speed_and_memory_are_read_and_an_older_runtime_has_no
     )
     said = read(older)
     assert (said.answer_tokens, said.token_gap, said.memory_bytes) == (None, None, None)
+
+
+async def test_a_load_probe_is_asked_with_the_operators_key_and_an_older_runtime_says_404(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard = []
+    figures = contract.LoadFigures(answers=3, tokens_per_second=9.5, first_token_seconds=(0.1, 0.2))
+
+    async def handler(request: web.Request) -> web.Response:
+        heard.append((request.path, request.headers["Authorization"], await request.json()))
+        if len(heard) > 1:
+            return web.Response(status=404, text="no such path")
+        return web.Response(text=figures.model_dump_json(by_alias=True), content_type="application/json")
+
+    async with answering(monkeypatch, handler) as pods:
+        assert await pods.probe(POD, "llmk_a_b", {"seconds": 1.0}) == figures
+        assert await pods.probe(POD, "llmk_a_b", {"seconds": 1.0}) == Answer(404, "no such path")
+    assert heard[0] == ("/load-probe", "Bearer llmk_a_b", {"seconds": 1.0})

@@ -4,6 +4,7 @@ odds    evidence that a share is too large, or too small, and intervals for it
 clumps  how much less samples say that come in clumps
 trials  two questions of the gates: too many errors? too slow?
 means   two more: more tokens, or more memory, than so many times stable's?
+loadprobe  the same load on both, before there is traffic
 watched all trials of one candidate, fed with what its pods say of themselves
 
 How it works. A gate's question is whether a count is larger than its fair share. Its evidence is a likelihood ratio,

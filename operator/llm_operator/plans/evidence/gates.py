@@ -5,8 +5,10 @@ from collections.abc import Iterable
 
 from llm_operator.crds import GateVerdict
 from llm_operator.crds.rollout import GateSpec, PrometheusQuery, SmokePrompts
-from llm_operator.state import Evidence, Measured, SmokeOutcome
+from llm_operator.plans.evidence import loadprobe
+from llm_operator.state import Evidence, Measured, ProbeOutcome, SmokeOutcome
 
+LOAD_PROBE = loadprobe.NAME
 UNDECIDED = ("Inconclusive", "TooFewSamples")
 """TooFewSamples: as operators up to 0.1 wrote it."""
 
@@ -20,6 +22,11 @@ def _judge(gate: GateSpec, evidence: Evidence) -> GateVerdict:
     if gate.smoke_prompts is not None:
         found = evidence.smoke.get(gate.smoke_prompts.config_map)
         return _smoke(gate.smoke_prompts, found or SmokeOutcome(waiting="no pod of the candidate is ready yet"))
+    if gate.load_probe is not None:
+        probed = evidence.probes.get(gate.load_probe)
+        return loadprobe.verdict(
+            gate.load_probe, probed or ProbeOutcome(waiting="no pod of the candidate is ready yet")
+        )
     if gate.prometheus_query is not None:
         asked = evidence.queries.get(gate.prometheus_query.query)
         return _query(gate.prometheus_query, asked or Measured(waiting="not asked yet"))
@@ -42,6 +49,11 @@ def traffic_gate(gate: GateSpec) -> tuple[str, float, str]:
         return "maxMemoryRatio", gate.max_memory_ratio, "memory_bytes"
     assert gate.max_inter_token_p95_ratio is not None
     return "maxInterTokenP95Ratio", gate.max_inter_token_p95_ratio, "inter_token"
+
+
+def by_traffic(gate: GateSpec) -> bool:
+    """Whether it judges by the traffic that the operator counts."""
+    return not (gate.smoke_prompts or gate.prometheus_query or gate.load_probe)
 
 
 def key(gate: GateSpec) -> str:

@@ -102,6 +102,22 @@ class Move:
         return {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= passed
 
     @property
+    def unproven(self) -> tuple[GateVerdict, ...]:
+        """Its load probes that have not decided, where that holds it up before it gets traffic.
+
+        None do where nobody else would answer the clients, or a person or the specification lets it go on.
+        """
+        if self.stable is None or self.needed or self.skips or self.situation.spec.on_inconclusive == "Promote":
+            return ()
+        return tuple(each for each in gates.undecided(self.candidate.verdict) if each.name == gates.LOAD_PROBE)
+
+    @property
+    def probed(self) -> bool:
+        """No load probe is awaited or holds it up."""
+        waits = any(each.name == gates.LOAD_PROBE and each.state == "Waiting" for each in self.candidate.verdict)
+        return not waits and not self.unproven
+
+    @property
     def smoke_begun(self) -> bool:
         """For each of its smoke prompts' ConfigMaps a pod has passed, and none has failed."""
         begun = {each.name for each in self.candidate.verdict if each.state != "Failed" and each.samples}
@@ -118,7 +134,7 @@ class Move:
         """The candidate may be behind the Service together with the stable revision."""
         if self.state is State.STARTING:
             return False
-        if self.state is State.READY and (self.candidate.paused or not self.smoke_passed):
+        if self.state is State.READY and (self.candidate.paused or not (self.smoke_passed and self.probed)):
             return False
         return not self.third
 

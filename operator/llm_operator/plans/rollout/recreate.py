@@ -8,6 +8,8 @@ from llm_operator.plans.rollout.strategy import Strategy
 class Recreate(Strategy):
     """Whoever is to serve waits until no pod of the other is left."""
 
+    proves = False
+
     def share(self, move: Move) -> Share:
         gone = _gone(move, move.old)
         answers = gone and (move.state is State.TRAFFIC or move.smoke_passed)

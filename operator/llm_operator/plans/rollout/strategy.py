@@ -19,6 +19,8 @@ class Strategy(ABC):
 
     mixes = False
     """Both revisions are behind the Service at the same time."""
+    proves = True
+    """The candidate can wait before it gets traffic, while stable serves."""
 
     def prepare(self, move: Move, before: Candidate) -> Candidate:
         """The candidate with what this strategy notes of it. `before`: perhaps of another strategy."""
@@ -68,9 +70,12 @@ class Strategy(ABC):
 
     def undecided(self, move: Move) -> tuple[GateVerdict, ...]:
         """The inconclusive gates that hold the candidate up."""
+        if move.state is State.READY and self.proves:
+            return move.unproven
         if not self.judged(move) or move.skips or move.situation.spec.on_inconclusive == "Promote":
             return ()
-        return gates.undecided(move.candidate.verdict)
+        # A load probe has decided before there was traffic, or was let pass.
+        return tuple(each for each in gates.undecided(move.candidate.verdict) if each.name != gates.LOAD_PROBE)
 
     def cleared(self, move: Move) -> bool:
         """Whether no gate objects, is awaited or holds the candidate up."""
