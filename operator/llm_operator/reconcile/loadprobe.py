@@ -32,7 +32,7 @@ async def outcome(
         return before
     if candidate.traffic_since is not None:
         # Asked before it had traffic, perhaps by another process of the operator.
-        kept = next((each for each in candidate.verdict or () if each.name == loadprobe.NAME), None)
+        kept = next((each for each in candidate.gates or () if each.name == loadprobe.NAME), None)
         return ProbeOutcome(kept=kept, message="it was not made before the candidate had traffic")
     if known in memory.probing:
         return before or ProbeOutcome(waiting="the load probe runs")

@@ -55,7 +55,7 @@ def test_versions_at_the_threshold_fail_in_one_of_a_hundred_at_most() -> None:
 def test_what_decides_is_told_with_its_interval() -> None:
     gate = LoadProbe.model_validate(PROBE)
     said = loadprobe.verdict(gate, ProbeOutcome(tuple((loaded(1.5), loaded(1.0)) for _ in range(10))))
-    assert (said.state, said.figure, said.low, said.threshold) == ("Failed", "1.5", "1.5", "1.25")
+    assert (said.state, said.estimate, said.low, said.threshold) == ("Failed", "1.5", "1.5", "1.25")
     assert (said.samples, said.stable_samples) == (200, 200)
     assert "first token 1.5 times stable's" in (said.message or "")
 

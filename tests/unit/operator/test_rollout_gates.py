@@ -38,7 +38,7 @@ def state(spec: GateSpec, **evidence: Any) -> str:
 
 
 def test_a_gate_says_figure_interval_and_threshold() -> None:
-    fields = {"name": "maxErrorRate", "state": "Failed", "figure": "0.03", "low": "0.011", "high": "0.06"}
+    fields = {"name": "maxErrorRate", "state": "Failed", "estimate": "0.03", "low": "0.011", "high": "0.06"}
     failed = GateVerdict.model_validate({**fields, "threshold": "0.01", "message": "6 of 200 answers were errors"})
     assert gates.told(failed) == (
         "gate maxErrorRate is 0.03 (between 0.011 and 0.06), allowed is 0.01: 6 of 200 answers were errors"
@@ -170,7 +170,7 @@ async def test_a_pod_that_does_not_know_the_key_yet_is_asked_again() -> None:
     world = await world_with_prompts()
     world.pods.answer = Answer(401, "unauthorized")
     await look(world, 3)
-    waits = world.status()["candidate"]["verdict"][0]
+    waits = world.status()["candidate"]["gates"][0]
     assert waits["state"] == "Waiting"
     assert "bot-candidate" in world.cluster.named("Service")
     world.pods.answer = Answer(200, "Paris")
@@ -253,7 +253,7 @@ async def test_many_pods_are_asked_a_few_at_a_time_and_the_loop_does_not_wait_fo
     monkeypatch.setattr(world.pods, "ask", ask)
     world.cluster.play(candidate)
     await reconcile(KEY, world.outside, PACE)
-    assert world.status()["candidate"]["verdict"][0]["state"] == "Waiting"
+    assert world.status()["candidate"]["gates"][0]["state"] == "Waiting"
     held.set()
     monkeypatch.setattr(smoke_prompts, "WORKER_SECONDS", 5.0)
     await look(world, 3)

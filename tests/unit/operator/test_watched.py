@@ -49,7 +49,7 @@ def test_errors_are_counted_from_look_to_look() -> None:
     states = [candidate.look(old=figures(1000 + 50 * n), new=figures(20 * n, 10 * n)) for n in range(1, 7)]
     assert states == ["Inconclusive"] * 4 + ["Failed"] * 2
     said = candidate.said["maxErrorRate"]
-    assert (said.figure, said.samples, said.stable_samples, said.since) == ("0.5", 120, 300, AT)
+    assert (said.estimate, said.samples, said.stable_samples, said.since) == ("0.5", 120, 300, AT)
     assert float(said.low or 0) > 0.01
 
 
@@ -122,7 +122,7 @@ def test_a_version_that_talks_three_times_as_long_fails_and_one_that_is_as_fast_
     for n in range(10):
         candidate.look(old=talks(90 * n), new=talks(10 * n, 60.0))
     assert candidate.said["maxTokensPerAnswerRatio"].state == "Failed"
-    assert candidate.said["maxTokensPerAnswerRatio"].figure == "3"
+    assert candidate.said["maxTokensPerAnswerRatio"].estimate == "3"
     assert candidate.said["minTokensPerSecondRatio"].state == "Passed"
 
 
@@ -131,7 +131,7 @@ def test_a_version_of_half_the_speed_fails_and_is_told_by_its_speed() -> None:
     for n in range(10):
         candidate.look(old=talks(90 * n), new=talks(10 * n, gap=0.04))
     said = candidate.said["minTokensPerSecondRatio"]
-    assert (said.state, said.figure) == ("Failed", "0.5")
+    assert (said.state, said.estimate) == ("Failed", "0.5")
     assert float(said.high or 0) < 0.8
 
 
@@ -141,7 +141,7 @@ def test_a_pod_that_takes_twice_the_memory_fails() -> None:
         pods = {"old1": talks(90 * n, memory_bytes=5e9), "old2": talks(90 * n, memory_bytes=4e9)}
         candidate.look(**pods, new=talks(10 * n, memory_bytes=1e10))
     said = candidate.said["maxMemoryRatio"]
-    assert (said.state, said.figure) == ("Failed", "2")
+    assert (said.state, said.estimate) == ("Failed", "2")
 
 
 def test_figures_that_an_older_runtime_does_not_tell_decide_nothing_and_it_is_named() -> None:

@@ -68,7 +68,7 @@ def verdict(gate: LoadProbe, found: ProbeOutcome) -> GateVerdict:
         {
             "name": NAME,
             "state": worst.state,
-            "figure": f"{worst.ratio:.4g}",
+            "estimate": f"{worst.ratio:.4g}",
             "threshold": f"{worst.allowed:.4g}",
             "low": f"{worst.low:.4g}",
             "high": f"{worst.high:.4g}",

@@ -70,7 +70,7 @@ class Running:
         return GateVerdict(
             name=name,
             state=answer.state,
-            figure=_text(figure),
+            estimate=_text(figure),
             threshold=gates.text(most),
             low=_text(low),
             high=_text(high),

@@ -32,7 +32,7 @@ class Candidate:
     restarts: int | None = None
     progressed_at: datetime | None = None
     paused: bool = False
-    verdict: tuple[GateVerdict, ...] = ()
+    gates: tuple[GateVerdict, ...] = ()
     outcome: str | None = None
     reason: str | None = None
     message: str | None = None
@@ -40,7 +40,7 @@ class Candidate:
     @classmethod
     def read(cls, status: CandidateStatus) -> "Candidate":
         moments = {name: parse(getattr(status, name)) for name in _MOMENTS}
-        return cls(**{**dict(status), **moments, "paused": bool(status.paused), "verdict": status.verdict or ()})
+        return cls(**{**dict(status), **moments, "paused": bool(status.paused), "gates": status.gates or ()})
 
     def served(self, since: datetime | None) -> StableStatus:
         """It as the revision that serves."""
@@ -49,15 +49,13 @@ class Candidate:
             version=self.version,
             image=self.image,
             started_at=stamp(since) if since else None,
-            judged=gates.summary(self.verdict) or None,
+            judged=gates.summary(self.gates) or None,
         )
 
     def status(self) -> CandidateStatus:
         """For the API, where an absent field is the usual case."""
         moments = {name: stamp(at) for name in _MOMENTS if (at := getattr(self, name)) is not None}
-        return CandidateStatus(
-            **{**vars(self), **moments, "paused": self.paused or None, "verdict": self.verdict or None}
-        )
+        return CandidateStatus(**{**vars(self), **moments, "paused": self.paused or None, "gates": self.gates or None})
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,9 @@ class Move:
         """Where the candidate is in its life."""
         if self.candidate.outcome is not None:
             return State.FAILED
+        wanted = self.situation.wanted
+        if wanted is not None and wanted.revision != self.new:
+            return State.REPLACED
         if self.candidate.traffic_since is not None:
             return State.TRAFFIC
         return State.READY if self.situation.answering(self.new) else State.STARTING
@@ -98,7 +99,7 @@ class Move:
     @property
     def smoke_passed(self) -> bool:
         """Its smoke prompts, if there are any, are answered as expected by every pod that is ready."""
-        passed = {each.name for each in self.candidate.verdict if each.state == "Passed"}
+        passed = {each.name for each in self.candidate.gates if each.state == "Passed"}
         return {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= passed
 
     @property
@@ -109,18 +110,18 @@ class Move:
         """
         if self.stable is None or self.needed or self.skips or self.situation.spec.on_inconclusive == "Promote":
             return ()
-        return tuple(each for each in gates.undecided(self.candidate.verdict) if each.name == gates.LOAD_PROBE)
+        return tuple(each for each in gates.undecided(self.candidate.gates) if each.name == gates.LOAD_PROBE)
 
     @property
     def probed(self) -> bool:
         """No load probe is awaited or holds it up."""
-        waits = any(each.name == gates.LOAD_PROBE and each.state == "Waiting" for each in self.candidate.verdict)
+        waits = any(each.name == gates.LOAD_PROBE and each.state == "Waiting" for each in self.candidate.gates)
         return not waits and not self.unproven
 
     @property
     def smoke_begun(self) -> bool:
         """For each of its smoke prompts' ConfigMaps a pod has passed, and none has failed."""
-        begun = {each.name for each in self.candidate.verdict if each.state != "Failed" and each.samples}
+        begun = {each.name for each in self.candidate.gates if each.state != "Failed" and each.samples}
         return self.smoke_passed or {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= begun
 
     @property

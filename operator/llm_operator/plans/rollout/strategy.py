@@ -75,11 +75,11 @@ class Strategy(ABC):
         if not self.judged(move) or move.skips or move.situation.spec.on_inconclusive == "Promote":
             return ()
         # A load probe has decided before there was traffic, or was let pass.
-        return tuple(each for each in gates.undecided(move.candidate.verdict) if each.name != gates.LOAD_PROBE)
+        return tuple(each for each in gates.undecided(move.candidate.gates) if each.name != gates.LOAD_PROBE)
 
     def cleared(self, move: Move) -> bool:
         """Whether no gate objects, is awaited or holds the candidate up."""
-        return gates.settled(move.candidate.verdict) and not self.undecided(move)
+        return gates.settled(move.candidate.gates) and not self.undecided(move)
 
     def arrived(self, move: Move) -> bool:
         """Whether all pods are ready and the gates let the candidate go on."""
