@@ -22,17 +22,21 @@ from bench.gates_batch import ErrorTrials, LatencyTrials
 from bench.machine import commit, machine
 from bench.report import FOLDER, table
 from bench.stats import median
-from llm_operator.plans.evidence import Buckets, Counts, ErrorTrial, LatencyTrial, Rules
+from llm_operator.plans.evidence import Buckets, Counts, ErrorTrial, LatencyTrial, MeanTrial, Rules
+from llm_runtime.contract import FINE_BOUNDS_TOKENS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Random = np.random.Generator
 
 ALLOWED_RATIO = 1.3
 ALLOWED_RATE = 0.01
+ALLOWED_TOKENS = 1.5
+MOST_TOKENS = 4096
 USUAL_RATE = 0.005
 LEAST = 50
 TAIL = 0.05
 FINE = (*(0.005 * 1.05**step for step in range(193)), inf)
+TOKENS = (*FINE_BOUNDS_TOKENS, inf)
 COARSE = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, inf)
 """What the runtime counted by before, and the judge before judged by."""
 RULES = Rules(least=LEAST)
@@ -99,6 +103,7 @@ class Side:
     look: Array
     """In which look each one falls."""
     seconds: Array
+    """For the gate on them: tokens of the answer."""
     failed: Array
 
 
@@ -178,6 +183,8 @@ def requests(random: Random, design: Design, cell: Cell, slower: float, rate: fl
         seconds = LATENCIES[cell.latency](random, len(look)) * factor * common[look]
         if world == "own spells":  # Of each side alone: a pod beside a noisy neighbour.
             seconds = seconds * np.where(spells(random, looks, design.seconds, 10, 0.1), 1.5, 1.0)[look]
+        if cell.gate == "tokens":
+            seconds = np.clip(np.ceil(100 * seconds), 1, MOST_TOKENS)
         failed = random.random(len(look)) < wrong + failures[look]
         if world == "clumps":  # Errors come five in a row, on one side alone.
             starts = np.flatnonzero(random.random(len(look)) < wrong / 5)
@@ -207,6 +214,8 @@ Ended = tuple[str, int]
 
 def ours(rollouts: list[list[Side]], design: Design, gate: str, stops: bool) -> list[Ended]:
     """Today's gates on many roll-outs. `stops`: a roll-out ends at the first look that passes, after 60 s."""
+    if gate == "tokens":
+        return [operators(sides, design, gate, stops) for sides in rollouts]
     rows = len(rollouts)
     looks = design.looks
     ended: list[Ended | None] = [None] * rows
@@ -233,17 +242,21 @@ def operators(sides: list[Side], design: Design, gate: str, stops: bool) -> Ende
     # The two ratios that decide; the others are only for the interval.
     ratios = (ALLOWED_RATIO, ALLOWED_RATIO * 1.5)
     late = LatencyTrial(ALLOWED_RATIO, RULES, ratios=ratios)
+    long = MeanTrial(ALLOWED_TOKENS, RULES)
     wrong = ErrorTrial(ALLOWED_RATE, RULES)
-    counts = [counted(side, design.looks, FINE).astype(float).tolist() for side in sides]
+    bounds = TOKENS if gate == "tokens" else FINE
+    counts = [counted(side, design.looks, bounds).astype(float).tolist() for side in sides]
     failed = [np.array(errors(side, design.looks), float).T.tolist() for side in sides]
     seen = 0
     for look in range(design.looks):
         seen += int(failed[0][look][0])
-        if gate == "latency":
-            late.look(*(Buckets(FINE, tuple(each[look])) for each in counts))
-        else:
+        if gate == "errors":
             wrong.look(*(Counts(*each[look]) for each in failed))
-        state, _ = (late if gate == "latency" else wrong).state()
+            state, _ = wrong.state()
+        else:
+            trial = late if gate == "latency" else long
+            trial.look(*(Buckets(bounds, tuple(each[look])) for each in counts))
+            state, _ = trial.state()
         if state == "Failed" or (stops and state == "Passed" and (look + 1) * design.seconds >= HOLD_SECONDS):
             return state, seen
     return "Inconclusive", seen
@@ -256,9 +269,20 @@ def earlier(sides: list[Side], design: Design, gate: str) -> Ended:
         known = (own[:, -1] >= LEAST) & (other[:, -1] >= LEAST)
         over = np.flatnonzero(known & (p95(own) > ALLOWED_RATIO * p95(other)))
         return ("Failed", int(own[over[0], -1])) if len(over) else ("Passed", int(own[-1, -1]))
+    if gate == "tokens":
+        (mine, tokens), (theirs, others) = (totals(side, design.looks) for side in sides)
+        known = (mine >= LEAST) & (theirs >= LEAST)
+        over = np.flatnonzero(known & (tokens * theirs > ALLOWED_TOKENS * others * mine))
+        return ("Failed", int(mine[over[0]])) if len(over) else ("Passed", int(mine[-1]))
     count, bad = (each.cumsum() for each in errors(sides[0], design.looks))
     over = np.flatnonzero((count >= LEAST) & (bad > ALLOWED_RATE * count))
     return ("Failed", int(count[over[0]])) if len(over) else ("Passed", int(count[-1]))
+
+
+def totals(side: Side, looks: int) -> tuple[Array, Array]:
+    """Answers and their tokens up to each look."""
+    tokens = np.bincount(side.look, weights=side.seconds, minlength=looks)
+    return np.bincount(side.look, minlength=looks).cumsum(), tokens.cumsum()
 
 
 def p95(upto: Array) -> Array:
@@ -288,6 +312,12 @@ def fixed(sides: list[Side], gate: str) -> Ended:
         share = float((mine > ALLOWED_RATIO * late).mean())
         usual = TAIL
         pairs = 1 / FIXED + 1 / len(theirs)
+    elif gate == "tokens":
+        if not len(theirs):
+            return "Inconclusive", FIXED
+        spread = sqrt(mine.var() / FIXED + ALLOWED_TOKENS**2 * theirs.var() / len(theirs))
+        more = float(mine.mean() - ALLOWED_TOKENS * theirs.mean())
+        return ("Failed" if more > FIXED_Z * spread else "Passed"), FIXED
     else:
         share = float(own.failed[:FIXED].mean())
         usual = ALLOWED_RATE
@@ -306,6 +336,11 @@ def cells() -> list[Cell]:
     found += [Cell("errors", "lognormal", "steady", "ten"), Cell("latency", "lognormal", "steady", "ten")]
     found += [Cell("latency", kind, "steady", name) for kind in LATENCIES for name in ("canary", "short", "steps")]
     found += [Cell("latency", "lognormal", world, "steps") for world in worlds]
+    found += [Cell("tokens", kind, "steady", "hold", 3) for kind in LATENCIES]
+    found += [Cell("tokens", "lognormal", world, "hold", 3) for world in worlds]
+    found += [Cell("tokens", kind, "steady", name) for kind in LATENCIES for name in ("canary", "short", "steps")]
+    found += [Cell("tokens", "lognormal", world, "steps") for world in worlds]
+    found += [Cell("tokens", "lognormal", "steady", name) for name in ("ten", "busy")]
     found += [Cell("latency", kind, "drift", "steps") for kind in ("heavy tail", "bimodal")]
     found += [Cell("latency", "autocorrelated", "bursts", "busy"), Cell("errors", "lognormal", "steady", "day")]
     return [*found, Cell("latency", "lognormal", "drift", "day"), Cell("latency", "autocorrelated", "steady", "day")]
@@ -322,8 +357,8 @@ def simulate(cell: Cell, rollouts: int) -> dict[str, Any]:
     """One row: shares of roll-outs that each judge takes back, and after how many requests."""
     design = DESIGNS[cell.design]
     stops = cell.worse != 1
-    failing = 0.0 if cell.gate == "latency" else ALLOWED_RATE * cell.worse if stops else USUAL_RATE
-    slower = cell.worse if cell.gate == "latency" else 1.0
+    failing = 0.0 if cell.gate != "errors" else ALLOWED_RATE * cell.worse if stops else USUAL_RATE
+    slower = 1.0 if cell.gate == "errors" else cell.worse
     ended: dict[str, list[Ended]] = {"ours": [], "earlier": [], "fixed": []}
     together = max(1, LOOKS_TOGETHER // design.looks)
     for begun in range(0, rollouts, together):
@@ -354,10 +389,13 @@ itself, and the benchmark fails if the two differ. **Before** is the judge of th
 from coarse buckets against the threshold at every look, from 50 requests on. **Fixed** is one test at the candidate's
 500th request, one-sided at 1 %, of exact latencies.
 
-The allowed ratio of 95th percentiles is 1.3, the allowed error rate 1 %; stable and an equal candidate have 0.5 %.
-Equal versions are judged to the end of the time, whatever was said before; worse ones until they are taken back, or
-promoted at the first look after 60 s at which the gate passes. What is neither is held, and taken back by default
-after `maxHoldSeconds`.
+The rows on tokens are judged by the operator's code alone. There was no such gate before: a plain comparison of the two
+means at every look stands for it. The latencies below times 100 are the tokens of an answer, at most 4096.
+
+The allowed ratio of 95th percentiles is 1.3, that of tokens an answer 1.5, the allowed error rate 1 %; stable and an
+equal candidate have 0.5 %. Equal versions are judged to the end of the time, whatever was said before; worse ones until
+they are taken back, or promoted at the first look after 60 s at which the gate passes. What is neither is held, and
+taken back by default after `maxHoldSeconds`.
 
 Latencies: lognormal (sigma 0.5); bimodal (a quarter takes ten times as long); heavy tail (Pareto, 1.8, no variance);
 autocorrelated (0.9 from one request to the next, on each side). Worlds: *drift*, both sides get up to several times
@@ -402,8 +440,10 @@ TITLES = {"ours": "ours", "earlier": "before", "fixed": "fixed"}
 
 def named(row: dict[str, Any]) -> str:
     """A row in words."""
-    kind = f"{row['latency']}, " if row["gate"] == "latency" else ""
-    worse = "equal" if row["worse"] == 1 else f"{row['worse']:g} × the {'latency' if kind else 'allowed errors'}"
+    gate = row["gate"]
+    kind = "" if gate == "errors" else f"{row['latency']}, "
+    figure = "allowed errors" if gate == "errors" else gate
+    worse = "equal" if row["worse"] == 1 else f"{row['worse']:g} × the {figure}"
     return f"{row['gate']}: {worse}; {kind}{row['world']}; {DESIGNS[row['design']].title}"
 
 

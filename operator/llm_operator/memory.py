@@ -6,15 +6,18 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
+from llm_operator.crds.rollout import LoadProbe
 from llm_operator.inventory import Inventory
 from llm_operator.plans import names
 from llm_operator.plans.evidence.copies import Copies
 from llm_operator.plans.evidence.watched import Watched
 from llm_operator.plans.status.verdicts import Ledger
-from llm_operator.state import Given, Key, Measured, Meta, SmokeOutcome
+from llm_operator.state import Given, Key, Measured, Meta, ProbeOutcome, SmokeOutcome
 
 MOST = 10_000
 MOST_DIGESTS = 200_000
+PODS_AT_ONCE = 4
+"""Pods of one deployment that are asked at the same time."""
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -61,10 +64,19 @@ class Memory:
     """The same of copies of requests."""
     shadow_tokens: Bounded[str, tuple[str, str]] = field(default_factory=Bounded)
     """By deployment uid: a candidate and what copies for it carry. Another one after a restart."""
-    smoke: Bounded[tuple[str, str, str, str], SmokeOutcome] = field(default_factory=Bounded)
-    """Outcomes of smoke prompts, by (deployment uid, candidate, ConfigMap, its resourceVersion): each is asked once."""
-    asking: dict[tuple[str, str, str, str], "asyncio.Task[tuple[SmokeOutcome, bool]]"] = field(default_factory=dict)
+    smoke: Bounded[tuple[str, str, str, str, str], SmokeOutcome] = field(default_factory=Bounded)
+    """What each pod last made of smoke prompts, by (deployment uid, candidate, ConfigMap, digest of its content, pod
+    uid and restarts)."""
+    asking: dict[tuple[str, str, str, str, str], "asyncio.Task[None]"] = field(default_factory=dict)
     """The same prompts while they are being asked."""
+    places: defaultdict[str, asyncio.Semaphore] = field(
+        default_factory=lambda: defaultdict(lambda: asyncio.Semaphore(PODS_AT_ONCE))
+    )
+    """By deployment uid: held while a pod of it is asked."""
+    probes: Bounded[tuple[str, str, LoadProbe], ProbeOutcome] = field(default_factory=Bounded)
+    """What became of load probes, by (deployment uid, candidate, probe)."""
+    probing: dict[tuple[str, str, LoadProbe], "asyncio.Task[None]"] = field(default_factory=dict)
+    """Those that run."""
     measured: Bounded[tuple[str, str, str], tuple[datetime, Measured]] = field(default_factory=Bounded)
     """What Prometheus answered last, by (deployment uid, server, query)."""
 
@@ -89,8 +101,8 @@ class Memory:
             del self.measured[query]
         for prompts in [known for known in self.asking if known[0] == uid]:
             self.asking.pop(prompts).cancel()
-
-    def drop_answered(self) -> None:
-        """Drop prompts that were answered after nobody waited for them any more: their LLMDeployment is gone."""
-        for prompts in [prompts for prompts, task in self.asking.items() if task.done()]:
-            del self.asking[prompts]
+        self.places.pop(uid, None)
+        for probe in [known for known in self.probes if known[0] == uid]:
+            del self.probes[probe]
+        for running in [known for known in self.probing if known[0] == uid]:
+            self.probing.pop(running).cancel()

@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from llm_operator.crds import AdapterSpec, ApiKeySpec, ApiKeyStatus, GateVerdict, LLMDeploymentSpec, LLMDeploymentStatus
-from llm_runtime.contract import KeyRecord
+from llm_operator.crds.rollout import LoadProbe
+from llm_runtime.contract import KeyRecord, LoadFigures
 
 Manifest = dict[str, Any]
 """A Kubernetes object as JSON."""
@@ -157,6 +158,12 @@ class Figures:
     """Count of times between two tokens up to each bound, in seconds."""
     shadowed: Shadowed = field(default_factory=Shadowed)
     """What came of the copies that the pod has sent."""
+    token_gap: Mapping[float, float] | None = None
+    """The same by fine bounds. None: an older runtime, which has none."""
+    answer_tokens: Mapping[float, float] | None = None
+    """Count of answers with up to each bound of tokens. None: an older runtime."""
+    memory_bytes: float | None = None
+    """Of the GPU where there is one, else of the processes. None: an older runtime."""
 
 
 def pod_ended(pod: Manifest) -> bool:
@@ -174,7 +181,7 @@ def pod_ready(pod: Manifest) -> bool:
 
 @dataclass(frozen=True)
 class SmokeOutcome:
-    """What became of one ConfigMap's smoke prompts."""
+    """What became of one ConfigMap's smoke prompts, on one pod or on all together."""
 
     passed: int = 0
     """Prompts that were answered as expected."""
@@ -184,6 +191,8 @@ class SmokeOutcome:
     """Why there is no outcome yet."""
     unusable: bool = False
     """There is none until somebody mends the ConfigMap."""
+    pods: int = 0
+    """Pods that have answered all of them as expected."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +205,20 @@ class Measured:
     """Whether the figure may be told: it is of the namespace that asked."""
     waiting: str = ""
     """Why there is no answer yet."""
+
+
+@dataclass(frozen=True)
+class ProbeOutcome:
+    """What became of one load probe."""
+
+    blocks: tuple[tuple[LoadFigures, LoadFigures], ...] = ()
+    """In turns: the candidate's pod and stable's."""
+    waiting: str = ""
+    """Why there is no outcome yet."""
+    message: str = ""
+    """Why there is none and will be none."""
+    kept: GateVerdict | None = None
+    """What the status says of it, where it was made by another process of the operator."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +235,7 @@ class Evidence:
     """By query as it is written in the gate."""
     shadow: Mapping[str, GateVerdict] = field(default_factory=dict)
     """By gates.key: results of the gates that judge copies of requests."""
+    probes: Mapping[LoadProbe, ProbeOutcome] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from llm_runtime import errors
 from llm_runtime.api import chat as conversation
-from llm_runtime.api import completions_with_logprobs, generate, manage, pages, predict, probes
+from llm_runtime.api import completions_with_logprobs, generate, load_probe, manage, pages, predict, probes
 from llm_runtime.api.access import KEY_HINT
 from llm_runtime.api.answers import HANDLERS, internal_error
 from llm_runtime.api.documents import describe
@@ -36,6 +36,7 @@ ROUTERS = (
     predict.router,
     completions_with_logprobs.router,
     manage.router,
+    load_probe.router,
     probes.router,
     pages.router,
 )

@@ -51,6 +51,8 @@ SHADOW_HEADER = "x-llm-shadow"
 LIVE_PATH = "/livez"
 READY_PATH = "/readyz"
 METRICS_PATH = "/metrics"
+LOAD_PROBE_PATH = "/load-probe"
+"""A short load on the server's own engine; answers `LoadFigures` to the operator's own key alone."""
 NO_CHAT_TEMPLATE = "no_chat_template"
 """Code of the error that a chat gets from a model that has none."""
 
@@ -91,6 +93,12 @@ their differences, each from 0 (as stable's) to 1."""
 METRIC_SHADOW_FINE = "llm_shadow_fine"
 """A counter by candidate, side (stable or candidate), what (seconds or tokens) and upper bound `le`, as the other fine
 ones: whole answers that were compared. Tokens are in thousands."""
+METRIC_ANSWER_TOKENS_FINE = "llm_answer_tokens_fine"
+"""As the others, by one of FINE_BOUNDS_TOKENS."""
+FINE_BOUNDS_TOKENS = (*map(float, range(1, 21)), *(float(round(20 * 1.05**step)) for step in range(1, 200)))
+"""1 to 20 one by one, then in steps of 5 % to some 330,000 tokens."""
+METRIC_GPU_MEMORY = "gpu_memory_usage_bytes"
+METRIC_MEMORY = "llm_resident_memory_bytes"
 METRIC_ADAPTER_LOADED = "llm_adapter_loaded"
 """By adapter and version: 1 where it answers."""
 METRIC_ADAPTER_FAILED = "llm_adapter_failed"
@@ -425,6 +433,8 @@ class KeyRecord(_Additive):
     """Names of the adapters that the key may use beside the model itself. Empty: all."""
     admin: bool = False
     """Whether the key may manage models and keys. Ignored in a key file: the operator manages there."""
+    operator: bool = False
+    """Whether it is the operator's own key, which alone may ask for load probes."""
 
 
 class FileTier(Tier):
@@ -532,6 +542,25 @@ class ShadowFile(_Additive):
     """Share of the requests that is copied."""
     max_in_flight: Annotated[int, Field(ge=1)] = 4
     """Copies of one pod that may be on their way; others are dropped."""
+
+
+class LoadFigures(_Additive):
+    """What a load probe measured. Pairs are the median and the 95th percentile; None: too few samples for them."""
+
+    answers: int
+    """Number of requests that were answered."""
+    tokens_per_second: float
+    """Tokens of all answers together, per second."""
+    first_token_seconds: tuple[float, float] | None = None
+    """Time to the first token."""
+    inter_token_seconds: tuple[float, float] | None = None
+    """Time between two tokens of one answer."""
+    memory_bytes: int = 0
+    """Memory afterwards, of the GPU where there is one."""
+    busy: float = 0.0
+    """Share of the time, 0 to 1, in which clients' requests ran as well."""
+    dropped: bool = False
+    """Whether the probe was ended early because clients queued."""
 
 
 class FatalReport(_Section):

@@ -134,6 +134,10 @@ class Generation:
         self._books.usage.write(self._row(outcome))
         if self._listener and outcome is Outcome.COMPLETED:
             self._listener.answered(self.job, self._said, self._books.clock() - self._started_at)
+        if self.completion_tokens and not self.cached and outcome in (Outcome.COMPLETED, Outcome.CANCELLED):
+            # An answer that its client broke off counts: whoever talks too long is broken off more often.
+            mean = self.completion_tokens / self.choices
+            self._books.metrics.answer_tokens_fine.observe(mean, self.choices)
 
     @property
     def _billed(self) -> int:

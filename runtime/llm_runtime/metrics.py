@@ -16,13 +16,17 @@ from prometheus_client.utils import floatToGoString
 
 from llm_runtime.contract import (
     FINE_BOUNDS_SECONDS,
+    FINE_BOUNDS_TOKENS,
     METRIC_ADAPTER_FAILED,
     METRIC_ADAPTER_LOADED,
+    METRIC_ANSWER_TOKENS_FINE,
     METRIC_API_REQUESTS,
     METRIC_FIRST_TOKEN,
     METRIC_FIRST_TOKEN_FINE,
+    METRIC_GPU_MEMORY,
     METRIC_INTER_TOKEN,
     METRIC_INTER_TOKEN_FINE,
+    METRIC_MEMORY,
     METRIC_REQUESTS_RUNNING,
     METRIC_REQUESTS_WAITING,
     METRIC_TOKENS_PER_SECOND,
@@ -110,20 +114,21 @@ class Tally(Collector):
 class FineTally(Collector):
     """Samples in buckets of 5 %, by which two versions are compared. Only buckets that were hit make a series."""
 
-    def __init__(self, name: str, documentation: str) -> None:
+    def __init__(self, name: str, documentation: str, bounds: tuple[float, ...] = FINE_BOUNDS_SECONDS) -> None:
         self._name = name
+        self._bounds = bounds
         self._documentation = documentation
         self._counts: dict[int, int] = {}
 
     def observe(self, value: float, count: int = 1) -> None:
-        """Count `value`, in seconds, as often as it happened."""
-        bucket = bisect_left(FINE_BOUNDS_SECONDS, value)
+        """Count `value` as often as it happened."""
+        bucket = bisect_left(self._bounds, value)
         self._counts[bucket] = self._counts.get(bucket, 0) + count
 
     def collect(self) -> Iterable[Metric]:
         family = CounterMetricFamily(self._name, self._documentation, labels=["le"])
         for bucket, count in sorted(self._counts.items()):
-            bound = floatToGoString((*FINE_BOUNDS_SECONDS, inf)[bucket])  # type: ignore[no-untyped-call]
+            bound = floatToGoString((*self._bounds, inf)[bucket])  # type: ignore[no-untyped-call]
             family.add_metric([bound], count)
         yield family
 
@@ -140,6 +145,8 @@ class Sources:
     failed_adapters: Callable[[], Iterable[tuple[str, str, str]]] | None = None
     """Name, wanted version and reason."""
     cache_entries: Callable[[], int] = lambda: 0
+    memory_bytes: Callable[[], int] = lambda: 0
+    """Of all processes."""
 
 
 class Metrics:
@@ -180,7 +187,12 @@ class Metrics:
         self.inter_token_fine = FineTally(
             METRIC_INTER_TOKEN_FINE, "Samples of the time between two tokens, by bucket of 5 %, not cumulative."
         )
-        for each in (self.inter_token, self.first_token_fine, self.inter_token_fine):
+        self.answer_tokens_fine = FineTally(
+            METRIC_ANSWER_TOKENS_FINE,
+            "Answers by their number of tokens, by bucket of 5 %, not cumulative. Those from a cache do not count.",
+            FINE_BOUNDS_TOKENS,
+        )
+        for each in (self.inter_token, self.first_token_fine, self.inter_token_fine, self.answer_tokens_fine):
             registry.register(each)
         self.usage_written = Counter("llm_usage_rows_written_total", "Usage rows stored.", registry=registry)
         self.usage_dropped = Counter("llm_usage_rows_dropped_total", "Usage rows lost.", registry=registry)
@@ -233,6 +245,8 @@ class _Live(Collector):
         yield GaugeMetricFamily(
             METRIC_TOKENS_PER_SECOND, "Tokens generated per second, over ten seconds.", value=self._rate.value()
         )
+        memory = float(sources.memory_bytes())
+        yield GaugeMetricFamily(METRIC_MEMORY, "Memory of the server's processes, without the GPU's.", value=memory)
         if sources.database_away:
             text = "1 unless the database did not answer when it was asked last."
             yield GaugeMetricFamily("llm_database_up", text, value=float(not sources.database_away()))
@@ -269,7 +283,7 @@ def _engine_gauges(figures: EngineFigures) -> Iterable[GaugeMetricFamily]:
         yield GaugeMetricFamily(name, text, value=float(value))
     if figures.gpu_memory_bytes is not None:
         memory = float(figures.gpu_memory_bytes)
-        yield GaugeMetricFamily("gpu_memory_usage_bytes", "GPU memory in use by the engine.", value=memory)
+        yield GaugeMetricFamily(METRIC_GPU_MEMORY, "GPU memory in use by the engine.", value=memory)
 
 
 def _engine_counters(figures: EngineFigures) -> Iterable[CounterMetricFamily]:

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from llm_operator.crds.common import Line, ObjectName
-from llm_operator.crds.schema import Section, rules
+from llm_operator.crds.schema import Section, one_of, rules
 
 MAX_STEPS = 10
 MAX_GATES = 10
@@ -78,7 +78,7 @@ class BlueGreenSpec(Section):
 
     hold_seconds: Annotated[int, Field(ge=0, le=86_400)] | None = None
     """Seconds that the old pods stay ready after the switch, to switch back if a gate fails or a new pod crashes.
-    Absent: 60 with gates other than smoke prompts, otherwise 0."""
+    Absent: 60 with gates other than smoke prompts and load probes, otherwise 0."""
 
 
 class SmokePrompts(Section):
@@ -100,6 +100,34 @@ class PrometheusQuery(Section):
     """Upper bound of the number, above which the candidate fails."""
 
 
+class LoadProbe(Section):
+    """A short load on one pod of the candidate before it gets traffic, in turns with one pod of stable."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "has(self.maxTimeToFirstTokenRatio) || has(self.maxInterTokenRatio) || "
+                "has(self.minTokensPerSecondRatio)",
+                "write at least one of maxTimeToFirstTokenRatio, maxInterTokenRatio, minTokensPerSecondRatio",
+            )
+        )
+    )
+    concurrency: Annotated[int, Field(ge=1, le=16)] = 4
+    """Requests that run at the same time."""
+    seconds: Annotated[int, Field(ge=10, le=120)] = 30
+    """Seconds of load on each of the two pods, in ten blocks."""
+    prompt_tokens: Annotated[int, Field(ge=1, le=32_768)] = 128
+    """Tokens of each prompt, chosen at random."""
+    max_tokens: Annotated[int, Field(ge=2, le=4096)] = 32
+    """Tokens of each answer."""
+    max_time_to_first_token_ratio: Ratio | None = None
+    """Largest ratio of candidate to stable for the median time to the first token."""
+    max_inter_token_ratio: Ratio | None = None
+    """Largest ratio of candidate to stable for the median time between two tokens."""
+    min_tokens_per_second_ratio: Ratio | None = None
+    """Smallest ratio of candidate to stable for the tokens per second of all requests together."""
+
+
 class ShadowSpec(Section):
     """Copies of requests that the candidate answers behind the clients' backs, before it gets traffic."""
 
@@ -116,11 +144,9 @@ class ShadowAgreement(Section):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            (
-                "[has(self.minExact), has(self.minSimilarity), has(self.minSameFinishReason), has(self.minJsonValid), "
-                "has(self.maxTokensP95Ratio), has(self.maxSecondsP95Ratio)].filter(x, x).size() == 1",
-                "write exactly one of minExact, minSimilarity, minSameFinishReason, minJsonValid, maxTokensP95Ratio, "
-                "maxSecondsP95Ratio per shadowAgreement",
+            one_of(
+                "minExact minSimilarity minSameFinishReason minJsonValid maxTokensP95Ratio maxSecondsP95Ratio",
+                "shadowAgreement",
             )
         )
     )
@@ -148,12 +174,10 @@ class GateSpec(Section):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            (
-                "[has(self.smokePrompts), has(self.maxErrorRate), has(self.maxTimeToFirstTokenP95Ratio), "
-                "has(self.maxInterTokenP95Ratio), has(self.prometheusQuery), has(self.shadowAgreement)]"
-                ".filter(x, x).size() == 1",
-                "write exactly one of smokePrompts, maxErrorRate, maxTimeToFirstTokenP95Ratio, maxInterTokenP95Ratio, "
-                "prometheusQuery, shadowAgreement per entry",
+            one_of(
+                "smokePrompts loadProbe shadowAgreement prometheusQuery maxErrorRate maxTimeToFirstTokenP95Ratio "
+                "maxInterTokenP95Ratio maxTokensPerAnswerRatio minTokensPerSecondRatio maxMemoryRatio",
+                "entry",
             )
         )
     )
@@ -167,10 +191,21 @@ class GateSpec(Section):
     max_inter_token_p95_ratio: Ratio | None = None
     """Largest ratio of candidate to stable for the 95th percentile of the time between two tokens, where 1.3 is 30 %
     slower."""
+    max_tokens_per_answer_ratio: Ratio | None = None
+    """Largest ratio of candidate to stable for the mean number of tokens of an answer, where 1.5 is half as many
+    more."""
+    min_tokens_per_second_ratio: Ratio | None = None
+    """Smallest ratio of candidate to stable for the tokens per second of an answer while it is generated, where 0.8 is
+    20 % slower."""
+    max_memory_ratio: Ratio | None = None
+    """Largest ratio of candidate to stable for the memory of a pod, of the GPU where it has one: the largest pod of
+    each is compared."""
     prometheus_query: PrometheusQuery | None = None
     """A number that Prometheus computes, and its upper bound."""
     shadow_agreement: ShadowAgreement | None = None
     """A bound on how far answers to copies differ from stable's. Needs rollout.shadow."""
+    load_probe: LoadProbe | None = None
+    """A short load before the candidate gets traffic, for services that are too quiet to judge it by theirs."""
     min_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 50
     """Fewest samples of each side by which the error rate and the ratios are judged."""
 
@@ -226,7 +261,7 @@ class RolloutSpec(Section):
         """How long BlueGreen judges the candidate by its traffic."""
         if self.blue_green is not None and self.blue_green.hold_seconds is not None:
             return self.blue_green.hold_seconds
-        before = [gate for gate in self.gates or () if gate.smoke_prompts or gate.shadow_agreement]
+        before = [gate for gate in self.gates or () if gate.smoke_prompts or gate.load_probe or gate.shadow_agreement]
         return JUDGED_SECONDS if len(before) < len(self.gates or ()) else 0
 
     @property
@@ -238,6 +273,11 @@ class RolloutSpec(Section):
     def http_route(self) -> HttpRouteSpec | None:
         """The HTTPRoute that is asked for."""
         return self.canary.http_route if self.canary else None
+
+    @property
+    def load_probes(self) -> tuple[LoadProbe, ...]:
+        """The load probes, each once."""
+        return tuple(dict.fromkeys(gate.load_probe for gate in self.gates or () if gate.load_probe))
 
     @property
     def smoke_maps(self) -> tuple[str, ...]:

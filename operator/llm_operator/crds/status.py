@@ -114,7 +114,7 @@ class GateVerdict(Section):
     high: Annotated[str, Field(max_length=64)] | None = None
     """Upper end of the interval: the true value is above it in at most one of 20 roll-outs."""
     samples: int | None = Field(default=None, json_schema_extra={"format": "int64"})
-    """Number of the candidate's samples."""
+    """Number of the candidate's samples; of smoke prompts, number of its pods that passed."""
     stable_samples: int | None = Field(default=None, json_schema_extra={"format": "int64"})
     """Number of the stable revision's samples."""
     since: Time | None = None

@@ -15,6 +15,7 @@ from prometheus_client.samples import Sample
 from llm_operator.ports.proxies import bounded
 from llm_operator.state import Download, Figures, Manifest, Shadowed
 from llm_runtime import contract
+from llm_runtime.contract import LoadFigures
 
 TIMEOUT_SECONDS = 2.0
 MAX_BYTES = 4 << 20
@@ -26,6 +27,8 @@ SERVER_ERROR = "5"
 
 
 ANSWER_SECONDS = 60.0
+PROBE_LATE_SECONDS = 40.0
+"""What a load probe may take longer than it was asked to: requests under way are answered."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ class Pods(Protocol):
         """
         ...
 
+    async def probe(self, pod: Manifest, key: str, body: dict[str, Any]) -> LoadFigures | Answer:
+        """Figures of a load probe; an answer where there are none."""
+        ...
+
 
 class HttpPods:
     """The real ones, at the addresses in their status."""
@@ -58,6 +65,8 @@ class HttpPods:
     def __init__(self) -> None:
         self._client = httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False)
         self._places = asyncio.Semaphore(AT_ONCE)
+        self._prompts = asyncio.Semaphore(AT_ONCE)
+        """Of their own: an answer takes up to a minute, and the loop waits for figures."""
 
     async def figures(self, pod: Manifest) -> Figures | None:
         root = _root(pod)
@@ -83,10 +92,24 @@ class HttpPods:
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
         return await self._ask(root + path, key, body)
 
+    async def probe(self, pod: Manifest, key: str, body: dict[str, Any]) -> LoadFigures | Answer:
+        root = _root(pod)
+        if root is None:
+            return Answer(0, "the pod has no address yet")
+        headers = {"Authorization": f"Bearer {key}"}
+        most = body["seconds"] + PROBE_LATE_SECONDS
+        try:
+            async with asyncio.timeout(most):
+                url = root + contract.LOAD_PROBE_PATH
+                status, text = await self._text("POST", url, json=body, headers=headers, timeout=most)
+            return LoadFigures.model_validate_json(text) if status == 200 else Answer(status, text[:500])
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError) as error:
+            return Answer(0, f"{type(error).__name__}: {error}")
+
     async def _ask(self, url: str, key: str, body: dict[str, Any]) -> Answer:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            async with self._places, asyncio.timeout(ANSWER_SECONDS):
+            async with self._prompts, asyncio.timeout(ANSWER_SECONDS):
                 status, text = await self._text("POST", url, json=body, headers=headers, timeout=ANSWER_SECONDS)
             return Answer(status, _generated(text) if status == 200 else text[:500])
         # TypeError, RecursionError: a prompt that is no JSON.
@@ -126,6 +149,7 @@ _WANTED = (
     contract.METRIC_FIRST_TOKEN_FINE, contract.METRIC_INTER_TOKEN_FINE,
     contract.METRIC_SHADOW_COPIES, contract.METRIC_SHADOW_COMPARED, contract.METRIC_SHADOW_DIFFERENCE,
     contract.METRIC_SHADOW_FINE,
+    contract.METRIC_ANSWER_TOKENS_FINE, contract.METRIC_GPU_MEMORY, contract.METRIC_MEMORY,
 )  # fmt: skip
 _STARTS = tuple(f"{before}{name}" for name in _WANTED for before in ("", "# TYPE "))
 MAX_LINE_CHARACTERS = 1000
@@ -151,6 +175,7 @@ def read(text: str) -> Figures:
     total = value(contract.METRIC_DOWNLOAD_SIZE_BYTES)
     done = value(contract.METRIC_DOWNLOADED_BYTES)
     rate = value(contract.METRIC_DOWNLOAD_RATE)
+    memory = value(contract.METRIC_GPU_MEMORY)
     requests = [s for s in samples.get(contract.METRIC_API_REQUESTS, ()) if s.name.endswith("_total")]
     return Figures(
         download=Download(done or 0, total, rate or 0) if total else None,
@@ -170,6 +195,9 @@ def read(text: str) -> Figures:
         or _histogram(samples.get(contract.METRIC_FIRST_TOKEN, ())),
         inter_token=_fine(samples.get(contract.METRIC_INTER_TOKEN_FINE, ()))
         or _histogram(samples.get(contract.METRIC_INTER_TOKEN, ())),
+        token_gap=_told(samples.get(contract.METRIC_INTER_TOKEN_FINE), contract.FINE_BOUNDS_SECONDS),
+        answer_tokens=_told(samples.get(contract.METRIC_ANSWER_TOKENS_FINE), contract.FINE_BOUNDS_TOKENS),
+        memory_bytes=value(contract.METRIC_MEMORY) if memory is None else memory,
         shadowed=_shadowed(samples),
     )
 
@@ -189,12 +217,17 @@ def _shadowed(samples: Mapping[str, list[Sample]]) -> Shadowed:
     )
 
 
-def _fine(samples: Iterable[Sample]) -> dict[float, float]:
-    """Counts up to each bound, from those of each bucket alone. Empty of a runtime that has none."""
+def _told(samples: Iterable[Sample] | None, bounds: tuple[float, ...]) -> dict[float, float] | None:
+    """As `_fine`; None of a runtime that does not know the metric."""
+    return None if samples is None else _fine(samples, bounds)
+
+
+def _fine(samples: Iterable[Sample], finite: tuple[float, ...] = contract.FINE_BOUNDS_SECONDS) -> dict[float, float]:
+    """Counts up to each bound, from those of each bucket alone. Empty where there are none."""
     counts = {float(s.labels["le"]): s.value for s in samples if s.name.endswith("_total")}
     if not counts:
         return {}
-    bounds = (*contract.FINE_BOUNDS_SECONDS, math.inf)
+    bounds = (*finite, math.inf)
     return dict(zip(bounds, accumulate(counts.get(bound, 0.0) for bound in bounds), strict=True))
 
 

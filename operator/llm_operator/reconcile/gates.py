@@ -5,7 +5,6 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 from llm_operator.crds import CandidateStatus, GateVerdict
 from llm_operator.crds.rollout import PrometheusQuery
@@ -17,18 +16,11 @@ from llm_operator.plans.objects import keys
 from llm_operator.plans.rollout import stamp
 from llm_operator.plans.status import faults
 from llm_operator.ports.cluster import ApiError, Conflict
+from llm_operator.reconcile import loadprobe, smoke
 from llm_operator.reconcile.apikey import new_key
 from llm_operator.state import Evidence, HeldKey, Manifest, Measured, Meta, Observed, SmokeOutcome
 from llm_runtime.contract import hash_key, key_id_of
 
-SMOKE_SECONDS = 60.0
-"""For all prompts together."""
-WORKER_SECONDS = 5.0
-"""How long a worker waits for them before it goes on with something else."""
-AT_ONCE = 4
-"""Prompts that one pod is asked at the same time."""
-NOT_YET = (0, 401, 403, 429, 503)
-"""Answers of a pod that is not to blame: it has not read its key file yet, or is busy."""
 QUERY_AGE = timedelta(seconds=10)
 """How old an answer of Prometheus may be: a query may be dear, and each look would ask it again."""
 GONE = ""
@@ -55,9 +47,13 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
         observed = replace(observed, shadow_token=_shadow_token(outside, observed.meta.uid, candidate.revision))
     pods = [pod for pod in _pods(observed, candidate.revision) if faults.ready(pod)]
     asked = [gate.prometheus_query for gate in spec.gates or () if gate.prometheus_query is not None] if pods else []
-    outcomes, answers = await asyncio.gather(
-        asyncio.gather(*(_smoke(outside, observed, candidate, name, pods, key, missing) for name in spec.smoke_maps)),
+    probes = [loadprobe.outcome(outside, observed, candidate, each, key, missing) for each in spec.load_probes]
+    outcomes, answers, probed = await asyncio.gather(
+        asyncio.gather(
+            *(_smoke(outside, observed, candidate.revision, name, pods, key, missing) for name in spec.smoke_maps)
+        ),
         asyncio.gather(*(_query(outside, observed, candidate, each) for each in asked)),
+        asyncio.gather(*probes),
     )
     return replace(
         observed,
@@ -65,6 +61,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
             revision=candidate.revision,
             traffic=_traffic(outside, observed, candidate),
             smoke=dict(zip(spec.smoke_maps, outcomes, strict=True)),
+            probes=dict(zip(spec.load_probes, probed, strict=True)),
             queries={each.query: answer for each, answer in zip(asked, answers, strict=True)},
             shadow=_copies(outside, observed, candidate),
         ),
@@ -140,117 +137,23 @@ async def _query(outside: Outside, observed: Observed, candidate: CandidateStatu
 
 
 async def _smoke(
-    outside: Outside,
-    observed: Observed,
-    candidate: CandidateStatus,
-    name: str,
-    pods: list[Manifest],
-    key: str | None,
-    missing: str,
+    outside: Outside, observed: Observed, revision: str, name: str, pods: list[Manifest], key: str | None, missing: str
 ) -> SmokeOutcome:
     if not pods:
         return SmokeOutcome(waiting="no pod of the candidate is ready yet")
-    try:
-        found = await outside.cluster.get("ConfigMap", observed.meta.namespace, name)
-    except ApiError as error:
-        return SmokeOutcome(waiting=f"ConfigMap {name} can't be read: {error}")
-    if found is None:
-        return SmokeOutcome(waiting=f"ConfigMap {name} does not exist: create it", unusable=True)
     if key is None:
         secret = names.operator_key_secret(observed.meta)
         return SmokeOutcome(waiting=missing or f"Secret {secret} exists and is not ours: delete it")
-    known = (observed.meta.uid, candidate.revision, name, found["metadata"]["resourceVersion"])
-    if known in outside.memory.smoke:
-        return outside.memory.smoke[known]
-    if known not in outside.memory.asking:
-        try:
-            pod = await _own(outside, observed, candidate.revision, pods)
-        except ApiError as error:
-            return SmokeOutcome(waiting=f"whose the candidate's pods are can't be read: {error}")
-        if pod is None:
-            return SmokeOutcome(waiting="no ready pod is of the candidate's Deployment, though some have its labels")
-        outside.memory.drop_answered()
-        outside.memory.asking[known] = asyncio.create_task(
-            _ask_all(outside, pod, key, observed.meta.name, name, found.get("data") or {})
-        )
-    return await _answered(outside, known)
-
-
-async def _answered(outside: Outside, known: tuple[str, str, str, str]) -> SmokeOutcome:
-    """What has become of prompts that are being asked, kept once it is final."""
-    asking = outside.memory.asking[known]
-    # The prompts of one deployment keep no worker from the others: a later look finds what has become of them.
-    done, _ = await asyncio.wait({asking}, timeout=WORKER_SECONDS)
-    if not done:
-        return SmokeOutcome(waiting=f"the prompts of ConfigMap {known[2]} are being asked")
-    del outside.memory.asking[known]
-    outcome, final = asking.result()
-    if final:
-        outside.memory.smoke[known] = outcome
-    return outcome
-
-
-async def _own(outside: Outside, observed: Observed, revision: str, pods: list[Manifest]) -> Manifest | None:
-    """The first of the pods that the revision's Deployment has made.
-
-    Anybody's pod may have its labels, and this one is given a key and judges the candidate.
-    """
-    deployment = observed.revisions[revision].deployment
-    for pod in pods:
-        by = _controller(pod)
-        if deployment is None or by is None or by["kind"] != "ReplicaSet":
-            continue
-        found = await outside.cluster.get("ReplicaSet", observed.meta.namespace, by["name"])
-        made_by = _controller(found) if found and found["metadata"]["uid"] == by["uid"] else None
-        if made_by is not None and made_by["uid"] == deployment["metadata"]["uid"]:
-            return pod
-    return None
-
-
-def _controller(manifest: Manifest) -> Manifest | None:
-    references: list[Manifest] = manifest["metadata"].get("ownerReferences") or []
-    return next((each for each in references if each.get("controller")), None)
-
-
-async def _ask_all(
-    outside: Outside, pod: Manifest, key: str, model: str, config_map: str, data: dict[str, str]
-) -> tuple[SmokeOutcome, bool]:
-    """What became of a ConfigMap's prompts, and whether it stays so as long as the ConfigMap does."""
-    try:
-        prompts = await outside.confined.prompts(data)
-    except ValueError as error:
-        return SmokeOutcome(waiting=f"ConfigMap {config_map}: {error}", unusable=True), True
-    places = asyncio.Semaphore(AT_ONCE)
-    answers = dict[str, str]()
-
-    async def ask(name: str, body: dict[str, Any]) -> tuple[str, str]:
-        """What is wrong with the answer, and why there is none yet."""
-        async with places:
-            answer = await outside.pods.ask(pod, key, {"model": model, **body})
-        if answer.status in NOT_YET:
-            return "", f"pod {pod['metadata']['name']} has not answered {name}: {answer.status or ''} {answer.text}"
-        if answer.status != 200:
-            return f"{name}: status {answer.status}: {answer.text[:200]}", ""
-        answers[name] = answer.text
-        return "", ""
-
-    try:
-        async with asyncio.timeout(SMOKE_SECONDS):
-            found = await asyncio.gather(*(ask(name, body) for name, body in prompts.items()))
-    except TimeoutError:
-        return SmokeOutcome(waiting=f"the prompts were not answered within {SMOKE_SECONDS:.0f} s"), False
-    failures = (*(wrong for wrong, _ in found if wrong), *await outside.confined.faults(data, answers))
-    waiting = next((why for _, why in found if why), "")
-    # A wrong answer does not get right while others are awaited.
-    outcome = SmokeOutcome(len(found) - len(failures), failures, "" if failures else waiting)
-    return outcome, not outcome.waiting
+    return await smoke.outcome(outside, observed, revision, name, pods, key)
 
 
 async def _operator_key(outside: Outside, observed: Observed) -> tuple[str | None, HeldKey | None]:
     """The plain key (empty: none is needed; None: its name is somebody else's) and its record for the key file."""
     meta = observed.meta
     name = names.operator_key_secret(meta)
-    if not observed.spec.rollout.smoke_maps or observed.spec.access.authentication != "Required":
+    rollout = observed.spec.rollout
+    asks = bool(rollout.smoke_maps) and observed.spec.access.authentication == "Required"
+    if not asks and not rollout.load_probes:
         await _forget_key(outside, meta, name)
         return "", None
     secret = await outside.cluster.get("Secret", meta.namespace, name)

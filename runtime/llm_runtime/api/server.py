@@ -1,5 +1,6 @@
 """The parts of the HTTP process, and the one place where they are put together and metrics are wired."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -19,6 +20,7 @@ from llm_runtime.contract import RuntimeConfig
 from llm_runtime.db.database import Database
 from llm_runtime.filters import Filters
 from llm_runtime.limits import Limiter
+from llm_runtime.machine.memory import server_bytes
 from llm_runtime.metrics import Metrics, Sources
 from llm_runtime.pipeline import Pipeline
 from llm_runtime.sessions import Sessions
@@ -48,6 +50,8 @@ class Server:
     parts: Sequence[AbstractAsyncContextManager[Any]]
     """Entered before the model is loaded, in this order, and left after its engine has ended."""
     shares: Shares = field(default_factory=Shares)
+    probing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a load probe runs."""
     started_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -114,6 +118,7 @@ def make_server(
             adapters=adapters.gauges if adapters else None,
             failed_adapters=adapters.failures if adapters else None,
             cache_entries=lambda: cache.entries if cache else 0,
+            memory_bytes=server_bytes,
         )
     )
     copier = None

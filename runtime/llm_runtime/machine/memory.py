@@ -23,6 +23,19 @@ def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
         return 0
 
 
+def server_bytes(proc: Path = Path("/proc")) -> int:
+    """Resident memory of this process and its children, the engine among them, in bytes."""
+    children = [pid for each in proc.glob("self/task/*/children") for pid in _words(each)]
+    return sum(resident_bytes(proc / pid / "statm") for pid in ("self", *children))
+
+
+def _words(file: Path) -> list[str]:
+    try:
+        return file.read_text().split()
+    except OSError:
+        return []  # The thread has ended.
+
+
 def available_bytes(
     root: Path = cgroup.ROOT, meminfo: Path = Path("/proc/meminfo"), membership: Path = cgroup.MEMBERSHIP
 ) -> int:

@@ -16,6 +16,7 @@ from llm_operator.ports.pods import Answer
 from llm_operator.ports.registry import AliasNotFound, Choices, ModelNotFound, ModelSummary, Reference, RegistryFault
 from llm_operator.settings import ConnectionSettings
 from llm_operator.state import Connection, Figures, Manifest, ModelVersion
+from llm_runtime.contract import LoadFigures
 
 NAMESPACE = "team"
 URI = "http://mlflow:5000"
@@ -155,8 +156,8 @@ class FakeCluster:
         """The Deployment controller and the kubelet: as many pods as wanted, ready unless told otherwise."""
         deployment = self.objects["Deployment", NAMESPACE, name]
         wanted = deployment["spec"]["replicas"]
-        for key in [k for k in self.objects if k[0] == "Pod" and k[2].startswith(f"{name}-played-")]:
-            del self.objects[key]
+        played = [k for k in self.objects if k[0] == "Pod" and k[2].startswith(f"{name}-played-")]
+        uids = {key[2]: self.objects.pop(key)["metadata"]["uid"] for key in played}
         by = {"kind": "Deployment", "name": name, "uid": deployment["metadata"]["uid"], "controller": True}
         meta = {"name": name, "namespace": NAMESPACE, "uid": f"uid-of-{name}", "ownerReferences": [by]}
         self.objects["ReplicaSet", NAMESPACE, name] = {"kind": "ReplicaSet", "metadata": meta}
@@ -168,7 +169,11 @@ class FakeCluster:
                 "apiVersion": "v1",
                 "kind": "Pod",
                 "metadata": {"name": pod, "namespace": NAMESPACE, "labels": deployment["metadata"]["labels"]}
-                | {"uid": f"uid-{self._next()}", "resourceVersion": self._next(), "ownerReferences": [made_by]},
+                | {
+                    "uid": uids.get(pod) or f"uid-{self._next()}",
+                    "resourceVersion": self._next(),
+                    "ownerReferences": [made_by],
+                },
                 "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": state}]},
             }
         deployment["status"] = {
@@ -272,17 +277,37 @@ class FakeRegistry:
         }
 
 
+def loaded(slower: float) -> LoadFigures:
+    """Figures of a load probe."""
+    return LoadFigures(
+        answers=20,
+        tokens_per_second=100 / slower,
+        first_token_seconds=(0.1 * slower, 0.2 * slower),
+        inter_token_seconds=(0.02 * slower, 0.04 * slower),
+    )
+
+
 class FakePods:
-    """Figures by pod name; a pod that is not here does not answer. All prompts get the same answer."""
+    """Figures by pod name; a pod that is not here does not answer. Prompts get the same answer, but of some pods."""
 
     def __init__(self) -> None:
         self.known: dict[str, Figures] = {}
         self.answer = Answer(200, "Paris")
+        self.answers: dict[str, Answer] = {}
+        """By pod name: another one than the others'."""
         self.asked: list[tuple[str, str, Any]] = []
+        self.speed: LoadFigures | Answer = loaded(1.0)
+        self.speeds: dict[str, LoadFigures | Answer] = {}
+        """By pod name: another one than the others'."""
+        self.probed: list[tuple[str, str, Any]] = []
 
     async def ask(self, pod: Manifest, key: str, body: dict[str, Any]) -> Answer:
         self.asked.append((pod["metadata"]["name"], key, body))
-        return self.answer
+        return self.answers.get(pod["metadata"]["name"], self.answer)
+
+    async def probe(self, pod: Manifest, key: str, body: dict[str, Any]) -> LoadFigures | Answer:
+        self.probed.append((pod["metadata"]["name"], key, body))
+        return self.speeds.get(pod["metadata"]["name"], self.speed)
 
     async def figures(self, pod: Manifest) -> Figures | None:
         return self.known.get(pod["metadata"]["name"])

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from math import comb, e, inf, log
 
 import pytest
 
-from llm_operator.plans.evidence import Buckets, Counts, ErrorTrial, LatencyTrial, Rules, clumps, odds
+from llm_operator.plans.evidence import (
+    Buckets,
+    Counts,
+    ErrorTrial,
+    LatencyTrial,
+    MeanTrial,
+    MemoryTrial,
+    Rules,
+    clumps,
+    odds,
+)
 
 BOUNDS = (*(0.01 * 1.05**step for step in range(120)), inf)
 
@@ -211,3 +222,81 @@ def test_equal_versions_stay_in_play_however_often_one_looks() -> None:
                 failed += 1
                 break
     assert failed <= 3
+
+
+TOKENS = (*map(float, range(1, 21)), *(float(round(20 * 1.05**step)) for step in range(1, 150)), inf)
+
+
+def answers(chance: random.Random, count: int, times: float = 1.0) -> Buckets:
+    return counted([max(1.0, times * chance.lognormvariate(4, 0.8)) for _ in range(count)], TOKENS)
+
+
+def ended(trial: MeanTrial, looks: int, own: Callable[[int], Buckets], stable: Callable[[int], Buckets]) -> str:
+    """The state at the first look that fails, or at the end."""
+    for look in range(looks):
+        trial.look(own(look), stable(look))
+        if look % 5 == 4 and trial.state()[0] == "Failed":
+            return f"Failed after {trial.samples:.0f}"
+    return trial.state()[0]
+
+
+def test_equal_versions_talk_as_long_and_one_that_talks_three_times_as_long_fails() -> None:
+    chance = random.Random(3)
+    equal = [
+        ended(MeanTrial(1.5, RULES), 100, lambda _: answers(chance, 3), lambda _: answers(chance, 9)) for _ in range(30)
+    ]
+    assert not any(state.startswith("Failed") for state in equal)
+    assert equal.count("Passed") >= 28
+    long = [
+        ended(MeanTrial(1.5, RULES), 100, lambda _: answers(chance, 3, 3), lambda _: answers(chance, 9))
+        for _ in range(30)
+    ]
+    assert all(state.startswith("Failed") for state in long)
+
+
+def test_the_interval_of_a_ratio_of_means_holds_the_true_ratio() -> None:
+    chance = random.Random(4)
+    trial = MeanTrial(1.5, RULES)
+    for _ in range(200):
+        trial.look(answers(chance, 5, 1.2), answers(chance, 20))
+    said = trial.answer()
+    assert said.low is not None
+    assert said.high is not None
+    assert 0.9 < said.low < 1.2 < said.high < 1.5
+    assert said.estimate == pytest.approx(1.2, rel=0.1)
+
+
+def test_after_a_switch_answers_are_compared_with_those_before_it() -> None:
+    for times, state in ((1.0, "Passed"), (3.0, "Failed")):
+        chance = random.Random(5)
+        trial = MeanTrial(1.5, RULES, switched=True)
+        trial.before(answers(chance, 500))
+        for _ in range(40):
+            trial.look(answers(chance, 10, times), Buckets())
+        assert trial.state()[0] == state
+
+
+def test_answers_in_slow_changes_of_both_sides_fail_nobody() -> None:
+    """Both sides answer five times as long in the second half, when the candidate has most of the traffic."""
+    chance = random.Random(6)
+    trial = MeanTrial(1.5, RULES)
+    for look in range(200):
+        late = look >= 100
+        own, stable = (9, 1) if late else (1, 9)
+        trial.look(answers(chance, own, 5 if late else 1), answers(chance, stable, 5 if late else 1))
+        assert trial.state()[0] != "Failed"
+
+
+def test_memory_is_judged_once_the_candidate_has_answered_and_several_looks_agree() -> None:
+    trial = MemoryTrial(1.2, RULES)
+    for _ in range(10):
+        trial.look(900.0, 500.0, 3, 1000)
+    assert "too few answers" in trial.answer().message
+    states = []
+    for own in (900.0, 900.0, 500.0, 900.0, 900.0, 900.0, 900.0, 900.0):
+        trial.look(own, 500.0, 60, 1000)
+        states.append(trial.answer().state)
+    assert states == ["Inconclusive"] * 7 + ["Failed"]
+    for _ in range(5):
+        trial.look(550.0, 500.0, 60, 1000)
+    assert trial.answer().state == "Passed"

@@ -38,9 +38,9 @@ async def test_a_roll_out_that_is_over_takes_its_evidence_and_its_prompts_along(
     memory = Memory()
     for uid in ("mine", "yours"):
         memory.watched[uid] = Watched("r", switched=False)
-        memory.smoke[uid, "r", "prompts", "1"] = SmokeOutcome()
-        memory.asking[uid, "r", "prompts", "2"] = asyncio.create_task(asyncio.sleep(60, (SmokeOutcome(), True)))
-    prompts = memory.asking["mine", "r", "prompts", "2"]
+        memory.smoke[uid, "r", "prompts", "1", "pod/0"] = SmokeOutcome()
+        memory.asking[uid, "r", "prompts", "2", "pod/0"] = asyncio.create_task(asyncio.sleep(60))
+    prompts = memory.asking["mine", "r", "prompts", "2", "pod/0"]
     memory.end_rollout("mine")
     assert [*memory.watched] == ["yours"]
     assert [known[0] for known in (*memory.smoke, *memory.asking)] == ["yours", "yours"]

@@ -215,3 +215,40 @@ async def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyP
         answer = await pods.ask(POD, "", CHAT)
         assert (answer.status, "more than 1000 bytes" in answer.text) == (0, True)
         assert await pods.figures(POD) is None
+
+
+def test_tokens_of_answers_speed_and_memory_are_read_and_an_older_runtime_has_none() -> None:
+    metrics = Metrics()
+    metrics.watch(Sources(memory_bytes=lambda: 5 << 30))
+    untouched = read(metrics.render().decode())
+    assert (untouched.answer_tokens, untouched.token_gap, untouched.memory_bytes) == ({}, {}, float(5 << 30))
+    metrics.answer_tokens_fine.observe(7)
+    metrics.answer_tokens_fine.observe(1000, 2)
+    found = read(metrics.render().decode()).answer_tokens
+    assert found is not None
+    assert (found[6.0], found[7.0], found[math.inf]) == (0, 1, 3)
+    older = "\n".join(
+        line
+        for line in metrics.render().decode().split("\n")
+        if "_fine" not in line and contract.METRIC_MEMORY not in line
+    )
+    said = read(older)
+    assert (said.answer_tokens, said.token_gap, said.memory_bytes) == (None, None, None)
+
+
+async def test_a_load_probe_is_asked_with_the_operators_key_and_an_older_runtime_says_404(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard = []
+    figures = contract.LoadFigures(answers=3, tokens_per_second=9.5, first_token_seconds=(0.1, 0.2))
+
+    async def handler(request: web.Request) -> web.Response:
+        heard.append((request.path, request.headers["Authorization"], await request.json()))
+        if len(heard) > 1:
+            return web.Response(status=404, text="no such path")
+        return web.Response(text=figures.model_dump_json(by_alias=True), content_type="application/json")
+
+    async with answering(monkeypatch, handler) as pods:
+        assert await pods.probe(POD, "llmk_a_b", {"seconds": 1.0}) == figures
+        assert await pods.probe(POD, "llmk_a_b", {"seconds": 1.0}) == Answer(404, "no such path")
+    assert heard[0] == ("/load-probe", "Bearer llmk_a_b", {"seconds": 1.0})

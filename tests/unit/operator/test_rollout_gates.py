@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 
 from llm_operator.crds import GateVerdict
 from llm_operator.crds.rollout import GateSpec
+from llm_operator.memory import PODS_AT_ONCE
 from llm_operator.plans.evidence import gates, smoke
 from llm_operator.ports.cluster import Unavailable
 from llm_operator.ports.pods import Answer
 from llm_operator.ports.prometheus import HttpPrometheus
 from llm_operator.reconcile import Pace, reconcile
-from llm_operator.state import Evidence, Figures, Key, Measured, SmokeOutcome
+from llm_operator.reconcile import smoke as smoke_prompts
+from llm_operator.state import Evidence, Figures, Key, Manifest, Measured, SmokeOutcome
 from unit.operator.fakes import NAMESPACE, World
 
 PACE = Pace(verify_seconds=60, settle_seconds=5)
@@ -134,19 +137,6 @@ async def look(world: World, times: int) -> None:
         await reconcile(KEY, world.outside, PACE)
         for name in world.cluster.named("Deployment"):
             world.cluster.play(name)
-            await _pod(world, name)
-
-
-async def _pod(world: World, deployment: str) -> None:
-    found = world.cluster.objects["Deployment", NAMESPACE, deployment]
-    world.cluster.objects.pop(("Pod", NAMESPACE, f"{deployment}-0"), None)
-    if found["spec"]["replicas"]:
-        labels = found["spec"]["template"]["metadata"]["labels"]
-        played = world.cluster.objects["Pod", NAMESPACE, f"{deployment}-played-0"]["metadata"]
-        ready = {"conditions": [{"type": "Ready", "status": "True"}], "podIP": "127.0.0.1"}
-        meta = {"name": f"{deployment}-0", "namespace": NAMESPACE, "labels": labels}
-        meta["ownerReferences"] = played["ownerReferences"]
-        world.cluster.objects["Pod", NAMESPACE, f"{deployment}-0"] = {"kind": "Pod", "metadata": meta, "status": ready}
 
 
 async def test_a_version_that_answers_right_is_promoted_and_asked_once_with_the_operators_key() -> None:
@@ -188,6 +178,89 @@ async def test_a_pod_that_does_not_know_the_key_yet_is_asked_again() -> None:
     assert world.status()["stable"]["version"] == "2"
 
 
+async def test_one_pod_of_three_that_answers_wrong_fails_the_version_and_is_named() -> None:
+    world = await world_with_prompts(replicas=3)
+    old = world.status()["stable"]["revision"]
+    await reconcile(KEY, world.outside, PACE)
+    candidate = f"bot-{world.status()['candidate']['revision']}"
+    world.pods.answers[f"{candidate}-played-1"] = Answer(200, "Rome")
+    world.cluster.play(candidate)
+    await look(world, 2)
+    failed = world.status()["candidate"]
+    assert failed["reason"] == "GateFailed"
+    assert f"pod {candidate}-played-1: capital: expected 'Paris', got 'Rome'" in failed["message"]
+    assert "2 of 3 passed" in failed["message"]
+    assert world.selected() == old
+
+
+async def test_a_pod_that_gets_ready_late_is_asked_before_the_version_is_promoted_and_the_others_not_again() -> None:
+    world = await world_with_prompts(replicas=3)
+    await reconcile(KEY, world.outside, PACE)
+    candidate = f"bot-{world.status()['candidate']['revision']}"
+    world.pods.asked.clear()
+    for ready in (1, 2):
+        world.cluster.play(candidate, ready=ready)
+        await reconcile(KEY, world.outside, PACE)
+    assert sorted(pod for pod, *_ in world.pods.asked) == [f"{candidate}-played-0", f"{candidate}-played-1"]
+    world.pods.answers[f"{candidate}-played-2"] = Answer(200, "Rome")
+    world.cluster.play(candidate)
+    await reconcile(KEY, world.outside, PACE)
+    assert len(world.pods.asked) == 3
+    assert f"pod {candidate}-played-2" in world.status()["candidate"]["message"]
+
+
+async def test_a_pod_that_has_restarted_and_prompts_that_have_changed_are_asked_again() -> None:
+    world = await world_with_prompts(replicas=2)
+    await look(world, 1)
+    candidate = f"bot-{world.status()['candidate']['revision']}"
+    world.cluster.objects["LLMDeployment", NAMESPACE, "bot"]["metadata"]["annotations"] = {
+        "llm-operator.dev/rollout": "pause"
+    }
+    world.pods.asked.clear()
+    await look(world, 2)
+    assert len(world.pods.asked) == 2
+    pod = world.cluster.objects["Pod", NAMESPACE, f"{candidate}-played-1"]
+    pod["status"]["containerStatuses"] = [{"name": "runtime", "restartCount": 1}]
+    await reconcile(KEY, world.outside, PACE)
+    assert [name for name, *_ in world.pods.asked[2:]] == [f"{candidate}-played-1"]
+    prompts = world.cluster.objects["ConfigMap", NAMESPACE, "smoke"]
+    prompts["metadata"]["resourceVersion"] = "annotated, and the same prompts"
+    await reconcile(KEY, world.outside, PACE)
+    assert len(world.pods.asked) == 3
+    prompts["data"]["capital"] = "prompt: The capital of France, please?\nexpect: {exact: Paris}"
+    await reconcile(KEY, world.outside, PACE)
+    assert len(world.pods.asked) == 5
+
+
+async def test_many_pods_are_asked_a_few_at_a_time_and_the_loop_does_not_wait_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(smoke_prompts, "WORKER_SECONDS", 0.01)
+    world = await world_with_prompts(replicas=12)
+    await reconcile(KEY, world.outside, PACE)
+    candidate = f"bot-{world.status()['candidate']['revision']}"
+    held = asyncio.Event()
+    running = most = 0
+
+    async def ask(pod: Manifest, key: str, body: Any) -> Answer:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await held.wait()
+        running -= 1
+        return Answer(200, "Paris")
+
+    monkeypatch.setattr(world.pods, "ask", ask)
+    world.cluster.play(candidate)
+    await reconcile(KEY, world.outside, PACE)
+    assert world.status()["candidate"]["gates"][0]["state"] == "Waiting"
+    held.set()
+    monkeypatch.setattr(smoke_prompts, "WORKER_SECONDS", 5.0)
+    await look(world, 3)
+    assert world.status()["stable"]["version"] == "2"
+    assert most == PODS_AT_ONCE
+
+
 async def test_a_first_version_is_behind_no_service_until_its_prompts_are_answered() -> None:
     world = World()
     await world.deploy(
@@ -226,19 +299,19 @@ async def test_after_a_switch_the_new_pods_are_compared_with_what_the_old_ones_d
     world = World()
     await world.deploy(rollout={"strategy": "BlueGreen", "gates": [{"maxTimeToFirstTokenP95Ratio": 1.3}]})
     await look(world, 3)
-    old = f"bot-{world.status()['stable']['revision']}-0"
+    old = f"bot-{world.status()['stable']['revision']}-played-0"
     world.registry.aliases["bot"]["champion"] = "2"
     world.pods.known = {old: Figures(requests=900, first_token=slow(0.2, 900))}
     await look(world, 2)
-    new = f"bot-{world.status()['candidate']['revision']}-0"
-    assert world.selected() == new.removeprefix("bot-").removesuffix("-0")
+    new = f"bot-{world.status()['candidate']['revision']}-played-0"
+    assert world.selected() == new.removeprefix("bot-").removesuffix("-played-0")
     for count in range(20, 140, 20):
         world.pods.known[new] = Figures(requests=count, first_token=slow(0.8, count))
         await look(world, 1)
     failed = world.status()["candidate"]
     assert failed["reason"] == "GateFailed"
     assert "samples: candidate 100, stable 900" in failed["message"]
-    assert world.selected() == old.removeprefix("bot-").removesuffix("-0")
+    assert world.selected() == old.removeprefix("bot-").removesuffix("-played-0")
 
 
 async def test_the_operators_key_goes_with_the_prompts_also_when_another_process_made_it() -> None:

@@ -639,6 +639,43 @@ def test_smoke_prompts_are_answered_before_the_first_pod_of_a_rolling_gets_traff
     assert sim.run().stable == "2"
 
 
+def test_a_canary_has_no_traffic_before_all_pods_of_its_first_step_are_ready_and_asked() -> None:
+    gate = {"smokePrompts": {"configMap": "smoke"}}
+    steps = {"steps": [{"weight": 50, "holdSeconds": 10}]}
+    sim = Sim(rollout("Canary", gates=[gate], canary=steps), replicas=3, room=5)
+    sim.run(20)
+    assert (sim.serving, sim.ready("new")) == (("old",), 2)
+    sim.room = 6
+    sim.until(lambda s: s.serving == ("old", "new"))
+    assert sim.ready("new") == 3
+
+
+@pytest.mark.parametrize("strategy", ["First", "Recreate"])
+def test_pods_that_serve_alone_go_on_serving_while_a_late_one_is_asked(strategy: str) -> None:
+    gate = {"smokePrompts": {"configMap": "smoke"}}
+    sim = Sim(rollout("Recreate" if strategy == "Recreate" else "Auto", gates=[gate]), replicas=2, room=2)
+    if strategy == "First":
+        sim.status = LLMDeploymentStatus()
+        sim.serving = ()
+        sim.orders = {}
+        sim.pods = {}
+        sim.room = 1
+    sim.evidence = Evidence("new", smoke={"smoke": SmokeOutcome(waiting="busy")})
+    sim.until(lambda s: s.ready("new") > 0).run(3)
+    assert "new" not in sim.serving
+    if strategy == "Recreate":
+        sim.evidence = Evidence("new", smoke={"smoke": SmokeOutcome(1, pods=1)})
+        sim.pods["new"][1].ready = False
+        sim.look()
+    sim.evidence = Evidence("new", smoke={"smoke": SmokeOutcome(1, pods=1, waiting="the second is being asked")})
+    sim.run(3)
+    assert sim.serving == ("new",)
+    sim.evidence = Evidence("new", smoke={"smoke": SmokeOutcome(1, ("pod b: wrong",), pods=1)})
+    sim.run(3)
+    assert sim.candidate.reason == "GateFailed"
+    assert "new" not in sim.serving
+
+
 def test_a_rolling_that_fails_at_its_last_pod_answers_until_an_old_pod_is_back() -> None:
     sim = Sim(rollout("Rolling", gates=[SLOW]), replicas=2, room=2)
     sim.until(lambda s: s.ready("old") == 0 and s.ready("new") >= 1)

@@ -108,3 +108,57 @@ def test_gates_of_one_name_and_two_thresholds_are_two() -> None:
     one = GateSpec.model_validate(ERRORS)
     two = GateSpec.model_validate({"maxErrorRate": 0.05})
     assert gates.key(one) != gates.key(two)
+
+
+def talks(answers: int, tokens: float = 20.0, gap: float = 0.02, **more: Any) -> Figures:
+    """A pod that has answered so often, with so many tokens each."""
+    said = {10.0: 0.0, tokens: float(answers), inf: float(answers)}
+    count = float(answers * 20)
+    return Figures(requests=answers, answer_tokens=said, token_gap={0.01: 0.0, gap: count, inf: count}, **more)
+
+
+def test_a_version_that_talks_three_times_as_long_fails_and_one_that_is_as_fast_passes() -> None:
+    candidate = Candidate({"maxTokensPerAnswerRatio": 1.5}, {"minTokensPerSecondRatio": 0.8})
+    for n in range(10):
+        candidate.look(old=talks(90 * n), new=talks(10 * n, 60.0))
+    assert candidate.said["maxTokensPerAnswerRatio"].state == "Failed"
+    assert candidate.said["maxTokensPerAnswerRatio"].estimate == "3"
+    assert candidate.said["minTokensPerSecondRatio"].state == "Passed"
+
+
+def test_a_version_of_half_the_speed_fails_and_is_told_by_its_speed() -> None:
+    candidate = Candidate({"minTokensPerSecondRatio": 0.8})
+    for n in range(10):
+        candidate.look(old=talks(90 * n), new=talks(10 * n, gap=0.04))
+    said = candidate.said["minTokensPerSecondRatio"]
+    assert (said.state, said.estimate) == ("Failed", "0.5")
+    assert float(said.high or 0) < 0.8
+
+
+def test_a_pod_that_takes_twice_the_memory_fails() -> None:
+    candidate = Candidate({"maxMemoryRatio": 1.2})
+    for n in range(1, 20):
+        pods = {"old1": talks(90 * n, memory_bytes=5e9), "old2": talks(90 * n, memory_bytes=4e9)}
+        candidate.look(**pods, new=talks(10 * n, memory_bytes=1e10))
+    said = candidate.said["maxMemoryRatio"]
+    assert (said.state, said.estimate) == ("Failed", "2")
+
+
+def test_figures_that_an_older_runtime_does_not_tell_decide_nothing_and_it_is_named() -> None:
+    budgets = ({"maxTokensPerAnswerRatio": 1.5}, {"minTokensPerSecondRatio": 0.8}, {"maxMemoryRatio": 1.2})
+    candidate = Candidate(*budgets)
+    for n in range(1, 20):
+        candidate.look(old=figures(90 * n), new=talks(10 * n, memory_bytes=1e10))
+    for said in candidate.said.values():
+        assert said.state == "Inconclusive"
+        assert "the runtime of a stable pod is too old to tell it" in (said.message or "")
+
+
+def test_restarts_and_no_traffic_decide_nothing_about_budgets() -> None:
+    candidate = Candidate({"maxTokensPerAnswerRatio": 1.5})
+    for n in range(1, 30):
+        assert candidate.look(old=talks(10 * (n % 3)), new=talks(0)) == "Inconclusive"
+    candidate = Candidate({"maxTokensPerAnswerRatio": 1.5})
+    candidate.look(old=talks(1000), new=talks(100))
+    for n in range(1, 30):
+        assert candidate.look(old=talks(1000 if n % 3 else 10), new=talks(50 if n % 2 else 5)) != "Failed"

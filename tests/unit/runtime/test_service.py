@@ -157,6 +157,8 @@ async def test_metrics_are_there_and_add_up(api: Harness) -> None:
     assert sample(families, "api_request_duration_seconds_count", endpoint=chat) == 2
     assert sample(families, "llm_time_to_first_token_seconds_count") == 1
     assert sample(families, "llm_inter_token_seconds_count") == 4
+    assert sample(families, "llm_answer_tokens_fine_total", le="3.0") == 2
+    assert (sample(families, "llm_resident_memory_bytes") or 0) > 0
     assert sample(families, "api_errors_total", type="validation_error") == 1
     assert sample(families, "llm_kv_cache_usage_ratio") == 0.25
     assert sample(families, "model_loaded") == 1

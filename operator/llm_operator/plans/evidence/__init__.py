@@ -2,7 +2,9 @@
 
 odds    evidence that a share is too large, or too small, and intervals for it
 clumps  how much less samples say that come in clumps
-trials  the two questions of the gates: too many errors? too slow?
+trials  two questions of the gates: too many errors? too slow?
+means   two more: more tokens, or more memory, than so many times stable's?
+loadprobe  the same load on both, before there is traffic
 watched all trials of one candidate, fed with what its pods say of themselves
 
 How it works. A gate's question is whether a count is larger than its fair share. Its evidence is a likelihood ratio,
@@ -23,6 +25,7 @@ of the candidate's requests take longer than r·t than of stable's take longer t
 """
 
 from llm_operator.plans.evidence.buckets import Buckets
+from llm_operator.plans.evidence.means import MeanTrial, MemoryTrial
 from llm_operator.plans.evidence.trials import Answer, Counts, ErrorTrial, LatencyTrial, Rules
 
-__all__ = ["Answer", "Buckets", "Counts", "ErrorTrial", "LatencyTrial", "Rules"]
+__all__ = ["Answer", "Buckets", "Counts", "ErrorTrial", "LatencyTrial", "MeanTrial", "MemoryTrial", "Rules"]

@@ -5,7 +5,10 @@ from collections.abc import Iterable
 
 from llm_operator.crds import GateVerdict
 from llm_operator.crds.rollout import GateSpec, PrometheusQuery, SmokePrompts
-from llm_operator.state import Evidence, Measured, SmokeOutcome
+from llm_operator.plans.evidence import loadprobe
+from llm_operator.state import Evidence, Measured, ProbeOutcome, SmokeOutcome
+
+LOAD_PROBE = loadprobe.NAME
 
 SHADOW = "shadowAgreement"
 
@@ -19,6 +22,11 @@ def _judge(gate: GateSpec, evidence: Evidence) -> GateVerdict:
     if gate.smoke_prompts is not None:
         found = evidence.smoke.get(gate.smoke_prompts.config_map)
         return _smoke(gate.smoke_prompts, found or SmokeOutcome(waiting="no pod of the candidate is ready yet"))
+    if gate.load_probe is not None:
+        probed = evidence.probes.get(gate.load_probe)
+        return loadprobe.verdict(
+            gate.load_probe, probed or ProbeOutcome(waiting="no pod of the candidate is ready yet")
+        )
     if gate.prometheus_query is not None:
         asked = evidence.queries.get(gate.prometheus_query.query)
         return _query(gate.prometheus_query, asked or Measured(waiting="not asked yet"))
@@ -32,18 +40,29 @@ def _judge(gate: GateSpec, evidence: Evidence) -> GateVerdict:
 
 
 def traffic_gate(gate: GateSpec) -> tuple[str, float, str]:
-    """Name and threshold of a gate that judges by traffic, and what of Figures: requests, first_token, inter_token."""
+    """Name and threshold of a gate that judges by traffic, and what of Figures it counts."""
     if gate.max_error_rate is not None:
         return "maxErrorRate", gate.max_error_rate, "requests"
     if gate.max_time_to_first_token_p95_ratio is not None:
         return "maxTimeToFirstTokenP95Ratio", gate.max_time_to_first_token_p95_ratio, "first_token"
+    if gate.max_tokens_per_answer_ratio is not None:
+        return "maxTokensPerAnswerRatio", gate.max_tokens_per_answer_ratio, "answer_tokens"
+    if gate.min_tokens_per_second_ratio is not None:
+        return "minTokensPerSecondRatio", gate.min_tokens_per_second_ratio, "token_gap"
+    if gate.max_memory_ratio is not None:
+        return "maxMemoryRatio", gate.max_memory_ratio, "memory_bytes"
     assert gate.max_inter_token_p95_ratio is not None
     return "maxInterTokenP95Ratio", gate.max_inter_token_p95_ratio, "inter_token"
 
 
+def by_traffic(gate: GateSpec) -> bool:
+    """Whether it judges by the traffic that the operator counts."""
+    return not (gate.smoke_prompts or gate.prometheus_query or gate.load_probe or gate.shadow_agreement)
+
+
 def counted(specs: Iterable[GateSpec]) -> int:
     """Gates that share out the false alarms that a roll-out may have: those that judge by counts."""
-    return sum(not (each.smoke_prompts or each.prometheus_query) for each in specs)
+    return sum(by_traffic(each) or each.shadow_agreement is not None for each in specs)
 
 
 def key(gate: GateSpec) -> str:
@@ -112,14 +131,14 @@ def smoke_name(config_map: str) -> str:
 def _smoke(gate: SmokePrompts, found: SmokeOutcome) -> GateVerdict:
     name = smoke_name(gate.config_map)
     if found.waiting:
-        return GateVerdict(name=name, state="Waiting", message=found.waiting)
+        return GateVerdict(name=name, state="Waiting", samples=found.pods or None, message=found.waiting)
     total = found.passed + len(found.failures)
     if found.failures:
         said = "; ".join(found.failures)
         return GateVerdict(
             name=name, state="Failed", estimate=f"{found.passed} of {total} passed", threshold=str(total), message=said
         )
-    return GateVerdict(name=name, state="Passed", estimate=f"{total} of {total} passed")
+    return GateVerdict(name=name, state="Passed", estimate=f"{total} of {total} passed", samples=found.pods or None)
 
 
 def _query(gate: PrometheusQuery, found: Measured) -> GateVerdict:

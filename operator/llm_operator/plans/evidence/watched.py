@@ -7,6 +7,7 @@ from llm_operator.crds import GateVerdict
 from llm_operator.crds.rollout import GateSpec
 from llm_operator.plans.evidence import gates
 from llm_operator.plans.evidence.buckets import Buckets
+from llm_operator.plans.evidence.means import MeanTrial, MemoryTrial
 from llm_operator.plans.evidence.trials import Counts, ErrorTrial, LatencyTrial, Rules
 from llm_operator.state import Figures
 
@@ -18,7 +19,7 @@ FALSE_ALARM = 0.01
 class Running:
     """One gate's trial."""
 
-    trial: ErrorTrial | LatencyTrial
+    trial: ErrorTrial | LatencyTrial | MeanTrial | MemoryTrial
     figure: str
     """What of Figures it counts, as gates.traffic_gate says."""
     since: str
@@ -27,9 +28,17 @@ class Running:
     """What stable's pods had counted when it began: what is usual, where the time since has too little."""
     settled: bool
     """Whether `earlier` was used, or is not needed."""
+    untold: str = ""
+    """Whose runtime does not tell the figure."""
 
     def enter(self, own: Figures, stable: Figures, *, traffic: bool) -> None:
         """What happened in one look."""
+        silent = (side for side, each in (("candidate", own), ("stable", stable)) if getattr(each, self.figure) is None)
+        self.untold = next(silent, "")
+        if isinstance(self.trial, MemoryTrial):
+            if traffic:
+                self.trial.look(own.memory_bytes, stable.memory_bytes, own.requests, stable.requests)
+            return None
         if isinstance(self.trial, ErrorTrial):
             if not traffic:
                 return self.trial.before(_counts(stable))
@@ -45,19 +54,28 @@ class Running:
         return self.trial.look(self._buckets(own), self._buckets(stable))
 
     def _buckets(self, figures: Figures) -> Buckets:
-        return Buckets.of(getattr(figures, self.figure))
+        return Buckets.of(getattr(figures, self.figure) or {})
 
     def verdict(self, spec: GateSpec) -> GateVerdict:
         """What the gate says now."""
         name, most, _ = gates.traffic_gate(spec)
         answer = self.trial.answer()
+        if self.untold:
+            why = f"the runtime of a {self.untold} pod is too old to tell it: use a newer image, or remove the gate"
+            answer = replace(answer, state="Inconclusive", message=why)
+        figure = answer.estimate
+        low = answer.low
+        high = answer.high
+        if self.figure == "token_gap":
+            # Measured as the time of a token, told as tokens per time.
+            figure, low, high = _inverse(figure), _inverse(high), _inverse(low)
         return GateVerdict(
             name=name,
             state=answer.state,
-            estimate=_text(answer.estimate),
+            estimate=_text(figure),
             threshold=gates.text(most),
-            low=_text(answer.low),
-            high=_text(answer.high),
+            low=_text(low),
+            high=_text(high),
             samples=round(answer.samples),
             stable_samples=round(answer.beside),
             since=self.since,
@@ -88,17 +106,17 @@ class Watched:
         at: str,
     ) -> dict[str, GateVerdict]:
         """One look at the candidate's `own` pods and the `stable` ones. `traffic`: the candidate has had some."""
-        judging = {
-            gates.key(each): each
-            for each in specs
-            if not (each.smoke_prompts or each.prometheus_query or each.shadow_agreement)
-        }
+        judging = {gates.key(each): each for each in specs if gates.by_traffic(each)}
         if self.last:
             # A pod that is new since the last look counts from its start, and so does one that began anew.
             mine = added(since(now[pod], self.last.get(pod)) for pod in own if pod in now)
             theirs = added(since(now[pod], self.last.get(pod)) for pod in stable if pod in now)
             for running in self.running.values():
-                running.enter(mine, theirs, traffic=traffic)
+                if running.figure == "memory_bytes":
+                    # What pods hold, not what they did since.
+                    running.enter(_told(own, now), _told(stable, now), traffic=traffic)
+                else:
+                    running.enter(mine, theirs, traffic=traffic)
         for key, spec in judging.items():
             if key not in self.running:
                 earlier = added(now[pod] for pod in stable if pod in now)
@@ -110,8 +128,24 @@ class Watched:
 def _begun(spec: GateSpec, judging: int, earlier: Figures, *, switched: bool, at: str) -> Running:
     _, most, figure = gates.traffic_gate(spec)
     rules = Rules(false_alarm=FALSE_ALARM / judging, least=spec.min_requests)
-    kind = ErrorTrial if figure == "requests" else LatencyTrial
-    return Running(kind(most, rules, switched), figure, at, earlier, settled=not switched)
+    trial: ErrorTrial | LatencyTrial | MeanTrial | MemoryTrial
+    if figure == "requests":
+        trial = ErrorTrial(most, rules, switched)
+    elif figure == "memory_bytes":
+        trial = MemoryTrial(most, rules)
+    elif figure in ("answer_tokens", "token_gap"):
+        trial = MeanTrial(1 / most if figure == "token_gap" else most, rules, switched)
+    else:
+        trial = LatencyTrial(most, rules, switched)
+    return Running(trial, figure, at, earlier, settled=not switched)
+
+
+def _told(pods: Iterable[str], now: Mapping[str, Figures]) -> Figures:
+    return added(now[pod] for pod in pods if pod in now)
+
+
+def _inverse(number: float | None) -> float | None:
+    return 1 / number if number else None
 
 
 def _counts(figures: Figures) -> Counts:
@@ -132,11 +166,17 @@ def since(now: Figures, before: Figures | None) -> Figures:
         errors=max(0.0, now.errors - before.errors),
         first_token=_minus(now.first_token, before.first_token),
         inter_token=_minus(now.inter_token, before.inter_token),
+        token_gap=None if now.token_gap is None else _minus(now.token_gap, before.token_gap or {}),
+        answer_tokens=None if now.answer_tokens is None else _minus(now.answer_tokens, before.answer_tokens or {}),
     )
 
 
 def _went_back(now: Figures, before: Figures) -> bool:
-    pairs = ((now.first_token, before.first_token), (now.inter_token, before.inter_token))
+    pairs = (
+        (now.first_token, before.first_token),
+        (now.inter_token, before.inter_token),
+        (now.answer_tokens or {}, before.answer_tokens or {}),
+    )
     return any(max(new.values(), default=0) < max(old.values(), default=0) for new, old in pairs)
 
 
@@ -147,14 +187,29 @@ def _minus(now: Mapping[float, float], before: Mapping[float, float]) -> dict[fl
 def added(figures: Iterable[Figures]) -> Figures:
     """Several pods' together."""
     parts = tuple(figures)
-    first = Buckets()
-    inter = Buckets()
-    for part in parts:
-        first = first + Buckets.of(part.first_token)
-        inter = inter + Buckets.of(part.inter_token)
     return Figures(
         requests=sum(part.requests for part in parts),
         errors=sum(part.errors for part in parts),
-        first_token=dict(zip(first.bounds, first.upto, strict=True)),
-        inter_token=dict(zip(inter.bounds, inter.upto, strict=True)),
+        first_token=_joined(part.first_token for part in parts),
+        inter_token=_joined(part.inter_token for part in parts),
+        token_gap=_known([part.token_gap for part in parts]),
+        answer_tokens=_known([part.answer_tokens for part in parts]),
+        memory_bytes=max((part.memory_bytes or 0.0 for part in parts), default=0.0) if _tell_memory(parts) else None,
     )
+
+
+def _tell_memory(parts: Iterable[Figures]) -> bool:
+    return all(part.memory_bytes is not None for part in parts)
+
+
+def _known(histograms: list[Mapping[float, float] | None]) -> dict[float, float] | None:
+    """Together; None where a pod does not tell it, whose part would be missing."""
+    told = [each for each in histograms if each is not None]
+    return _joined(told) if len(told) == len(histograms) else None
+
+
+def _joined(histograms: Iterable[Mapping[float, float]]) -> dict[float, float]:
+    together = Buckets()
+    for each in histograms:
+        together = together + Buckets.of(each)
+    return dict(zip(together.bounds, together.upto, strict=True))

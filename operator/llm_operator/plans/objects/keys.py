@@ -83,6 +83,7 @@ def record(key: HeldKey) -> contract.KeyRecord:
         tier=key.spec.tier or "",
         limits=contract.Limits(**_figures(key.spec.limits)),
         adapters=key.spec.adapters or (),
+        operator=key.meta.kind == "Secret",
     )
 
 

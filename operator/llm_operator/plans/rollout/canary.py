@@ -49,7 +49,9 @@ class Canary(Strategy):
             # The worst case counts: all of its pods ready, and of the stable ones only those that are now.
             mine = max(size, situation.staying(move.new))
             beside = min(situation.answering(move.old), situation.replicas)
-            answers = move.enters and 100 * mine <= _weight(move) * (mine + beside)
+            # All pods of its first step are asked before one gets traffic: the Service can't tell them apart.
+            asked = move.state is State.TRAFFIC or answering >= size or not situation.spec.smoke_maps
+            answers = move.enters and asked and 100 * mine <= _weight(move) * (mine + beside)
         serving = (move.old, move.new) if answers and not situation.routed else (move.old,)
         pods = {move.old: situation.replicas, move.new: size}
         return Share(pods, serving, replace(move.candidate, weight=_weight(move) if answers else 0))
@@ -100,6 +102,8 @@ def _waits_for(move: Move) -> str:
         return "its smoke prompts are not answered yet"
     if move.state is State.READY and move.third:
         return "pods of another revision are still leaving"
+    if move.state is State.READY and not move.probed:
+        return "the load probe has not decided yet"
     if move.state is State.READY and not move.shadow_done:
         return "copies of requests judge it first"
     return "its pods are not ready yet"

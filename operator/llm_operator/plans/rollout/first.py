@@ -8,7 +8,8 @@ class First(Strategy):
     """It needs no choice, and is not written down. Where it fails, it goes on trying."""
 
     def share(self, move: Move) -> Share:
-        serving = (move.new,) if move.smoke_passed else ()
+        # One good pod is better than none: the others join as they get ready, and are asked then.
+        serving = (move.new,) if move.smoke_begun else ()
         return Share({move.new: move.situation.replicas}, serving, move.candidate)
 
     def retreat(self, move: Move) -> Share:

@@ -103,7 +103,7 @@ class Move:
 
     @property
     def smoke_passed(self) -> bool:
-        """Its smoke prompts, if there are any, are answered as expected."""
+        """Its smoke prompts, if there are any, are answered as expected by every pod that is ready."""
         passed = {each.name for each in self.candidate.gates if each.state == "Passed"}
         return {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= passed
 
@@ -139,6 +139,33 @@ class Move:
         return gates.undecided(self.candidate.gates, shadow=True)
 
     @property
+    def unproven(self) -> tuple[GateVerdict, ...]:
+        """Its load probes that have not decided, where that holds it up before it gets traffic.
+
+        None do where nobody else would answer the clients, or a person or the specification lets it go on.
+        """
+        if self.stable is None or self.needed or self.skips or self.situation.spec.on_inconclusive == "Promote":
+            return ()
+        return tuple(each for each in gates.undecided(self.candidate.gates) if each.name == gates.LOAD_PROBE)
+
+    @property
+    def probed(self) -> bool:
+        """No load probe is awaited or holds it up."""
+        waits = any(each.name == gates.LOAD_PROBE and each.state == "Waiting" for each in self.candidate.gates)
+        return not waits and not self.unproven
+
+    @property
+    def proven(self) -> bool:
+        """All that judges it before it has traffic lets it go on."""
+        return self.smoke_passed and self.probed and self.shadow_done
+
+    @property
+    def smoke_begun(self) -> bool:
+        """For each of its smoke prompts' ConfigMaps a pod has passed, and none has failed."""
+        begun = {each.name for each in self.candidate.gates if each.state != "Failed" and each.samples}
+        return self.smoke_passed or {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= begun
+
+    @property
     def third(self) -> bool:
         """Another revision has pods that stay: a Service of two revisions would select them, too."""
         others = self.situation.revisions.keys() - {self.old, self.new}
@@ -149,7 +176,7 @@ class Move:
         """The candidate may be behind the Service together with the stable revision."""
         if self.state is State.STARTING:
             return False
-        if self.state is State.READY and (self.candidate.paused or not self.smoke_passed or not self.shadow_done):
+        if self.state is State.READY and (self.candidate.paused or not self.proven):
             return False
         return not self.third
 

@@ -1,16 +1,20 @@
 """Recreate: the old pods go, then the new ones come. Nobody serves in between."""
 
 from llm_operator.plans.rollout.move import Move, Share
+from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Strategy
 
 
 class Recreate(Strategy):
     """Whoever is to serve waits until no pod of the other is left."""
 
+    proves = False
+
     def share(self, move: Move) -> Share:
         gone = _gone(move, move.old)
+        answers = gone and (move.state is State.TRAFFIC or move.smoke_passed)
         pods = {move.old: 0, move.new: move.situation.replicas if gone else 0}
-        return Share(pods, (move.new,) if gone and move.smoke_passed else (move.old,), move.candidate)
+        return Share(pods, (move.new,) if answers else (move.old,), move.candidate)
 
     def retreat(self, move: Move) -> Share:
         pods = {move.old: move.situation.replicas if _gone(move, move.new) else 0, move.new: 0}

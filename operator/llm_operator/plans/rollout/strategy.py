@@ -19,6 +19,8 @@ class Strategy(ABC):
 
     mixes = False
     """Both revisions are behind the Service at the same time."""
+    proves = True
+    """The candidate can wait before it gets traffic, while stable serves."""
 
     def prepare(self, move: Move, before: Candidate) -> Candidate:
         """The candidate with what this strategy notes of it. `before`: perhaps of another strategy."""
@@ -72,9 +74,12 @@ class Strategy(ABC):
         """The inconclusive gates that hold the candidate up."""
         if not move.shadow_done:
             return move.shadow_undecided
+        if move.state is State.READY and self.proves:
+            return move.unproven
         if not self.judged(move) or move.skips or move.situation.spec.on_inconclusive == "Promote":
             return ()
-        return gates.undecided(move.candidate.gates)
+        # A load probe has decided before there was traffic, or was let pass.
+        return tuple(each for each in gates.undecided(move.candidate.gates) if each.name != gates.LOAD_PROBE)
 
     def cleared(self, move: Move) -> bool:
         """Whether no gate objects, is awaited or holds the candidate up."""

@@ -1,11 +1,12 @@
 """How much memory and how many cores there are."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from llm_runtime.errors import OutOfMemory
-from llm_runtime.machine.memory import MIB, available_bytes, blocks_that_fit, check_room, resident_bytes
+from llm_runtime.machine.memory import MIB, available_bytes, blocks_that_fit, check_room, resident_bytes, server_bytes
 from llm_runtime.machine.threads import configure_threads, usable_cores
 
 
@@ -34,6 +35,15 @@ def test_weights_that_can_not_fit_are_refused_before_the_kernel_notices(tmp_path
 def test_a_process_knows_its_own_memory(tmp_path: Path) -> None:
     assert resident_bytes() > MIB
     assert resident_bytes(tmp_path / "missing") == 0
+
+
+def test_a_server_counts_the_memory_of_its_engine_too(tmp_path: Path) -> None:
+    assert server_bytes() > MIB
+    page = os.sysconf("SC_PAGE_SIZE")
+    write(tmp_path / "self", statm="9 100 1 1 1 1 1")
+    write(tmp_path / "self" / "task" / "1", children="7 8 ")
+    write(tmp_path / "7", statm="9 50 1 1 1 1 1")
+    assert server_bytes(tmp_path) == 150 * page
 
 
 def test_without_a_limit_the_host_decides(tmp_path: Path) -> None:
