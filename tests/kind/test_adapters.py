@@ -10,7 +10,7 @@ import pytest
 
 from devstack.registry import push
 from guarded_mlflow import ADMIN, READER, guarded_mlflow
-from kind.site import NAMESPACE, Front, Site
+from kind.site import NAMESPACE, Front, Site, inside
 from llm_runtime import contract
 from unit.runtime import lora_models, tiny_model
 
@@ -48,6 +48,15 @@ for file in files:
 print(json.dumps({"read": read, "found": found}))
 """
 """All files of all volumes, and the environment of each process; the secret comes by standard input."""
+TOLD = f"{contract.MODELS_MOUNT}/told"
+PLANTED = f"""
+import os, sys
+open("{TOLD}", "a").write(repr(os.environ))
+sys.path.pop(0)
+del sys.modules["typer"]
+import typer
+"""
+"""Found by `python -m` in the working folder before Python's own."""
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +142,21 @@ def test_an_adapter_that_is_added_answers_from_the_pod_that_runs(guarded: Front)
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
     states = after["status"]["initContainerStatuses"] + after["status"]["containerStatuses"]
     assert {state["name"]: state["restartCount"] for state in states} == {"fetch": 0, "adapters": 0, "runtime": 0}
+
+
+def test_what_the_server_writes_is_not_run_by_the_container_that_fetches(site: Site, guarded: Front) -> None:
+    """A pod whose sandbox is made anew, as after a restart of its node, runs its init containers on its old volumes."""
+    pod = the_pod(guarded)
+    write = f"open('{contract.SCRATCH_MOUNT}/typer.py', 'w').write({PLANTED!r})"
+    inside(pod, site.cluster, "python", "-c", write)
+    node = pod["spec"]["nodeName"]
+    sandbox = site.cluster.node_exec(node, "crictl", "pods", "--name", pod["metadata"]["name"], "--quiet")
+    site.cluster.node_exec(node, "crictl", "stopp", sandbox.strip())
+    guarded.until(lambda: the_pod(guarded)["status"]["containerStatuses"][0]["restartCount"], "its restart")
+    guarded.until(lambda: answer(guarded, "legal") is not None, "the adapter's answer")
+    serving = search(guarded, "runtime")
+    assert TOLD in serving["read"], "the server runs what it wrote"
+    assert serving["found"] == []
 
 
 def test_the_credentials_go_with_the_deployment(site: Site, guarded: Front) -> None:
