@@ -190,7 +190,8 @@ class GateSpec(Section):
         json_schema_extra=rules(
             (
                 "[has(self.smokePrompts), has(self.maxErrorRate), has(self.maxTimeToFirstTokenP95Ratio), "
-                "has(self.maxInterTokenP95Ratio), has(self.prometheusQuery), has(self.evaluation)].filter(x, x).size() == 1",
+                "has(self.maxInterTokenP95Ratio), has(self.prometheusQuery), "
+                "has(self.evaluation)].filter(x, x).size() == 1",
                 "write exactly one of smokePrompts, maxErrorRate, maxTimeToFirstTokenP95Ratio, maxInterTokenP95Ratio, "
                 "prometheusQuery, evaluation per entry",
             )
@@ -265,6 +266,11 @@ class RolloutSpec(Section):
     def smoke_maps(self) -> tuple[str, ...]:
         """The ConfigMaps with smoke prompts, each once."""
         return tuple(dict.fromkeys(gate.smoke_prompts.config_map for gate in self.gates or () if gate.smoke_prompts))
+
+    @property
+    def asks(self) -> bool:
+        """Whether the operator asks the pods anything, for which it needs a key of its own."""
+        return bool(self.smoke_maps or self.evaluations)
 
     @property
     def evaluations(self) -> tuple[GateSpec, ...]:

@@ -1,9 +1,9 @@
 """Bounds for the mean of scores, and of differences of pairs. Pure.
 
 Waudby-Smith, Ramdas 2024, "Estimating means of bounded random variables by betting" (JRSS B 86:1), section 4: whoever
-bets that the mean is above m, with stakes that depend on earlier scores alone, ever multiplies the capital by 1 / a with a
-probability of at most `a` if it is not (Ville). The lower bound is the largest m at which the capital got there. It holds
-for scores of any distribution in [0, 1], for few of them, for equal ones, and wherever one stops.
+bets that the mean is above m, with stakes that depend on earlier scores alone, ever multiplies the capital by 1 / a
+with a probability of at most `a` if it is not (Ville). The lower bound is the largest m at which the capital got there.
+It holds for scores of any distribution in [0, 1], for few of them, for equal ones, and wherever one stops.
 """
 
 from collections.abc import Sequence

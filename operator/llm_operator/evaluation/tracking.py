@@ -89,7 +89,7 @@ class Tracking:
             records += [_record(each) for each in json.loads(text)]
             if len(records) > MOST_RECORDS or size > MOST_BYTES:
                 raise Unusable(
-                    f"dataset {wanted} has more than {MOST_RECORDS} records or {MOST_BYTES >> 20} MiB: make a smaller one"
+                    f"dataset {wanted} has over {MOST_RECORDS} records or {MOST_BYTES >> 20} MiB: make a smaller one"
                 )
             token = page.get("next_page_token") or ""
             if not token:

@@ -15,7 +15,9 @@ from llm_operator.plans.objects import keys
 from llm_operator.plans.rollout import stamp
 from llm_operator.plans.status import faults
 from llm_operator.ports.cluster import ApiError, Conflict
+from llm_operator.reconcile import evaluation
 from llm_operator.reconcile.apikey import new_key
+from llm_operator.reconcile.own_pods import own_pods
 from llm_operator.state import Evidence, HeldKey, Manifest, Measured, Meta, Observed, SmokeOutcome
 from llm_runtime.contract import hash_key, key_id_of
 
@@ -48,12 +50,14 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
     observed = replace(observed, operator_key=held)
     if not spec.gates or candidate is None or candidate.outcome is not None:
         outside.memory.end_rollout(observed.meta.uid)
+        await evaluation.tidy(outside, observed)
         return observed
     pods = [pod for pod in _pods(observed, candidate.revision) if faults.ready(pod)]
     asked = [gate.prometheus_query for gate in spec.gates if gate.prometheus_query is not None] if pods else []
-    outcomes, answers = await asyncio.gather(
+    outcomes, answers, evaluations = await asyncio.gather(
         asyncio.gather(*(_smoke(outside, observed, candidate, name, pods, key, missing) for name in spec.smoke_maps)),
         asyncio.gather(*(_query(outside, observed, candidate, each) for each in asked)),
+        evaluation.outcomes(outside, observed, candidate, key, missing),
     )
     return replace(
         observed,
@@ -62,6 +66,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
             traffic=_traffic(outside, observed, candidate),
             smoke=dict(zip(spec.smoke_maps, outcomes, strict=True)),
             queries={each.query: answer for each, answer in zip(asked, answers, strict=True)},
+            evaluations=evaluations,
         ),
     )
 
@@ -134,7 +139,7 @@ async def _smoke(
         return outside.memory.smoke[known]
     if known not in outside.memory.asking:
         try:
-            pod = await _own(outside, observed, candidate.revision, pods)
+            pod = next(iter(await own_pods(outside, observed, candidate.revision, 1)), None)
         except ApiError as error:
             return SmokeOutcome(waiting=f"whose the candidate's pods are can't be read: {error}")
         if pod is None:
@@ -158,28 +163,6 @@ async def _answered(outside: Outside, known: tuple[str, str, str, str]) -> Smoke
     if final:
         outside.memory.smoke[known] = outcome
     return outcome
-
-
-async def _own(outside: Outside, observed: Observed, revision: str, pods: list[Manifest]) -> Manifest | None:
-    """The first of the pods that the revision's Deployment has made.
-
-    Anybody's pod may have its labels, and this one is given a key and judges the candidate.
-    """
-    deployment = observed.revisions[revision].deployment
-    for pod in pods:
-        by = _controller(pod)
-        if deployment is None or by is None or by["kind"] != "ReplicaSet":
-            continue
-        found = await outside.cluster.get("ReplicaSet", observed.meta.namespace, by["name"])
-        made_by = _controller(found) if found and found["metadata"]["uid"] == by["uid"] else None
-        if made_by is not None and made_by["uid"] == deployment["metadata"]["uid"]:
-            return pod
-    return None
-
-
-def _controller(manifest: Manifest) -> Manifest | None:
-    references: list[Manifest] = manifest["metadata"].get("ownerReferences") or []
-    return next((each for each in references if each.get("controller")), None)
 
 
 async def _ask_all(
@@ -220,7 +203,7 @@ async def _operator_key(outside: Outside, observed: Observed) -> tuple[str | Non
     """The plain key (empty: none is needed; None: its name is somebody else's) and its record for the key file."""
     meta = observed.meta
     name = names.operator_key_secret(meta)
-    if not observed.spec.rollout.smoke_maps or observed.spec.access.authentication != "Required":
+    if not observed.spec.rollout.asks or observed.spec.access.authentication != "Required":
         await _forget_key(outside, meta, name)
         return "", None
     secret = await outside.cluster.get("Secret", meta.namespace, name)

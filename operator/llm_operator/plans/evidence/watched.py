@@ -88,7 +88,7 @@ class Watched:
         at: str,
     ) -> dict[str, GateVerdict]:
         """One look at the candidate's `own` pods and the `stable` ones. `traffic`: the candidate has had some."""
-        judging = {gates.key(each): each for each in specs if not (each.smoke_prompts or each.prometheus_query)}
+        judging = {gates.key(each): each for each in specs if each.needs_traffic and not each.prometheus_query}
         if self.last:
             # A pod that is new since the last look counts from its start, and so does one that began anew.
             mine = added(since(now[pod], self.last.get(pod)) for pod in own if pod in now)

@@ -8,7 +8,7 @@ class First(Strategy):
     """It needs no choice, and is not written down. Where it fails, it goes on trying."""
 
     def share(self, move: Move) -> Share:
-        serving = (move.new,) if move.smoke_passed else ()
+        serving = (move.new,) if move.proven else ()
         return Share({move.new: move.situation.replicas}, serving, move.candidate)
 
     def retreat(self, move: Move) -> Share:

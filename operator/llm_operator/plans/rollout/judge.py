@@ -82,7 +82,7 @@ def _held(move: Move, strategy: Strategy) -> Move:
     """With the moment noted from which gates hold the candidate up though its hold is over."""
     undecided = not move.candidate.paused and bool(strategy.undecided(move))
     since = move.candidate.undecided_since
-    if undecided and since is None and strategy.held(move):
+    if undecided and since is None and (strategy.held(move) or not strategy.judged(move)):
         return move.changed(undecided_since=move.situation.moment)
     if not undecided and since is not None:
         # The deadline, which stood still, begins anew.

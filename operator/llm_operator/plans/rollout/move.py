@@ -96,10 +96,17 @@ class Move:
         return children.wanted == self.situation.replicas <= children.ready
 
     @property
-    def smoke_passed(self) -> bool:
-        """Its smoke prompts, if there are any, are answered as expected."""
-        passed = {each.name for each in self.candidate.verdict if each.state == "Passed"}
-        return {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= passed
+    def proven(self) -> bool:
+        """It has shown what it must before it gets traffic: smoke prompts, and evaluations."""
+        spec = self.situation.spec
+        undecided = gates.UNDECIDED if self.stable is None or self.skips or spec.on_inconclusive == "Promote" else ()
+        verdict = self.candidate.verdict
+        passed = {each.name for each in verdict if each.state == "Passed"}
+        missing = {each.name for each in verdict if each.state not in ("Passed", *undecided)}
+        told = {each.name for each in verdict}
+        evaluations = {gates.evaluation_name(gate.evaluation) for gate in spec.evaluations if gate.evaluation}
+        smoke = {gates.smoke_name(name) for name in spec.smoke_maps}
+        return smoke <= passed and evaluations <= told and not evaluations & missing
 
     @property
     def third(self) -> bool:
@@ -112,7 +119,7 @@ class Move:
         """The candidate may be behind the Service together with the stable revision."""
         if self.state is State.STARTING:
             return False
-        if self.state is State.READY and (self.candidate.paused or not self.smoke_passed):
+        if self.state is State.READY and (self.candidate.paused or not self.proven):
             return False
         return not self.third
 

@@ -10,7 +10,7 @@ class Recreate(Strategy):
     def share(self, move: Move) -> Share:
         gone = _gone(move, move.old)
         pods = {move.old: 0, move.new: move.situation.replicas if gone else 0}
-        return Share(pods, (move.new,) if gone and move.smoke_passed else (move.old,), move.candidate)
+        return Share(pods, (move.new,) if gone and move.proven else (move.old,), move.candidate)
 
     def retreat(self, move: Move) -> Share:
         pods = {move.old: move.situation.replicas if _gone(move, move.new) else 0, move.new: 0}

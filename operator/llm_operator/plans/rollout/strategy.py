@@ -68,9 +68,13 @@ class Strategy(ABC):
 
     def undecided(self, move: Move) -> tuple[GateVerdict, ...]:
         """The inconclusive gates that hold the candidate up."""
-        if not self.judged(move) or move.skips or move.situation.spec.on_inconclusive == "Promote":
+        if move.skips or move.situation.spec.on_inconclusive == "Promote":
             return ()
-        return gates.undecided(move.candidate.verdict)
+        undecided = gates.undecided(move.candidate.verdict)
+        if self.judged(move):
+            return undecided
+        # An evaluation is over before there is traffic. A first version has nothing to be held for.
+        return tuple(each for each in undecided if move.stable is not None and gates.is_evaluation(each))
 
     def cleared(self, move: Move) -> bool:
         """Whether no gate objects, is awaited or holds the candidate up."""
