@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from control_plane.operator_fixtures import Json, Place
+from control_plane.pod_metrics import ServingPod, loopback, pod_metrics
 from control_plane.test_rollout import fatal
 from waiting import eventually
 
@@ -22,12 +26,33 @@ GOOD = 2
 CORRUPT = 3
 STUCK = 4
 """Versions beside the first; what becomes of their pods is in `prepare`."""
-VERSIONS = 4
+FAULTY = 5
+WRONG = 6
+VERSIONS = 6
+SMOKE = "smoke"
+GATES: list[Json] = [{"smokePrompts": {"configMap": SMOKE}}, {"maxErrorRate": 0.05, "minRequests": 20}]
 
 
-def prepare(place: Place) -> None:
+@contextmanager
+def pods() -> Iterator[dict[int, ServingPod]]:
+    """What the pods of each version that get ready say, for as long as the context lasts."""
+    with ExitStack() as stack:
+        good = ServingPod(loopback())
+        served = {1: good, GOOD: good, FAULTY: ServingPod(loopback(), error_rate=0.4)}
+        served[WRONG] = ServingPod(loopback(), said="wrong")
+        for each in set(served.values()):
+            stack.enter_context(pod_metrics(each))
+        yield served
+
+
+def prepare(place: Place, served: dict[int, ServingPod]) -> None:
     """One model, in which each roll-out has an alias of its own; and what becomes of which version's pods."""
     place.model(VERSIONS, alias=None)
+    expected = {"prompt": "Say it.", "expect": {"exact": served[GOOD].said}}
+    smoke = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": SMOKE, "namespace": place.name}}
+    place.api.apply({**smoke, "data": {"one": json.dumps(expected)}})
+    for version, pod in served.items():
+        place.kubelet.fate[place.name, str(version)] = pod.ready
     place.kubelet.fate[place.name, str(CORRUPT)] = fatal()
     place.kubelet.fate[place.name, str(STUCK)] = {}
 
@@ -48,7 +73,7 @@ class Rollout:
 
     def change(self, **spec: Any) -> None:
         self.spec |= spec
-        rollout = {"strategy": self.strategy, "drainSeconds": 1, **STRATEGIES[self.strategy]}
+        rollout = {"strategy": self.strategy, "drainSeconds": 1, "gates": GATES, **STRATEGIES[self.strategy]}
         self.place.deploy(self.name, mlflow=self._followed(), rollout=rollout, **self.spec)
 
     def annotate(self, **notes: str) -> None:
@@ -82,7 +107,7 @@ class Rollout:
     @property
     def shares(self) -> bool:
         """Whether the Service may select two revisions for a while."""
-        return self.strategy in ("Rolling", "Canary") and not self.scenario.failed
+        return self.strategy in ("Rolling", "Canary") and not (self.scenario.failed and not self.scenario.by_traffic)
 
     @property
     def turns(self) -> set[int]:
@@ -92,6 +117,8 @@ class Rollout:
         """
         if self.strategy == "Recreate" and self.scenario.detour:
             return {1, 2}
+        if self.scenario.by_traffic:
+            return {2} if self.strategy == "BlueGreen" else {0}
         if self.scenario.failed:
             return {0, 2} if self.strategy == "Recreate" else {0}
         return {1}
@@ -106,6 +133,8 @@ class Scenario:
     failed: bool = False
     detour: bool = False
     """Another version may have been tried before."""
+    by_traffic: bool = False
+    """It fails once clients ask it. Recreate has no traffic to compare with, and goes on."""
 
 
 def _replaced(rollout: Rollout) -> None:
@@ -127,8 +156,15 @@ def _aborted(rollout: Rollout) -> None:
 SCENARIOS = {
     "a promotion": Scenario(lambda rollout: rollout.promote(GOOD), "2"),
     "a corrupt version": Scenario(lambda rollout: rollout.promote(CORRUPT), "1", failed=True),
+    "a version that answers wrong": Scenario(lambda rollout: rollout.promote(WRONG), "1", failed=True),
+    "a version with errors": Scenario(lambda rollout: rollout.promote(FAULTY), "1", failed=True, by_traffic=True),
     "a changed specification": Scenario(lambda rollout: rollout.change(engine={"maxModelLength": 1024}), "1"),
     "a promotion after one that hangs": Scenario(_replaced, "2", detour=True),
     "a promotion and more pods": Scenario(_grown, "2"),
     "a promotion that is aborted": Scenario(_aborted, "1", failed=True),
 }
+KINDS = [
+    (strategy, name)
+    for strategy, (name, scenario) in itertools.product(STRATEGIES, SCENARIOS.items())
+    if not (strategy == "Recreate" and scenario.by_traffic)
+]

@@ -32,6 +32,8 @@ from waiting import PATIENCE_SECONDS, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = "played"
+EVALUATION_POD = {"spec": {"containers": [{"name": "evaluation", "image": "example.com/llm-operator:1"}]}}
+"""No node here runs it: a test ends it by hand."""
 IMAGE = "example.com/llm-runtime:1"
 Json = dict[str, Any]
 
@@ -450,6 +452,7 @@ def settings(models: Models, lease: Json | None = None, **more: Any) -> Json:
         "logFormat": "console",
         "lease": {"namespace": "llm-operator-system", "retrySeconds": 0.3, **(lease or {})},
         "connections": {"default": {"trackingUri": models.uri, "credentialsFolder": str(models.credentials)}},
+        "evaluation": {"podTemplate": EVALUATION_POD},
         **more,
     }
 

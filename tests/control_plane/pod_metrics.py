@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,17 +53,59 @@ class PodMetrics:
         figures = zip(names, (done, total, rate), strict=True)
         self.text = "".join(f"# TYPE {name} gauge\n{name} {value}\n" for name, value in figures)
 
+    def figures(self) -> str:
+        """Its metrics now."""
+        return self.text
+
+    def answered(self) -> bytes:
+        """What it says to a prompt."""
+        return b"{}"
+
+
+class ServingPod(PodMetrics):
+    """Answers all prompts alike, and counts 20 requests per second, of which some are errors."""
+
+    def __init__(self, address: str, said: str = "right", error_rate: float = 0.0) -> None:
+        super().__init__(address)
+        self.said = said
+        self.error_rate = error_rate
+        self._began = time.monotonic()
+
+    def figures(self) -> str:
+        """The counters now."""
+        requests = int((time.monotonic() - self._began) * 20)
+        errors = int(requests * self.error_rate)
+        name = f"{contract.METRIC_API_REQUESTS}_total"
+        counts = {"200": requests - errors, "500": errors}
+        lines = [f'{name}{{status="{status}"}} {n}' for status, n in counts.items()]
+        return "\n".join([f"# TYPE {name} counter", *lines, ""])
+
+    def answered(self) -> bytes:
+        """What it says to a prompt."""
+        return json.dumps({"choices": [{"index": 0, "text": self.said, "finish_reason": "stop"}]}).encode()
+
+
+def loopback() -> str:
+    """An address that no other played pod has, in all likelihood."""
+    return f"127.{random.randint(1, 254)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
+
 
 @contextmanager
-def pod_metrics() -> Iterator[PodMetrics]:
+def pod_metrics(pod: PodMetrics | None = None) -> Iterator[PodMetrics]:
     """A played pod's metrics, while the context lasts, at a loopback address of its own: the port is the runtime's."""
-    pod = PodMetrics(f"127.{random.randint(1, 254)}.{random.randint(0, 255)}.{random.randint(1, 254)}")
+    pod = pod or PodMetrics(loopback())
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.headers["User-Agent"] != secrets_told.USER_AGENT:
                 pod.asked += 1
-            body = pod.text.encode()
+            self.answer(pod.figures().encode())
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(pod.answered())
+
+        def answer(self, body: bytes) -> None:
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

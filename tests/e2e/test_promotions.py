@@ -58,7 +58,7 @@ def versions(stack: Stack, models: dict[str, Path], tmp_path_factory: pytest.Tem
     """Registered versions by what they are: two as they should be, one that answers wrong, one that is slow."""
     folder = tmp_path_factory.mktemp("versions")
     wrong = tiny_model.make(folder / "wrong", seed=7)
-    slow = tiny_model.make(folder / "slow", seed=8, layers=24)
+    slow = tiny_model.make(folder / "slow", seed=8, layers=64)
     folders = {"first": models["first"], "second": models["second"], "wrong": wrong, "slow": slow}
     return {name: push(stack.mlflow.uri, NAME, folder) for name, folder in folders.items()}
 

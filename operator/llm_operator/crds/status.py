@@ -102,10 +102,10 @@ class GateVerdict(Section):
 
     name: Annotated[str, Field(max_length=320), cut(320)]
     """Name of the gate, such as `maxErrorRate`."""
-    state: Literal["Passed", "Failed", "Waiting", "Inconclusive", "TooFewSamples"]
+    state: Literal["Passed", "Failed", "Waiting", "Inconclusive"]
     """Waiting: there is no result yet. Inconclusive: neither surely passed nor surely failed; rollout.onInconclusive
-    decides. TooFewSamples: the same, as operators up to 0.1 wrote it."""
-    figure: Annotated[str, Field(max_length=64)] | None = None
+    decides."""
+    estimate: Annotated[str, Field(max_length=64)] | None = None
     """Value that was measured for the candidate."""
     threshold: Annotated[str, Field(max_length=64)] | None = None
     """Value that the gate allows."""
@@ -152,7 +152,7 @@ class CandidateStatus(RevisionStatus):
     """Time at which the roll-out last made progress; its deadline counts from here."""
     paused: bool | None = None
     """Whether the annotation llm-operator.dev/rollout pauses the roll-out where it is."""
-    verdict: Annotated[tuple[GateVerdict, ...], Field(max_length=10)] | None = None
+    gates: Annotated[tuple[GateVerdict, ...], Field(max_length=10)] | None = None
     """Result of each gate for the candidate."""
 
     outcome: Literal["Failed"] | None = None

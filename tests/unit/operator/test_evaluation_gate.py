@@ -117,7 +117,7 @@ async def test_a_job_beside_the_operator_asks_both_sides_before_there_is_traffic
     assert given.stable is not None
     assert given.stable.version == "1"
     assert given.candidate.addresses == given.stable.addresses == ("127.0.0.1",)
-    [told] = world.status()["candidate"]["verdict"]
+    [told] = world.status()["candidate"]["gates"]
     assert told["state"] == "Waiting"
     assert world.status()["stable"]["version"] == "1"
     assert "trafficSince" not in world.status()["candidate"]
@@ -161,7 +161,7 @@ async def test_what_cant_be_evaluated_is_told_and_tried_again_while_stable_serve
     world = await world_with_evaluation()
     end(world, EvaluationOutcome(waiting="there is no dataset golden on http://mlflow:5000: create it"))
     await look(world, 1)
-    [told] = world.status()["candidate"]["verdict"]
+    [told] = world.status()["candidate"]["gates"]
     assert told["state"] == "Waiting"
     assert "there is no dataset golden" in told["message"]
     first = jobs(world)[0]["metadata"]["uid"]
@@ -175,7 +175,7 @@ async def test_a_job_that_breaks_is_told_with_what_to_look_at() -> None:
     world = await world_with_evaluation()
     end(world, None)
     await look(world, 1)
-    [told] = world.status()["candidate"]["verdict"]
+    [told] = world.status()["candidate"]["gates"]
     assert "ended without an outcome" in told["message"]
     assert f"kubectl -n {OWN} logs job/" in told["message"]
 
@@ -207,7 +207,7 @@ async def test_without_the_charts_template_the_gate_says_so() -> None:
     await world.deploy(rollout={"gates": [{"evaluation": {**SPEC, "minScore": 0.9}}]})
     world.registry.aliases["bot"]["champion"] = "2"
     await look(world, 3)
-    [told] = world.status()["candidate"]["verdict"]
+    [told] = world.status()["candidate"]["gates"]
     assert "has no evaluation.podTemplate" in told["message"]
 
 
@@ -240,6 +240,6 @@ async def test_a_judge_that_may_not_be_asked_is_told_and_no_job_is_made(judge: d
     await world.deploy(rollout={"gates": [{"evaluation": {"dataset": "golden", "scorers": scorers, "minScore": 0.5}}]})
     world.registry.aliases["bot"]["champion"] = "2"
     await look(world, 3)
-    [verdict] = world.status()["candidate"]["verdict"]
+    [verdict] = world.status()["candidate"]["gates"]
     assert told in verdict["message"]
     assert jobs(world) == []

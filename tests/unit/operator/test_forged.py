@@ -93,4 +93,4 @@ async def test_a_pod_that_only_has_the_labels_gets_no_key_and_judges_nothing() -
     for _ in range(3):
         await reconcile(BOT, world.outside, Pace(60, 5))
     assert world.pods.asked == []
-    assert "candidate's Deployment" in world.status()["candidate"]["verdict"][0]["message"]
+    assert "candidate's Deployment" in world.status()["candidate"]["gates"][0]["message"]

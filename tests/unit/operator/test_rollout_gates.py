@@ -35,7 +35,7 @@ def state(spec: GateSpec, **evidence: Any) -> str:
 
 
 def test_a_gate_says_figure_interval_and_threshold() -> None:
-    fields = {"name": "maxErrorRate", "state": "Failed", "figure": "0.03", "low": "0.011", "high": "0.06"}
+    fields = {"name": "maxErrorRate", "state": "Failed", "estimate": "0.03", "low": "0.011", "high": "0.06"}
     failed = GateVerdict.model_validate({**fields, "threshold": "0.01", "message": "6 of 200 answers were errors"})
     assert gates.told(failed) == (
         "gate maxErrorRate is 0.03 (between 0.011 and 0.06), allowed is 0.01: 6 of 200 answers were errors"
@@ -180,7 +180,7 @@ async def test_a_pod_that_does_not_know_the_key_yet_is_asked_again() -> None:
     world = await world_with_prompts()
     world.pods.answer = Answer(401, "unauthorized")
     await look(world, 3)
-    waits = world.status()["candidate"]["verdict"][0]
+    waits = world.status()["candidate"]["gates"][0]
     assert waits["state"] == "Waiting"
     assert "bot-candidate" in world.cluster.named("Service")
     world.pods.answer = Answer(200, "Paris")

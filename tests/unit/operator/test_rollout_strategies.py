@@ -211,7 +211,7 @@ def rollout(strategy: str, **fields: Any) -> RolloutSpec:
 
 def shown(state: str, revision: str = "new", **more: Any) -> Evidence:
     """What the gate SLOW says of a candidate's traffic."""
-    fields = {"name": "maxErrorRate", "state": state, "figure": "0.4", "threshold": "0.01"}
+    fields = {"name": "maxErrorRate", "state": state, "estimate": "0.4", "threshold": "0.01"}
     verdict = GateVerdict.model_validate(fields)
     return Evidence(revision, traffic={gates.key(GateSpec.model_validate(SLOW)): verdict}, **more)
 
@@ -615,13 +615,6 @@ def test_undecided_gates_do_not_keep_a_candidate_from_its_traffic_that_has_lost_
     assert sim.run(3).serving == ("new",)
 
 
-def test_a_result_as_operators_of_before_wrote_it_is_read_and_is_undecided() -> None:
-    sim = Sim(rollout("Canary", gates=[SLOW], onInconclusive="Hold"), replicas=4)
-    sim.evidence = shown("TooFewSamples")
-    sim.until(lambda s: any(each.reason == "GateUndecided" for each in s.told))
-    assert sim.candidate.verdict[0].state == "TooFewSamples"
-
-
 def test_without_traffic_there_is_nothing_to_hold_for() -> None:
     assert Sim(rollout("Recreate", gates=[SLOW], onInconclusive="Hold"), replicas=2).run().stable == "2"
 
@@ -652,6 +645,40 @@ def test_a_rolling_that_fails_at_its_last_pod_answers_until_an_old_pod_is_back()
         sim.step()
         assert sum(sim.ready(revision) for revision in sim.serving) >= 1
     assert (sim.serving, sim.ready("old"), sim.ready("new")) == (("old",), 2, 0)
+
+
+@pytest.mark.parametrize("wanted", ["newer", "old"])
+@pytest.mark.parametrize("state", ["Inconclusive", "Failed"])
+def test_a_rolling_that_is_replaced_at_its_last_pod_answers_until_an_old_pod_is_back(wanted: str, state: str) -> None:
+    sim = Sim(rollout("Rolling", gates=[SLOW]), replicas=2, room=2)
+    sim.until(lambda s: s.ready("old") == 0 and s.ready("new") >= 1)
+    if state == "Failed":
+        sim.evidence = shown("Failed")
+        sim.look()
+    sim.wanted = Wanted(wanted, {"newer": "3", "old": "1"}[wanted], "i")
+    sim.evidence = shown("Passed", "newer")
+    sim.never_ready = {"old"}
+    for look in range(200):
+        if look == 20:
+            sim.never_ready = set()
+        sim.step()
+        assert sum(sim.ready(revision) for revision in sim.serving) >= 1
+    assert (sim.serving, sim.ready(wanted), sim.ready("new")) == ((wanted,), 2, 0)
+    assert [each.outcome for each in sim.status.history if each.revision == "new"] == [
+        "Replaced" if state == "Inconclusive" else "Failed"
+    ]
+
+
+def test_a_replaced_rolling_is_what_serves_where_the_old_pods_do_not_come_back() -> None:
+    sim = Sim(rollout("Rolling", gates=[SLOW], progressDeadlineSeconds=60), replicas=2, room=3)
+    sim.until(lambda s: s.ready("old") == 0 and s.ready("new") >= 1)
+    sim.never_ready.add("old")
+    sim.wanted = Wanted("newer", "3", "i")
+    sim.evidence = shown("Passed", "newer")
+    for _ in range(300):
+        sim.step()
+        assert sum(sim.ready(revision) for revision in sim.serving) >= 1
+    assert sim.stable == "3"
 
 
 def test_pause_stops_between_steps_and_its_time_does_not_count() -> None:

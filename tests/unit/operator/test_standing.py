@@ -314,7 +314,7 @@ async def test_gates_that_cannot_be_asked_wait_and_the_deadline_does_not() -> No
     await look(world)
     world.cluster.play(f"bot-{world.status()['candidate']['revision']}")
     await look(world)
-    assert "denied by ValidatingAdmissionPolicy" in str(world.status()["candidate"]["verdict"])
+    assert "denied by ValidatingAdmissionPolicy" in str(world.status()["candidate"]["gates"])
     world.clock.pass_seconds(21)
     await look(world)
     assert world.status()["candidate"]["outcome"] == "Failed"

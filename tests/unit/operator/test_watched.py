@@ -49,7 +49,7 @@ def test_errors_are_counted_from_look_to_look() -> None:
     states = [candidate.look(old=figures(1000 + 50 * n), new=figures(20 * n, 10 * n)) for n in range(1, 7)]
     assert states == ["Inconclusive"] * 4 + ["Failed"] * 2
     said = candidate.said["maxErrorRate"]
-    assert (said.figure, said.samples, said.stable_samples, said.since) == ("0.5", 120, 300, AT)
+    assert (said.estimate, said.samples, said.stable_samples, said.since) == ("0.5", 120, 300, AT)
     assert float(said.low or 0) > 0.01
 
 

@@ -7,9 +7,6 @@ from llm_operator.crds import GateVerdict
 from llm_operator.crds.rollout import EvaluationSpec, GateSpec, PrometheusQuery, SmokePrompts
 from llm_operator.state import Estimate, EvaluationOutcome, Evidence, Measured, SmokeOutcome
 
-UNDECIDED = ("Inconclusive", "TooFewSamples")
-"""TooFewSamples: as operators up to 0.1 wrote it."""
-
 
 def judge(gates: Iterable[GateSpec], evidence: Evidence) -> tuple[GateVerdict, ...]:
     """One verdict per gate, in the order of the specification."""
@@ -53,12 +50,12 @@ def failed(verdict: Iterable[GateVerdict]) -> GateVerdict | None:
 
 def settled(verdict: Iterable[GateVerdict]) -> bool:
     """Whether no gate objects or is awaited."""
-    return all(each.state == "Passed" or each.state in UNDECIDED for each in verdict)
+    return all(each.state in ("Passed", "Inconclusive") for each in verdict)
 
 
 def undecided(verdict: Iterable[GateVerdict]) -> tuple[GateVerdict, ...]:
     """The gates that are neither surely passed nor surely failed."""
-    return tuple(each for each in verdict if each.state in UNDECIDED)
+    return tuple(each for each in verdict if each.state == "Inconclusive")
 
 
 def summary(verdict: Iterable[GateVerdict]) -> str:
@@ -81,8 +78,8 @@ def _measured(verdict: GateVerdict) -> str:
     """Figure and interval. A figure far from the threshold, beyond where it is looked for, has the interval alone."""
     low = verdict.low
     high = verdict.high
-    if verdict.figure:
-        return f" is {verdict.figure}" + (f" (between {low or '0'} and {high or 'any'})" if low or high else "")
+    if verdict.estimate:
+        return f" is {verdict.estimate}" + (f" (between {low or '0'} and {high or 'any'})" if low or high else "")
     if low:
         return f" is above {low}"
     return f" is below {high}" if high else ""
@@ -101,9 +98,9 @@ def _smoke(gate: SmokePrompts, found: SmokeOutcome) -> GateVerdict:
     if found.failures:
         said = "; ".join(found.failures)
         return GateVerdict(
-            name=name, state="Failed", figure=f"{found.passed} of {total} passed", threshold=str(total), message=said
+            name=name, state="Failed", estimate=f"{found.passed} of {total} passed", threshold=str(total), message=said
         )
-    return GateVerdict(name=name, state="Passed", figure=f"{total} of {total} passed")
+    return GateVerdict(name=name, state="Passed", estimate=f"{total} of {total} passed")
 
 
 def _query(gate: PrometheusQuery, found: Measured) -> GateVerdict:
@@ -120,7 +117,7 @@ def _query(gate: PrometheusQuery, found: Measured) -> GateVerdict:
     message = None if found.told else f"the figure is {'above' if failed else 'at most'} {threshold}"
     state = "Failed" if failed else "Passed"
     return GateVerdict.model_validate(
-        {"name": name, "state": state, "figure": figure, "threshold": threshold, "message": message}
+        {"name": name, "state": state, "estimate": figure, "threshold": threshold, "message": message}
     )
 
 

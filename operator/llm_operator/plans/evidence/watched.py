@@ -54,7 +54,7 @@ class Running:
         return GateVerdict(
             name=name,
             state=answer.state,
-            figure=_text(answer.estimate),
+            estimate=_text(answer.estimate),
             threshold=gates.text(most),
             low=_text(answer.low),
             high=_text(answer.high),

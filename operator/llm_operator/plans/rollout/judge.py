@@ -21,6 +21,8 @@ def judge(decision: Decision) -> Decision:
     strategy = decision.strategy
     if move is None or strategy is None or move.situation.replicas == 0:
         return decision
+    if move.state is State.REPLACED:
+        return decision
     if move.state is State.FAILED:
         # Where nothing else serves, a failed candidate keeps trying; but a wrong answer does not get right by waiting.
         heals = move.stable is None and move.candidate.reason not in (Reason.GateFailed, Reason.Aborted)
@@ -43,12 +45,12 @@ def judge(decision: Decision) -> Decision:
 
 
 def _seen(move: Move, *, paused: bool) -> Candidate:
-    """The candidate with today's verdict; a clock that was set back or a pause that ends begins its times anew."""
+    """The candidate with today's gates; a clock that was set back or a pause that ends begins its times anew."""
     situation = move.situation
     candidate = move.candidate
     now = move.situation.moment
     evidence = situation.evidence if situation.evidence.revision == candidate.revision else Evidence()
-    candidate = replace(candidate, verdict=gates.judge(situation.spec.gates or (), evidence))
+    candidate = replace(candidate, gates=gates.judge(situation.spec.gates or (), evidence))
     if paused != candidate.paused:
         candidate = replace(candidate, paused=paused, progressed_at=now, step_started_at=None)
     return replace(
@@ -73,7 +75,7 @@ def _refusal(move: Move, *, aborted: bool) -> Fault | None:
         fault = move.situation.faults.get(move.new)
         why = f": {fault.message}" if fault else ""
         return Fault(Reason.CandidateCrashed, f"a pod ended {crashes} times while it had traffic{why}", terminal=True)
-    if (verdict := gates.failed(move.candidate.verdict)) is not None:
+    if (verdict := gates.failed(move.candidate.gates)) is not None:
         return Fault(Reason.GateFailed, gates.told(verdict), terminal=True)
     return None
 
@@ -122,7 +124,7 @@ def _late(move: Move, strategy: Strategy, fault: Fault | None) -> Fault:
     ready = move.situation.children(move.new).ready
     seconds = move.situation.spec.progress_deadline_seconds
     counted = f"{ready} of {strategy.size(move)} pods were ready after {seconds} s"
-    waiting = [gates.told(each) for each in move.candidate.verdict if each.state == "Waiting"]
+    waiting = [gates.told(each) for each in move.candidate.gates if each.state == "Waiting"]
     why = f": {fault.message}" if fault else "".join(f"; {told}" for told in waiting)
     advice = strategy.advice(move)
     message = counted + why + (f"; {advice}" if advice else "")

@@ -32,7 +32,7 @@ class Candidate:
     restarts: int | None = None
     progressed_at: datetime | None = None
     paused: bool = False
-    verdict: tuple[GateVerdict, ...] = ()
+    gates: tuple[GateVerdict, ...] = ()
     outcome: str | None = None
     reason: str | None = None
     message: str | None = None
@@ -40,7 +40,7 @@ class Candidate:
     @classmethod
     def read(cls, status: CandidateStatus) -> "Candidate":
         moments = {name: parse(getattr(status, name)) for name in _MOMENTS}
-        return cls(**{**dict(status), **moments, "paused": bool(status.paused), "verdict": status.verdict or ()})
+        return cls(**{**dict(status), **moments, "paused": bool(status.paused), "gates": status.gates or ()})
 
     def served(self, since: datetime | None) -> StableStatus:
         """It as the revision that serves."""
@@ -49,15 +49,13 @@ class Candidate:
             version=self.version,
             image=self.image,
             started_at=stamp(since) if since else None,
-            judged=gates.summary(self.verdict) or None,
+            judged=gates.summary(self.gates) or None,
         )
 
     def status(self) -> CandidateStatus:
         """For the API, where an absent field is the usual case."""
         moments = {name: stamp(at) for name in _MOMENTS if (at := getattr(self, name)) is not None}
-        return CandidateStatus(
-            **{**vars(self), **moments, "paused": self.paused or None, "verdict": self.verdict or None}
-        )
+        return CandidateStatus(**{**vars(self), **moments, "paused": self.paused or None, "gates": self.gates or None})
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,9 @@ class Move:
         """Where the candidate is in its life."""
         if self.candidate.outcome is not None:
             return State.FAILED
+        wanted = self.situation.wanted
+        if wanted is not None and wanted.revision != self.new:
+            return State.REPLACED
         if self.candidate.traffic_since is not None:
             return State.TRAFFIC
         return State.READY if self.situation.answering(self.new) else State.STARTING
@@ -99,14 +100,12 @@ class Move:
     def proven(self) -> bool:
         """It has shown what it must before it gets traffic: smoke prompts, and evaluations."""
         spec = self.situation.spec
-        undecided = gates.UNDECIDED if self.stable is None or self.skips or spec.on_inconclusive == "Promote" else ()
-        verdict = self.candidate.verdict
-        passed = {each.name for each in verdict if each.state == "Passed"}
-        missing = {each.name for each in verdict if each.state not in ("Passed", *undecided)}
-        told = {each.name for each in verdict}
-        evaluations = {gates.evaluation_name(gate.evaluation) for gate in spec.evaluations if gate.evaluation}
-        smoke = {gates.smoke_name(name) for name in spec.smoke_maps}
-        return smoke <= passed and evaluations <= told and not evaluations & missing
+        names = {gates.smoke_name(name) for name in spec.smoke_maps}
+        names |= {gates.evaluation_name(gate.evaluation) for gate in spec.evaluations if gate.evaluation}
+        lenient = self.stable is None or self.skips or spec.on_inconclusive == "Promote"
+        enough = ("Passed", *gates.UNDECIDED) if lenient else ("Passed",)
+        told = [each for each in self.candidate.gates if each.name in names]
+        return {each.name for each in told} == names and all(each.state in enough for each in told)
 
     @property
     def third(self) -> bool:

@@ -35,7 +35,7 @@ class Rolling(Strategy):
         return min(move.situation.replicas, move.candidate.replicas or 1)
 
     def hold_seconds(self, move: Move) -> float:
-        return 0.0 if all(each.state == "Passed" for each in move.candidate.verdict) else float(JUDGED_SECONDS)
+        return 0.0 if all(each.state == "Passed" for each in move.candidate.gates) else float(JUDGED_SECONDS)
 
     def next(self, move: Move) -> Next:
         given = self.size(move)

@@ -10,6 +10,7 @@ from llm_operator.plans.rollout.first import First
 from llm_operator.plans.rollout.move import Move
 from llm_operator.plans.rollout.recreate import Recreate
 from llm_operator.plans.rollout.rolling import Rolling
+from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Strategy
 
 STRATEGIES: dict[str, Strategy] = {
@@ -30,7 +31,7 @@ def select(decision: Decision) -> Decision:
         return replace(decision, strategy=First())
     asked = move.situation.spec.strategy
     before = move.candidate
-    if before.outcome is not None or not move.situation.replicas:
+    if move.state in (State.FAILED, State.REPLACED) or not move.situation.replicas:
         # Before operators wrote the strategy down, the specification's was the candidate's.
         return replace(decision, strategy=STRATEGIES.get(before.strategy or asked, STRATEGIES["BlueGreen"]))
     name, reason = _automatic(move) if asked == "Auto" else (asked, "spec.rollout.strategy says so")

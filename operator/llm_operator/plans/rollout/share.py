@@ -40,7 +40,7 @@ def _between(decision: Decision) -> Share:
         return Share(dict.fromkeys(serving, decision.situation.replicas), serving)
     if move.stable is not None and move.situation.replicas == 0:
         return Share({move.old: 0, move.new: 0}, (move.old,), move.candidate)
-    if move.state is State.FAILED:
+    if move.state in (State.FAILED, State.REPLACED):
         return strategy.retreat(move)
     return strategy.share(move).noted(move)
 
@@ -81,12 +81,14 @@ def _looks(move: Move, strategy: Strategy) -> list[float]:
 
 def _stage(move: Move, strategy: Strategy) -> str:
     """The step, what holds it up, and what the gates wait for."""
+    if move.state is State.REPLACED:
+        return f"another revision is wanted; this one answers until pods of revision {move.old} are ready"
     parts = [strategy.describe(move)]
     if move.candidate.paused:
         parts.append("paused by the annotation llm-operator.dev/rollout: write resume, skip or abort, or remove it")
-    waiting = (gate for gate in move.candidate.verdict if gate.state == "Waiting")
+    waiting = (gate for gate in move.candidate.gates if gate.state == "Waiting")
     parts += (f"gate {gate.name} waits: {gate.message}" for gate in waiting)
-    # Names alone: figures would be another text, and another write, at every look. They are in the verdict.
+    # Names alone: figures would be another text, and another write, at every look. They are in candidate.gates.
     undecided = ", ".join(gate.name for gate in strategy.undecided(move))
     parts.append(f"not decided yet: {undecided}" if undecided else "")
     return "; ".join(part for part in parts if part)

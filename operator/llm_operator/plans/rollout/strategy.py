@@ -70,7 +70,7 @@ class Strategy(ABC):
         """The inconclusive gates that hold the candidate up."""
         if move.skips or move.situation.spec.on_inconclusive == "Promote":
             return ()
-        undecided = gates.undecided(move.candidate.verdict)
+        undecided = gates.undecided(move.candidate.gates)
         if self.judged(move):
             return undecided
         # An evaluation is over before there is traffic. A first version has nothing to be held for.
@@ -78,7 +78,7 @@ class Strategy(ABC):
 
     def cleared(self, move: Move) -> bool:
         """Whether no gate objects, is awaited or holds the candidate up."""
-        return gates.settled(move.candidate.verdict) and not self.undecided(move)
+        return gates.settled(move.candidate.gates) and not self.undecided(move)
 
     def arrived(self, move: Move) -> bool:
         """Whether all pods are ready and the gates let the candidate go on."""
