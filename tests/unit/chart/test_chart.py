@@ -159,6 +159,19 @@ def test_people_have_roles_that_write_no_status(chart: Chart, role: str) -> None
     assert writes == (set() if role == "view" else {"llmdeployments", "apikeys", "llmdeployments/scale"})
 
 
+def test_the_pods_of_evaluations_have_the_operators_files_and_no_right_on_the_cluster(chart: Chart) -> None:
+    values = {"connections": {"default": {"trackingUri": "http://mlflow:5000", "credentialsSecret": "account"}}}
+    config = yaml.safe_load(chart.one("ConfigMap", **values)["data"]["config.yaml"])
+    pod = config["evaluation"]["podTemplate"]["spec"]
+    operator = chart.one("Deployment", **values)["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["volumes"] == operator["volumes"]
+    assert {each["name"] for each in pod["volumes"]} == {"config", "connections", "tmp"}
+    (container,) = pod["containers"]
+    for name in ("image", "command", "volumeMounts", "securityContext"):
+        assert container[name] == operator["containers"][0][name]
+
+
 def test_the_admission_policy_is_about_the_operators_account_alone(chart: Chart) -> None:
     assert not chart.all("ValidatingAdmissionPolicy")
     values = {"admissionPolicy": {"enabled": True}, "serviceAccount": {"name": "other"}}

@@ -103,7 +103,7 @@ class Move:
         names = {gates.smoke_name(name) for name in spec.smoke_maps}
         names |= {gates.evaluation_name(gate.evaluation) for gate in spec.evaluations if gate.evaluation}
         lenient = self.stable is None or self.skips or spec.on_inconclusive == "Promote"
-        enough = ("Passed", *gates.UNDECIDED) if lenient else ("Passed",)
+        enough = ("Passed", "Inconclusive") if lenient else ("Passed",)
         told = [each for each in self.candidate.gates if each.name in names]
         return {each.name for each in told} == names and all(each.state in enough for each in told)
 
