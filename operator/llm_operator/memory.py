@@ -65,7 +65,7 @@ class Memory:
 
     evaluations: Bounded[tuple[str, str, str], EvaluationOutcome] = field(default_factory=Bounded)
     """Outcomes of evaluations, by (deployment uid, candidate, gates.key). Their Jobs have them, too."""
-    evaluating: dict[str, bool] = field(default_factory=dict)
+    evaluating: Bounded[str, bool] = field(default_factory=Bounded)
     """By deployment uid: whether Jobs may be left of its evaluations. Absent: this process has not looked."""
 
     def forget(self, key: Key) -> None:

@@ -110,7 +110,7 @@ class Evaluation:
             name="bot",
             connection="default",
             candidate=task.Side("cand", "2", (CANDIDATE,)),
-            stable=task.Side("stab", "1", (stable,)) if stable else None,
+            stable=None if stable is None else task.Side("stab", "1", tuple(filter(None, [stable]))),
             model="bot",
             key="the-key",
             judges=(judge,) if judge else (),
@@ -182,6 +182,13 @@ def test_a_stable_that_is_broken_is_no_measure(evaluation: Evaluation, dataset: 
         found = evaluation.run(dataset=dataset, maxDropVsStable=0.02, sample=40)
     assert "not compared with stable, which is broken itself: 40 of 40" in found.message
     assert evaluation.state == "Inconclusive"
+
+
+def test_a_stable_without_pods_is_no_measure_and_the_score_alone_decides(evaluation: Evaluation, dataset: str) -> None:
+    with answering(CANDIDATE, right):
+        found = evaluation.run(stable="", dataset=dataset, maxDropVsStable=0.02, minScore=0.9, sample=80)
+    assert "not compared with stable, which is broken itself: revision stab has no ready pod" in found.message
+    assert evaluation.state == "Passed"
 
 
 def test_records_that_were_answered_before_the_deadline_are_judged(evaluation: Evaluation, dataset: str) -> None:

@@ -135,17 +135,18 @@ class _Asking:
         return [found[index] for index in whole], self._broken
 
     async def _judged(self, record: Record) -> Judged:
-        candidate = await self._answer(self._task.candidate, record)
+        candidate = await self._scored(record, *await self._ask(self._task.candidate, record))
         stable = None
         if self._task.stable is not None and not self._broken:
             try:
-                stable = await self._answer(self._task.stable, record)
+                said = await self._ask(self._task.stable, record)
             except Away as away:
                 self._broken = str(away)
+            else:
+                stable = await self._scored(record, *said)
         return Judged(record, candidate, stable)
 
-    async def _answer(self, side: Side, record: Record) -> Answer:
-        text, trouble = await self._ask(side, record)
+    async def _scored(self, record: Record, text: str, trouble: str) -> Answer:
         specs = self._task.spec.scorers
         if trouble:
             return Answer("", trouble, (0.0,) * len(specs))
@@ -160,6 +161,8 @@ class _Asking:
         """The text of an answer, or what the model did wrong. Raises Away where no pod of the side answers."""
         asked = {**record.asked, "model": self._task.name, "max_tokens": self._task.spec.max_tokens, "temperature": 0}
         until = time.monotonic() + PATIENCE_SECONDS
+        if not side.addresses:
+            raise Away(f"revision {side.revision} has no ready pod")
         while True:
             address = side.addresses[next(self._turns) % len(side.addresses)]
             answer = await self._pods.ask({"status": {"podIP": address}}, self._task.key, asked)

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from llm_operator.crds import CandidateStatus
@@ -85,12 +86,19 @@ async def _outcome(
     name = f"evaluation-{hashlib.sha256(' '.join(marks).encode()).hexdigest()[:16]}"
     job = await outside.cluster.get("Job", namespace, name)
     if job is None:
-        await _begin(outside, observed, candidate, gate, key, (namespace, name))
+        # What can't be asked is told before there is a Job.
+        task = await _task(outside, observed, candidate, _spec(gate), key)
+        outside.memory.evaluating[observed.meta.uid] = True
+        template = outside.evaluation.pod_template
+        wanted = objects.job(observed.meta, name, namespace, template, _spec(gate).deadline_seconds)
+        with suppress(Conflict):
+            await _hand_over(outside, await outside.cluster.create(wanted), task)
         return EvaluationOutcome(waiting=f"Job {namespace}/{name} begins to ask")
     ended = _ended(job)
     if ended is None:
-        if not int((job.get("status") or {}).get("active") or 0):
-            await _hand_over(outside, observed, candidate, gate, key, job)
+        if not int((job.get("status") or {}).get("ready") or 0):
+            # Its pod waits for the task, which an operator that ended in between has not written.
+            await _hand_over(outside, job, await _task(outside, observed, candidate, _spec(gate), key))
         return EvaluationOutcome(waiting=f"Job {namespace}/{name} asks the records of dataset {_spec(gate).dataset}")
     found = await _read(outside, job)
     if found.waiting and outside.clock() - ended > AGAIN:
@@ -103,42 +111,17 @@ def _spec(gate: GateSpec) -> EvaluationSpec:
     return gate.evaluation
 
 
-async def _begin(
-    outside: Outside,
-    observed: Observed,
-    candidate: CandidateStatus,
-    gate: GateSpec,
-    key: str,
-    place: tuple[str, str],
-) -> None:
-    namespace, name = place
-    # Whatever is missing is told before there is a Job.
-    await _task(outside, observed, candidate, gate, key)
-    outside.memory.evaluating[observed.meta.uid] = True
-    template = outside.evaluation.pod_template
-    wanted = objects.job(observed.meta, name, namespace, template, _spec(gate).deadline_seconds)
-    try:
-        job = await outside.cluster.create(wanted)
-    except Conflict:
-        return  # Another look was faster; the next one sees it.
-    await _hand_over(outside, observed, candidate, gate, key, job)
-
-
-async def _hand_over(
-    outside: Outside, observed: Observed, candidate: CandidateStatus, gate: GateSpec, key: str, job: Manifest
-) -> None:
-    """Write the task. The Job's pod waits for it; an operator that ended in between does it the next time."""
-    task = await _task(outside, observed, candidate, gate, key)
-    try:
+async def _hand_over(outside: Outside, job: Manifest, task: Task) -> None:
+    """Write what the Job has to do, if it is not written."""
+    with suppress(Conflict):
         await outside.cluster.create(objects.task_secret(job, to_json(task)))
-    except Conflict:
-        return
 
 
-async def _task(outside: Outside, observed: Observed, candidate: CandidateStatus, gate: GateSpec, key: str) -> Task:
+async def _task(
+    outside: Outside, observed: Observed, candidate: CandidateStatus, spec: EvaluationSpec, key: str
+) -> Task:
     """What the Job has to do. Raises _NotPossible, RegistryFault and ApiError."""
     meta = observed.meta
-    spec = _spec(gate)
     reference = observed.spec.model.mlflow
     connection = spec.connection or (reference.connection if reference else "default")
     await connection_for(outside, meta.namespace, connection, "spec.rollout.gates[].evaluation")
