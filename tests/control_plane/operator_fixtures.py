@@ -32,8 +32,20 @@ from waiting import PATIENCE_SECONDS, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = "played"
-EVALUATION_POD = {"spec": {"containers": [{"name": "evaluation", "image": "example.com/llm-operator:1"}]}}
-"""No node here runs it: a test ends it by hand."""
+EVALUATION_POD = {
+    "spec": {
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 1, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [
+            {
+                "name": "evaluation",
+                "image": "example.com/llm-operator:1",
+                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+            }
+        ],
+    }
+}
+"""No node here runs it: a test ends it by hand. The operator's namespace takes restricted pods only."""
 IMAGE = "example.com/llm-runtime:1"
 Json = dict[str, Any]
 

@@ -36,7 +36,8 @@ def has_address(place: Place, version: str, address: str) -> None:
 
 def report(place: Place, job: Json, message: str) -> None:
     """The Job's pod, which no node runs here, ends with this message."""
-    [pod] = place.api.list("Pod", OWN, f"batch.kubernetes.io/job-name={job['metadata']['name']}")
+    label = f"batch.kubernetes.io/job-name={job['metadata']['name']}"
+    [pod] = eventually(lambda: place.api.list("Pod", OWN, label))
     ended = {"exitCode": 0, "message": message, "startedAt": None, "finishedAt": "2026-01-01T00:00:00Z"}
     container = {"name": "evaluation", "image": "x", "imageID": "x", "ready": False, "restartCount": 0}
     status: dict[str, Any] = {

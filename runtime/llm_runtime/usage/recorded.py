@@ -61,7 +61,7 @@ async def choose(
     return Chosen(list(records.values()), looked_at, dict(reasons))
 
 
-def _stored(model: str, version: str, since: datetime | None) -> sa.Select[tuple[str, str]]:
+def _stored(model: str, version: str, since: datetime | None) -> sa.Select[Any]:
     """Whole answers of one choice, of the model itself, the newest first."""
     log = inference_log.c
     wanted = [
