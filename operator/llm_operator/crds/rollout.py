@@ -167,7 +167,7 @@ class EvaluationSpec(Section):
     connection: Short | None = None
     """MLflow server that has the dataset, by the connection's name. Absent: that of the model, or `default` where the
     model has none."""
-    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
+    digest: Annotated[str, Field(max_length=71, pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
     """Digest of the records, as an earlier evaluation has told it; records that were changed since are refused."""
     scorers: Annotated[tuple[ScorerSpec, ...], Field(min_length=1, max_length=8)]
     """Rules that score each answer; its score is their mean."""

@@ -61,7 +61,7 @@ def test_the_gate_is_sure_or_says_that_it_is_not(
 
 def test_the_worse_of_both_checks_is_told_with_its_interval() -> None:
     told = verdict(BAD, minScore=0.5, maxDropVsStable=0.02)
-    assert (told.figure, told.low, told.high, told.threshold) == ("0.1", "0.05", "0.17", "0.02")
+    assert (told.estimate, told.low, told.high, told.threshold) == ("0.1", "0.05", "0.17", "0.02")
     assert (told.samples, told.stable_samples) == (200, 200)
     assert told.message == "this is the drop below stable; the score is 0.9; run r1"
 

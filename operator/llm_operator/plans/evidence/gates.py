@@ -162,7 +162,7 @@ def _evaluation(gate: EvaluationSpec, found: EvaluationOutcome) -> GateVerdict:
         {
             "name": name,
             "state": state,
-            "figure": text(figure.figure),
+            "estimate": text(figure.figure),
             "threshold": text(threshold),
             "low": text(figure.low),
             "high": text(figure.high),
