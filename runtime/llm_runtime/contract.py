@@ -195,7 +195,7 @@ class FilterPattern(_Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
     """Name of the pattern; a match is replaced by `[NAME]`."""
     regex: Annotated[str, Field(min_length=1, max_length=1000)]
-    """Regular expression to find, such as `EMP-[0-9]{6}`, in Python's syntax without look-around and
+    """Regular expression to find, such as `EMP-[0-9]{6}`, in RE2 syntax: no look-around, no
     back-references."""
 
 

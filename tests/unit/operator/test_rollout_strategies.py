@@ -579,7 +579,9 @@ def test_a_hold_for_undecided_gates_is_told_once_and_named_for_its_reader() -> N
     (told,) = [each for each in sim.told if each.reason == "GateUndecided"]
     assert "maxErrorRate: not decided at the end of the hold; revision new is held until" in told.message
     assert sim.decision is not None
-    assert "not decided yet: maxErrorRate" in sim.decision.stage
+    # The step's own end has passed and is not told any more.
+    assert "at most 20 % of the traffic; not decided yet: maxErrorRate, held for it until" in sim.decision.stage
+    assert f"{told.message.split('held until ')[1]} (see .status.candidate.gates)" in sim.decision.stage
     assert sim.candidate.undecided_since is not None
 
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from llm_operator.crds.rollout import CanaryStep
 from llm_operator.plans.rollout.move import Move, Share
+from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Next, Strategy
 
 
@@ -65,7 +66,7 @@ class Canary(Strategy):
         if candidate.weight:
             return f"{where}, at most {step.weight} % of the traffic{_until(move, step.hold_seconds)}"
         if candidate.step_started_at is None:
-            why = "its pods are not ready yet, its smoke prompts are not answered, or other pods are still leaving"
+            why = _waits_for(move)
         else:
             more = "more replicas or canary.httpRoute would let it in"
             why = f"one of its pods would take more than {step.weight} %; {more}"
@@ -93,6 +94,15 @@ def _weight(move: Move) -> int:
     return last if move.situation.routed else max(last, 50)
 
 
+def _waits_for(move: Move) -> str:
+    """What keeps the candidate from its traffic, while nothing says that its share would be too large."""
+    if move.state is State.READY and not move.smoke_passed:
+        return "its smoke prompts are not answered yet"
+    if move.state is State.READY and move.third:
+        return "pods of another revision are still leaving"
+    return "its pods are not ready yet"
+
+
 def _most_pods(move: Move, weight: int) -> int:
     """The most pods whose share beside the stable ones is not above `weight`; 0 where one would be too many.
 
@@ -107,4 +117,7 @@ def _most_pods(move: Move, weight: int) -> int:
 def _until(move: Move, hold_seconds: int) -> str:
     """A moment, not what is left: that would be another text, and another write, every second."""
     began = move.candidate.step_started_at
-    return f", at least until {began + timedelta(seconds=hold_seconds):%H:%M:%S} UTC" if began and hold_seconds else ""
+    # Once the hold is over, it is the gates that are waited for, and these say until when.
+    if not began or not hold_seconds or move.candidate.undecided_since:
+        return ""
+    return f", at least until {began + timedelta(seconds=hold_seconds):%H:%M:%S} UTC"

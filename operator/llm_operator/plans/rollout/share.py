@@ -1,11 +1,12 @@
 """Pods per revision, who is behind the Service, and when to look again. It remembers nothing: what is suffices."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.decision import Decision
 from llm_operator.plans.rollout.move import Move, Share
-from llm_operator.plans.rollout.situation import parse
+from llm_operator.plans.rollout.situation import parse, stamp
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Strategy
 
@@ -90,5 +91,14 @@ def _stage(move: Move, strategy: Strategy) -> str:
     parts += (f"gate {gate.name} waits: {gate.message}" for gate in waiting)
     # Names alone: figures would be another text, and another write, at every look. They are in candidate.gates.
     undecided = ", ".join(gate.name for gate in strategy.undecided(move))
-    parts.append(f"not decided yet: {undecided}" if undecided else "")
+    if undecided:
+        parts.append(f"not decided yet: {undecided}{_held_until(move)} (see .status.candidate.gates)")
     return "; ".join(part for part in parts if part)
+
+
+def _held_until(move: Move) -> str:
+    """When a candidate that is held for its gates alone is taken back."""
+    since = move.candidate.undecided_since
+    if since is None:
+        return ""
+    return f", held for it until {stamp(since + timedelta(seconds=move.situation.spec.max_hold_seconds))} at most"
