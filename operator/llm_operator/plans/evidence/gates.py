@@ -7,6 +7,8 @@ from llm_operator.crds import GateVerdict
 from llm_operator.crds.rollout import EvaluationSpec, GateSpec, PrometheusQuery, SmokePrompts
 from llm_operator.state import Estimate, EvaluationOutcome, Evidence, Measured, SmokeOutcome
 
+SHADOW = "shadowAgreement"
+
 
 def judge(gates: Iterable[GateSpec], evidence: Evidence) -> tuple[GateVerdict, ...]:
     """One verdict per gate, in the order of the specification."""
@@ -23,6 +25,10 @@ def _judge(gate: GateSpec, evidence: Evidence) -> GateVerdict:
     if gate.evaluation is not None:
         made = evidence.evaluations.get(key(gate))
         return _evaluation(gate.evaluation, made or EvaluationOutcome(waiting="no pod of the candidate is ready yet"))
+    if gate.shadow_agreement is not None:
+        name, most = gate.shadow_agreement.bound
+        none = GateVerdict(name=f"{SHADOW} {name}", state="Inconclusive", threshold=text(most), message="no copies yet")
+        return evidence.shadow.get(key(gate), none)
     name, most, _ = traffic_gate(gate)
     none = GateVerdict(name=name, state="Inconclusive", threshold=text(most), message="no traffic yet")
     return evidence.traffic.get(key(gate), none)
@@ -36,6 +42,11 @@ def traffic_gate(gate: GateSpec) -> tuple[str, float, str]:
         return "maxTimeToFirstTokenP95Ratio", gate.max_time_to_first_token_p95_ratio, "first_token"
     assert gate.max_inter_token_p95_ratio is not None
     return "maxInterTokenP95Ratio", gate.max_inter_token_p95_ratio, "inter_token"
+
+
+def counted(specs: Iterable[GateSpec]) -> int:
+    """Gates that share out the false alarms that a roll-out may have: those that judge by counts."""
+    return sum(not (each.smoke_prompts or each.prometheus_query or each.evaluation) for each in specs)
 
 
 def key(gate: GateSpec) -> str:
@@ -53,9 +64,20 @@ def settled(verdict: Iterable[GateVerdict]) -> bool:
     return all(each.state in ("Passed", "Inconclusive") for each in verdict)
 
 
-def undecided(verdict: Iterable[GateVerdict]) -> tuple[GateVerdict, ...]:
-    """The gates that are neither surely passed nor surely failed."""
-    return tuple(each for each in verdict if each.state == "Inconclusive")
+def undecided(verdict: Iterable[GateVerdict], *, shadow: bool = False) -> tuple[GateVerdict, ...]:
+    """The gates that are neither surely passed nor surely failed: those that judge copies, or the others."""
+    return tuple(each for each in verdict if each.state == "Inconclusive" and by_shadow(each) == shadow)
+
+
+def kept(verdict: Iterable[GateVerdict], before: Iterable[GateVerdict]) -> tuple[GateVerdict, ...]:
+    """With what the gates that judge copies said before the candidate had traffic: since then there are none."""
+    known = {(each.name, each.threshold): each for each in before if by_shadow(each)}
+    return tuple(known.get((each.name, each.threshold), each) for each in verdict)
+
+
+def by_shadow(verdict: GateVerdict) -> bool:
+    """Whether it is of a gate that judges copies of requests."""
+    return verdict.name.startswith(f"{SHADOW} ")
 
 
 def summary(verdict: Iterable[GateVerdict]) -> str:

@@ -98,7 +98,7 @@ class Watched:
         for key, spec in judging.items():
             if key not in self.running:
                 earlier = added(now[pod] for pod in stable if pod in now)
-                self.running[key] = _begun(spec, len(judging), earlier, switched=self.switched, at=at)
+                self.running[key] = _begun(spec, gates.counted(specs), earlier, switched=self.switched, at=at)
         self.last = {pod: figures for pod, figures in {**self.last, **now}.items() if pod in own or pod in stable}
         return {key: self.running[key].verdict(spec) for key, spec in judging.items()}
 

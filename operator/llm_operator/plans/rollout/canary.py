@@ -36,7 +36,7 @@ class Canary(Strategy):
             return super().next(move)
         weight = move.candidate.weight
         without = weight == 0 and _most_pods(move, step.weight) == 0
-        move = move.held(self.size(move), judged=bool(weight) or without)
+        move = move.held(self.size(move), judged=bool(weight) or (without and move.shadow_done))
         return move.further(step=_number(move) + 1) if self.over(move) else move.candidate
 
     def share(self, move: Move) -> Share:
@@ -96,10 +96,12 @@ def _weight(move: Move) -> int:
 
 def _waits_for(move: Move) -> str:
     """What keeps the candidate from its traffic, while nothing says that its share would be too large."""
-    if move.state is State.READY and not move.smoke_passed:
-        return "its smoke prompts are not answered yet"
+    if move.state is State.READY and not move.proven:
+        return "its smoke prompts or evaluations are not passed yet"
     if move.state is State.READY and move.third:
         return "pods of another revision are still leaving"
+    if move.state is State.READY and not move.shadow_done:
+        return "copies of requests judge it first"
     return "its pods are not ready yet"
 
 

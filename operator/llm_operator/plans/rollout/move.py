@@ -9,7 +9,11 @@ from llm_operator.plans.evidence import gates
 from llm_operator.plans.rollout.situation import Situation, parse, stamp
 from llm_operator.plans.rollout.states import State
 
-_MOMENTS = ("started_at", "step_started_at", "undecided_since", "traffic_since", "progressed_at")
+_MOMENTS = ("started_at", "shadowed_since", "step_started_at", "undecided_since", "traffic_since", "progressed_at")
+
+
+SHADOWING = ("BlueGreen", "Canary")
+"""Strategies by which a candidate has pods and no traffic for a while."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Candidate:
     replicas: int | None = None
     step: int | None = None
     weight: int | None = None
+    shadowed_since: datetime | None = None
     step_started_at: datetime | None = None
     undecided_since: datetime | None = None
     traffic_since: datetime | None = None
@@ -97,15 +102,51 @@ class Move:
         return children.wanted == self.situation.replicas <= children.ready
 
     @property
+    def smoke_passed(self) -> bool:
+        """Its smoke prompts, if there are any, are answered as expected."""
+        passed = {each.name for each in self.candidate.gates if each.state == "Passed"}
+        return {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= passed
+
+    @property
     def proven(self) -> bool:
-        """It has shown what it must before it gets traffic: smoke prompts, and evaluations."""
+        """It has shown what it must without traffic: smoke prompts, and evaluations."""
         spec = self.situation.spec
-        names = {gates.smoke_name(name) for name in spec.smoke_maps}
-        names |= {gates.evaluation_name(gate.evaluation) for gate in spec.evaluations if gate.evaluation}
+        names = {gates.evaluation_name(gate.evaluation) for gate in spec.evaluations if gate.evaluation}
         lenient = self.stable is None or self.skips or spec.on_inconclusive == "Promote"
         enough = ("Passed", "Inconclusive") if lenient else ("Passed",)
         told = [each for each in self.candidate.gates if each.name in names]
-        return {each.name for each in told} == names and all(each.state in enough for each in told)
+        return self.smoke_passed and {each.name for each in told} == names and all(e.state in enough for e in told)
+
+    @property
+    def shadows(self) -> bool:
+        """It is to be sent copies of requests: there is a revision that makes some, and it has no traffic yet."""
+        able = self.candidate.strategy in SHADOWING and self.stable is not None
+        return able and self.state is State.READY and self.situation.spec.shadows
+
+    @property
+    def shadow_left(self) -> float:
+        """Seconds for which it is sent copies at least; 0 when these hold nothing up."""
+        spec = self.situation.spec.shadow
+        if not self.shadows or self.candidate.shadowed_since is None or spec is None or self.skips:
+            return 0.0
+        return max(0.0, spec.hold_seconds - self.situation.since(self.candidate.shadowed_since))
+
+    @property
+    def shadow_done(self) -> bool:
+        """No copies are needed, or it was sent them for long enough and the gates that judge these let it go on."""
+        if not self.shadows or self.skips:
+            return True
+        if self.candidate.shadowed_since is None or self.shadow_left > 0:
+            return False
+        judged = [each for each in self.candidate.gates if gates.by_shadow(each)]
+        return gates.settled(judged) and not self.shadow_undecided
+
+    @property
+    def shadow_undecided(self) -> tuple[GateVerdict, ...]:
+        """The inconclusive gates that judge copies and hold the candidate up."""
+        if not self.shadows or self.skips or self.situation.spec.on_inconclusive == "Promote":
+            return ()
+        return gates.undecided(self.candidate.gates, shadow=True)
 
     @property
     def third(self) -> bool:
@@ -118,7 +159,7 @@ class Move:
         """The candidate may be behind the Service together with the stable revision."""
         if self.state is State.STARTING:
             return False
-        if self.state is State.READY and (self.candidate.paused or not self.proven):
+        if self.state is State.READY and (self.candidate.paused or not self.proven or not self.shadow_done):
             return False
         return not self.third
 
@@ -136,6 +177,16 @@ class Move:
         if runs == (self.candidate.step_started_at is not None):
             return self
         return self.changed(step_started_at=self.situation.moment if runs else None)
+
+    def shadowed(self, pods: int) -> "Move":
+        """With the moment noted since which it is sent copies: when `pods` are ready, and answer smoke prompts."""
+        if self.state is State.TRAFFIC:
+            return self
+        ready = self.situation.answering(self.new) >= pods and self.smoke_passed and not self.candidate.paused
+        runs = self.shadows and ready
+        if runs == (self.candidate.shadowed_since is not None):
+            return self
+        return self.changed(shadowed_since=self.situation.moment if runs else None)
 
     def further(self, **change: Any) -> Candidate:
         """The candidate a step further: its hold and its deadline begin anew."""
