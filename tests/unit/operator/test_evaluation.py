@@ -27,13 +27,18 @@ def test_a_sample_is_the_same_for_each_candidate_and_follows_no_order_of_the_dat
     assert ordered(records)[:10] != records[:10]
 
 
-def test_messages_and_a_single_text_can_be_asked_and_nothing_else() -> None:
+def test_messages_and_a_single_text_can_be_asked() -> None:
     messages = [{"role": "user", "content": "Hi"}]
     assert Record({"messages": messages}).asked == {"messages": messages}
     assert Record({"question": "Hi"}).asked == {"prompt": "Hi"}
-    for odd in ({}, {"question": ""}, {"question": 1}, {"question": "Hi", "context": "x"}, {"messages": []}):
-        with pytest.raises(Unusable, match="write `messages` alone"):
-            Record(odd).asked  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "inputs", [{}, {"question": ""}, {"question": 1}, {"question": "Hi", "context": "x"}, {"messages": []}]
+)
+def test_other_inputs_are_told(inputs: dict[str, object]) -> None:
+    with pytest.raises(Unusable, match="write `messages` alone"):
+        Record(inputs).asked  # noqa: B018
 
 
 @pytest.mark.parametrize(

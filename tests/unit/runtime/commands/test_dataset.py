@@ -4,6 +4,7 @@ import asyncio
 import json
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -27,7 +28,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     url = f"sqlite:///{tmp_path / 'usage.db'}"
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "One and one?", "completion": "Three"},
         {"prompt": "One and one?", "completion": "Two"},
         {"prompt": json.dumps(MESSAGES), "completion": "The large one."},
