@@ -212,6 +212,21 @@ def _fitting(found: Json) -> Json:
     return found if requests is None else {**found, "requests": fit}
 
 
+def _scorer(found: Json) -> Json:
+    """What the type asks for, and nothing of another's."""
+    needs: dict[str, Json] = {
+        "Regex": {"pattern": None}, "Refusal": {"pattern": None}, "JsonSchema": {"jsonSchema": None},
+        "Length": {"minCharacters": None, "maxCharacters": 10}, "Judge": {"judge": {"deployment": "judge"}},
+    }  # fmt: skip
+    own = needs.get(found["type"], {})
+    fixed = {name: value for name, value in own.items() if value is not None}
+    return {**fixed, **{name: value for name, value in found.items() if name == "type" or name in own}}
+
+
+def _named_model(found: Json) -> Json:
+    return {"model": "judge", **found}
+
+
 def _kept(found: Any) -> Any:
     return found
 
@@ -225,6 +240,8 @@ _MADE: dict[str, Callable[[random.Random], Any]] = {
 _EDITS: dict[str, Callable[[Any], Any]] = {
     "has(self.matchLabels) || ": _kept,
     "has(": _kept,
+    "self.type == ": _scorer,
+    "!has(self.url)": _named_model,
     "self.updatePolicy": _pinned,
     "type(self) != int": lambda value: value if value != "0" else "1",
     "!self.startsWith('/')": lambda text: re.sub(r"\.+", ".", text.lstrip("/")),

@@ -18,6 +18,8 @@ import yaml
 from prometheus_client import REGISTRY
 
 from llm_operator import crds, logs, metrics, probes, webhooks
+from llm_operator.evaluation import task
+from llm_operator.evaluation.evaluate import evaluate
 from llm_operator.hearing import Hearing
 from llm_operator.lease import Lease, LeaseLost
 from llm_operator.observe import Outside
@@ -25,12 +27,12 @@ from llm_operator.poll import Poll
 from llm_operator.ports.cluster import KubernetesCluster, NoCluster
 from llm_operator.ports.pods import HttpPods
 from llm_operator.ports.prometheus import HttpPrometheus
-from llm_operator.ports.registry import CachedRegistry, MlflowRegistry
+from llm_operator.ports.registry import CachedRegistry, MlflowRegistry, RegistryFault, read_connection
 from llm_operator.queue import Lanes
 from llm_operator.reconcile import QUICK, Done, Pace, reconcile
 from llm_operator.reconcile.worker import work
 from llm_operator.settings import Connections, Settings, SettingsError, load
-from llm_operator.state import Key
+from llm_operator.state import EvaluationOutcome, Key
 from llm_operator.watch import WATCHED, watch
 
 log = logging.getLogger("llm_operator")
@@ -113,6 +115,7 @@ async def _lead(
         fetch_resources=settings.fetch_resources.manifest() if settings.fetch_resources else {},
         pull_secrets=settings.runtime_pull_secrets,
         policy=settings.pod_policy,
+        evaluation=settings.evaluation,
     )
     REGISTRY.register(outside.memory.inventory)
     pace = Pace(settings.verify_seconds, settings.settle_seconds)
@@ -173,6 +176,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command")
     writing = commands.add_parser("crds", help="print the CustomResourceDefinitions, or write them to a folder")
     writing.add_argument("--out", type=Path, help="folder for one file per CRD")
+    evaluating = commands.add_parser("evaluate", help="ask a candidate and stable the records of a dataset, in a Job")
+    evaluating.add_argument("--task", type=Path, required=True, help="file with the task, as the operator wrote it")
+    evaluating.add_argument(
+        "--report",
+        type=Path,
+        default=Path("/dev/termination-log"),
+        help="file for the outcome, which the operator reads",
+    )
     return parser.parse_args(argv)
 
 
@@ -191,6 +202,9 @@ def main(argv: list[str] | None = None) -> None:
         print(error, file=sys.stderr)
         raise SystemExit(2) from error
     logs.configure(settings.log_format, settings.log_level)
+    if options.command == "evaluate":
+        _evaluate(settings, options.task, options.report)
+        return
     connections = Connections(options.config, settings, log.error)
     for warning in settings.warnings():
         log.warning(warning)
@@ -203,6 +217,18 @@ def main(argv: list[str] | None = None) -> None:
         log.error("%s: ending, so that only one operator works", error)
         # Not through a graceful end: another operator may be working already.
         os._exit(1)
+
+
+def _evaluate(settings: Settings, path: Path, report: Path) -> None:
+    """Make one evaluation. Whatever comes of it is told in the report, and the exit status is 0."""
+    given = task.from_json(path.read_text())
+    try:
+        connection = read_connection(given.connection, settings.connections)
+        outcome = asyncio.run(evaluate(given, connection))
+    except RegistryFault as fault:
+        outcome = EvaluationOutcome(waiting=str(fault))
+    log.info("%s", outcome.waiting or outcome.message)
+    report.write_text(task.report(outcome))
 
 
 if __name__ == "__main__":

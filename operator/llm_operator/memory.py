@@ -12,7 +12,7 @@ from llm_operator.plans import names
 from llm_operator.plans.evidence.copies import Copies
 from llm_operator.plans.evidence.watched import Watched
 from llm_operator.plans.status.verdicts import Ledger
-from llm_operator.state import Given, Key, Measured, Meta, ProbeOutcome, SmokeOutcome
+from llm_operator.state import EvaluationOutcome, Given, Key, Measured, Meta, ProbeOutcome, SmokeOutcome
 
 MOST = 10_000
 MOST_DIGESTS = 200_000
@@ -80,6 +80,11 @@ class Memory:
     measured: Bounded[tuple[str, str, str], tuple[datetime, Measured]] = field(default_factory=Bounded)
     """What Prometheus answered last, by (deployment uid, server, query)."""
 
+    evaluations: Bounded[tuple[str, str, str], EvaluationOutcome] = field(default_factory=Bounded)
+    """Outcomes of evaluations, by (deployment uid, candidate, gates.key). Their Jobs have them, too."""
+    evaluating: Bounded[str, bool] = field(default_factory=Bounded)
+    """By deployment uid: whether Jobs may be left of its evaluations. Absent: this process has not looked."""
+
     def forget(self, key: Key) -> None:
         """Drop everything about an object that is gone."""
         self.inventory.forget(key)
@@ -97,6 +102,8 @@ class Memory:
             gathered.pop(uid, None)
         for outcome in [known for known in self.smoke if known[0] == uid]:
             del self.smoke[outcome]
+        for evaluation in [known for known in self.evaluations if known[0] == uid]:
+            del self.evaluations[evaluation]
         for query in [known for known in self.measured if known[0] == uid]:
             del self.measured[query]
         for prompts in [known for known in self.asking if known[0] == uid]:

@@ -30,7 +30,7 @@ from llm_operator.ports.cluster import ApiError, Cluster, NotFound
 from llm_operator.ports.pods import Pods
 from llm_operator.ports.prometheus import Prometheus
 from llm_operator.ports.registry import ConnectionNotPermitted, Reference, Registry, RegistryFault, read_connection
-from llm_operator.settings import ConnectionSettings, PodPolicy
+from llm_operator.settings import ConnectionSettings, EvaluationSettings, PodPolicy
 from llm_operator.state import (
     Connection,
     Fault,
@@ -76,6 +76,8 @@ class Outside:
     """Image pull secrets of pods whose specification has none."""
     policy: PodPolicy = field(default_factory=PodPolicy)
     """What LLMDeployments may ask of their pods."""
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    """How evaluations are made."""
     memory: Memory = field(default_factory=Memory)
 
 

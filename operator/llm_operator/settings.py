@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -95,6 +95,16 @@ class PrometheusSettings(_Section):
     bound_to_namespace: bool = False
     """The servers bind each query to the namespace in its parameter `namespace`, as prom-label-proxy does. Only then is
     a gate's figure told; else only whether it is above the threshold."""
+
+
+class EvaluationSettings(_Section):
+    """How gates of kind evaluation are judged: by Jobs in the operator's own namespace."""
+
+    pod_template: dict[str, Any] = Field(default_factory=dict)
+    """Template of their pods, as a Job has it: with the operator's image and configuration, and one container whose
+    arguments are completed. The chart writes it; empty: no evaluation is made."""
+    judges: tuple[Annotated[str, Field(pattern=r"^https?://\S+$")], ...] = ()
+    """Addresses of judge models that a gate may name, each written as there."""
 
 
 _Quantity = Annotated[
@@ -206,6 +216,8 @@ class Settings(_Section):
     """MLflow's webhooks (docs/promotion.md); 0: none are received."""
     prometheus: PrometheusSettings = PrometheusSettings()
     """For gates of kind prometheusQuery."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """For gates of kind evaluation."""
     lease: LeaseSettings = LeaseSettings()
     """Leader election."""
     connections: dict[str, ConnectionSettings] = Field(default_factory=dict)

@@ -222,6 +222,31 @@ class ProbeOutcome:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A figure and its interval. It is too good by chance in one of 20 cases, and too bad in one of 100, at most."""
+
+    figure: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class EvaluationOutcome:
+    """What became of one evaluation."""
+
+    score: Estimate | None = None
+    """Of the candidate."""
+    drop: Estimate | None = None
+    """By how much its scores are below stable's; None where stable could not be asked."""
+    samples: int = 0
+    """Records that were judged."""
+    message: str = ""
+    """What else is to be told: dataset, run, what was not judged."""
+    waiting: str = ""
+    """Why there is no outcome yet."""
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What gates are judged by."""
 
@@ -233,6 +258,8 @@ class Evidence:
     """By ConfigMap."""
     queries: Mapping[str, Measured] = field(default_factory=dict)
     """By query as it is written in the gate."""
+    evaluations: Mapping[str, EvaluationOutcome] = field(default_factory=dict)
+    """By gates.key."""
     shadow: Mapping[str, GateVerdict] = field(default_factory=dict)
     """By gates.key: results of the gates that judge copies of requests."""
     probes: Mapping[LoadProbe, ProbeOutcome] = field(default_factory=dict)

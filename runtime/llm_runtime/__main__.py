@@ -18,6 +18,7 @@ from llm_runtime import errors, logs, settings
 from llm_runtime.commands import db, keys, roles, usage
 from llm_runtime.commands import settings as settings_commands
 from llm_runtime.commands.convert import convert
+from llm_runtime.commands.dataset import dataset
 from llm_runtime.commands.fit import fit
 from llm_runtime.commands.push import push
 from llm_runtime.contract import (
@@ -117,7 +118,7 @@ def fetch(
 
 
 # Help lists them in this order: first what serves, then what is around it.
-for command in (push, fit, convert, usage.usage):
+for command in (push, fit, convert, usage.usage, dataset):
     cli.command()(command)
 for name, group in (("keys", keys.cli), ("roles", roles.cli), ("db", db.cli), ("settings", settings_commands.cli)):
     cli.add_typer(group, name=name)

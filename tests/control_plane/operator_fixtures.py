@@ -32,6 +32,20 @@ from waiting import PATIENCE_SECONDS, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = "played"
+EVALUATION_POD = {
+    "spec": {
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 1, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [
+            {
+                "name": "evaluation",
+                "image": "example.com/llm-operator:1",
+                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+            }
+        ],
+    }
+}
+"""No node here runs it: a test ends it by hand. The operator's namespace takes restricted pods only."""
 IMAGE = "example.com/llm-runtime:1"
 Json = dict[str, Any]
 
@@ -450,6 +464,7 @@ def settings(models: Models, lease: Json | None = None, **more: Any) -> Json:
         "logFormat": "console",
         "lease": {"namespace": "llm-operator-system", "retrySeconds": 0.3, **(lease or {})},
         "connections": {"default": {"trackingUri": models.uri, "credentialsFolder": str(models.credentials)}},
+        "evaluation": {"podTemplate": EVALUATION_POD},
         **more,
     }
 

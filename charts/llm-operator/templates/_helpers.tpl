@@ -143,6 +143,9 @@ prometheus:
   allowed: {{ .Values.prometheusAllowed | toJson }}
   boundToNamespace: {{ .Values.prometheusBoundToNamespace }}
 {{- end }}
+evaluation:
+  judges: {{ .Values.evaluation.judges | toJson }}
+  podTemplate: {{ include "llm-operator.evaluationPod" . | fromYaml | toJson }}
 lease:
   name: {{ include "llm-operator.name" . }}
   namespace: {{ .Release.Namespace }}
@@ -169,5 +172,93 @@ connections:
     podCredentialsFolder: /etc/llm-operator/connections/{{ $name }}/pods
     {{- end }}
   {{- else }} {}
+  {{- end }}
+{{- end }}
+
+{{/* What the operator reads, and its Jobs as well: the configuration, and the credentials of the connections. */}}
+{{- define "llm-operator.volumeMounts" -}}
+- {name: config, mountPath: /etc/llm-operator/config, readOnly: true}
+{{- if include "llm-operator.connectionSecrets" . | fromYaml }}
+- {name: connections, mountPath: /etc/llm-operator/connections, readOnly: true}
+{{- end }}
+- {name: tmp, mountPath: /tmp}
+{{- end }}
+
+{{- define "llm-operator.connectionSecrets" -}}
+{{- $secrets := dict }}
+{{- range $connection, $values := .Values.connections }}
+{{- with $values.credentialsSecret }}{{ $_ := set $secrets $connection . }}{{ end }}
+{{- with $values.podCredentialsSecret }}{{ $_ := set $secrets (printf "%s/pods" $connection) . }}{{ end }}
+{{- end }}
+{{- toYaml $secrets }}
+{{- end }}
+
+{{- define "llm-operator.volumes" -}}
+- name: config
+  configMap:
+    name: {{ include "llm-operator.name" . }}
+{{- with include "llm-operator.connectionSecrets" . | fromYaml }}
+- name: connections
+  projected:
+    defaultMode: 0440
+    sources:
+      {{- range $folder, $secret := . }}
+      - secret:
+          name: {{ $secret }}
+          # Of its keys, any: a server wants a token, or a name and a password, or only a CA.
+          optional: true
+          items:
+            {{- range $key := hasSuffix "/pods" $folder | ternary (list "username" "password" "token") (list "username" "password" "token" "ca.crt" "webhookSecret") }}
+            - {key: {{ $key }}, path: {{ $folder }}/{{ $key }}}
+            {{- end }}
+      {{- end }}
+{{- end }}
+- name: tmp
+  emptyDir: {sizeLimit: 64Mi}
+{{- end }}
+
+{{- define "llm-operator.evaluationSelector" -}}
+app.kubernetes.io/name: llm-operator-evaluation
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{/* The pods of evaluations: the operator's image and configuration, and no right on the cluster. */}}
+{{- define "llm-operator.evaluationPod" -}}
+metadata:
+  labels: {{- include "llm-operator.evaluationSelector" . | nindent 4 }}
+spec:
+  automountServiceAccountToken: false
+  {{- with .Values.imagePullSecrets }}
+  imagePullSecrets: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  securityContext:
+    runAsNonRoot: true
+    runAsUser: 65532
+    runAsGroup: 65532
+    fsGroup: 65532
+    seccompProfile:
+      type: RuntimeDefault
+  containers:
+    - name: evaluation
+      image: {{ include "llm-operator.image" (dict "image" .Values.image "version" .Chart.AppVersion) | quote }}
+      imagePullPolicy: {{ .Values.image.pullPolicy }}
+      command: [python, -m, llm_operator]
+      args: [--config=/etc/llm-operator/config/config.yaml]
+      {{- with .Values.env }}
+      env: {{- toYaml . | nindent 8 }}
+      {{- end }}
+      resources: {{- toYaml .Values.evaluation.resources | nindent 8 }}
+      securityContext:
+        allowPrivilegeEscalation: false
+        readOnlyRootFilesystem: true
+        capabilities:
+          drop: [ALL]
+      volumeMounts: {{- include "llm-operator.volumeMounts" . | nindent 8 }}
+  volumes: {{- include "llm-operator.volumes" . | nindent 4 }}
+  {{- with .Values.nodeSelector }}
+  nodeSelector: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.tolerations }}
+  tolerations: {{- toYaml . | nindent 4 }}
   {{- end }}
 {{- end }}

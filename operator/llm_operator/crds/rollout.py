@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from llm_operator.crds.common import Line, ObjectName
+from llm_operator.crds.common import Line, ObjectName, Short
 from llm_operator.crds.schema import Section, one_of, rules
+from llm_operator.crds.server import SecretKey
 
 MAX_STEPS = 10
 MAX_GATES = 10
@@ -78,7 +79,7 @@ class BlueGreenSpec(Section):
 
     hold_seconds: Annotated[int, Field(ge=0, le=86_400)] | None = None
     """Seconds that the old pods stay ready after the switch, to switch back if a gate fails or a new pod crashes.
-    Absent: 60 with gates other than smoke prompts and load probes, otherwise 0."""
+    Absent: 60 with gates that judge traffic, otherwise 0."""
 
 
 class SmokePrompts(Section):
@@ -128,6 +129,90 @@ class LoadProbe(Section):
     """Smallest ratio of candidate to stable for the tokens per second of all requests together."""
 
 
+class JudgeSpec(Section):
+    """A model that marks answers, behind any address that speaks OpenAI's API."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("has(self.deployment) != has(self.url)", "write either deployment or url"),
+            ("!has(self.url) || has(self.model)", "with url, write the model"),
+        )
+    )
+    deployment: ObjectName | None = None
+    """LLMDeployment of this namespace that marks the answers."""
+    url: Annotated[str, Field(max_length=512, pattern=r"^https?://")] | None = None
+    """Address of the API up to `/v1`, one of evaluation.judges in the operator's configuration."""
+    model: Line | None = None
+    """Name of the model in requests. Absent: that of the deployment."""
+    key_ref: SecretKey | None = None
+    """API key for the judge. Absent: it is asked without one."""
+    criteria: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
+    """Description of a good answer. Absent: one that is correct, complete and helpful, and agrees with the expected
+    answer where the record has one."""
+
+
+class ScorerSpec(Section):
+    """A rule that gives an answer a score from 0 to 1."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("(self.type == 'Judge') == has(self.judge)", "write judge with the type Judge, and with no other"),
+            (
+                "!has(self.pattern) || self.type == 'Regex' || self.type == 'Refusal'",
+                "write pattern with the types Regex and Refusal only",
+            ),
+            ("!has(self.jsonSchema) || self.type == 'JsonSchema'", "write jsonSchema with the type JsonSchema only"),
+            (
+                "(self.type == 'Length') == (has(self.minCharacters) || has(self.maxCharacters))",
+                "write minCharacters or maxCharacters with the type Length, and with no other",
+            ),
+        )
+    )
+    type: Literal["Exact", "Contains", "Regex", "JsonSchema", "Similarity", "Length", "Refusal", "Judge"]
+    """Exact: the answer is expected_response. Contains: the share of expected_facts that are in the answer. Regex: the
+    pattern is found. JsonSchema: the answer is JSON and valid. Similarity: words in common with expected_response.
+    Length: characters. Refusal: refused or not, as should_refuse says. Judge: a model's mark."""
+    pattern: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
+    """RE2 pattern. Absent: the record's expectation `pattern` (Regex), or English words of refusal (Refusal)."""
+    json_schema: Annotated[str, Field(min_length=2, max_length=16_384)] | None = None
+    """JSON schema as a text of JSON. Absent: the record's expectation `json_schema`."""
+    min_characters: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    """Fewest characters of the answer."""
+    max_characters: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Most characters of the answer."""
+    judge: JudgeSpec | None = None
+    """The model that marks the answer."""
+
+
+class EvaluationSpec(Section):
+    """Records of an MLflow evaluation dataset that candidate and stable answer before the candidate gets traffic."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("has(self.minScore) || has(self.maxDropVsStable)", "write minScore, maxDropVsStable, or both"),
+        )
+    )
+    dataset: Annotated[str, Field(min_length=1, max_length=250)]
+    """Name or id of the dataset."""
+    connection: Short | None = None
+    """MLflow server that has the dataset, by the connection's name. Absent: that of the model, or `default` where the
+    model has none."""
+    digest: Annotated[str, Field(max_length=71, pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
+    """Digest of the records, as an earlier evaluation has told it; records that were changed since are refused."""
+    scorers: Annotated[tuple[ScorerSpec, ...], Field(min_length=1, max_length=8)]
+    """Rules that score each answer; its score is their mean."""
+    min_score: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Lowest mean score of the candidate, where 0.9 is nine points of ten."""
+    max_drop_vs_stable: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Largest mean difference by which the candidate's scores are below stable's, record by record."""
+    sample: Annotated[int, Field(ge=1, le=2000)] = 500
+    """Most records that are asked. Of a larger dataset it is always the same random choice."""
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] = 256
+    """Most tokens of one answer."""
+    deadline_seconds: Annotated[int, Field(ge=10, le=86_400)] = 900
+    """Seconds after which the records answered so far are judged. progressDeadlineSeconds goes on meanwhile."""
+
+
 class ShadowSpec(Section):
     """Copies of requests that the candidate answers behind the clients' backs, before it gets traffic."""
 
@@ -175,8 +260,8 @@ class GateSpec(Section):
     model_config = ConfigDict(
         json_schema_extra=rules(
             one_of(
-                "smokePrompts loadProbe shadowAgreement prometheusQuery maxErrorRate maxTimeToFirstTokenP95Ratio "
-                "maxInterTokenP95Ratio maxTokensPerAnswerRatio minTokensPerSecondRatio maxMemoryRatio",
+                "smokePrompts evaluation loadProbe shadowAgreement prometheusQuery maxErrorRate "
+                "maxTimeToFirstTokenP95Ratio maxInterTokenP95Ratio maxTokensPerAnswerRatio minTokensPerSecondRatio maxMemoryRatio",
                 "entry",
             )
         )
@@ -202,12 +287,19 @@ class GateSpec(Section):
     each is compared."""
     prometheus_query: PrometheusQuery | None = None
     """A number that Prometheus computes, and its upper bound."""
+    evaluation: EvaluationSpec | None = None
+    """Records of an evaluation dataset, answered by candidate and stable before the candidate gets traffic."""
     shadow_agreement: ShadowAgreement | None = None
     """A bound on how far answers to copies differ from stable's. Needs rollout.shadow."""
     load_probe: LoadProbe | None = None
     """A short load before the candidate gets traffic, for services that are too quiet to judge it by theirs."""
     min_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 50
     """Fewest samples of each side by which the error rate and the ratios are judged."""
+
+    @property
+    def needs_traffic(self) -> bool:
+        """Whether the gate judges what happens while clients reach the candidate."""
+        return not (self.smoke_prompts or self.evaluation or self.load_probe or self.shadow_agreement)
 
 
 class RolloutSpec(Section):
@@ -261,8 +353,7 @@ class RolloutSpec(Section):
         """How long BlueGreen judges the candidate by its traffic."""
         if self.blue_green is not None and self.blue_green.hold_seconds is not None:
             return self.blue_green.hold_seconds
-        before = [gate for gate in self.gates or () if gate.smoke_prompts or gate.load_probe or gate.shadow_agreement]
-        return JUDGED_SECONDS if len(before) < len(self.gates or ()) else 0
+        return JUDGED_SECONDS if any(gate.needs_traffic for gate in self.gates or ()) else 0
 
     @property
     def shadows(self) -> bool:
@@ -283,3 +374,13 @@ class RolloutSpec(Section):
     def smoke_maps(self) -> tuple[str, ...]:
         """The ConfigMaps with smoke prompts, each once."""
         return tuple(dict.fromkeys(gate.smoke_prompts.config_map for gate in self.gates or () if gate.smoke_prompts))
+
+    @property
+    def asks(self) -> bool:
+        """Whether the operator asks the pods anything, for which it needs a key of its own."""
+        return bool(self.smoke_maps or self.evaluations)
+
+    @property
+    def evaluations(self) -> tuple[GateSpec, ...]:
+        """The gates of kind evaluation, each once."""
+        return tuple(dict.fromkeys(gate for gate in self.gates or () if gate.evaluation))

@@ -1,5 +1,7 @@
 """Names, labels and owner references of everything that belongs to one LLMDeployment."""
 
+import hashlib
+
 from llm_operator.crds import API_VERSION, GROUP
 from llm_operator.state import Manifest, Meta
 
@@ -15,6 +17,7 @@ FETCH_CONTAINER = "fetch"
 ADAPTERS_CONTAINER = "adapters"
 """The init container that stays and brings adapters: it alone has the credentials for that."""
 RUNTIME_CONTAINER = "runtime"
+EVALUATION_LABEL = f"{GROUP}/evaluation-of"
 KEY_LABEL = f"{GROUP}/apikey"
 MANAGED_SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY}"
 
@@ -119,6 +122,11 @@ def registry_secret(meta: Meta) -> str:
 def adapters_secret(meta: Meta) -> str:
     """Name of the Secret with the list of adapters and the credentials to fetch them."""
     return f"{meta.name}-adapters"
+
+
+def evaluation_label(namespace: str, name: str) -> str:
+    """The value of EVALUATION_LABEL on the Jobs of an LLMDeployment, which lie in the operator's namespace."""
+    return hashlib.sha256(f"{namespace}/{name}".encode()).hexdigest()[:32]
 
 
 def candidate_service(meta: Meta) -> str:

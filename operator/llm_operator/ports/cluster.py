@@ -48,6 +48,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "ServiceMonitor": ("monitoring.coreos.com/v1", "servicemonitors"),
     "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),
     "Namespace": ("v1", "namespaces"),
+    "Job": ("batch/v1", "jobs"),
     "Lease": ("coordination.k8s.io/v1", "leases"),
 }
 

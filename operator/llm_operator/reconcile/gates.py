@@ -16,7 +16,7 @@ from llm_operator.plans.objects import keys
 from llm_operator.plans.rollout import stamp
 from llm_operator.plans.status import faults
 from llm_operator.ports.cluster import ApiError, Conflict
-from llm_operator.reconcile import loadprobe, smoke
+from llm_operator.reconcile import evaluation, loadprobe, smoke
 from llm_operator.reconcile.apikey import new_key
 from llm_operator.state import Evidence, HeldKey, Manifest, Measured, Meta, Observed, SmokeOutcome
 from llm_runtime.contract import hash_key, key_id_of
@@ -42,18 +42,20 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
     observed = replace(observed, operator_key=held)
     if candidate is None or candidate.outcome is not None or not (spec.gates or spec.shadows):
         outside.memory.end_rollout(observed.meta.uid)
+        await evaluation.tidy(outside, observed)
         return observed
     if spec.shadows:
         observed = replace(observed, shadow_token=_shadow_token(outside, observed.meta.uid, candidate.revision))
     pods = [pod for pod in _pods(observed, candidate.revision) if faults.ready(pod)]
     asked = [gate.prometheus_query for gate in spec.gates or () if gate.prometheus_query is not None] if pods else []
     probes = [loadprobe.outcome(outside, observed, candidate, each, key, missing) for each in spec.load_probes]
-    outcomes, answers, probed = await asyncio.gather(
+    outcomes, answers, probed, evaluations = await asyncio.gather(
         asyncio.gather(
             *(_smoke(outside, observed, candidate.revision, name, pods, key, missing) for name in spec.smoke_maps)
         ),
         asyncio.gather(*(_query(outside, observed, candidate, each) for each in asked)),
         asyncio.gather(*probes),
+        evaluation.outcomes(outside, observed, candidate, key, missing),
     )
     return replace(
         observed,
@@ -63,6 +65,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
             smoke=dict(zip(spec.smoke_maps, outcomes, strict=True)),
             probes=dict(zip(spec.load_probes, probed, strict=True)),
             queries={each.query: answer for each, answer in zip(asked, answers, strict=True)},
+            evaluations=evaluations,
             shadow=_copies(outside, observed, candidate),
         ),
     )
@@ -152,7 +155,7 @@ async def _operator_key(outside: Outside, observed: Observed) -> tuple[str | Non
     meta = observed.meta
     name = names.operator_key_secret(meta)
     rollout = observed.spec.rollout
-    asks = bool(rollout.smoke_maps) and observed.spec.access.authentication == "Required"
+    asks = rollout.asks and observed.spec.access.authentication == "Required"
     if not asks and not rollout.load_probes:
         await _forget_key(outside, meta, name)
         return "", None

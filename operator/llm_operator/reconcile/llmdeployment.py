@@ -11,7 +11,7 @@ from llm_operator.plans import apikeys, names, policy
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.status import conditions, faults
 from llm_operator.ports.cluster import Cluster
-from llm_operator.reconcile import gates, keyfile, standing, verdict
+from llm_operator.reconcile import evaluation, gates, keyfile, standing, verdict
 from llm_operator.reconcile.applying import apply
 from llm_operator.reconcile.result import Done, Pace, Retry
 from llm_operator.reconcile.status import report, stamp, tell
@@ -32,6 +32,7 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     resource = await outside.cluster.get(key.kind, key.namespace, key.name)
     if resource is None:
         outside.memory.forget(key)
+        await evaluation.forget(outside, key.namespace, key.name)
         keys = await _all_keys(outside.cluster, key.namespace)
         return Done(wake=keys, later=verdict.deleted(outside, key), gone=True)
     if "deletionTimestamp" in resource["metadata"]:

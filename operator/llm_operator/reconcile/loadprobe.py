@@ -7,10 +7,9 @@ from llm_operator.crds import CandidateStatus
 from llm_operator.crds.rollout import LoadProbe
 from llm_operator.observe import Outside
 from llm_operator.plans.evidence import loadprobe
-from llm_operator.plans.status import faults
 from llm_operator.ports.cluster import ApiError
 from llm_operator.ports.pods import Answer
-from llm_operator.reconcile.smoke import own_pods
+from llm_operator.reconcile.own_pods import own_ready_pods
 from llm_operator.state import Manifest, Observed, ProbeOutcome
 from llm_runtime.contract import LoadFigures
 
@@ -52,9 +51,7 @@ async def outcome(
 
 
 async def _pod(outside: Outside, observed: Observed, revision: str) -> Manifest | None:
-    children = observed.revisions.get(revision)
-    ready = [pod for pod in children.pods if faults.ready(pod)] if children else []
-    return next(iter(await own_pods(outside, observed, revision, ready)), None) if ready else None
+    return next(iter(await own_ready_pods(outside, observed, revision)), None)
 
 
 def _begin(outside: Outside, known: tuple[str, str, LoadProbe], own: Manifest, stable: Manifest, key: str) -> None:

@@ -3,12 +3,12 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import Iterable
 from typing import Any
 
 from llm_operator.observe import Outside
 from llm_operator.plans import names
 from llm_operator.ports.cluster import ApiError
+from llm_operator.reconcile.own_pods import own_pods
 from llm_operator.state import Manifest, Observed, SmokeOutcome
 
 SMOKE_SECONDS = 60.0
@@ -106,33 +106,6 @@ def _begin(outside: Outside, known: Known, pod: Manifest, key: str, model: str, 
 
     memory.asking[known] = task = asyncio.create_task(ask())
     task.add_done_callback(over)
-
-
-async def own_pods(outside: Outside, observed: Observed, revision: str, pods: Iterable[Manifest]) -> list[Manifest]:
-    """Those of the pods that the revision's Deployment has made. Raises ApiError.
-
-    Anybody's pod may have its labels, and these are given a key and judge the candidate.
-    """
-    deployment = observed.revisions[revision].deployment
-    made = dict[str, str]()
-    """By uid of a ReplicaSet: the uid of the Deployment that made it."""
-    found = []
-    for pod in pods:
-        by = _controller(pod)
-        if deployment is None or by is None or by["kind"] != "ReplicaSet":
-            continue
-        if by["uid"] not in made:
-            live = await outside.cluster.get("ReplicaSet", observed.meta.namespace, by["name"])
-            above = _controller(live) if live and live["metadata"]["uid"] == by["uid"] else None
-            made[by["uid"]] = above["uid"] if above else ""
-        if made[by["uid"]] == deployment["metadata"]["uid"]:
-            found.append(pod)
-    return found
-
-
-def _controller(manifest: Manifest) -> Manifest | None:
-    references: list[Manifest] = manifest["metadata"].get("ownerReferences") or []
-    return next((each for each in references if each.get("controller")), None)
 
 
 async def _ask_all(

@@ -112,7 +112,7 @@ def test_each_connection_has_its_credentials_in_a_folder_of_its_name(chart: Char
     assert {item["path"] for item in source["secret"]["items"]} >= {"team-a/token", "team-a/ca.crt"}
     config = yaml.safe_load(chart.one("ConfigMap", connections=connections)["data"]["config.yaml"])
     assert config["connections"]["team-a"]["trackingUri"] == uri
-    assert "team-a-mlflow" not in json.dumps(config)
+    assert "team-a-mlflow" not in json.dumps(config["connections"])
 
 
 def test_a_connection_says_whose_it_is_and_who_the_pods_are(chart: Chart, tmp_path: Path) -> None:
@@ -157,6 +157,19 @@ def test_people_have_roles_that_write_no_status(chart: Chart, role: str) -> None
     verbs = {(resource, verb) for rule in found["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
     writes = {resource for resource, verb in verbs if verb not in ("get", "list", "watch")}
     assert writes == (set() if role == "view" else {"llmdeployments", "apikeys", "llmdeployments/scale"})
+
+
+def test_the_pods_of_evaluations_have_the_operators_files_and_no_right_on_the_cluster(chart: Chart) -> None:
+    values = {"connections": {"default": {"trackingUri": "http://mlflow:5000", "credentialsSecret": "account"}}}
+    config = yaml.safe_load(chart.one("ConfigMap", **values)["data"]["config.yaml"])
+    pod = config["evaluation"]["podTemplate"]["spec"]
+    operator = chart.one("Deployment", **values)["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["volumes"] == operator["volumes"]
+    assert {each["name"] for each in pod["volumes"]} == {"config", "connections", "tmp"}
+    (container,) = pod["containers"]
+    for name in ("image", "command", "volumeMounts", "securityContext"):
+        assert container[name] == operator["containers"][0][name]
 
 
 def test_the_admission_policy_is_about_the_operators_account_alone(chart: Chart) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 
 from llm_operator.plans import names
 from llm_operator.state import Meta
@@ -13,6 +14,7 @@ from unit.chart.rendered import Chart, Json
 
 pytestmark = pytest.mark.timeout(20)
 META = Meta("LLMDeployment", "team-a", "bot", "u", 1)
+OPERATOR = "llm-operator-system"
 PEER = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
 
 
@@ -28,11 +30,16 @@ def policies(chart: Chart, **policy: Any) -> dict[str, Json]:
         "plain": {"trackingUri": "http://mlflow.example.com"},
     }
     values = {"connections": connections, "prometheusUrl": "http://prometheus:9090", "networkPolicy": policy}
-    return {each["metadata"]["namespace"]: each["spec"] for each in chart.all("NetworkPolicy", **values)}
+    found = chart.all("NetworkPolicy", **values)
+    evaluation = "llm-operator-evaluation"
+    return {
+        name if (name := each["metadata"]["name"]) == evaluation else each["metadata"]["namespace"]: each["spec"]
+        for each in found
+    }
 
 
 def test_the_operator_reaches_what_its_configuration_names(chart: Chart) -> None:
-    (spec,) = policies(chart, enabled=True, apiServerPorts=[6443]).values()
+    spec = policies(chart, enabled=True, apiServerPorts=[6443])[OPERATOR]
     assert ports(spec["egress"]) == {53, 6443, 5000, 443, 80, 9090}
     assert spec["podSelector"] == chart.one("Deployment")["spec"]["selector"]
 
@@ -51,7 +58,7 @@ def test_no_rule_is_left_that_opens_every_port(chart: Chart) -> None:
 
 
 def test_the_operator_reaches_the_pods_that_it_makes(chart: Chart) -> None:
-    (spec,) = policies(chart, enabled=True).values()
+    spec = policies(chart, enabled=True)[OPERATOR]
     peers = [peer["podSelector"]["matchLabels"] for rule in spec["egress"] for peer in rule.get("to", ())]
     assert any(peer.items() <= names.labels(META, "r").items() for peer in peers)
     # A stand-by hands webhooks on to the leader.
@@ -59,12 +66,12 @@ def test_the_operator_reaches_the_pods_that_it_makes(chart: Chart) -> None:
 
 
 def test_metrics_and_webhooks_are_open_to_everybody_or_to_those_named_and_helm_test(chart: Chart) -> None:
-    (spec,) = policies(chart, enabled=True).values()
+    spec = policies(chart, enabled=True)[OPERATOR]
     (rule,) = spec["ingress"]
     opened = {each["name"] for each in chart.one("Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"]}
     assert {each["port"] for each in rule["ports"]} == opened
     assert "from" not in rule
-    (spec,) = policies(chart, enabled=True, ingressFrom=[PEER]).values()
+    spec = policies(chart, enabled=True, ingressFrom=[PEER])[OPERATOR]
     first, own = spec["ingress"][0]["from"]
     assert first == PEER
     for pod in (chart.test_pod()["metadata"], chart.one("Deployment")["spec"]["template"]["metadata"]):
@@ -82,10 +89,27 @@ def test_pods_that_serve_are_asked_on_their_port_and_reach_registry_and_stores(c
 
 def test_the_operator_may_ask_the_pods_also_where_others_may_not(chart: Chart) -> None:
     found = policies(chart, runtime={"namespaces": ["team-a"], "ingressFrom": [PEER]})
-    first, operator, _ = found["team-a"]["ingress"][0]["from"]
+    first, operator, evaluation, _ = found["team-a"]["ingress"][0]["from"]
     assert first == PEER
     assert operator["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "llm-operator-system"}
     assert operator["podSelector"] == chart.one("Deployment")["spec"]["selector"]
+    assert evaluation["podSelector"]["matchLabels"].items() <= evaluation_pod(chart)["metadata"]["labels"].items()
+
+
+def test_the_jobs_of_evaluations_reach_mlflow_judges_and_the_pods_and_are_asked_by_nobody(chart: Chart) -> None:
+    spec = policies(chart, enabled=True)["llm-operator-evaluation"]
+    assert ports(spec["egress"]) == {53, 5000, 443, 80}
+    assert spec["podSelector"]["matchLabels"].items() <= evaluation_pod(chart)["metadata"]["labels"].items()
+    assert "ingress" not in spec
+    peers = [peer["podSelector"]["matchLabels"] for rule in spec["egress"] for peer in rule.get("to", ())]
+    assert any(peer.items() <= names.labels(META, "r").items() for peer in peers)
+
+
+def evaluation_pod(chart: Chart) -> Json:
+    """The template of the Jobs' pods, as the operator reads it."""
+    config = yaml.safe_load(chart.one("ConfigMap")["data"]["config.yaml"])
+    found: Json = config["evaluation"]["podTemplate"]
+    return found
 
 
 def test_pods_that_serve_reach_each_other_in_their_namespace_to_copy_requests(chart: Chart) -> None:

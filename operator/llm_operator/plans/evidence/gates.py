@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable
 
 from llm_operator.crds import GateVerdict
-from llm_operator.crds.rollout import GateSpec, PrometheusQuery, SmokePrompts
+from llm_operator.crds.rollout import EvaluationSpec, GateSpec, PrometheusQuery, SmokePrompts
 from llm_operator.plans.evidence import loadprobe
-from llm_operator.state import Evidence, Measured, ProbeOutcome, SmokeOutcome
+from llm_operator.state import Estimate, EvaluationOutcome, Evidence, Measured, ProbeOutcome, SmokeOutcome
 
 LOAD_PROBE = loadprobe.NAME
 
@@ -30,6 +30,9 @@ def _judge(gate: GateSpec, evidence: Evidence) -> GateVerdict:
     if gate.prometheus_query is not None:
         asked = evidence.queries.get(gate.prometheus_query.query)
         return _query(gate.prometheus_query, asked or Measured(waiting="not asked yet"))
+    if gate.evaluation is not None:
+        made = evidence.evaluations.get(key(gate))
+        return _evaluation(gate.evaluation, made or EvaluationOutcome(waiting="no pod of the candidate is ready yet"))
     if gate.shadow_agreement is not None:
         name, most = gate.shadow_agreement.bound
         none = GateVerdict(name=f"{SHADOW} {name}", state="Inconclusive", threshold=text(most), message="no copies yet")
@@ -57,7 +60,7 @@ def traffic_gate(gate: GateSpec) -> tuple[str, float, str]:
 
 def by_traffic(gate: GateSpec) -> bool:
     """Whether it judges by the traffic that the operator counts."""
-    return not (gate.smoke_prompts or gate.prometheus_query or gate.load_probe or gate.shadow_agreement)
+    return gate.needs_traffic and gate.prometheus_query is None
 
 
 def counted(specs: Iterable[GateSpec]) -> int:
@@ -157,6 +160,70 @@ def _query(gate: PrometheusQuery, found: Measured) -> GateVerdict:
     return GateVerdict.model_validate(
         {"name": name, "state": state, "estimate": figure, "threshold": threshold, "message": message}
     )
+
+
+def evaluation_name(gate: EvaluationSpec) -> str:
+    """What the gate is called."""
+    return f"{_EVALUATION}{gate.dataset}"
+
+
+def is_evaluation(verdict: GateVerdict) -> bool:
+    """Whether it is of a gate that traffic will not decide."""
+    return verdict.name.startswith(_EVALUATION)
+
+
+def without_traffic(verdict: GateVerdict) -> bool:
+    """Whether it is of a gate that makes its own evidence, before the candidate gets traffic."""
+    return is_evaluation(verdict) or verdict.name == LOAD_PROBE
+
+
+_EVALUATION = "evaluation "
+CLEARLY = 0.05
+"""A score that is lower than allowed by this much, or by as much again as is allowed, is clearly too low."""
+
+
+def _evaluation(gate: EvaluationSpec, found: EvaluationOutcome) -> GateVerdict:
+    """The worse of its two checks."""
+    name = evaluation_name(gate)
+    if found.waiting:
+        return GateVerdict(name=name, state="Waiting", message=found.waiting)
+    checks: list[tuple[str, str, Estimate, float]] = []
+    least = gate.min_score
+    if least is not None and found.score is not None:
+        figure = found.score
+        excluded = figure.low >= least - max(1 - least, CLEARLY)
+        state = _checked(failed=figure.high < least, passed=figure.figure >= least and excluded)
+        checks.append((state, "the score", figure, least))
+    most = gate.max_drop_vs_stable
+    if most is not None and found.drop is not None:
+        figure = found.drop
+        excluded = figure.high <= most + max(most, CLEARLY)
+        state = _checked(failed=figure.low > most, passed=figure.figure <= most and excluded)
+        checks.append((state, "the drop below stable", figure, most))
+    if not checks:
+        return GateVerdict(name=name, state="Inconclusive", samples=found.samples, message=found.message)
+    state, what, figure, threshold = min(checks, key=lambda check: _WORST.index(check[0]))
+    others = [f"{other[1]} is {text(other[2].figure)}" for other in checks if other[1] != what]
+    return GateVerdict.model_validate(
+        {
+            "name": name,
+            "state": state,
+            "estimate": text(figure.figure),
+            "threshold": text(threshold),
+            "low": text(figure.low),
+            "high": text(figure.high),
+            "samples": found.samples,
+            "stable_samples": found.samples if found.drop is not None else None,
+            "message": "; ".join((f"this is {what}", *others, *filter(None, [found.message]))),
+        }
+    )
+
+
+_WORST = ("Failed", "Inconclusive", "Passed")
+
+
+def _checked(*, failed: bool, passed: bool) -> str:
+    return "Failed" if failed else "Passed" if passed else "Inconclusive"
 
 
 def text(number: float) -> str:

@@ -25,6 +25,8 @@ MAX_STEPS = 5000
 """Keywords of a schema that are looked at for one answer: nested ones may ask for each other twice at each level."""
 MAX_ANSWER_CHARACTERS = 64 << 10
 _SHOWN = 120
+SCHEMA_UNUSABLE = "jsonSchema can't be used"
+"""How `fault` begins where the schema, and not the answer, is at fault."""
 
 
 class _Section(BaseModel):
@@ -135,7 +137,7 @@ def fault(expect: Expectation, answer: str) -> str | None:
     except jsonschema.ValidationError as error:
         return f"{_short(answer)} is not as jsonSchema says: {error.message[:200]}"
     except (jsonschema.SchemaError, referencing.exceptions.Unresolvable, RecursionError, _TooMuch, re2.error) as error:
-        return f"jsonSchema can't be used: {type(error).__name__}: {str(error)[:200]}"
+        return f"{SCHEMA_UNUSABLE}: {type(error).__name__}: {str(error)[:200]}"
     return None
 
 

@@ -98,8 +98,8 @@ def _weight(move: Move) -> int:
 
 def _waits_for(move: Move) -> str:
     """What keeps the candidate from its traffic, while nothing says that its share would be too large."""
-    if move.state is State.READY and not move.smoke_passed:
-        return "its smoke prompts are not answered yet"
+    if move.state is State.READY and not move.proven:
+        return "its smoke prompts or evaluations are not passed yet"
     if move.state is State.READY and move.third:
         return "pods of another revision are still leaving"
     if move.state is State.READY and not move.probed:

@@ -9,7 +9,7 @@ class First(Strategy):
 
     def share(self, move: Move) -> Share:
         # One good pod is better than none: the others join as they get ready, and are asked then.
-        serving = (move.new,) if move.smoke_begun else ()
+        serving = (move.new,) if move.smoke_begun and move.evaluated else ()
         return Share({move.new: move.situation.replicas}, serving, move.candidate)
 
     def retreat(self, move: Move) -> Share:

@@ -108,6 +108,14 @@ class Move:
         return {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= passed
 
     @property
+    def evaluated(self) -> bool:
+        """No evaluation is awaited or holds it up."""
+        spec = self.situation.spec
+        names = {gates.evaluation_name(gate.evaluation) for gate in spec.evaluations if gate.evaluation}
+        over = {each.name for each in self.candidate.gates if each.state in ("Passed", "Inconclusive")}
+        return names <= over and not any(gates.is_evaluation(each) for each in self.unproven)
+
+    @property
     def shadows(self) -> bool:
         """It is to be sent copies of requests: there is a revision that makes some, and it has no traffic yet."""
         able = self.candidate.strategy in SHADOWING and self.stable is not None
@@ -140,24 +148,24 @@ class Move:
 
     @property
     def unproven(self) -> tuple[GateVerdict, ...]:
-        """Its load probes that have not decided, where that holds it up before it gets traffic.
+        """Its evaluations and load probes that have not decided, where that holds it up before it gets traffic.
 
         None do where nobody else would answer the clients, or a person or the specification lets it go on.
         """
         if self.stable is None or self.needed or self.skips or self.situation.spec.on_inconclusive == "Promote":
             return ()
-        return tuple(each for each in gates.undecided(self.candidate.gates) if each.name == gates.LOAD_PROBE)
+        return tuple(each for each in gates.undecided(self.candidate.gates) if gates.without_traffic(each))
 
     @property
     def probed(self) -> bool:
         """No load probe is awaited or holds it up."""
-        waits = any(each.name == gates.LOAD_PROBE and each.state == "Waiting" for each in self.candidate.gates)
-        return not waits and not self.unproven
+        probes = [each for each in self.candidate.gates if each.name == gates.LOAD_PROBE]
+        return all(each.state != "Waiting" and each not in self.unproven for each in probes)
 
     @property
     def proven(self) -> bool:
         """All that judges it before it has traffic lets it go on."""
-        return self.smoke_passed and self.probed and self.shadow_done
+        return self.smoke_passed and self.evaluated and self.probed and self.shadow_done
 
     @property
     def smoke_begun(self) -> bool:

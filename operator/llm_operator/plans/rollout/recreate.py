@@ -12,7 +12,7 @@ class Recreate(Strategy):
 
     def share(self, move: Move) -> Share:
         gone = _gone(move, move.old)
-        answers = gone and (move.state is State.TRAFFIC or move.smoke_passed)
+        answers = gone and (move.state is State.TRAFFIC or (move.smoke_passed and move.evaluated))
         pods = {move.old: 0, move.new: move.situation.replicas if gone else 0}
         return Share(pods, (move.new,) if answers else (move.old,), move.candidate)
 

@@ -18,7 +18,7 @@ TRANSITIONS: tuple[tuple[State | None, State | None, str], ...] = (
     (None, State.STARTING, "alias moved, or spec changed"),
     (State.STARTING, State.READY, "a pod is ready"),
     (State.READY, State.STARTING, "no pod is ready any more"),
-    (State.READY, State.TRAFFIC, "smoke prompts answered, copies agree"),
+    (State.READY, State.TRAFFIC, "smoke prompts answered, copies agree, evaluations passed"),
     (State.STARTING, State.TRAFFIC, "Recreate, when the old pods are gone"),
     (State.TRAFFIC, State.TRAFFIC, "next step, hold over, no gate objects"),
     (State.READY, State.STABLE, "all pods ready, gates passed, nothing to hold"),

@@ -1,7 +1,10 @@
 """From a name in a specification to a server with its credentials."""
 
 import re
+import ssl
 from pathlib import Path
+
+import httpx
 
 from llm_operator.ports.registry.faults import ConnectionUnknown, RegistryUnreachable
 from llm_operator.settings import ConnectionSettings
@@ -43,6 +46,22 @@ def _read(name: str, settings: ConnectionSettings) -> Connection:
         pods=Account(**{field: _secret(of_pods, field) for field in ACCOUNT}) if of_pods else None,
         artifact_hosts=settings.artifact_hosts,
     )
+
+
+def headers_of(connection: Connection) -> dict[str, str]:
+    """What every request to the server says beside its question."""
+    headers = {"X-MLFLOW-WORKSPACE": connection.workspace} if connection.workspace else {}
+    return headers | ({"Authorization": f"Bearer {connection.token}"} if connection.token else {})
+
+
+def auth_of(connection: Connection) -> httpx.BasicAuth | None:
+    """The account, where it has a name."""
+    return httpx.BasicAuth(connection.username, connection.password) if connection.username else None
+
+
+def tls_of(connection: Connection) -> ssl.SSLContext | bool:
+    """How the server's certificate is verified."""
+    return ssl.create_default_context(cadata=connection.ca) if connection.ca else True
 
 
 _CERTIFICATE = re.compile(rb"-----BEGIN (TRUSTED |X509 )?CERTIFICATE-----.+?-----END \1?CERTIFICATE-----", re.DOTALL)

@@ -1,7 +1,6 @@
 """MLflow as the registry: plain REST, MLflow 2.9 to 3.18."""
 
 import logging
-import ssl
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ import httpx
 
 from llm_operator import metrics
 from llm_operator.ports.proxies import proxy_for, without_password
+from llm_operator.ports.registry.connections import auth_of, headers_of, tls_of
 from llm_operator.ports.registry.faults import RegistryUnreachable, VersionNotFound, explain
 from llm_operator.ports.registry.nouns import Choices, ModelSummary, Reference
 from llm_operator.state import Connection, ModelVersion
@@ -148,27 +148,22 @@ class MlflowRegistry:
             ) from error
 
     async def _request(self, connection: Connection, method: str, path: str, query: dict[str, Any]) -> httpx.Response:
-        headers = {"X-MLFLOW-WORKSPACE": connection.workspace} if connection.workspace else {}
-        if connection.token:
-            headers["Authorization"] = f"Bearer {connection.token}"
-        auth = httpx.BasicAuth(connection.username, connection.password) if connection.username else None
         return await self._client(connection).request(
             method,
             f"{connection.tracking_uri}{API}/{path}",
             params=query if method == "GET" else None,
             json=query if method != "GET" else None,
-            headers=headers,
-            auth=auth,
+            headers=headers_of(connection),
+            auth=auth_of(connection),
         )
 
     def _client(self, connection: Connection) -> httpx.AsyncClient:
         identity = (connection.tracking_uri, connection.ca)
         if identity not in self._clients:
-            verify: ssl.SSLContext | bool = ssl.create_default_context(cadata=connection.ca) if connection.ca else True
             self._clients[identity] = httpx.AsyncClient(
                 transport=self._transport,
                 timeout=self._timeout,
-                verify=verify,
+                verify=tls_of(connection),
                 proxy=None if self._transport else proxy_for(connection.tracking_uri),
                 trust_env=False,
             )

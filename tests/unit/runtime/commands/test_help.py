@@ -20,5 +20,17 @@ def test_commands_come_in_the_order_of_their_use_and_their_summaries_are_whole_s
     monkeypatch.setenv("COLUMNS", "200")
     shown = CliRunner().invoke(cli, ["--help"]).output.partition("Commands")[2]
     summaries = dict(re.findall(r"^│ (\w+) +(\S.*?) *│$", shown, re.MULTILINE))
-    assert [*summaries] == ["serve", "fetch", "push", "fit", "convert", "usage", "keys", "roles", "db", "settings"]
+    assert [*summaries] == [
+        "serve",
+        "fetch",
+        "push",
+        "fit",
+        "convert",
+        "usage",
+        "dataset",
+        "keys",
+        "roles",
+        "db",
+        "settings",
+    ]
     assert [name for name, summary in summaries.items() if not summary.endswith(".")] == []

@@ -1,0 +1,66 @@
+"""The Job of an evaluation, in the operator's own namespace, and the Secret with what it has to do."""
+
+import copy
+
+from llm_operator.plans import names
+from llm_operator.plans.objects.keys import encode
+from llm_operator.state import Manifest, Meta
+
+TASK_FILE = "task.json"
+TASK_MOUNT = "/etc/llm-operator/task"
+MARGIN_SECONDS = 300
+"""Of the Job's deadline beyond the evaluation's own: for its start, the dataset and the run."""
+KEPT_SECONDS = 7 * 86_400
+"""An ended Job is deleted with its roll-out; this is for one that is forgotten."""
+
+
+def job(owner: Meta, name: str, namespace: str, template: Manifest, deadline_seconds: int) -> Manifest:
+    """The Job. `template`: of its pods, as the platform has configured it."""
+    pod = copy.deepcopy(template)
+    marks = {
+        **(pod.get("metadata", {}).get("labels") or {}),
+        names.EVALUATION_LABEL: names.evaluation_label(owner.namespace, owner.name),
+        "app.kubernetes.io/managed-by": names.MANAGED_BY,
+    }
+    pod["metadata"] = {**pod.get("metadata", {}), "labels": marks}
+    spec = pod["spec"]
+    spec["restartPolicy"] = "Never"
+    spec["volumes"] = [*(spec.get("volumes") or []), {"name": "task", "secret": {"secretName": name}}]
+    container = spec["containers"][0]
+    container["args"] = [*(container.get("args") or []), "evaluate", f"--task={TASK_MOUNT}/{TASK_FILE}"]
+    mount = {"name": "task", "mountPath": TASK_MOUNT, "readOnly": True}
+    container["volumeMounts"] = [*(container.get("volumeMounts") or []), mount]
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": marks,
+            "annotations": {names.DEPLOYMENT_LABEL: f"{owner.namespace}/{owner.name}"},
+        },
+        "spec": {
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": deadline_seconds + MARGIN_SECONDS,
+            "ttlSecondsAfterFinished": KEPT_SECONDS,
+            "template": pod,
+        },
+    }
+
+
+def task_secret(made: Manifest, task: str) -> Manifest:
+    """What the Job has to do, which is deleted with it. `made`: the Job as the API server has it."""
+    about = made["metadata"]
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": about["name"], "uid": about["uid"], "controller": True}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": about["name"],
+            "namespace": about["namespace"],
+            "labels": about["labels"],
+            "ownerReferences": [owner],
+        },
+        "type": "Opaque",
+        "data": encode({TASK_FILE: task}),
+    }

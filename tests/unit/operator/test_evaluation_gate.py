@@ -1,0 +1,245 @@
+"""The evaluation gate: what it says of figures, and the Job that makes them, from its creation to its end."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from typing import Any
+
+import pytest
+
+from llm_operator.crds.rollout import GateSpec
+from llm_operator.evaluation import task
+from llm_operator.plans.evidence import gates
+from llm_operator.ports.cluster import Unavailable
+from llm_operator.reconcile import reconcile
+from llm_operator.settings import EvaluationSettings
+from llm_operator.state import Estimate, EvaluationOutcome, Evidence
+from unit.operator.fakes import NAMESPACE, World
+from unit.operator.test_rollout_gates import KEY, PACE, look
+
+OWN = "operators"
+SPEC: dict[str, Any] = {"dataset": "golden", "scorers": [{"type": "Exact"}]}
+TEMPLATE = {
+    "metadata": {"labels": {"app.kubernetes.io/name": "llm-operator-evaluation"}},
+    "spec": {"containers": [{"name": "evaluation", "image": "operator:1", "args": ["--config=/config.yaml"]}]},
+}
+GOOD = EvaluationOutcome(score=Estimate(0.98, 0.95, 0.995), drop=Estimate(0.0, -0.02, 0.02), samples=200)
+BAD = EvaluationOutcome(score=Estimate(0.9, 0.84, 0.94), drop=Estimate(0.1, 0.05, 0.17), samples=200, message="run r1")
+
+
+def verdict(outcome: EvaluationOutcome | None, **allowed: float) -> Any:
+    gate = GateSpec.model_validate({"evaluation": {**SPEC, **allowed}})
+    found = {} if outcome is None else {gates.key(gate): outcome}
+    return gates.judge([gate], Evidence(evaluations=found))[0]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "allowed", "state"),
+    [
+        (GOOD, {"minScore": 0.95}, "Passed"),
+        (GOOD, {"maxDropVsStable": 0.02}, "Passed"),
+        (BAD, {"minScore": 0.95}, "Failed"),
+        (BAD, {"maxDropVsStable": 0.02}, "Failed"),
+        (BAD, {"minScore": 0.5, "maxDropVsStable": 0.02}, "Failed"),
+        # Below what is allowed, and not surely.
+        (EvaluationOutcome(score=Estimate(0.94, 0.9, 0.97), samples=90), {"minScore": 0.95}, "Inconclusive"),
+        # As allowed, of too few records to exclude what is clearly worse.
+        (EvaluationOutcome(score=Estimate(1.0, 0.7, 1.0), samples=8), {"minScore": 0.95}, "Inconclusive"),
+        # No stable to compare with: minScore alone, or nothing.
+        (dataclasses.replace(GOOD, drop=None), {"minScore": 0.95, "maxDropVsStable": 0.02}, "Passed"),
+        (dataclasses.replace(GOOD, drop=None), {"maxDropVsStable": 0.02}, "Inconclusive"),
+        (EvaluationOutcome(waiting="there is no dataset golden"), {"minScore": 0.95}, "Waiting"),
+        (None, {"minScore": 0.95}, "Waiting"),
+    ],
+)
+def test_the_gate_is_sure_or_says_that_it_is_not(
+    outcome: EvaluationOutcome | None, allowed: dict[str, float], state: str
+) -> None:
+    assert verdict(outcome, **allowed).state == state
+
+
+def test_the_worse_of_both_checks_is_told_with_its_interval() -> None:
+    told = verdict(BAD, minScore=0.5, maxDropVsStable=0.02)
+    assert (told.estimate, told.low, told.high, told.threshold) == ("0.1", "0.05", "0.17", "0.02")
+    assert (told.samples, told.stable_samples) == (200, 200)
+    assert told.message == "this is the drop below stable; the score is 0.9; run r1"
+
+
+def test_a_report_fits_into_a_termination_message_and_is_read_as_it_was_written() -> None:
+    long = dataclasses.replace(GOOD, message="ä" * 5000)
+    assert len(task.report(long).encode()) <= task.REPORT_BYTES
+    assert task.outcome(task.report(BAD)) == BAD
+
+
+async def world_with_evaluation(**rollout: Any) -> World:
+    """Version 1 serves; version 2 has a ready pod and is to be judged by an evaluation."""
+    world = World()
+    world.outside = dataclasses.replace(
+        world.outside, installation=f"{OWN}/llm-operator", evaluation=EvaluationSettings(pod_template=TEMPLATE)
+    )
+    await world.deploy()
+    await look(world, 3)
+    await world.deploy(rollout={"gates": [{"evaluation": {**SPEC, "maxDropVsStable": 0.02}}], **rollout})
+    world.registry.aliases["bot"]["champion"] = "2"
+    await look(world, 3)
+    return world
+
+
+def jobs(world: World) -> list[Any]:
+    return [found for (kind, place, _), found in world.cluster.objects.items() if (kind, place) == ("Job", OWN)]
+
+
+def end(world: World, outcome: EvaluationOutcome | None) -> None:
+    """The Job's pod ends with this report, or without one."""
+    [job] = jobs(world)
+    now = world.clock.now.isoformat()
+    condition = {"type": "Complete" if outcome else "Failed", "status": "True", "lastTransitionTime": now}
+    job["status"] = {"conditions": [condition]}
+    ended = {"exitCode": 0, "message": task.report(outcome)} if outcome else {"exitCode": 1, "message": "boom"}
+    name = job["metadata"]["name"]
+    meta = {"name": f"{name}-x", "namespace": OWN, "labels": {"batch.kubernetes.io/job-name": name}}
+    status = {"containerStatuses": [{"state": {"terminated": ended}}]}
+    world.cluster.objects["Pod", OWN, f"{name}-x"] = {"kind": "Pod", "metadata": meta, "status": status}
+
+
+async def test_a_job_beside_the_operator_asks_both_sides_before_there_is_traffic() -> None:
+    world = await world_with_evaluation()
+    [job] = jobs(world)
+    assert job["spec"]["backoffLimit"] == 0
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["--config=/config.yaml", "evaluate", "--task=/etc/llm-operator/task/task.json"]
+    secret = world.cluster.objects["Secret", OWN, job["metadata"]["name"]]
+    assert secret["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+    given = task.from_json(base64.b64decode(secret["data"]["task.json"]).decode())
+    assert given.key.startswith("llmk_")
+    assert given.candidate.version == "2"
+    assert given.stable is not None
+    assert given.stable.version == "1"
+    assert given.candidate.addresses == given.stable.addresses == ("127.0.0.1",)
+    [told] = world.status()["candidate"]["gates"]
+    assert told["state"] == "Waiting"
+    assert world.status()["stable"]["version"] == "1"
+    assert "trafficSince" not in world.status()["candidate"]
+
+
+async def test_a_version_that_is_surely_worse_never_gets_traffic_and_its_job_is_deleted() -> None:
+    world = await world_with_evaluation()
+    end(world, BAD)
+    await look(world, 2)
+    candidate = world.status()["candidate"]
+    assert (candidate["outcome"], candidate["reason"]) == ("Failed", "GateFailed")
+    assert "evaluation golden is 0.1 (between 0.05 and 0.17), allowed is 0.02" in candidate["message"]
+    assert "trafficSince" not in candidate
+    assert world.status()["stable"]["version"] == "1"
+    assert jobs(world) == []
+
+
+async def test_a_version_that_is_as_good_is_promoted_and_says_by_what() -> None:
+    world = await world_with_evaluation()
+    end(world, GOOD)
+    await look(world, 4)
+    assert world.status()["stable"]["version"] == "2"
+    assert "passed: gate evaluation golden" in world.status()["stable"]["judged"]
+    assert jobs(world) == []
+
+
+@pytest.mark.parametrize(("policy", "version"), [("Hold", "1"), ("Promote", "2")])
+async def test_an_evaluation_that_decides_nothing_is_held_before_the_traffic(policy: str, version: str) -> None:
+    world = await world_with_evaluation(onInconclusive=policy, maxHoldSeconds=600)
+    end(world, dataclasses.replace(GOOD, drop=Estimate(0.03, 0.01, 0.06)))
+    await look(world, 4)
+    assert world.status()["stable"]["version"] == version
+    world.clock.pass_seconds(700)
+    await look(world, 2)
+    assert world.status()["stable"]["version"] == version
+    if policy == "Hold":
+        assert world.status()["candidate"]["reason"] == "GateInconclusive"
+
+
+async def test_what_cant_be_evaluated_is_told_and_tried_again_while_stable_serves() -> None:
+    world = await world_with_evaluation()
+    end(world, EvaluationOutcome(waiting="there is no dataset golden on http://mlflow:5000: create it"))
+    await look(world, 1)
+    [told] = world.status()["candidate"]["gates"]
+    assert told["state"] == "Waiting"
+    assert "there is no dataset golden" in told["message"]
+    first = jobs(world)[0]["metadata"]["uid"]
+    world.clock.pass_seconds(70)
+    await look(world, 2)
+    assert jobs(world)[0]["metadata"]["uid"] != first
+    assert world.status()["stable"]["version"] == "1"
+
+
+async def test_a_job_that_breaks_is_told_with_what_to_look_at() -> None:
+    world = await world_with_evaluation()
+    end(world, None)
+    await look(world, 1)
+    [told] = world.status()["candidate"]["gates"]
+    assert "ended without an outcome" in told["message"]
+    assert f"kubectl -n {OWN} logs job/" in told["message"]
+
+
+async def test_a_task_that_was_not_written_is_written_by_the_next_look() -> None:
+    world = World()
+    world.outside = dataclasses.replace(
+        world.outside, installation=f"{OWN}/llm-operator", evaluation=EvaluationSettings(pod_template=TEMPLATE)
+    )
+    await world.deploy()
+    await look(world, 3)
+    await world.deploy(
+        rollout={"gates": [{"evaluation": {**SPEC, "minScore": 0.9}}]}, access={"authentication": "Disabled"}
+    )
+    world.registry.aliases["bot"]["champion"] = "2"
+    world.cluster.faults["create", "Secret"] = Unavailable("away")
+    await look(world, 3)
+    [job] = jobs(world)
+    assert ("Secret", OWN, job["metadata"]["name"]) not in world.cluster.objects
+    world.cluster.faults.clear()
+    await look(world, 1)
+    assert ("Secret", OWN, job["metadata"]["name"]) in world.cluster.objects
+
+
+async def test_without_the_charts_template_the_gate_says_so() -> None:
+    world = World()
+    await world.deploy()
+    await look(world, 3)
+    await world.deploy(rollout={"gates": [{"evaluation": {**SPEC, "minScore": 0.9}}]})
+    world.registry.aliases["bot"]["champion"] = "2"
+    await look(world, 3)
+    [told] = world.status()["candidate"]["gates"]
+    assert "has no evaluation.podTemplate" in told["message"]
+
+
+async def test_the_jobs_of_a_deployment_that_is_deleted_are_deleted() -> None:
+    world = await world_with_evaluation()
+    del world.cluster.objects["LLMDeployment", NAMESPACE, "bot"]
+    await reconcile(KEY, world.outside, PACE)
+    assert jobs(world) == []
+
+
+@pytest.mark.parametrize(
+    ("judge", "told"),
+    [
+        ({"url": "http://elsewhere/v1", "model": "m"}, "none of evaluation.judges"),
+        ({"deployment": "nobody"}, "LLMDeployment nobody, does not exist"),
+        (
+            {"deployment": "bot", "keyRef": {"name": "bot-registry", "key": "MLFLOW_TRACKING_PASSWORD"}},
+            "operator's own",
+        ),
+    ],
+)
+async def test_a_judge_that_may_not_be_asked_is_told_and_no_job_is_made(judge: dict[str, Any], told: str) -> None:
+    world = World()
+    world.outside = dataclasses.replace(
+        world.outside, installation=f"{OWN}/llm-operator", evaluation=EvaluationSettings(pod_template=TEMPLATE)
+    )
+    await world.deploy()
+    await look(world, 3)
+    scorers = [{"type": "Judge", "judge": judge}]
+    await world.deploy(rollout={"gates": [{"evaluation": {"dataset": "golden", "scorers": scorers, "minScore": 0.5}}]})
+    world.registry.aliases["bot"]["champion"] = "2"
+    await look(world, 3)
+    [verdict] = world.status()["candidate"]["gates"]
+    assert told in verdict["message"]
+    assert jobs(world) == []
