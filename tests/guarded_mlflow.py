@@ -25,8 +25,8 @@ def ask(
 
 
 @contextmanager
-def guarded_mlflow(folder: Path) -> Iterator[str]:
-    """Its address. ADMIN may everything, READER may read."""
+def guarded_mlflow(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
+    """Its address. ADMIN may everything, READER may read. `host`: the address of this machine that it listens on."""
     settings = folder / "auth.ini"
     settings.write_text(
         "[mlflow]\ndefault_permission = READ\n"
@@ -34,7 +34,8 @@ def guarded_mlflow(folder: Path) -> Iterator[str]:
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     env = {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the tests"}
-    server = MlflowServer(folder, env=env, options=("--app-name", "basic-auth"))
+    anyone = ("--allowed-hosts", "*")  # else it refuses all but localhost
+    server = MlflowServer(folder, env=env, options=("--app-name", "basic-auth", *anyone), host=host)
     server.start()
     try:
         ask(server.uri, "2.0/mlflow/users/create", ADMIN, username=READER[0], password=READER[1])

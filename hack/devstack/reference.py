@@ -189,8 +189,10 @@ def metrics() -> Iterator[str]:
     from llm_runtime.fetching.figures import DownloadFigures
     from llm_runtime.metrics import Metrics, Sources
     from llm_runtime.request import EngineStats
+    from llm_runtime.shadow import Tally
 
     runtime = Metrics()
+    runtime.registry.register(Tally())
     figures = EngineStats(0, 0, 0.0, 0, True, gpu_memory_bytes=0)
     # With the parts that not every server has.
     runtime.watch(Sources(lambda: figures, database_away=lambda: False, adapters=list, failed_adapters=list))

@@ -13,9 +13,9 @@ from habits.unused import unused_code
 
 MOST_MODULES = 18
 FULL_FOLDERS = {
-    "bench": 26,
+    "bench": 25,
     "hack/devstack": 23,
-    "runtime/llm_runtime/api": 20,
+    "runtime/llm_runtime/api": 19,
 }
 """Folders that have more modules, and how many they may have. To be emptied, not to be added to."""
 DOUBLED = {"tests": 8}

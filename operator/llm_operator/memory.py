@@ -9,6 +9,7 @@ from typing import TypeVar
 from llm_operator.crds.rollout import LoadProbe
 from llm_operator.inventory import Inventory
 from llm_operator.plans import names
+from llm_operator.plans.evidence.copies import Copies
 from llm_operator.plans.evidence.watched import Watched
 from llm_operator.plans.status.verdicts import Ledger
 from llm_operator.state import Given, Key, Measured, Meta, ProbeOutcome, SmokeOutcome
@@ -59,6 +60,10 @@ class Memory:
     """Key digests already derived, by (deployment uid, ApiKey uid, key id): each saves one read of a Secret."""
     watched: Bounded[str, Watched] = field(default_factory=Bounded)
     """What gates have seen of a candidate's traffic, by deployment uid. Counted anew after a restart."""
+    copies: Bounded[str, Copies] = field(default_factory=Bounded)
+    """The same of copies of requests."""
+    shadow_tokens: Bounded[str, tuple[str, str]] = field(default_factory=Bounded)
+    """By deployment uid: a candidate and what copies for it carry. Another one after a restart."""
     smoke: Bounded[tuple[str, str, str, str, str], SmokeOutcome] = field(default_factory=Bounded)
     """What each pod last made of smoke prompts, by (deployment uid, candidate, ConfigMap, digest of its content, pod
     uid and restarts)."""
@@ -88,7 +93,8 @@ class Memory:
 
     def end_rollout(self, uid: str) -> None:
         """Drop what was gathered for the gates of a roll-out that is over."""
-        self.watched.pop(uid, None)
+        for gathered in (self.watched, self.copies, self.shadow_tokens):
+            gathered.pop(uid, None)
         for outcome in [known for known in self.smoke if known[0] == uid]:
             del self.smoke[outcome]
         for query in [known for known in self.measured if known[0] == uid]:

@@ -123,6 +123,22 @@ class Download:
 
 
 @dataclass(frozen=True)
+class Shadowed:
+    """What one stable pod says of the copies that it sent to `candidate`, counted since it began with these."""
+
+    candidate: str = ""
+    """Beginning of the names of the candidate's pods."""
+    results: Mapping[str, float] = field(default_factory=dict)
+    """Copies, by how they ended."""
+    compared: Mapping[str, float] = field(default_factory=dict)
+    """Answers, by what of them was compared: exact, similarity, finishReason, json."""
+    difference: Mapping[str, float] = field(default_factory=dict)
+    """The same: sum of their differences, 0 to 1 each."""
+    fine: Mapping[tuple[str, str], Mapping[float, float]] = field(default_factory=dict)
+    """Count up to each bound, by side (stable, candidate) and what (seconds, tokens)."""
+
+
+@dataclass(frozen=True)
 class Figures:
     """What one pod says of itself. Counters count from the pod's start; histograms are cumulative, by upper bound."""
 
@@ -140,6 +156,8 @@ class Figures:
     """Count of times to the first token up to each bound, in seconds."""
     inter_token: Mapping[float, float] = field(default_factory=dict)
     """Count of times between two tokens up to each bound, in seconds."""
+    shadowed: Shadowed = field(default_factory=Shadowed)
+    """What came of the copies that the pod has sent."""
     token_gap: Mapping[float, float] | None = None
     """The same by fine bounds. None: an older runtime, which has none."""
     answer_tokens: Mapping[float, float] | None = None
@@ -215,6 +233,8 @@ class Evidence:
     """By ConfigMap."""
     queries: Mapping[str, Measured] = field(default_factory=dict)
     """By query as it is written in the gate."""
+    shadow: Mapping[str, GateVerdict] = field(default_factory=dict)
+    """By gates.key: results of the gates that judge copies of requests."""
     probes: Mapping[LoadProbe, ProbeOutcome] = field(default_factory=dict)
 
 
@@ -326,6 +346,8 @@ class Observed:
     """Of pods whose specification has none."""
     app_armor_profile: str = ""
     """Of the pods of revisions made from now on; empty: none is written."""
+    shadow_token: str = field(default="", repr=False)
+    """What copies of requests for the candidate carry; empty where none are to be made."""
     operator_key: HeldKey | None = None
     """The operator's own key, by which it asks smoke prompts."""
     http_routes: bool = False

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from llm_runtime import errors
 from llm_runtime.api import chat as conversation
-from llm_runtime.api import completions_with_logprobs, generate, load_probe, manage, pages, predict, probes
+from llm_runtime.api import completions_with_logprobs, generate, manage, pages, predict
 from llm_runtime.api.access import KEY_HINT
 from llm_runtime.api.answers import HANDLERS, internal_error
 from llm_runtime.api.documents import describe
@@ -23,6 +23,7 @@ from llm_runtime.api.middleware import Envelope, Shortcut
 from llm_runtime.api.openai import chat, completions, models
 from llm_runtime.api.server import Server
 from llm_runtime.api.serving import Serving
+from llm_runtime.api.state import load_probe, probes
 from llm_runtime.connection import Connection
 
 log = logging.getLogger(__name__)

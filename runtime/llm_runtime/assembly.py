@@ -1,5 +1,7 @@
 """Puts a server together, as its settings say: what is kept where, which keys it takes, what guards the model."""
 
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from llm_runtime.auth.callers import KeyChain, KeyRing, Keys, SingleKey
 from llm_runtime.auth.keys import DatabaseKeys
 from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.cache.store import AnswerStore
-from llm_runtime.contract import ADAPTERS_FILE, KEYS_FLAG, RuntimeConfig
+from llm_runtime.contract import ADAPTERS_FILE, KEYS_FLAG, SHADOW_FILE, RuntimeConfig
 from llm_runtime.db.database import NO_DATABASE, Database
 from llm_runtime.db.migrate import UpToDate
 from llm_runtime.db.retention import Retention
@@ -23,6 +25,7 @@ from llm_runtime.limits import Limiter
 from llm_runtime.metrics import Metrics
 from llm_runtime.sessions import Sessions
 from llm_runtime.settings import Settings
+from llm_runtime.shadow import Orders
 from llm_runtime.usage import LoggedUsage, UsageLog
 from llm_runtime.usage.writer import DatabaseUsage
 
@@ -85,8 +88,14 @@ def assemble(
         sessions=_sessions(config, database, parts),
         adapters=adapters,
         tracing=tracing.from_environment(),
+        shadow=Orders(key_file.parent / SHADOW_FILE, _pod()) if key_file else None,
         parts=parts,
     )
+
+
+def _pod() -> str:
+    """This pod's name, which is its host's."""
+    return os.environ.get("HOSTNAME") or socket.gethostname()
 
 
 def _access(

@@ -22,6 +22,8 @@ ADAPTERS_FILE = "adapters.json"
 """Beside the key file, and followed as it is: an `AdapterFile`."""
 REGISTRIES_FILE = "registries.json"
 """What it takes to fetch adapters, for the container that does: a `RegistriesFile`."""
+SHADOW_FILE = "shadow.json"
+"""Beside the key file while a candidate is shadowed, and followed as it is: a `ShadowFile`."""
 MODEL_FOLDER = "current"
 """`fetch` leaves a symbolic link of this name in the models folder; `serve` loads what it points to."""
 
@@ -44,6 +46,8 @@ REGISTRIES_FLAG = "--registries"
 FETCHED_FLAG = "--fetched"
 """Paths travel as arguments only, never inside the configuration, so that a mount may lie anywhere."""
 
+SHADOW_HEADER = "x-llm-shadow"
+"""Marks a copy of a request, with the token of the `ShadowFile`."""
 LIVE_PATH = "/livez"
 READY_PATH = "/readyz"
 METRICS_PATH = "/metrics"
@@ -80,6 +84,15 @@ METRIC_INTER_TOKEN_FINE = "llm_inter_token_fine"
 hit. An older runtime has the histograms alone."""
 FINE_BOUNDS_SECONDS = tuple(float(f"{0.001 * 1.05**step:.4g}") for step in range(227))
 """1 ms to 61 s in steps of 5 %: finer than a version gets slower unnoticed. What is above has the bound +Inf."""
+METRIC_SHADOW_COPIES = "llm_shadow_copies"
+"""A counter by candidate and result: how many copies of requests ended how."""
+METRIC_SHADOW_COMPARED = "llm_shadow_compared"
+METRIC_SHADOW_DIFFERENCE = "llm_shadow_difference"
+"""Counters by candidate and what (exact, similarity, finishReason or json): answers that were compared, and the sum of
+their differences, each from 0 (as stable's) to 1."""
+METRIC_SHADOW_FINE = "llm_shadow_fine"
+"""A counter by candidate, side (stable or candidate), what (seconds or tokens) and upper bound `le`, as the other fine
+ones: whole answers that were compared. Tokens are in thousands."""
 METRIC_ANSWER_TOKENS_FINE = "llm_answer_tokens_fine"
 """As the others, by one of FINE_BOUNDS_TOKENS."""
 FINE_BOUNDS_TOKENS = (*map(float, range(1, 21)), *(float(round(20 * 1.05**step)) for step in range(1, 200)))
@@ -203,7 +216,7 @@ class FilterPattern(_Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
     """Name of the pattern; a match is replaced by `[NAME]`."""
     regex: Annotated[str, Field(min_length=1, max_length=1000)]
-    """Regular expression to find, such as `EMP-[0-9]{6}`, in Python's syntax without look-around and
+    """Regular expression to find, such as `EMP-[0-9]{6}`, in RE2 syntax: no look-around, no
     back-references."""
 
 
@@ -509,6 +522,26 @@ class RegistriesFile(_Additive):
 
     connections: dict[str, RegistryAccess] = {}
     """As in the list of adapters, with credentials."""
+
+
+class ShadowFile(_Additive):
+    """Which pods copy requests to which, while a candidate is shadowed. Changed while they serve, nothing restarts.
+
+    All pods of a deployment read it. A pod finds its part by its name, which begins with its revision's.
+    """
+
+    stable: str
+    """Beginning of the names of the pods that copy."""
+    candidate: str
+    """Beginning of the names of the pods that are sent copies, and nothing else."""
+    url: str
+    """Address that copies are sent to."""
+    token: Annotated[str, Field(repr=False, min_length=32)]
+    """What a copy carries in the header SHADOW_HEADER. No client knows it, and each roll-out has another."""
+    percent: Annotated[float, Field(ge=0, le=100)] = 100
+    """Share of the requests that is copied."""
+    max_in_flight: Annotated[int, Field(ge=1)] = 4
+    """Copies of one pod that may be on their way; others are dropped."""
 
 
 class LoadFigures(_Additive):

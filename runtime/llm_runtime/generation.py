@@ -50,6 +50,14 @@ class Choice:
     """How many tokens were generated for it."""
 
 
+class Listener(Protocol):
+    """Somebody beside the client who is told an answer."""
+
+    def answered(self, job: Job, choices: Sequence[Choice], seconds: float) -> None:
+        """The whole answer, which was generated in `seconds`. Never called for one that is cut or was cached."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Books:
     """Where generations are accounted for: metrics and usage, with the configuration that their rows need."""
@@ -79,6 +87,7 @@ class Generation:
         streams: Sequence[TokenStream] = (),
         turns: Sequence[Turn] = (),
         masks: Sequence[Mask] = (),
+        listener: Listener | None = None,
     ) -> None:
         """`turns` get the complete answer. `masks`, one for each choice, filter every text before it is delivered."""
         self.job = job
@@ -90,12 +99,14 @@ class Generation:
         self._streams = streams
         self._turns = turns
         self._masks = masks
+        self._listener = listener
         self._finish_reasons: list[FinishReason] = []
         self._first_token_seconds: float | None = None
         self._token_at: list[float | None] = [None] * choices
         self._started_at = books.clock()
         self._open = True
-        self._said = [Choice() for _ in range(choices)] if turns or books.config.database.store_prompts else []
+        kept = turns or listener or books.config.database.store_prompts
+        self._said = [Choice() for _ in range(choices)] if kept else []
 
     async def __aenter__(self) -> "Generation":
         return self
@@ -121,6 +132,8 @@ class Generation:
         for turn in self._turns:
             turn.drop()
         self._books.usage.write(self._row(outcome))
+        if self._listener and outcome is Outcome.COMPLETED:
+            self._listener.answered(self.job, self._said, self._books.clock() - self._started_at)
         if self.completion_tokens and not self.cached and outcome in (Outcome.COMPLETED, Outcome.CANCELLED):
             # An answer that its client broke off counts: whoever talks too long is broken off more often.
             mean = self.completion_tokens / self.choices

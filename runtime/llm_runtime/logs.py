@@ -70,10 +70,12 @@ def add_file(server: ServerConfig) -> None:
 
 
 def report_fatal(report: FatalReport, stream: TextIO | None = None) -> None:
-    """Print the fatal error as the process's last line, which the kubelet copies to the pod's status."""
+    """Print the fatal error as the process's last line: JSON, which the operator reads, or plain on a terminal."""
+    out = stream or sys.stdout
+    message = shown(report.message)
     now = datetime.now(UTC).isoformat()
-    line = {"timestamp": now, "level": "CRITICAL", "reason": report.reason, "message": shown(report.message)}
-    print(json.dumps(line), file=stream or sys.stdout, flush=True)
+    line = {"timestamp": now, "level": "CRITICAL", "reason": report.reason, "message": message}
+    print(f"{report.reason}: {message}" if out.isatty() else json.dumps(line), file=out, flush=True)
 
 
 def _install(handler: logging.Handler, format_: str, level: str) -> None:

@@ -20,11 +20,11 @@ from llm_runtime.cache.key import job_digest, model_digest
 from llm_runtime.common.aside import aside
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.filters import Filters
-from llm_runtime.generation import Admission, Books, Choice, Generation, Replay, close, model_version, text_of
+from llm_runtime.generation import Admission, Books, Choice, Generation, Listener, Replay, close, model_version, text_of
 from llm_runtime.job import MAX_CHOICES, NOT_ASKED, Job, Messages, Prompt, characters, forget, is_conversation, written
 from llm_runtime.metrics import Metrics
 from llm_runtime.request import Caller, Engine, GenerationRequest, TextCodec, TokenStream
-from llm_runtime.usage import UsageLog
+from llm_runtime.usage import UsageLog, UsageRow
 
 # Everything that a dialect needs.
 __all__ = [
@@ -81,6 +81,13 @@ class NoLimits:
         """Does nothing, as nothing was reserved."""
 
 
+class NoUsage:
+    """A usage log of nothing."""
+
+    def write(self, row: UsageRow) -> None:
+        """Does nothing: nobody is billed."""
+
+
 class Pipeline:
     """Runs every request to one loaded model."""
 
@@ -117,22 +124,27 @@ class Pipeline:
         self._filters = Filters(config.server.filters, own)
         self._model = model_digest(config, self.version)
         self._books = Books(config, self.version, metrics, usage, clock)
+        self._no_books = replace(self._books, metrics=Metrics(), usage=NoUsage())
+        """Nobody reads these."""
         self._metrics = metrics
         self._slow = False
         """Set once a short prompt took long. From then on all prompts are prepared in a thread."""
 
-    async def start(self, job: Job, *, large: bool = False) -> Generation:
+    async def start(
+        self, job: Job, *, large: bool = False, listener: Listener | None = None, unbilled: bool = False
+    ) -> Generation:
         """Admit a job and start it. Every refusal is raised here, before the first byte of an answer.
 
-        `large` means that even counting its characters takes time, so that is done in a thread, too.
+        `large` means that even counting its characters takes time, so that is done in a thread, too. `unbilled`: it
+        is under no limits, and leaves no trace in usage, metrics and caches.
         """
         job, length = await aside(self._validate, job) if large else self._validate(job)
         async with AsyncExitStack() as held:  # Releases everything after a refusal or a cancellation, wherever it is.
-            admission = await self._admit(job, length)
+            admission = NoLimits() if unbilled else await self._admit(job, length)
             held.callback(admission.settle, 0)
             job = await self._prepared(length, self._filters.prompts, job)
             weights = self._weights(job)
-            answer, turns = await self._recall(job, weights, held)
+            answer, turns = (None, []) if unbilled else await self._recall(job, weights, held)
             if answer:
                 held.pop_all()
                 return _replay(self._books, job, admission, answer, turns)
@@ -145,9 +157,10 @@ class Pipeline:
             if self._weights(job) != weights:  # The adapter was replaced while this request waited.
                 turns = _without_cache(job, turns)
         prompt_tokens = sum(map(len, prompts))
-        self._metrics.prompt_tokens.labels(self.config.model.name).inc(prompt_tokens)
+        books = self._no_books if unbilled else self._books
+        books.metrics.prompt_tokens.labels(self.config.model.name).inc(prompt_tokens)
         return Generation(
-            self._books,
+            books,
             job,
             admission,
             choices=len(streams),
@@ -155,6 +168,7 @@ class Pipeline:
             streams=streams,
             turns=turns,
             masks=self._filters.masks(len(streams)),
+            listener=listener,
         )
 
     async def _prepared(self, length: int, work: Callable[[Job], T], job: Job) -> T:

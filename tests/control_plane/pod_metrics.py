@@ -47,6 +47,18 @@ class PodMetrics:
         lines = [f'{contract.METRIC_ADAPTER_LOADED}{{adapter="{n}",version="{v}"}} 1' for n, v in versions.items()]
         self.text = "\n".join([f"# TYPE {contract.METRIC_ADAPTER_LOADED} gauge", *lines, ""])
 
+    def copied(self, candidate: str, compared: int, differing: int) -> None:
+        """So many copies were compared for the candidate, and so many of their answers had another text."""
+        counted = {
+            contract.METRIC_SHADOW_COPIES: ("result", "compared", compared),
+            contract.METRIC_SHADOW_COMPARED: ("what", "exact", compared),
+            contract.METRIC_SHADOW_DIFFERENCE: ("what", "exact", differing),
+        }
+        self.text = "".join(
+            f'# TYPE {name}_total counter\n{name}_total{{candidate="{candidate}",{label}="{value}"}} {count}\n'
+            for name, (label, value, count) in counted.items()
+        )
+
     def downloaded(self, done: float, total: float, rate: float) -> None:
         """So far the download is now; in bytes, and bytes per second."""
         names = (contract.METRIC_DOWNLOADED_BYTES, contract.METRIC_DOWNLOAD_SIZE_BYTES, contract.METRIC_DOWNLOAD_RATE)

@@ -186,6 +186,26 @@ def test_a_version_that_answers_wrong_gets_no_traffic_and_is_taken_back(promo: P
         promo.world.until(lambda: promo.serves("second"), "the way back")
 
 
+def test_a_version_whose_answers_to_copies_differ_gets_no_traffic_and_is_taken_back(promo: Promo) -> None:
+    gate = {"shadowAgreement": {"minExact": 0.9}, "minRequests": 20}
+    promo.rollout(strategy="BlueGreen", shadow={"holdSeconds": 120}, gates=[gate])
+    try:
+        with promo.load() as tally:
+            before = tally.requests
+            promo.promote("wrong")
+            promo.world.until(lambda: gate_failed(promo, "wrong"), "the gate to fail")
+            candidate = promo.status["candidate"]
+            asked = tally.requests - before
+        assert len(tally.answers) == 1, "no client saw the wrong version"
+        assert "trafficSince" not in candidate
+        print(f"shadow: taken back after {asked} requests: {candidate['message']}")
+    finally:
+        promo.promote("second")
+        promo.world.until(lambda: promo.serves("second"), "the way back")
+        patch = json.dumps({"spec": {"rollout": {"shadow": None}}})
+        promo.world.kubectl("patch", "llmd", NAME, "--type=merge", "-p", patch)
+
+
 @pytest.mark.parametrize(("strategy", "weight"), [("Canary", 34), ("BlueGreen", 100)])
 def test_a_slow_version_never_gets_more_than_its_weight_and_is_taken_back(
     promo: Promo, strategy: str, weight: int

@@ -26,6 +26,7 @@ ORDER = (
     "engine",
     "promotions",
     "nodes",
+    "adapters",
     "surroundings",
     "policies",
     "upgrade",

@@ -3,15 +3,17 @@
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
+from pydantic.alias_generators import to_camel
 
 from llm_operator.crds.common import Line, ObjectName
-from llm_operator.crds.schema import Section, rules
+from llm_operator.crds.schema import Section, one_of, rules
 
 MAX_STEPS = 10
 MAX_GATES = 10
 JUDGED_SECONDS = 60
 """How long a candidate is judged by its traffic where no step says how long."""
 Ratio = Annotated[float, Field(ge=0.01, le=1000)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class CanaryStep(Section):
@@ -126,19 +128,55 @@ class LoadProbe(Section):
     """Smallest ratio of candidate to stable for the tokens per second of all requests together."""
 
 
+class ShadowSpec(Section):
+    """Copies of requests that the candidate answers behind the clients' backs, before it gets traffic."""
+
+    percent: Annotated[int, Field(ge=0, le=100)] = 100
+    """Share of the stable revision's requests that is copied, in percent. 0: none, as without this section."""
+    max_in_flight: Annotated[int, Field(ge=1, le=256)] = 4
+    """Copies that each stable pod has on their way at a time; it drops any more."""
+    hold_seconds: Annotated[int, Field(ge=0, le=86_400)] = JUDGED_SECONDS
+    """Seconds for which the candidate is sent copies at least, once its pods are ready."""
+
+
+class ShadowAgreement(Section):
+    """How far the candidate's answers to copies must be like stable's. Write exactly one bound per entry."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            one_of(
+                "minExact minSimilarity minSameFinishReason minJsonValid maxTokensP95Ratio maxSecondsP95Ratio",
+                "shadowAgreement",
+            )
+        )
+    )
+    min_exact: Share | None = None
+    """Smallest share of greedy answers (temperature 0 or top_k 1) that are the same text."""
+    min_similarity: Share | None = None
+    """Smallest mean similarity of greedy answers: the share of pieces of three letters that both texts have."""
+    min_same_finish_reason: Share | None = None
+    """Smallest share of answers that end for the same reason, `stop` or `length`."""
+    min_json_valid: Share | None = None
+    """Smallest share of answers that are JSON, of those where stable's is."""
+    max_tokens_p95_ratio: Ratio | None = None
+    """Largest ratio of candidate to stable for the 95th percentile of an answer's length in tokens."""
+    max_seconds_p95_ratio: Ratio | None = None
+    """Largest ratio of candidate to stable for the 95th percentile of the time for a whole answer."""
+
+    @property
+    def bound(self) -> tuple[str, float]:
+        """The one that is written: its name in the API, and its value."""
+        return next((to_camel(name), value) for name, value in dict(self).items() if value is not None)
+
+
 class GateSpec(Section):
     """A check that the candidate must pass. Write exactly one kind of check per entry."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            (
-                "[has(self.smokePrompts), has(self.maxErrorRate), has(self.maxTimeToFirstTokenP95Ratio), "
-                "has(self.maxInterTokenP95Ratio), has(self.maxTokensPerAnswerRatio), "
-                "has(self.minTokensPerSecondRatio), has(self.maxMemoryRatio), has(self.prometheusQuery), "
-                "has(self.loadProbe)]"
-                ".filter(x, x).size() == 1",
-                "write exactly one of smokePrompts, maxErrorRate, maxTimeToFirstTokenP95Ratio, maxInterTokenP95Ratio, "
-                "maxTokensPerAnswerRatio, minTokensPerSecondRatio, maxMemoryRatio, prometheusQuery, loadProbe per "
+            one_of(
+                "smokePrompts loadProbe shadowAgreement prometheusQuery maxErrorRate maxTimeToFirstTokenP95Ratio "
+                "maxInterTokenP95Ratio maxTokensPerAnswerRatio minTokensPerSecondRatio maxMemoryRatio",
                 "entry",
             )
         )
@@ -164,6 +202,8 @@ class GateSpec(Section):
     each is compared."""
     prometheus_query: PrometheusQuery | None = None
     """A number that Prometheus computes, and its upper bound."""
+    shadow_agreement: ShadowAgreement | None = None
+    """A bound on how far answers to copies differ from stable's. Needs rollout.shadow."""
     load_probe: LoadProbe | None = None
     """A short load before the candidate gets traffic, for services that are too quiet to judge it by theirs."""
     min_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 50
@@ -173,6 +213,20 @@ class GateSpec(Section):
 class RolloutSpec(Section):
     """How a new version or a changed specification replaces what serves."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.shadow) || !has(self.strategy) || self.strategy in ['Auto', 'BlueGreen', 'Canary']",
+                "shadow needs pods of both revisions before any traffic: write strategy BlueGreen, Canary or Auto",
+            ),
+            (
+                "!has(self.gates) || !self.gates.exists(gate, has(gate.shadowAgreement)) || "
+                "(has(self.shadow) && (!has(self.shadow.percent) || self.shadow.percent > 0))",
+                "a gate shadowAgreement judges copies: write rollout.shadow with a percent above 0",
+            ),
+        )
+    )
+
     strategy: Literal["Auto", "Rolling", "BlueGreen", "Canary", "Recreate"] = "Auto"
     """BlueGreen: all new pods start beside the old, then traffic switches. Rolling: pod by pod. Canary: traffic moves
     in steps. Recreate: the old pods go first, an interruption. Auto: BlueGreen where both fit, otherwise Rolling; a
@@ -181,6 +235,8 @@ class RolloutSpec(Section):
     """Settings of the Canary strategy."""
     blue_green: BlueGreenSpec | None = None
     """Settings of the BlueGreen strategy, also where Auto has chosen it."""
+    shadow: ShadowSpec | None = None
+    """Copies of requests for the candidate before it gets traffic, with BlueGreen and Canary. Absent: none."""
     gates: Annotated[tuple[GateSpec, ...], Field(max_length=MAX_GATES)] | None = None
     """Checks that the candidate must pass; one that fails rolls it back at once. Absent: none."""
     on_inconclusive: Literal["Hold", "Promote", "RollBack"] = "Hold"
@@ -205,7 +261,13 @@ class RolloutSpec(Section):
         """How long BlueGreen judges the candidate by its traffic."""
         if self.blue_green is not None and self.blue_green.hold_seconds is not None:
             return self.blue_green.hold_seconds
-        return JUDGED_SECONDS if any(not (gate.smoke_prompts or gate.load_probe) for gate in self.gates or ()) else 0
+        before = [gate for gate in self.gates or () if gate.smoke_prompts or gate.load_probe or gate.shadow_agreement]
+        return JUDGED_SECONDS if len(before) < len(self.gates or ()) else 0
+
+    @property
+    def shadows(self) -> bool:
+        """Whether candidates are sent copies."""
+        return self.shadow is not None and self.shadow.percent > 0
 
     @property
     def http_route(self) -> HttpRouteSpec | None:

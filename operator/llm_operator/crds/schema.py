@@ -40,6 +40,13 @@ def rules(*rules: tuple[str, str]) -> Json:
     return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules]}
 
 
+def one_of(fields: str, where: str) -> tuple[str, str]:
+    """The rule that exactly one of these fields, with spaces between them, is written; `where`: in what."""
+    names = fields.split()
+    given = ", ".join(f"has(self.{name})" for name in names)
+    return f"[{given}].filter(x, x).size() == 1", f"write exactly one of {', '.join(names)} per {where}"
+
+
 def structural(model: type[BaseModel]) -> Json:
     """The schema of `model` without references, unions with null, titles or object defaults.
 

@@ -140,6 +140,8 @@ class CandidateStatus(RevisionStatus):
     weight: int | None = Field(default=None, json_schema_extra={"format": "int32"})
     """Largest share of the traffic that the candidate gets now, in percent; 0: none. BlueGreen: 100 once the Service
     has switched to it."""
+    shadowed_since: Time | None = None
+    """Time since which the candidate is sent copies of requests; rollout.shadow.holdSeconds counts from here."""
     step_started_at: Time | None = None
     """Time at which the hold of the step, or after the switch, began, as all its pods were ready."""
     undecided_since: Time | None = None

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from llm_operator.crds import Condition, LLMDeploymentStatus, ModelStatus
 from llm_operator.plans import approval, names, rollout
-from llm_operator.plans.objects import adapters, autoscale, keys, monitor, network, revision, traffic, workload
+from llm_operator.plans.objects import adapters, autoscale, keys, monitor, network, revision, shadow, traffic, workload
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.status import adapter_status, conditions, faults
 from llm_operator.state import Fault, Manifest, ModelVersion, Observed, Occurrence, Plan
@@ -48,7 +48,7 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
     asked = (decision.requeue_seconds, adapter_status.look_again(observed, status, now), deadline)
     looks = [seconds for seconds in asked if seconds is not None]
     return Plan(
-        key_file=_key_file(observed),
+        key_file=_key_file(observed, decision),
         adapters=adapters.secret(observed) if _with_adapters(observed, objects) else None,
         objects=objects,
         delete=prune(observed, objects, decision),
@@ -137,9 +137,10 @@ def _with_adapters(observed: Observed, objects: Iterable[Manifest]) -> bool:
     return any(workload.fetches_adapters(each) for each in templates)
 
 
-def _key_file(observed: Observed) -> Manifest:
+def _key_file(observed: Observed, decision: rollout.Decision) -> Manifest:
     held = (*observed.keys, *([observed.operator_key] if observed.operator_key else []))
-    return keys.keys_secret(observed.meta, observed.spec.access, held, adapters.beside_keys(observed))
+    beside = adapters.beside_keys(observed)
+    return keys.keys_secret(observed.meta, observed.spec.access, held, beside, shadow.file(observed, decision))
 
 
 def prune(observed: Observed, objects: Iterable[Manifest], decision: rollout.Decision) -> tuple[Manifest, ...]:

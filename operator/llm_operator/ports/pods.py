@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from llm_operator.ports.proxies import bounded
-from llm_operator.state import Download, Figures, Manifest
+from llm_operator.state import Download, Figures, Manifest, Shadowed
 from llm_runtime import contract
 from llm_runtime.contract import LoadFigures
 
@@ -147,6 +147,8 @@ _WANTED = (
     contract.METRIC_ADAPTER_LOADED, contract.METRIC_ADAPTER_FAILED, contract.METRIC_API_REQUESTS,
     contract.METRIC_FIRST_TOKEN, contract.METRIC_INTER_TOKEN,
     contract.METRIC_FIRST_TOKEN_FINE, contract.METRIC_INTER_TOKEN_FINE,
+    contract.METRIC_SHADOW_COPIES, contract.METRIC_SHADOW_COMPARED, contract.METRIC_SHADOW_DIFFERENCE,
+    contract.METRIC_SHADOW_FINE,
     contract.METRIC_ANSWER_TOKENS_FINE, contract.METRIC_GPU_MEMORY, contract.METRIC_MEMORY,
 )  # fmt: skip
 _STARTS = tuple(f"{before}{name}" for name in _WANTED for before in ("", "# TYPE "))
@@ -196,6 +198,22 @@ def read(text: str) -> Figures:
         token_gap=_told(samples.get(contract.METRIC_INTER_TOKEN_FINE), contract.FINE_BOUNDS_SECONDS),
         answer_tokens=_told(samples.get(contract.METRIC_ANSWER_TOKENS_FINE), contract.FINE_BOUNDS_TOKENS),
         memory_bytes=value(contract.METRIC_MEMORY) if memory is None else memory,
+        shadowed=_shadowed(samples),
+    )
+
+
+def _shadowed(samples: Mapping[str, list[Sample]]) -> Shadowed:
+    def totals(name: str, label: str) -> dict[str, float]:
+        return {s.labels[label]: s.value for s in samples.get(name, ()) if s.name.endswith("_total")}
+
+    fine = samples.get(contract.METRIC_SHADOW_FINE, ())
+    kinds = sorted({(s.labels["side"], s.labels["what"]) for s in fine})
+    return Shadowed(
+        candidate=next(iter(totals(contract.METRIC_SHADOW_COPIES, "candidate")), ""),
+        results=totals(contract.METRIC_SHADOW_COPIES, "result"),
+        compared=totals(contract.METRIC_SHADOW_COMPARED, "what"),
+        difference=totals(contract.METRIC_SHADOW_DIFFERENCE, "what"),
+        fine={kind: _fine(s for s in fine if (s.labels["side"], s.labels["what"]) == kind) for kind in kinds},
     )
 
 

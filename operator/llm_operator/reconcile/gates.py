@@ -1,6 +1,7 @@
 """The I/O of gates: asks the candidate's pods and Prometheus, so that plans/evidence can judge."""
 
 import asyncio
+import secrets
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
@@ -9,6 +10,7 @@ from llm_operator.crds import CandidateStatus, GateVerdict
 from llm_operator.crds.rollout import PrometheusQuery
 from llm_operator.observe import Outside
 from llm_operator.plans import names
+from llm_operator.plans.evidence.copies import Copies
 from llm_operator.plans.evidence.watched import Watched
 from llm_operator.plans.objects import keys
 from llm_operator.plans.rollout import stamp
@@ -38,11 +40,13 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
         held = None
         missing = f"the operator's own key can't be made: {error}"
     observed = replace(observed, operator_key=held)
-    if not spec.gates or candidate is None or candidate.outcome is not None:
+    if candidate is None or candidate.outcome is not None or not (spec.gates or spec.shadows):
         outside.memory.end_rollout(observed.meta.uid)
         return observed
+    if spec.shadows:
+        observed = replace(observed, shadow_token=_shadow_token(outside, observed.meta.uid, candidate.revision))
     pods = [pod for pod in _pods(observed, candidate.revision) if faults.ready(pod)]
-    asked = [gate.prometheus_query for gate in spec.gates if gate.prometheus_query is not None] if pods else []
+    asked = [gate.prometheus_query for gate in spec.gates or () if gate.prometheus_query is not None] if pods else []
     probes = [loadprobe.outcome(outside, observed, candidate, each, key, missing) for each in spec.load_probes]
     outcomes, answers, probed = await asyncio.gather(
         asyncio.gather(
@@ -59,6 +63,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
             smoke=dict(zip(spec.smoke_maps, outcomes, strict=True)),
             probes=dict(zip(spec.load_probes, probed, strict=True)),
             queries={each.query: answer for each, answer in zip(asked, answers, strict=True)},
+            shadow=_copies(outside, observed, candidate),
         ),
     )
 
@@ -85,6 +90,31 @@ def _traffic(outside: Outside, observed: Observed, candidate: CandidateStatus) -
         traffic=candidate.traffic_since is not None,
         at=stamp(outside.clock()),
     )
+
+
+def _copies(outside: Outside, observed: Observed, candidate: CandidateStatus) -> dict[str, GateVerdict]:
+    """What the gates say of the copies that stable's pods have sent up to now."""
+    uid = observed.meta.uid
+    known = outside.memory.copies.get(uid)
+    if known is None or known.revision != candidate.revision:
+        known = outside.memory.copies[uid] = Copies(candidate.revision)
+    stable = observed.status.stable.revision if observed.status.stable else ""
+    figures = observed.figures
+    return known.look(
+        observed.spec.rollout.gates or (),
+        {pod: figures[pod].shadowed for pod in _names(observed, stable) if pod in figures},
+        candidate=names.child(observed.meta, candidate.revision),
+        at=stamp(outside.clock()),
+    )
+
+
+def _shadow_token(outside: Outside, uid: str, candidate: str) -> str:
+    """What copies for this candidate carry. No client knows it, and an operator that restarts makes another."""
+    known, token = outside.memory.shadow_tokens.get(uid, ("", ""))
+    if known != candidate:
+        token = secrets.token_urlsafe(32)
+        outside.memory.shadow_tokens[uid] = candidate, token
+    return token
 
 
 def _names(observed: Observed, revision: str) -> list[str]:

@@ -91,8 +91,9 @@ def read(reading: Reading, prompt: str, text: str) -> Part:
 async def start(request: Request, wanted: Job) -> Generation:
     """Admit a job, unless the client leaves while it waits for its turn. Raises what it can be refused for."""
     pipeline = pipeline_of(request)
-    timeout_seconds = pipeline.config.server.request_timeout_seconds
-    return await while_connected(request.receive, pipeline.start(wanted, large=request.state.large), timeout_seconds)
+    state = request.state
+    starting = pipeline.start(wanted, large=state.large, listener=state.listener, unbilled=state.unbilled)
+    return await while_connected(request.receive, starting, pipeline.config.server.request_timeout_seconds)
 
 
 async def worked_out(request: Request, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -151,6 +151,8 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 async def _note(request: Request, refusal: errors.Refusal) -> None:
     """Count a refusal. Whoever has had many of late waits for the next."""
+    if getattr(request.state, "unbilled", False):
+        return
     server = server_of(request)
     server.metrics.errors.labels(refusal.error).inc()
     caller = getattr(request.state, "caller", None)

@@ -83,7 +83,7 @@ class Session:
 
     def __init__(self, request: Request, session_id: str | None) -> None:
         """Raises `errors.InvalidRequest` if this server keeps none."""
-        self._store = server_of(request).sessions if session_id else None
+        self._store = server_of(request).sessions if session_id and not request.state.unbilled else None
         self._tenant = caller_of(request).id
         self._id = session_id or ""
         if session_id and self._store is None:

@@ -23,13 +23,19 @@ from llm_runtime.api.answers import JsonResponse
 from llm_runtime.api.server import server_of
 from llm_runtime.api.shares import SMALL_BODY_BYTES
 from llm_runtime.common.aside import aside
-from llm_runtime.contract import ServerConfig
+from llm_runtime.contract import SHADOW_HEADER, ServerConfig, Tier
+from llm_runtime.request import Caller
+from llm_runtime.shadow import Copier, Heard
 
 SECURITY = [
     Depends(HTTPBearer(auto_error=False, description="An API key")),
     Depends(APIKeyHeader(name="X-API-Key", auto_error=False)),
 ]
 """For the OpenAPI document only; `authenticate` below decides."""
+
+
+SHADOW = Caller("shadow", "shadow", Tier(name="shadow", max_concurrent=None, priority=-100))
+"""Who sends copies of requests: whatever a client asks goes first."""
 
 
 class KeyedRoute(APIRoute):
@@ -74,15 +80,38 @@ class BodyRoute(APIRoute):
 class GenerationRoute(BodyRoute):
     """A route to the model."""
 
+    async def respond(self, request: Request) -> Response:
+        answer = await super().respond(request)
+        return JsonResponse(request.state.listener.document()) if request.state.unbilled else answer
+
     async def admit(self, request: Request) -> None:
         server = server_of(request)
-        caller = request.state.caller = server.callers.identify(request)
+        state = request.state
+        state.unbilled = False
+        state.listener = state.copy = None
+        if server.copier and SHADOW_HEADER in request.headers:
+            self._admit_copy(request, server.copier)
+            return
+        caller = state.caller = server.callers.identify(request)
         await server.serving.wake()
         if server.limiter:
             await server.limiter.count(caller)
+        if server.copier:
+            state.listener = state.copy = server.copier.choose(self.path, request.headers.get("host", ""))
+
+    def _admit_copy(self, request: Request, copier: Copier) -> None:
+        """A copy of a request to stable: it costs nobody anything, and has no place where it would wait."""
+        copier.orders.check(request.headers[SHADOW_HEADER])
+        request.state.caller = SHADOW
+        request.state.unbilled = True
+        request.state.listener = Heard()
+        if server_of(request).serving.full:
+            raise errors.QueueFull("A copy does not wait for a place; this server has none.")
 
     def prepare(self, request: Request, *body: BaseModel) -> None:
         server = server_of(request)
+        if request.state.unbilled and any(getattr(each, "stream", False) for each in body):
+            raise errors.InvalidRequest("A copy is answered whole; send it without stream.", param="stream")
         # Only now: while the body came, another model may have taken over.
         request.state.pipeline = server.serving.pipeline
         if server.tracing:
@@ -118,10 +147,14 @@ def _declared(request: Request) -> int | None:
 async def _in_time(request: Request, limits: ServerConfig) -> bytearray:
     try:
         async with asyncio.timeout(limits.body_timeout_seconds):
-            return await _receive(request, limits)
+            body = await _receive(request, limits)
     except TimeoutError:
         message = f"The body was not complete after {limits.body_timeout_seconds:g} s; send it faster, or less of it."
         raise errors.BodyTimeout(message, code="request_timeout") from None
+    copy = getattr(request.state, "copy", None)
+    if copy and (copier := server_of(request).copier):
+        copier.hold(copy, body)
+    return body
 
 
 async def _receive(request: Request, limits: ServerConfig) -> bytearray:

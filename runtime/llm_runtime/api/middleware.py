@@ -18,7 +18,7 @@ from llm_runtime.api.answers import CLIENT_GONE, answer_to, error_response, inte
 from llm_runtime.api.guard import GenerationRoute
 from llm_runtime.api.server import Server, server_of
 from llm_runtime.api.serving import State
-from llm_runtime.contract import LIVE_PATH, METRICS_PATH, READY_PATH
+from llm_runtime.contract import LIVE_PATH, METRICS_PATH, READY_PATH, SHADOW_HEADER
 from llm_runtime.tracing import Tracing
 
 log = logging.getLogger("llm_runtime.access")
@@ -43,7 +43,8 @@ class Shortcut:
             return
         scope["route"] = route
         request = Request(scope, receive, send)
-        if tracing := server_of(request).tracing:
+        server = server_of(request)
+        if (tracing := server.tracing) and not (server.copier and SHADOW_HEADER in request.headers):
             with tracing.request(route.path, request.headers, logs.request_id.get() or ""):
                 await self._respond(route, request, send, tracing)
         else:
@@ -81,6 +82,9 @@ class Envelope:
         finally:
             self._record(scope, method, answer)
             logs.request_id.reset(token)
+            copy = scope.get("state", {}).get("copy")
+            if copy and self._server.copier:  # The client has its answer.
+                self._server.copier.send(copy)
 
     async def _handle(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         path = scope["path"]
@@ -109,11 +113,14 @@ class Envelope:
         seconds = time.perf_counter() - answer.began
         status = answer.status or CLIENT_GONE
         api = isinstance(scope.get("route"), GenerationRoute)
-        self._server.metrics.count_request(method, route, status, seconds, api=api)
-        level = logging.DEBUG if route in PROBES else logging.INFO
+        state = scope.get("state", {})
+        unbilled = state.get("unbilled", False)
+        if not unbilled:
+            self._server.metrics.count_request(method, route, status, seconds, api=api)
+        level = logging.DEBUG if unbilled or route in PROBES else logging.INFO
         if not log.isEnabledFor(level):
             return
-        caller = scope.get("state", {}).get("caller")
+        caller = state.get("caller")
         fields = {
             "method": method,
             "route": route,

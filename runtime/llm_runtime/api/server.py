@@ -24,6 +24,7 @@ from llm_runtime.machine.memory import server_bytes
 from llm_runtime.metrics import Metrics, Sources
 from llm_runtime.pipeline import Pipeline
 from llm_runtime.sessions import Sessions
+from llm_runtime.shadow import Copier, Orders, Tally
 from llm_runtime.tracing import Tracing
 from llm_runtime.usage import LoggedUsage, UsageLog
 
@@ -44,6 +45,8 @@ class Server:
     adapters: Adapters | None
     """Those that come and go; None where only the configuration names some."""
     tracing: Tracing | None
+    copier: Copier | None
+    """None where no operator could have requests copied."""
     parts: Sequence[AbstractAsyncContextManager[Any]]
     """Entered before the model is loaded, in this order, and left after its engine has ended."""
     shares: Shares = field(default_factory=Shares)
@@ -80,6 +83,7 @@ def make_server(
     sessions: Sessions | None = None,
     adapters: Adapters | None = None,
     tracing: Tracing | None = None,
+    shadow: Orders | None = None,
     parts: Sequence[AbstractAsyncContextManager[Any]] = (),
 ) -> Server:
     """A server around the model that `load` brings: see `Serving`. Without `keys` every caller is anonymous.
@@ -117,6 +121,11 @@ def make_server(
             memory_bytes=server_bytes,
         )
     )
+    copier = None
+    if shadow:
+        tally = Tally()
+        metrics.registry.register(tally)
+        copier = Copier(shadow, tally, limiter.most_tokens if limiter else lambda caller: None)
     source = keys or (management.keys if management else None)
     tiers = Tiers(config.tiers, config.default_tier, lambda: source.roles if source else NO_ROLES)
     return Server(
@@ -130,7 +139,8 @@ def make_server(
         sessions=sessions,
         adapters=adapters,
         tracing=tracing,
-        parts=parts,
+        copier=copier,
+        parts=(*parts, copier) if copier else parts,
     )
 
 

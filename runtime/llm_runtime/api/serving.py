@@ -159,6 +159,14 @@ class Serving:
         return self._standing_still()
 
     @property
+    def full(self) -> bool:
+        """Whether one more request would wait for a place."""
+        if self.loaded is None:
+            return True
+        stats = self.loaded.engine.stats()
+        return bool(stats.waiting) or stats.running >= self.config.engine.max_batch_size
+
+    @property
     def version(self) -> str:
         """The registered version, commit or run that is served, also where a `uri` named it by an alias; else ""."""
         return version_of(self.config, self.loaded)

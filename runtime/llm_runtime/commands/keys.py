@@ -65,6 +65,9 @@ def list_keys(as_json: Json = False, database_url: DatabaseUrl = None, config: C
     if as_json:
         typer.echo(json.dumps(found))
         return
+    if not found:
+        typer.echo("No keys yet: `llm-runtime keys create NAME` makes one.")
+        return
     table = Table("ID", "NAME", "OWNER", "ROLE", "STATE", "EXPIRES", "LIMITS", "ADAPTERS")
     for key in found:
         limits = " ".join(f"{name}={value}" for name, value in key["limits"].items())

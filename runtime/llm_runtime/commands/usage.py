@@ -69,7 +69,7 @@ def usage(
     if as_json:
         _print_json(totals)
     elif not totals:
-        print(f"No usage from {period.first} to {period.last}.")
+        print(f"No usage, {_named(period)} (UTC).")
     else:
         _print_totals(by, period, totals)
         if plot and len(totals) > 1:
@@ -103,6 +103,10 @@ def _day(text: str) -> date:
         raise typer.BadParameter(f"{text!r} is no day; write today, yesterday or 2026-11-28") from None
 
 
+def _named(period: "Period") -> str:
+    return f"{period.first}" if period.first == period.last else f"{period.first} to {period.last}"
+
+
 def _print_json(rows: "Sequence[Total | Request]") -> None:
     print(json.dumps([asdict(row) for row in rows], default=str, indent=2))
 
@@ -124,7 +128,7 @@ def _table(by: By, period: "Period", totals: "list[Total]", *, narrow: bool) -> 
     """Where there is little room: figures are rounded, and a key's id stands below its name."""
     from rich.table import Table
 
-    title = f"Usage by {by.value}, {period.first} to {period.last} (UTC); tokens of prompts and answers"
+    title = f"Usage by {by.value}, {_named(period)} (UTC); tokens of prompts and answers"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_footer=len(totals) > 1)
     figure = _brief if narrow else "{:,}".format
     sums = [sum(column) for column in zip(*map(_figures, totals), strict=True)]

@@ -82,10 +82,17 @@ def test_pods_that_serve_are_asked_on_their_port_and_reach_registry_and_stores(c
 
 def test_the_operator_may_ask_the_pods_also_where_others_may_not(chart: Chart) -> None:
     found = policies(chart, runtime={"namespaces": ["team-a"], "ingressFrom": [PEER]})
-    first, operator = found["team-a"]["ingress"][0]["from"]
+    first, operator, _ = found["team-a"]["ingress"][0]["from"]
     assert first == PEER
     assert operator["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "llm-operator-system"}
     assert operator["podSelector"] == chart.one("Deployment")["spec"]["selector"]
+
+
+def test_pods_that_serve_reach_each_other_in_their_namespace_to_copy_requests(chart: Chart) -> None:
+    spec = policies(chart, runtime={"namespaces": ["team-a"], "ingressFrom": [PEER]})["team-a"]
+    peer = {"podSelector": spec["podSelector"]}
+    assert {"ports": [{"protocol": "TCP", "port": contract.PORT}], "to": [peer]} in spec["egress"]
+    assert spec["ingress"][0]["from"][-1] == peer
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from llm_operator.ports.registry import AliasNotFound, CachedRegistry, RegistryU
 from llm_operator.reconcile import Done, Pace, reconcile
 from llm_operator.settings import ConnectionSettings
 from llm_operator.state import Connection, Figures, Key, ModelVersion
-from llm_runtime.contract import AdapterFile
+from llm_runtime.contract import SCRATCH_MOUNT, AdapterFile
 from unit.operator.fakes import NAMESPACE, URI, FakeRegistry, World
 
 PACE = Pace(verify_seconds=60, settle_seconds=5)
@@ -140,16 +140,21 @@ async def test_the_first_adapter_rolls_out_pods_with_a_container_that_alone_has_
     await world.deploy(adapters=[LEGAL])
     await world.look()
     (new,) = (each["spec"] for each in world.templates())
-    (_, adapters), (serve,) = new["initContainers"], new["containers"]
+    (fetch, adapters), (serve,) = new["initContainers"], new["containers"]
     assert adapters["restartPolicy"] == "Always"
     assert world.shown(new, adapters) == {"adapters.json", "registries.json"}
     assert world.shown(new, serve) == {"adapters.json", "keys.json"}
     assert PASSWORD in world.secret("bot-adapters", "registries.json")
     for name, field in (("bot-adapters", "adapters.json"), ("bot-keys", "adapters.json"), ("bot-keys", "keys.json")):
         assert PASSWORD not in world.secret(name, field)
-    # Below HOME lie code and settings of Python's libraries.
-    homes = [[m["name"] for m in each["volumeMounts"] if m["mountPath"] == "/tmp"] for each in (serve, adapters)]
-    assert homes[0] != homes[1]
+    # Below HOME, which is the working folder, too, lie code and settings of Python's libraries.
+    homes = [
+        mount["name"]
+        for each in (fetch, adapters, serve)
+        for mount in each["volumeMounts"]
+        if mount["mountPath"] == SCRATCH_MOUNT
+    ]
+    assert len(set(homes)) == 3
 
 
 async def test_the_last_adapter_that_goes_restarts_no_pod_and_its_container_goes_with_the_next_revision() -> None:

@@ -579,7 +579,9 @@ def test_a_hold_for_undecided_gates_is_told_once_and_named_for_its_reader() -> N
     (told,) = [each for each in sim.told if each.reason == "GateUndecided"]
     assert "maxErrorRate: not decided at the end of the hold; revision new is held until" in told.message
     assert sim.decision is not None
-    assert "not decided yet: maxErrorRate" in sim.decision.stage
+    # The step's own end has passed and is not told any more.
+    assert "at most 20 % of the traffic; not decided yet: maxErrorRate, held for it until" in sim.decision.stage
+    assert f"{told.message.split('held until ')[1]} (see .status.candidate.gates)" in sim.decision.stage
     assert sim.candidate.undecided_since is not None
 
 
@@ -654,7 +656,10 @@ def test_pods_that_serve_alone_go_on_serving_while_a_late_one_is_asked(strategy:
     sim = Sim(rollout("Recreate" if strategy == "Recreate" else "Auto", gates=[gate]), replicas=2, room=2)
     if strategy == "First":
         sim.status = LLMDeploymentStatus()
-        sim.serving, sim.orders, sim.pods, sim.room = (), {}, {}, 1
+        sim.serving = ()
+        sim.orders = {}
+        sim.pods = {}
+        sim.room = 1
     sim.evidence = Evidence("new", smoke={"smoke": SmokeOutcome(waiting="busy")})
     sim.until(lambda s: s.ready("new") > 0).run(3)
     assert "new" not in sim.serving

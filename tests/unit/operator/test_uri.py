@@ -84,7 +84,7 @@ async def test_nothing_of_mlflow_is_left_in_status_pod_or_secrets() -> None:
     assert "connection" not in world.status()["model"]
     assert world.cluster.named("Secret") == ["bot-keys"]
     pod = pod_spec(world, revision)
-    assert [volume["name"] for volume in pod["volumes"]] == ["config", "keys", "models", "tmp"]
+    assert [volume["name"] for volume in pod["volumes"]] == ["config", "keys", "models", "fetch-tmp", "tmp"]
     (fetch,), (runtime,) = pod["initContainers"], pod["containers"]
     assert fetch["envFrom"] == [{"secretRef": {"name": "hub"}}]
     assert [each["name"] for each in fetch["env"]] == ["HOME"]

@@ -21,6 +21,7 @@ from llm_runtime.auth.callers import KeyRing
 from llm_runtime.common.aside import in_thread
 from llm_runtime.connection import Connection
 from llm_runtime.contract import ServerConfig
+from llm_runtime.shadow import Orders
 from llm_runtime.tracing import Tracing
 from postgres import Postgres, postgres
 from waiting import eventually, until
@@ -74,12 +75,15 @@ def run(keys_path: Path) -> Callable[..., Any]:
         system_prompt: str = "",
         wait: bool = True,
         tracing: Tracing | None = None,
+        shadow: Orders | None = None,
     ) -> AsyncIterator[Harness]:
         engine = engine or ScriptedEngine()
         rows = Rows()
         loaded = Loaded(engine, engine.codec)
         loading = in_thread(load or (lambda: loaded))
-        made = make_server(config(server, system_prompt), loading, KeyRing(keys_path), usage=rows, tracing=tracing)
+        made = make_server(
+            config(server, system_prompt), loading, KeyRing(keys_path), usage=rows, tracing=tracing, shadow=shadow
+        )
         app = create_app(made)
         # Faults of ours must become answers here too.
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -105,11 +109,13 @@ def live(keys_path: Path) -> Callable[..., Any]:
     """Start an application behind a real port, in a thread of its own."""
 
     @contextmanager
-    def start(engine: ScriptedEngine | None = None, server: ServerConfig | None = None) -> Iterator[Harness]:
+    def start(
+        engine: ScriptedEngine | None = None, server: ServerConfig | None = None, shadow: Orders | None = None
+    ) -> Iterator[Harness]:
         engine = engine or ScriptedEngine()
         rows = Rows()
         loaded = Loaded(engine, engine.codec)
-        made = make_server(config(server), in_thread(lambda: loaded), KeyRing(keys_path), usage=rows)
+        made = make_server(config(server), in_thread(lambda: loaded), KeyRing(keys_path), usage=rows, shadow=shadow)
         running = uvicorn.Server(
             uvicorn.Config(create_app(made), port=0, log_config=None, access_log=False, http=Connection)
         )

@@ -66,6 +66,11 @@ def test_a_key_is_printed_alone_and_once(url: str) -> None:
     assert "active" in table
 
 
+def test_an_empty_list_says_how_to_make_a_key(url: str) -> None:
+    assert run("keys", "list").stdout == "No keys yet: `llm-runtime keys create NAME` makes one.\n"
+    assert json.loads(run("keys", "list", "--json").stdout) == []
+
+
 def test_every_wish_reaches_the_server(url: str) -> None:
     words = ["--owner", "me@example.com", "--role", "gold", "--adapter", "legal", "--adapter", "sales", "--admin"]
     words += ["--limit", "tokens-per-minute=1000", "--limit", "max-concurrent=2", "--expires", "90d"]

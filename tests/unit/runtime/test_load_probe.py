@@ -12,7 +12,7 @@ import pytest
 
 from fakes import ScriptedEngine
 from harness import KEY, key_file, record
-from llm_runtime.api.load_probe import PRIORITY, Probe, ProbeBody
+from llm_runtime.api.state.load_probe import PRIORITY, Probe, ProbeBody
 from llm_runtime.contract import format_key
 from llm_runtime.request import EngineStats
 

@@ -114,6 +114,13 @@ def test_a_fatal_report_is_one_line_that_the_operator_reads() -> None:
     assert report_from_termination_message(f"earlier line\n{stream.getvalue()}") == report
 
 
+def test_a_fatal_report_on_a_terminal_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    logs.report_fatal(FatalReport(reason="ModelNotFound", message="model.path /nope is not a folder"), stream)
+    assert stream.getvalue() == "ModelNotFound: model.path /nope is not a folder\n"
+
+
 def test_a_log_line_that_gives_a_reason_is_no_fatal_report(output: io.StringIO) -> None:
     """A server may be killed for its memory long after an adapter of it failed."""
     said = "adapter not loaded: no such version"

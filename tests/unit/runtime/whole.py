@@ -42,9 +42,12 @@ class Whole:
 
 @contextmanager
 def server(
-    folder: Path, database_url: str, *, tier: dict[str, Any], token_seconds: float = 0, **config: Any
+    folder: Path, database_url: str, *, tier: dict[str, Any], token_seconds: float = 0, pod: str = "", **config: Any
 ) -> Iterator[Whole]:
-    """A server whose one key, `harness.KEY`, has the limits of `tier`; ended at once at the end, if it still runs."""
+    """A server whose one key, `harness.KEY`, has the limits of `tier`; ended at once at the end, if it still runs.
+
+    `pod`: the name of the pod that it thinks it is.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "keys.json").write_text(key_file(record(KEY)))
     settings = {"model": {"name": "mock", "path": "mock"}, "tiers": [{"name": "standard", **tier}], **config}
@@ -57,6 +60,7 @@ def server(
         "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}:{ROOT / 'hack'}",
         "DATABASE_URL": database_url,
         "MOCK_TOKEN_SECONDS": str(token_seconds),
+        "HOSTNAME": pod,
     }
     log = folder / "log"
     with log.open("wb") as out:

@@ -10,6 +10,8 @@ from llm_operator.state import Evidence, Measured, ProbeOutcome, SmokeOutcome
 
 LOAD_PROBE = loadprobe.NAME
 
+SHADOW = "shadowAgreement"
+
 
 def judge(gates: Iterable[GateSpec], evidence: Evidence) -> tuple[GateVerdict, ...]:
     """One verdict per gate, in the order of the specification."""
@@ -28,6 +30,10 @@ def _judge(gate: GateSpec, evidence: Evidence) -> GateVerdict:
     if gate.prometheus_query is not None:
         asked = evidence.queries.get(gate.prometheus_query.query)
         return _query(gate.prometheus_query, asked or Measured(waiting="not asked yet"))
+    if gate.shadow_agreement is not None:
+        name, most = gate.shadow_agreement.bound
+        none = GateVerdict(name=f"{SHADOW} {name}", state="Inconclusive", threshold=text(most), message="no copies yet")
+        return evidence.shadow.get(key(gate), none)
     name, most, _ = traffic_gate(gate)
     none = GateVerdict(name=name, state="Inconclusive", threshold=text(most), message="no traffic yet")
     return evidence.traffic.get(key(gate), none)
@@ -51,7 +57,12 @@ def traffic_gate(gate: GateSpec) -> tuple[str, float, str]:
 
 def by_traffic(gate: GateSpec) -> bool:
     """Whether it judges by the traffic that the operator counts."""
-    return not (gate.smoke_prompts or gate.prometheus_query or gate.load_probe)
+    return not (gate.smoke_prompts or gate.prometheus_query or gate.load_probe or gate.shadow_agreement)
+
+
+def counted(specs: Iterable[GateSpec]) -> int:
+    """Gates that share out the false alarms that a roll-out may have: those that judge by counts."""
+    return sum(by_traffic(each) or each.shadow_agreement is not None for each in specs)
 
 
 def key(gate: GateSpec) -> str:
@@ -69,9 +80,20 @@ def settled(verdict: Iterable[GateVerdict]) -> bool:
     return all(each.state in ("Passed", "Inconclusive") for each in verdict)
 
 
-def undecided(verdict: Iterable[GateVerdict]) -> tuple[GateVerdict, ...]:
-    """The gates that are neither surely passed nor surely failed."""
-    return tuple(each for each in verdict if each.state == "Inconclusive")
+def undecided(verdict: Iterable[GateVerdict], *, shadow: bool = False) -> tuple[GateVerdict, ...]:
+    """The gates that are neither surely passed nor surely failed: those that judge copies, or the others."""
+    return tuple(each for each in verdict if each.state == "Inconclusive" and by_shadow(each) == shadow)
+
+
+def kept(verdict: Iterable[GateVerdict], before: Iterable[GateVerdict]) -> tuple[GateVerdict, ...]:
+    """With what the gates that judge copies said before the candidate had traffic: since then there are none."""
+    known = {(each.name, each.threshold): each for each in before if by_shadow(each)}
+    return tuple(known.get((each.name, each.threshold), each) for each in verdict)
+
+
+def by_shadow(verdict: GateVerdict) -> bool:
+    """Whether it is of a gate that judges copies of requests."""
+    return verdict.name.startswith(f"{SHADOW} ")
 
 
 def summary(verdict: Iterable[GateVerdict]) -> str:

@@ -99,7 +99,8 @@ class MeanTrial:
         self.stable.add(theirs)
         self._own.add(mine)
         self._stable.add(theirs)
-        mine, theirs = self._own, self._stable
+        mine = self._own
+        theirs = self._stable
         if not mine.samples or not theirs.samples:
             return
         weight = mine.samples * theirs.samples / (mine.samples + theirs.samples)

@@ -174,6 +174,8 @@ class ErrorTrial:
     rules: Rules
     switched: bool = False
     """Stable has its traffic before the candidate's, not beside it (BlueGreen)."""
+    bad: str = "were errors"
+    """What a bad answer was."""
     own: Counts = field(default_factory=Counts)
     other: Counts = field(default_factory=Counts)
     clumps: Clumps = field(default_factory=Clumps)
@@ -232,7 +234,7 @@ class ErrorTrial:
             return "Inconclusive", f"too few requests to judge: {own.requests:.0f}, {rules.least:.0f} are needed"
         if not self.clumps.judgeable:
             return "Inconclusive", f"too few looks with requests to judge: {LEAST_BLOCKS} are needed"
-        said = f"{own.bad:.0f} of {own.requests:.0f} answers were errors"
+        said = f"{round(own.bad, 1):.15g} of {own.requests:.0f} answers {self.bad}"
         clumping = self.clumps.factor(own.variance)
         if own.share > self.allowed:
             if odds.evidence(odds.MORE, own.bad, own.requests, self.allowed, clumping) < log(1 / rules.false_alarm):

@@ -63,7 +63,9 @@ class Running:
         if self.untold:
             why = f"the runtime of a {self.untold} pod is too old to tell it: use a newer image, or remove the gate"
             answer = replace(answer, state="Inconclusive", message=why)
-        figure, low, high = answer.estimate, answer.low, answer.high
+        figure = answer.estimate
+        low = answer.low
+        high = answer.high
         if self.figure == "token_gap":
             # Measured as the time of a token, told as tokens per time.
             figure, low, high = _inverse(figure), _inverse(high), _inverse(low)
@@ -118,7 +120,7 @@ class Watched:
         for key, spec in judging.items():
             if key not in self.running:
                 earlier = added(now[pod] for pod in stable if pod in now)
-                self.running[key] = _begun(spec, len(judging), earlier, switched=self.switched, at=at)
+                self.running[key] = _begun(spec, gates.counted(specs), earlier, switched=self.switched, at=at)
         self.last = {pod: figures for pod, figures in {**self.last, **now}.items() if pod in own or pod in stable}
         return {key: self.running[key].verdict(spec) for key, spec in judging.items()}
 

@@ -118,10 +118,15 @@ def _figures(limits: LimitsSpec | TierSpec) -> dict[str, int | None]:
     return {name: getattr(limits, name) for name in contract.Limits.model_fields}
 
 
-def keys_secret(meta: Meta, access: AccessSpec, keys: Iterable[HeldKey], adapters: str) -> Manifest:
-    """The key file as the pods mount it, and beside it the adapters of those that fetch them by themselves."""
-    text = key_file(meta, access, keys, ROOM_BYTES - _size(adapters))
-    return _mounted(meta, encode({contract.KEYS_FILE: text, contract.ADAPTERS_FILE: adapters}))
+def keys_secret(meta: Meta, access: AccessSpec, keys: Iterable[HeldKey], adapters: str, shadow: str = "") -> Manifest:
+    """The key file as the pods mount it, and beside it the adapters of those that fetch them by themselves.
+
+    With `shadow`, also who copies requests to whom: all pods of a deployment mount this Secret whole, so that reaches
+    those that run.
+    """
+    text = key_file(meta, access, keys, ROOM_BYTES - _size(adapters) - _size(shadow))
+    beside = {contract.SHADOW_FILE: shadow} if shadow else {}
+    return _mounted(meta, encode({contract.KEYS_FILE: text, contract.ADAPTERS_FILE: adapters, **beside}))
 
 
 def with_keys(secret: Manifest, meta: Meta, access: AccessSpec, keys: Iterable[HeldKey]) -> Manifest:

@@ -190,7 +190,7 @@ def _fetch(image: str, meta: Meta, spec: LLMDeploymentSpec, resources: Manifest)
             *([{"name": "registry", "mountPath": REGISTRY_MOUNT, "readOnly": True}] if registry else []),
             *source.mount(model.uri),
             {"name": "models", "mountPath": contract.MODELS_MOUNT},
-            {"name": "tmp", "mountPath": contract.SCRATCH_MOUNT},
+            _scratch("fetch-tmp"),
         ],
     }
 
@@ -211,8 +211,7 @@ def _fetch_adapters(image: str, spec: LLMDeploymentSpec, resources: Manifest) ->
             {"name": "registries", "mountPath": contract.ADAPTERS_MOUNT, "readOnly": True},
             {"name": "fetched", "mountPath": contract.FETCHED_MOUNT},
             {"name": "models", "mountPath": contract.MODELS_MOUNT},
-            # Not the server's: Python and libraries look below HOME for code and settings.
-            {"name": "adapters-tmp", "mountPath": contract.SCRATCH_MOUNT},
+            _scratch("adapters-tmp"),
         ],
     }
 
@@ -244,6 +243,11 @@ def _home() -> Manifest:
     return {"name": "HOME", "value": contract.SCRATCH_MOUNT}
 
 
+def _scratch(volume: str) -> Manifest:
+    """HOME and working folder, each container's own: Python and libraries look there for code and settings."""
+    return {"name": volume, "mountPath": contract.SCRATCH_MOUNT}
+
+
 def _credential(secret: str, name: str) -> Manifest:
     # Optional and always present, so that credentials may come and go without new pods.
     reference = {"name": secret, "key": name, "optional": True}
@@ -271,7 +275,7 @@ def _serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
             *({"name": name, "mountPath": path, "readOnly": True} for name, path in told if adapters),
             *source.mount(spec.model.uri),
             {"name": "models", "mountPath": contract.MODELS_MOUNT},
-            {"name": "tmp", "mountPath": contract.SCRATCH_MOUNT},
+            _scratch("tmp"),
         ],
     }
 
@@ -310,6 +314,7 @@ def _volumes(meta: Meta, spec: LLMDeploymentSpec, revision: str) -> list[Manifes
         *(_adapters(meta) if spec.adapters is not None else []),
         *([registry] if spec.model.mlflow else source.volume(spec.model.uri)),
         {"name": "models", **_models(spec)},
+        {"name": "fetch-tmp", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
     ]
 

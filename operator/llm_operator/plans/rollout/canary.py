@@ -36,7 +36,7 @@ class Canary(Strategy):
             return super().next(move)
         weight = move.candidate.weight
         without = weight == 0 and _most_pods(move, step.weight) == 0
-        move = move.held(self.size(move), judged=bool(weight) or without)
+        move = move.held(self.size(move), judged=bool(weight) or (without and move.shadow_done))
         return move.further(step=_number(move) + 1) if self.over(move) else move.candidate
 
     def share(self, move: Move) -> Share:
@@ -68,7 +68,7 @@ class Canary(Strategy):
         if candidate.weight:
             return f"{where}, at most {step.weight} % of the traffic{_until(move, step.hold_seconds)}"
         if candidate.step_started_at is None:
-            why = "its pods are not ready yet, its smoke prompts are not answered, or other pods are still leaving"
+            why = _waits_for(move)
         else:
             more = "more replicas or canary.httpRoute would let it in"
             why = f"one of its pods would take more than {step.weight} %; {more}"
@@ -96,6 +96,19 @@ def _weight(move: Move) -> int:
     return last if move.situation.routed else max(last, 50)
 
 
+def _waits_for(move: Move) -> str:
+    """What keeps the candidate from its traffic, while nothing says that its share would be too large."""
+    if move.state is State.READY and not move.smoke_passed:
+        return "its smoke prompts are not answered yet"
+    if move.state is State.READY and move.third:
+        return "pods of another revision are still leaving"
+    if move.state is State.READY and not move.probed:
+        return "the load probe has not decided yet"
+    if move.state is State.READY and not move.shadow_done:
+        return "copies of requests judge it first"
+    return "its pods are not ready yet"
+
+
 def _most_pods(move: Move, weight: int) -> int:
     """The most pods whose share beside the stable ones is not above `weight`; 0 where one would be too many.
 
@@ -110,4 +123,7 @@ def _most_pods(move: Move, weight: int) -> int:
 def _until(move: Move, hold_seconds: int) -> str:
     """A moment, not what is left: that would be another text, and another write, every second."""
     began = move.candidate.step_started_at
-    return f", at least until {began + timedelta(seconds=hold_seconds):%H:%M:%S} UTC" if began and hold_seconds else ""
+    # Once the hold is over, it is the gates that are waited for, and these say until when.
+    if not began or not hold_seconds or move.candidate.undecided_since:
+        return ""
+    return f", at least until {began + timedelta(seconds=hold_seconds):%H:%M:%S} UTC"

@@ -67,6 +67,12 @@ class Decision:
         return Move(self.situation, self.stable, self.candidate, skips=self.ordered("skip"))
 
     @property
+    def copies(self) -> bool:
+        """Whether stable's pods are to send the candidate copies of requests."""
+        move = self.move
+        return move is not None and self.rolling_out and move.shadows and move.candidate.shadowed_since is not None
+
+    @property
     def paused(self) -> bool:
         """Roll-outs are to stay where they are."""
         return self.directive is not None and self.directive.value == "pause"

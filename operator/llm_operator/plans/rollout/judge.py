@@ -28,6 +28,7 @@ def judge(decision: Decision) -> Decision:
         heals = move.stable is None and move.candidate.reason not in (Reason.GateFailed, Reason.Aborted)
         return _promote(decision, move.candidate) if heals and move.complete else decision
     move = replace(move, candidate=_seen(move, paused=decision.paused))
+    move = move.shadowed(strategy.size(move))
     if (fault := _refusal(move, aborted=decision.ordered("abort"))) is not None:
         return _fail(decision, move.candidate, fault)
     further = strategy.next(move)
@@ -50,13 +51,17 @@ def _seen(move: Move, *, paused: bool) -> Candidate:
     candidate = move.candidate
     now = move.situation.moment
     evidence = situation.evidence if situation.evidence.revision == candidate.revision else Evidence()
-    candidate = replace(candidate, gates=gates.judge(situation.spec.gates or (), evidence))
+    judged = gates.judge(situation.spec.gates or (), evidence)
+    if candidate.traffic_since is not None:
+        judged = gates.kept(judged, candidate.gates)
+    candidate = replace(candidate, gates=judged)
     if paused != candidate.paused:
         candidate = replace(candidate, paused=paused, progressed_at=now, step_started_at=None)
     return replace(
         candidate,
         started_at=_at_most(now, candidate.started_at),
         progressed_at=_at_most(now, candidate.progressed_at),
+        shadowed_since=_at_most(now, candidate.shadowed_since),
         step_started_at=_at_most(now, candidate.step_started_at),
         undecided_since=_at_most(now, candidate.undecided_since),
     )
@@ -84,7 +89,7 @@ def _held(move: Move, strategy: Strategy) -> Move:
     """With the moment noted from which gates hold the candidate up though its hold is over."""
     undecided = not move.candidate.paused and bool(strategy.undecided(move))
     since = move.candidate.undecided_since
-    if undecided and since is None and (strategy.held(move) or move.state is State.READY):
+    if undecided and since is None and (strategy.held(move) or (move.state is State.READY and move.shadow_done)):
         return move.changed(undecided_since=move.situation.moment)
     if not undecided and since is not None:
         # The deadline, which stood still, begins anew.

@@ -9,7 +9,11 @@ from llm_operator.plans.evidence import gates
 from llm_operator.plans.rollout.situation import Situation, parse, stamp
 from llm_operator.plans.rollout.states import State
 
-_MOMENTS = ("started_at", "step_started_at", "undecided_since", "traffic_since", "progressed_at")
+_MOMENTS = ("started_at", "shadowed_since", "step_started_at", "undecided_since", "traffic_since", "progressed_at")
+
+
+SHADOWING = ("BlueGreen", "Canary")
+"""Strategies by which a candidate has pods and no traffic for a while."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Candidate:
     replicas: int | None = None
     step: int | None = None
     weight: int | None = None
+    shadowed_since: datetime | None = None
     step_started_at: datetime | None = None
     undecided_since: datetime | None = None
     traffic_since: datetime | None = None
@@ -103,6 +108,37 @@ class Move:
         return {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= passed
 
     @property
+    def shadows(self) -> bool:
+        """It is to be sent copies of requests: there is a revision that makes some, and it has no traffic yet."""
+        able = self.candidate.strategy in SHADOWING and self.stable is not None
+        return able and self.state is State.READY and self.situation.spec.shadows
+
+    @property
+    def shadow_left(self) -> float:
+        """Seconds for which it is sent copies at least; 0 when these hold nothing up."""
+        spec = self.situation.spec.shadow
+        if not self.shadows or self.candidate.shadowed_since is None or spec is None or self.skips:
+            return 0.0
+        return max(0.0, spec.hold_seconds - self.situation.since(self.candidate.shadowed_since))
+
+    @property
+    def shadow_done(self) -> bool:
+        """No copies are needed, or it was sent them for long enough and the gates that judge these let it go on."""
+        if not self.shadows or self.skips:
+            return True
+        if self.candidate.shadowed_since is None or self.shadow_left > 0:
+            return False
+        judged = [each for each in self.candidate.gates if gates.by_shadow(each)]
+        return gates.settled(judged) and not self.shadow_undecided
+
+    @property
+    def shadow_undecided(self) -> tuple[GateVerdict, ...]:
+        """The inconclusive gates that judge copies and hold the candidate up."""
+        if not self.shadows or self.skips or self.situation.spec.on_inconclusive == "Promote":
+            return ()
+        return gates.undecided(self.candidate.gates, shadow=True)
+
+    @property
     def unproven(self) -> tuple[GateVerdict, ...]:
         """Its load probes that have not decided, where that holds it up before it gets traffic.
 
@@ -117,6 +153,11 @@ class Move:
         """No load probe is awaited or holds it up."""
         waits = any(each.name == gates.LOAD_PROBE and each.state == "Waiting" for each in self.candidate.gates)
         return not waits and not self.unproven
+
+    @property
+    def proven(self) -> bool:
+        """All that judges it before it has traffic lets it go on."""
+        return self.smoke_passed and self.probed and self.shadow_done
 
     @property
     def smoke_begun(self) -> bool:
@@ -135,7 +176,7 @@ class Move:
         """The candidate may be behind the Service together with the stable revision."""
         if self.state is State.STARTING:
             return False
-        if self.state is State.READY and (self.candidate.paused or not (self.smoke_passed and self.probed)):
+        if self.state is State.READY and (self.candidate.paused or not self.proven):
             return False
         return not self.third
 
@@ -153,6 +194,16 @@ class Move:
         if runs == (self.candidate.step_started_at is not None):
             return self
         return self.changed(step_started_at=self.situation.moment if runs else None)
+
+    def shadowed(self, pods: int) -> "Move":
+        """With the moment noted since which it is sent copies: when `pods` are ready, and answer smoke prompts."""
+        if self.state is State.TRAFFIC:
+            return self
+        ready = self.situation.answering(self.new) >= pods and self.smoke_passed and not self.candidate.paused
+        runs = self.shadows and ready
+        if runs == (self.candidate.shadowed_since is not None):
+            return self
+        return self.changed(shadowed_since=self.situation.moment if runs else None)
 
     def further(self, **change: Any) -> Candidate:
         """The candidate a step further: its hold and its deadline begin anew."""

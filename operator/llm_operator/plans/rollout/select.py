@@ -51,6 +51,8 @@ def _automatic(move: Move) -> tuple[str, str]:
         # Before 2026-11-28 Auto chose Recreate: then the old pods are gone already, and going on is the shortest way.
         return move.candidate.strategy, move.candidate.strategy_reason or ""
     lack = room.lasting(move)
+    if lack is not None and move.situation.spec.shadows:
+        return "BlueGreen", "Auto: it waits for room, as rollout.shadow needs the new pods beside the old"
     if lack is None:
         return "BlueGreen", "Auto: as long as the new pods find room beside the old"
     if move.situation.replicas == 1:

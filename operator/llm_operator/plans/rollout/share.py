@@ -1,11 +1,12 @@
 """Pods per revision, who is behind the Service, and when to look again. It remembers nothing: what is suffices."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.decision import Decision
 from llm_operator.plans.rollout.move import Move, Share
-from llm_operator.plans.rollout.situation import parse
+from llm_operator.plans.rollout.situation import parse, stamp
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Strategy
 
@@ -68,7 +69,7 @@ def _looks(move: Move, strategy: Strategy) -> list[float]:
     looks = list[float]()
     if (left := strategy.deadline_left(move)) is not None:
         looks.append(max(1.0, left + 0.5))
-    if candidate.step_started_at is not None and not candidate.paused:
+    if (candidate.step_started_at or move.shadow_left) and not candidate.paused:
         looks.append(max(1.0, strategy.hold_left(move) + 0.1))
     if room.lack(move) is not None:
         looks += (seconds + 0.5 for seconds in (room.left(move), room.help_left(move)) if seconds > 0)
@@ -83,12 +84,31 @@ def _stage(move: Move, strategy: Strategy) -> str:
     """The step, what holds it up, and what the gates wait for."""
     if move.state is State.REPLACED:
         return f"another revision is wanted; this one answers until pods of revision {move.old} are ready"
-    parts = [strategy.describe(move)]
+    parts = [strategy.describe(move), _copies(move)]
     if move.candidate.paused:
         parts.append("paused by the annotation llm-operator.dev/rollout: write resume, skip or abort, or remove it")
     waiting = (gate for gate in move.candidate.gates if gate.state == "Waiting")
     parts += (f"gate {gate.name} waits: {gate.message}" for gate in waiting)
     # Names alone: figures would be another text, and another write, at every look. They are in candidate.gates.
     undecided = ", ".join(gate.name for gate in strategy.undecided(move))
-    parts.append(f"not decided yet: {undecided}" if undecided else "")
+    if undecided:
+        parts.append(f"not decided yet: {undecided}{_held_until(move)} (see .status.candidate.gates)")
     return "; ".join(part for part in parts if part)
+
+
+def _held_until(move: Move) -> str:
+    """When a candidate that is held for its gates alone is taken back."""
+    since = move.candidate.undecided_since
+    if since is None:
+        return ""
+    return f", held for it until {stamp(since + timedelta(seconds=move.situation.spec.max_hold_seconds))} at most"
+
+
+def _copies(move: Move) -> str:
+    """That it is sent copies. A moment, not what is left: that would be another text at every look."""
+    spec = move.situation.spec.shadow
+    since = move.candidate.shadowed_since
+    if spec is None or since is None or not move.shadows:
+        return ""
+    until = since + timedelta(seconds=spec.hold_seconds)
+    return f"it is sent copies of {spec.percent} % of the requests, at least until {until:%H:%M:%S} UTC"

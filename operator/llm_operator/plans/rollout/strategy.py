@@ -64,12 +64,16 @@ class Strategy(ABC):
 
     def hold_left(self, move: Move) -> float:
         """Seconds that the step lasts at least; 0 when it holds nothing up."""
+        if not move.shadow_done:
+            return move.shadow_left
         if move.candidate.step_started_at is None or move.skips:
             return 0.0
         return max(0.0, self.hold_seconds(move) - move.situation.since(move.candidate.step_started_at))
 
     def undecided(self, move: Move) -> tuple[GateVerdict, ...]:
         """The inconclusive gates that hold the candidate up."""
+        if not move.shadow_done:
+            return move.shadow_undecided
         if move.state is State.READY and self.proves:
             return move.unproven
         if not self.judged(move) or move.skips or move.situation.spec.on_inconclusive == "Promote":
@@ -83,11 +87,12 @@ class Strategy(ABC):
 
     def arrived(self, move: Move) -> bool:
         """Whether all pods are ready and the gates let the candidate go on."""
-        return move.complete and not move.candidate.paused and self.cleared(move)
+        return move.complete and not move.candidate.paused and self.cleared(move) and move.shadow_done
 
     def held(self, move: Move) -> bool:
-        """Whether the step's hold has passed."""
-        return move.candidate.step_started_at is not None and self.hold_left(move) <= 0
+        """Whether the step's hold has passed, or that of the copies."""
+        began = move.candidate.step_started_at if move.shadow_done else move.candidate.shadowed_since
+        return began is not None and self.hold_left(move) <= 0
 
     def over(self, move: Move) -> bool:
         """Whether the step's hold has passed and the gates let the candidate go on."""
@@ -108,4 +113,6 @@ class Strategy(ABC):
         began = move.candidate.progressed_at or move.candidate.started_at or move.situation.now
         if (held := move.candidate.step_started_at) is not None:
             began = max(began, held + timedelta(seconds=self.hold_seconds(move)))
+        if (copied := move.candidate.shadowed_since) is not None and move.situation.spec.shadow:
+            began = max(began, copied + timedelta(seconds=move.situation.spec.shadow.hold_seconds))
         return move.situation.spec.progress_deadline_seconds - move.situation.since(began)

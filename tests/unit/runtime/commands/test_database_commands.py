@@ -162,7 +162,8 @@ def test_the_last_requests_of_a_key_are_shown_newest_first(used: str) -> None:
 
 def test_a_month_without_usage_is_no_empty_table(used: str) -> None:
     shown = run("usage", "--month", "2020-02", "--database-url", used).output
-    assert shown == "No usage from 2020-02-01 to 2020-02-29.\n"
+    assert shown == "No usage, 2020-02-01 to 2020-02-29 (UTC).\n"
+    assert run("usage", "2020-02-29", "--database-url", used).output == "No usage, 2020-02-29 (UTC).\n"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm_runtime.fetching.progress import LogProgress
+from llm_runtime.fetching.progress import LogProgress, progress_bar
 
 
 class Clock:
@@ -46,3 +46,13 @@ def test_a_quick_download_has_one_line(caplog: pytest.LogCaptureFixture) -> None
             progress(done, 100)
         progress(100, 100)
     assert len(caplog.records) == 1
+
+
+def test_a_bar_comes_with_the_first_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # As on a terminal.
+    with progress_bar("model"):
+        pass
+    assert "bytes" not in capsys.readouterr().err
+    with progress_bar("model") as progress:
+        progress(1, 2)
+    assert "1/2 bytes" in capsys.readouterr().err

@@ -154,7 +154,7 @@ def noise(port: int, wanted: bool) -> Iterator[Any]:
     if not wanted:
         yield lambda: 0.0
         return
-    command = [sys.executable, "-m", "bench.neighbour", "noise", f"http://127.0.0.1:{port}{PATH}"]
+    command = [sys.executable, "-m", "bench.costs.neighbour", "noise", f"http://127.0.0.1:{port}{PATH}"]
     loud = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert loud.stdout
     loud.stdout.readline()  # All of its connections have been answered once.

@@ -1,0 +1,199 @@
+"""Sends copies of answered requests to a candidate. What would wait, or is too much, is dropped."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import random
+from typing import Any
+
+import orjson
+
+from llm_runtime.common.aside import aside
+from llm_runtime.contract import SHADOW_HEADER, ShadowFile
+from llm_runtime.generation import Choice
+from llm_runtime.job import NOT_ASKED, Job
+from llm_runtime.request import Caller
+from llm_runtime.shadow import agreement, exchange
+from llm_runtime.shadow.agreement import Said
+from llm_runtime.shadow.orders import Orders
+from llm_runtime.shadow.tally import Tally
+
+log = logging.getLogger(__name__)
+
+PATHS: Mapping[str, str] = {
+    "/v1/chat/completions": "/v1/chat/completions",
+    "/v1/completions": "/v1/completions",
+    "/v1/generate": "/v1/generate",
+    "/v1/stream": "/v1/generate",
+    "/v1/chat": "/v1/chat",
+}
+"""What is copied, and where a copy asks: never for a stream."""
+NOT_COPIED = ("stream", "stream_options")
+"""Fields that a copy leaves out."""
+HELD_BYTES = 16 << 20
+"""All bodies together that are kept until their requests are answered, and their copies too."""
+LARGE_CHARACTERS = 16 << 10
+"""Bodies and answers above this are worked on in a thread: it takes milliseconds."""
+LEAST_SECONDS = 30.0
+TIMES = 10.0
+"""A candidate may take so many times as long as stable did, and LEAST_SECONDS always."""
+BUSY = frozenset({401, 403, 408, 429, 503})
+"""Answers of a candidate that has no room, is starting or was not told yet: they say nothing of its version."""
+
+
+@dataclass(slots=True)
+class Heard:
+    """Listens to one answer."""
+
+    said: Said | None = None
+    """Once it is whole; None for one that is not compared."""
+    greedy: bool = False
+
+    def answered(self, job: Job, choices: Sequence[Choice], seconds: float) -> None:
+        if len(choices) > 1:
+            return  # They would have to be matched, and are no independent samples.
+        [choice] = choices
+        self.said = Said(choice.text, choice.finish_reason, choice.tokens, seconds)
+        self.greedy = job.sampling.temperature == 0 or job.sampling.top_k == 1
+
+    def document(self) -> dict[str, Any]:
+        """The answer for the pod that sent the copy."""
+        said = self.said
+        if said is None:
+            return {}
+        return {"text": said.text, "reason": said.finish_reason, "tokens": said.tokens, "seconds": said.seconds}
+
+
+@dataclass(slots=True)
+class Copy(Heard):
+    """A request that is to be copied once it is answered."""
+
+    path: str = ""
+    host: str = ""
+    """As the client wrote it: a server may answer to some only."""
+    most_tokens: Callable[[Caller], int | None] = field(default=lambda caller: None)
+    """What a caller's limits leave for one request."""
+    body: bytes | bytearray = b""
+
+    def answered(self, job: Job, choices: Sequence[Choice], seconds: float) -> None:
+        # A caller's limits may have cut the answer, and the candidate knows nothing of them.
+        if job.sampling.max_tokens != NOT_ASKED or self.most_tokens(job.caller) is None:
+            Heard.answered(self, job, choices, seconds)
+
+
+class Copier:
+    """Sends the copies of one pod. Only the event loop's thread touches it."""
+
+    def __init__(
+        self, orders: Orders, tally: Tally, most_tokens: Callable[[Caller], int | None] = lambda caller: None
+    ) -> None:
+        self.orders = orders
+        self._tally = tally
+        self._most_tokens = most_tokens
+        self._sending = set[asyncio.Task[None]]()
+        self.held_bytes = 0
+
+    async def __aenter__(self) -> "Copier":
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for task in self._sending:
+            task.cancel()
+        await asyncio.gather(*self._sending, return_exceptions=True)
+
+    def choose(self, path: str, host: str) -> Copy | None:
+        """What follows a request that has just come, if it is one to be copied."""
+        order = self.orders.copying
+        if order is None or path not in PATHS or random() * 100 >= order.percent:
+            return None
+        if self._tally.candidate != order.candidate:
+            self._tally.begin(order.candidate)
+        return Copy(path=path, host=host, most_tokens=self._most_tokens)
+
+    def hold(self, copy: Copy, body: bytes | bytearray) -> None:
+        """Keep the request's body, where there is room for it. `send` lets go of it."""
+        if self.held_bytes + len(body) <= HELD_BYTES:
+            self.held_bytes += len(body)
+            copy.body = body
+
+    def send(self, copy: Copy) -> None:
+        """The request is answered, or was not: send its copy, or drop it."""
+        order = self.orders.copying
+        wanted = copy.said is not None and order is not None and order.candidate == self._tally.candidate
+        room = order is not None and len(self._sending) < order.max_in_flight and copy.body
+        if order and wanted and room:
+            task = asyncio.create_task(self._follow(copy, order))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+            return
+        self.held_bytes -= len(copy.body)
+        if wanted:
+            self._tally.result("dropped")
+
+    async def _follow(self, copy: Copy, order: ShadowFile) -> None:
+        """Send one copy and note what came of it."""
+        try:
+            result, candidate = await self._ask(copy, order)
+            if result != "skipped" and order.candidate == self._tally.candidate:
+                await self._note(copy, result, candidate)
+        except Exception:
+            log.exception("A copy for %s failed", order.candidate)
+        finally:
+            self.held_bytes -= len(copy.body)
+
+    async def _ask(self, copy: Copy, order: ShadowFile) -> tuple[str, Said | None]:
+        """How it ended, and what the candidate said."""
+        stable = copy.said
+        assert stable is not None
+        body = await _beside(len(copy.body), without_stream, copy.body)
+        if body is None:
+            return "skipped", None
+        headers = {"host": copy.host, SHADOW_HEADER: order.token}
+        seconds = max(LEAST_SECONDS, TIMES * stable.seconds)
+        deadline = asyncio.timeout(seconds)
+        try:
+            async with deadline:
+                status, content = await exchange.post(order.url, PATHS[copy.path], headers, body)
+        except (OSError, ValueError):
+            return ("late", Said("", "", 0, seconds)) if deadline.expired() else ("lost", None)
+        if status in BUSY:
+            return "refused", None
+        said = read(content) if status == 200 else None
+        return ("compared", said) if said else ("failed", None)
+
+    async def _note(self, copy: Copy, result: str, candidate: Said | None) -> None:
+        stable = copy.said
+        assert stable is not None
+        tally = self._tally
+        tally.result(result)
+        if result == "compared" and candidate:
+            length = len(stable.text) + len(candidate.text)
+            tally.compared(await _beside(length, agreement.differences, stable, candidate, greedy=copy.greedy))
+            tally.sized(stable, candidate)
+        elif result in ("failed", "late"):
+            tally.compared(agreement.failure(stable, greedy=copy.greedy))
+        if candidate:
+            tally.timed(stable, candidate)
+
+
+async def _beside(size: int, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`work` here, or in a thread where it is long."""
+    return await aside(work, *args, **kwargs) if size > LARGE_CHARACTERS else work(*args, **kwargs)
+
+
+def without_stream(body: bytes | bytearray) -> bytes | None:
+    """The request, for a whole answer; None for one that continues a session, which the candidate does not have."""
+    fields = orjson.loads(body)
+    if fields.get("session_id") is not None:
+        return None
+    return orjson.dumps({name: value for name, value in fields.items() if name not in NOT_COPIED})
+
+
+def read(content: bytes) -> Said | None:
+    """What a candidate said, from `Heard.document`; None for anything else."""
+    try:
+        found = orjson.loads(content)
+        return Said(str(found["text"]), str(found["reason"]), int(found["tokens"]), float(found["seconds"]))
+    except (ValueError, TypeError, KeyError):
+        return None
