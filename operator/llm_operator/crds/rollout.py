@@ -261,7 +261,8 @@ class GateSpec(Section):
         json_schema_extra=rules(
             one_of(
                 "smokePrompts evaluation loadProbe shadowAgreement prometheusQuery maxErrorRate "
-                "maxTimeToFirstTokenP95Ratio maxInterTokenP95Ratio maxTokensPerAnswerRatio minTokensPerSecondRatio maxMemoryRatio",
+                "maxTimeToFirstTokenP95Ratio maxInterTokenP95Ratio maxTokensPerAnswerRatio minTokensPerSecondRatio "
+                "maxMemoryRatio",
                 "entry",
             )
         )

@@ -14,8 +14,8 @@ from llm_runtime.commands.database import DatabaseUrl, read
 from llm_runtime.contract import CONFIG_FLAG, FilterPattern
 
 if TYPE_CHECKING:
+    from llm_runtime.commands.recorded import Chosen
     from llm_runtime.db.database import Database
-    from llm_runtime.usage.recorded import Chosen
 
 Name = Annotated[str, typer.Argument(help="The dataset; made when it is not there, else what is new is added.")]
 Model = Annotated[str, typer.Option(help="Of which model's requests.")]
@@ -41,8 +41,8 @@ def dataset(
     dry_run: DryRun = False,
 ) -> None:
     """Make an evaluation dataset of stored prompts, without those that hold personal data."""
+    from llm_runtime.commands import recorded
     from llm_runtime.filters.finder import Finder
-    from llm_runtime.usage import recorded
 
     logs.configure("console", os.environ.get("LOG_LEVEL", "INFO"), sys.stderr)
     with faults("dataset"):

@@ -174,7 +174,11 @@ class FakeCluster:
                     "resourceVersion": self._next(),
                     "ownerReferences": [made_by],
                 },
-                "status": {"phase": "Running", "podIP": "127.0.0.1", "conditions": [{"type": "Ready", "status": state}]},
+                "status": {
+                    "phase": "Running",
+                    "podIP": "127.0.0.1",
+                    "conditions": [{"type": "Ready", "status": state}],
+                },
             }
         deployment["status"] = {
             "observedGeneration": deployment["metadata"]["generation"],

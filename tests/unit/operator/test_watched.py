@@ -138,8 +138,9 @@ def test_a_version_of_half_the_speed_fails_and_is_told_by_its_speed() -> None:
 def test_a_pod_that_takes_twice_the_memory_fails() -> None:
     candidate = Candidate({"maxMemoryRatio": 1.2})
     for n in range(1, 20):
-        pods = {"old1": talks(90 * n, memory_bytes=5e9), "old2": talks(90 * n, memory_bytes=4e9)}
-        candidate.look(**pods, new=talks(10 * n, memory_bytes=1e10))
+        large = talks(90 * n, memory_bytes=5e9)
+        small = talks(90 * n, memory_bytes=4e9)
+        candidate.look(old1=large, old2=small, new=talks(10 * n, memory_bytes=1e10))
     said = candidate.said["maxMemoryRatio"]
     assert (said.state, said.estimate) == ("Failed", "2")
 

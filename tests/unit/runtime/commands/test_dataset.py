@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from llm_runtime.__main__ import cli
+from llm_runtime.commands.recorded import Chosen, choose
 from llm_runtime.contract import DatabaseConfig
 from llm_runtime.filters.finder import Finder
 from llm_runtime.metrics import Metrics
 from llm_runtime.usage import Outcome
-from llm_runtime.usage.recorded import Chosen, choose
 from llm_runtime.usage.writer import DatabaseUsage
 from usage_rows import AT, empty, row
 
