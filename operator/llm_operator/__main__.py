@@ -181,7 +181,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     evaluating.add_argument(
         "--report",
         type=Path,
-        default=Path("/dev/termination-log"),
+        required=True,
         help="file for the outcome, which the operator reads",
     )
     return parser.parse_args(argv)

@@ -108,7 +108,12 @@ async def test_a_job_beside_the_operator_asks_both_sides_before_there_is_traffic
     [job] = jobs(world)
     assert job["spec"]["backoffLimit"] == 0
     [container] = job["spec"]["template"]["spec"]["containers"]
-    assert container["args"] == ["--config=/config.yaml", "evaluate", "--task=/etc/llm-operator/task/task.json"]
+    assert container["args"] == [
+        "--config=/config.yaml",
+        "evaluate",
+        "--task=/etc/llm-operator/task/task.json",
+        "--report=/dev/termination-log",
+    ]
     secret = world.cluster.objects["Secret", OWN, job["metadata"]["name"]]
     assert secret["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
     given = task.from_json(base64.b64decode(secret["data"]["task.json"]).decode())

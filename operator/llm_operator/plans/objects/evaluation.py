@@ -8,6 +8,8 @@ from llm_operator.state import Manifest, Meta
 
 TASK_FILE = "task.json"
 TASK_MOUNT = "/etc/llm-operator/task"
+REPORT = "/dev/termination-log"
+"""Where Kubernetes reads a container's last word. Written out: the process node has another file in its place."""
 MARGIN_SECONDS = 300
 """Of the Job's deadline beyond the evaluation's own: for its start, the dataset and the run."""
 KEPT_SECONDS = 7 * 86_400
@@ -27,7 +29,8 @@ def job(owner: Meta, name: str, namespace: str, template: Manifest, deadline_sec
     spec["restartPolicy"] = "Never"
     spec["volumes"] = [*(spec.get("volumes") or []), {"name": "task", "secret": {"secretName": name}}]
     container = spec["containers"][0]
-    container["args"] = [*(container.get("args") or []), "evaluate", f"--task={TASK_MOUNT}/{TASK_FILE}"]
+    told = [f"--task={TASK_MOUNT}/{TASK_FILE}", f"--report={REPORT}"]
+    container["args"] = [*(container.get("args") or []), "evaluate", *told]
     mount = {"name": "task", "mountPath": TASK_MOUNT, "readOnly": True}
     container["volumeMounts"] = [*(container.get("volumeMounts") or []), mount]
     return {
