@@ -203,8 +203,7 @@ def test_a_version_whose_answers_to_copies_differ_gets_no_traffic_and_is_taken_b
     finally:
         promo.promote(stable)
         promo.world.until(lambda: promo.serves(stable), "the way back")
-        patch = json.dumps({"spec": {"rollout": {"shadow": None}}})
-        promo.world.kubectl("patch", "llmd", NAME, "--type=merge", "-p", patch)
+        promo.rollout(shadow=None, gates=[{"smokePrompts": {"configMap": f"{NAME}-smoke"}}])
 
 
 @pytest.mark.parametrize(("strategy", "weight"), [("Canary", 34), ("BlueGreen", 100)])
