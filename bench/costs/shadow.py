@@ -70,7 +70,7 @@ def main() -> None:
     record = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit(), "machine": before, "model": options.model,
         "rounds": options.rounds, "seconds": options.seconds, "rate": options.rate, "copies": copies,
-        "figures": figures(rows), "targets": verdicts(rows),
+        "figures": figures(rows), "targets": verdicts(rows), "noise": noise(rows["off"]),
     }  # fmt: skip
     print(page(record))
     if not options.dry:
@@ -190,13 +190,21 @@ def _copies(port: int) -> dict[str, float]:
 
 def figures(rows: Rows) -> dict[str, dict[str, float]]:
     """By way: what METRICS names, of all rounds together."""
-    found = {}
-    for way, turns in rows.items():
-        times = [ms for turn in turns for ms in turn["ms"]]
-        of_all = {"p50_ms": median(times), "p99_ms": percentile(times, 99), "answers": len(times)}
-        of_all["lost"] = sum(turn["lost"] for turn in turns)
-        found[way] = {name: rounded(value) or 0.0 for name, value in of_all.items()}
-    return found
+    return {way: _together(turns) for way, turns in rows.items()}
+
+
+def _together(turns: Sequence[dict[str, Any]]) -> dict[str, float]:
+    times = [ms for turn in turns for ms in turn["ms"]]
+    found = {"p50_ms": median(times), "p99_ms": percentile(times, 99), "answers": len(times)}
+    found["lost"] = sum(turn["lost"] for turn in turns)
+    return {name: rounded(value) or 0.0 for name, value in found.items()}
+
+
+def noise(turns: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """By how much p50 and p99 differ between the odd and the even of equal rounds."""
+    odd = _together(turns[::2])
+    even = _together(turns[1::2] or turns)
+    return {name: round(abs(odd[name] / even[name] - 1), 4) for name in ("p50_ms", "p99_ms")}
 
 
 def verdicts(rows: Rows) -> list[dict[str, Any]]:
@@ -211,7 +219,9 @@ def verdicts(rows: Rows) -> list[dict[str, Any]]:
         ("change of p99", MAX_CHANGE, change("p99_ms")),
         ("failed requests", 0, found["on"]["lost"]),
     )
-    return [{"title": title, "bound": most, "value": round(got, 4), "met": got <= most} for title, most, got in targets]
+    return [
+        {"title": title, "bound": most, "value": round(got, 4), "met": abs(got) <= most} for title, most, got in targets
+    ]
 
 
 def page(record: dict[str, Any]) -> str:
@@ -228,6 +238,8 @@ def page(record: dict[str, Any]) -> str:
         "Made by `hack/bench shadow` from [shadow.json](shadow.json); not written by hand.",
         table(("target", "bound", "measured", "met"), targets),
         table(("", *METRICS.values()), shown),
+        f"Noise: the odd and the even rounds without copies differ by {record['noise']['p50_ms']:.1%} in p50 and "
+        f"{record['noise']['p99_ms']:.1%} in p99. Of a change below that nothing can be said.",
         f"Copies: {copies}. {record['date']}, commit {record['commit']}, {record['model']}, {record['rounds']} rounds "
         f"of {record['seconds']:g} s each way, {record['rate']:g} requests a second; {circumstances['cpu']}, "
         f"{circumstances['cores']} cores, load {circumstances['load_before']} before.",

@@ -188,6 +188,7 @@ def test_a_version_that_answers_wrong_gets_no_traffic_and_is_taken_back(promo: P
 
 def test_a_version_whose_answers_to_copies_differ_gets_no_traffic_and_is_taken_back(promo: Promo) -> None:
     gate = {"shadowAgreement": {"minExact": 0.9}, "minRequests": 20}
+    stable = next(name for name in promo.versions if promo.serves(name))
     promo.rollout(strategy="BlueGreen", shadow={"holdSeconds": 120}, gates=[gate])
     try:
         with promo.load() as tally:
@@ -200,10 +201,9 @@ def test_a_version_whose_answers_to_copies_differ_gets_no_traffic_and_is_taken_b
         assert "trafficSince" not in candidate
         print(f"shadow: taken back after {asked} requests: {candidate['message']}")
     finally:
-        promo.promote("second")
-        promo.world.until(lambda: promo.serves("second"), "the way back")
-        patch = json.dumps({"spec": {"rollout": {"shadow": None}}})
-        promo.world.kubectl("patch", "llmd", NAME, "--type=merge", "-p", patch)
+        promo.promote(stable)
+        promo.world.until(lambda: promo.serves(stable), "the way back")
+        promo.rollout(shadow=None, gates=[{"smokePrompts": {"configMap": f"{NAME}-smoke"}}])
 
 
 @pytest.mark.parametrize(("strategy", "weight"), [("Canary", 34), ("BlueGreen", 100)])
