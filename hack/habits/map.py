@@ -1,14 +1,21 @@
-"""The map of docs/architecture.md: each module with its docstring's summary. `python -m habits.map` writes it again."""
+"""The map of docs/architecture.md: each module with its docstring's summary, and the layers of imports.
+
+`python -m habits.map` writes both again.
+"""
 
 import ast
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 from habits.code import ROOT, Source, sources
 
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN = "<!-- map: made by `PYTHONPATH=hack python -m habits.map`; do not edit -->\n"
 END = "<!-- end of map -->\n"
+LAYERS_BEGIN = "<!-- layers: made by the same, from pyproject.toml; do not edit -->\n"
+LAYERS_END = "<!-- end of layers -->\n"
 PARTS = ("operator", "runtime", "hack", "bench")
 
 
@@ -18,9 +25,24 @@ def main() -> None:
 
 
 def updated(page: str) -> str:
-    """`page` with the map as the code is now."""
-    before, _, rest = page.partition(BEGIN)
-    return before + BEGIN + "\n" + "\n".join(lines()) + "\n" + END + rest.partition(END)[2]
+    """`page` with the map and the layers as the code is now."""
+    page = _between(page, BEGIN, "\n" + "\n".join(lines()) + "\n", END)
+    return _between(page, LAYERS_BEGIN, "\n".join(layers(ROOT / "pyproject.toml")) + "\n", LAYERS_END)
+
+
+def _between(page: str, begin: str, text: str, end: str) -> str:
+    before, _, rest = page.partition(begin)
+    return before + begin + text + end + rest.partition(end)[2]
+
+
+def layers(project: Path) -> Iterator[str]:
+    """A table of each contract of layers: what stands before an arrow may import what stands behind it."""
+    contracts = tomllib.loads(project.read_text())["tool"]["importlinter"]["contracts"]
+    yield "| from the top | layers |\n| --- | --- |"
+    for contract in contracts:
+        if contract["type"] == "layers":
+            told = " → ".join(f"`{layer.replace(' | ', '`, `')}`" for layer in contract["layers"])
+            yield f"| {contract['containers'][0]} | {told} |"
 
 
 def lines() -> Iterator[str]:

@@ -333,8 +333,9 @@ class RolloutSpec(Section):
     gates: Annotated[tuple[GateSpec, ...], Field(max_length=MAX_GATES)] | None = None
     """Checks that the candidate must pass; one that fails rolls it back at once. Absent: none."""
     on_inconclusive: Literal["Hold", "Promote", "RollBack"] = "Hold"
-    """What becomes of a candidate with traffic if a gate is inconclusive at the end of the hold. Hold: it stays as it
-    is for maxHoldSeconds at most, then it is rolled back. Promote: it goes on. RollBack: it is rolled back at once."""
+    """What becomes of a candidate if a gate is still inconclusive when its hold, or the time before its traffic, is
+    over. Hold: it stays as it is for maxHoldSeconds at most, then it is rolled back. Promote: it goes on. RollBack: it
+    is rolled back at once."""
     max_hold_seconds: Annotated[int, Field(ge=0, le=604_800)] = 3600
     """Seconds that Hold waits for inconclusive gates after the hold of a step, or of the switch, is over."""
     drain_seconds: Annotated[int, Field(ge=0, le=3600)] = 120

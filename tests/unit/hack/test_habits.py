@@ -64,7 +64,12 @@ def test_the_figures_of_a_part_are_those_of_its_files(tmp_path: Path, monkeypatc
 
 def test_the_map_names_each_module_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "architecture.md"
-    page.write_text(f"Before\n{code_map.BEGIN}| `gone` | A module that was deleted. |\n{code_map.END}After\n")
+    page.write_text(
+        f"Before\n{code_map.BEGIN}| `gone` | A module that was deleted. |\n{code_map.END}Between\n"
+        f"{code_map.LAYERS_BEGIN}{code_map.LAYERS_END}After\n"
+    )
+    contract = '{type = "layers", containers = ["made"], layers = ["a | b", "c"]}'
+    (tmp_path / "pyproject.toml").write_text(f"[tool.importlinter]\ncontracts = [{contract}]\n")
     module = source(tmp_path, '"""Does this | that.\n\nMore."""\n', "bench/made.py")
     for name, value in (
         ("ROOT", tmp_path),
@@ -78,5 +83,6 @@ def test_the_map_names_each_module_and_no_other(tmp_path: Path, monkeypatch: pyt
     text = page.read_text()
     assert "| `made` | Does this \\| that. |" in text
     assert "gone" not in text
+    assert "| made | `a`, `b` → `c` |" in text
     assert text.startswith("Before\n")
     assert text.endswith("After\n")

@@ -20,8 +20,7 @@ from pydantic import Field
 
 from llm_runtime import errors
 from llm_runtime.api.body import Body
-from llm_runtime.api.documents import OWN_ERRORS
-from llm_runtime.api.guard import SECURITY, BodyRoute
+from llm_runtime.api.guard import BodyRoute
 from llm_runtime.api.server import server_of
 from llm_runtime.auth.callers import authenticate, offered
 from llm_runtime.contract import LOAD_PROBE_PATH, LoadFigures
@@ -59,7 +58,8 @@ class ProbeRoute(BodyRoute):
         request.state.caller = server.callers.tiers.caller(record)
 
 
-router = APIRouter(dependencies=SECURITY, tags=["service"], responses=OWN_ERRORS, route_class=ProbeRoute)
+# Not for clients, so not on the pages that tell them what there is.
+router = APIRouter(include_in_schema=False, route_class=ProbeRoute)
 
 
 @router.post(LOAD_PROBE_PATH, summary="A short load, for the operator")
