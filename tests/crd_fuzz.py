@@ -223,6 +223,17 @@ def _scorer(found: Json) -> Json:
     return {**fixed, **{name: value for name, value in found.items() if name == "type" or name in own}}
 
 
+def _shadow_where_it_can_be(found: Json) -> Json:
+    able = found.get("strategy", "Auto") in ("Auto", "BlueGreen", "Canary")
+    return found if able else {name: value for name, value in found.items() if name != "shadow"}
+
+
+def _agreement_where_there_are_copies(found: Json) -> Json:
+    if found.get("shadow", {"percent": 0}).get("percent", 100) > 0 or "gates" not in found:
+        return found
+    return {**found, "gates": [gate for gate in found["gates"] if "shadowAgreement" not in gate]}
+
+
 def _named_model(found: Json) -> Json:
     return {"model": "judge", **found}
 
@@ -242,6 +253,8 @@ _EDITS: dict[str, Callable[[Any], Any]] = {
     "has(": _kept,
     "self.type == ": _scorer,
     "!has(self.url)": _named_model,
+    "self.strategy in ['Auto'": _shadow_where_it_can_be,
+    "gate.shadowAgreement": _agreement_where_there_are_copies,
     "self.updatePolicy": _pinned,
     "type(self) != int": lambda value: value if value != "0" else "1",
     "!self.startsWith('/')": lambda text: re.sub(r"\.+", ".", text.lstrip("/")),
