@@ -31,6 +31,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
     """What the candidate's gates are judged by, and the operator's own key where one is needed."""
     spec = observed.spec.rollout
     candidate = observed.status.candidate
+    outside.memory.meet(observed.meta.key, observed.meta.uid)
     missing = ""
     try:
         key, held = await _operator_key(outside, observed)
