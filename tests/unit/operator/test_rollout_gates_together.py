@@ -17,6 +17,8 @@ from llm_operator.plans.rollout.select import STRATEGIES
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.steer import STEER
 from llm_operator.state import Estimate, EvaluationOutcome, Evidence, ProbeOutcome, SmokeOutcome
+from unit.operator.fakes import NAMESPACE, World
+from unit.operator.test_loadprobe import look as look_at
 from unit.operator.test_rollout_strategies import Sim, promises, rollout
 
 EVALUATION = {"evaluation": {"dataset": "golden", "scorers": [{"type": "Exact"}], "minScore": 0.95}}
@@ -96,34 +98,36 @@ def steps(sim: Sim, decision: Decision, before: Candidate | None) -> None:
         assert (move.shadow_left if move.state is State.READY else strategy.hold_left(move)) <= 0
 
 
-@pytest.mark.parametrize("seed", range(120))
+def happens(sim: Sim, chance: random.Random, number: int) -> None:
+    """Registry, people, pods and clock do what they like."""
+    happening = chance.random()
+    if happening < 0.04:
+        sim.wanted = Wanted(f"r{number}", str(number + 3), "i")
+    elif happening < 0.08:
+        sim.annotations = {STEER: chance.choice(["pause", "resume", "skip", "abort"])}
+    elif happening < 0.10 and (pods := sim.pods.get(chance.choice(list(sim.pods)))):
+        chance.choice(pods).restarts += 1
+    elif happening < 0.12:
+        sim.now += timedelta(seconds=chance.choice([-500, 50]))
+    elif happening < 0.15:
+        sim.replicas = chance.choice([0, 1, 3])
+    elif happening < 0.18 and sim.wanted:
+        sim.never_ready ^= {sim.wanted.revision}
+
+
+@pytest.mark.parametrize("seed", range(60))
 def test_gates_of_all_kinds_together_break_no_promise_and_every_candidate_ends(seed: int) -> None:
     chance = random.Random(seed)
     strategy = chance.choice(["Auto", "Rolling", "BlueGreen", "Canary", "Recreate"])
     policy = ["Hold", "Promote", "RollBack"][seed % 3]
     kinds = chance.sample(KINDS, chance.randint(1, len(KINDS)))
     sim = Sim(specified(chance, kinds, strategy, policy), replicas=chance.choice([1, 1, 2, 3, 5]))
-    versions = 2
-    for _ in range(80):
+    for number in range(80):
         sim.now += timedelta(seconds=chance.choice([0, 0.5, 1, 2, 5, 20]))
-        happening = chance.random()
-        if happening < 0.04:
-            versions += 1
-            sim.wanted = Wanted(f"r{versions}", str(versions), "i")
-        elif happening < 0.08:
-            sim.annotations = {STEER: chance.choice(["pause", "resume", "skip", "abort"])}
-        elif happening < 0.10 and (pods := sim.pods.get(chance.choice(list(sim.pods)))):
-            chance.choice(pods).restarts += 1
-        elif happening < 0.12:
-            sim.now += timedelta(seconds=chance.choice([-500, 50]))
-        elif happening < 0.15:
+        if chance.random() < 0.03:
             kinds = chance.sample(KINDS, chance.randint(0, len(KINDS)))
-            policy = chance.choice(["Hold", "Promote", "RollBack"])
-            sim.spec = specified(chance, kinds, strategy, policy)
-        elif happening < 0.18:
-            sim.replicas = chance.choice([0, 1, 3])
-        elif happening < 0.21 and sim.wanted:
-            sim.never_ready ^= {sim.wanted.revision}
+            sim.spec = specified(chance, kinds, strategy, chance.choice(["Hold", "Promote", "RollBack"]))
+        happens(sim, chance, number)
         drawn = chance.random()
         state = "Failed" if drawn < 0.02 else "Waiting" if drawn < 0.2 else "Inconclusive" if drawn < 0.5 else "Passed"
         asked = sim.wanted.revision if sim.wanted else ""
@@ -233,3 +237,21 @@ def test_a_candidate_that_is_held_is_looked_at_though_none_of_its_pods_answer() 
     assert sim.decision is not None
     assert sim.decision.requeue_seconds is not None
     assert sim.decision.requeue_seconds <= 60
+
+
+async def test_a_first_version_that_is_late_is_still_asked_and_serves_once_it_has_answered() -> None:
+    world = World()
+    gates = [{"smokePrompts": {"configMap": "smoke"}}]
+    await world.deploy(rollout={"gates": gates, "progressDeadlineSeconds": 100}, access={"authentication": "Disabled"})
+    await look_at(world, 3)
+    world.clock.pass_seconds(200)
+    await look_at(world, 4)
+    assert world.status()["candidate"]["reason"] == "ProgressDeadlineExceeded"
+    assert "stable" not in world.status()
+    data = {"capital": "prompt: The capital of France?\nexpect: {exact: Paris}\n"}
+    await world.cluster.create(
+        {"kind": "ConfigMap", "metadata": {"name": "smoke", "namespace": NAMESPACE}, "data": data}
+    )
+    await look_at(world, 3)
+    assert "passed: gate smokePrompts smoke" in world.status()["stable"]["judged"]
+    assert not world.outside.memory.smoke

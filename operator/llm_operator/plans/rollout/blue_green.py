@@ -1,7 +1,5 @@
 """BlueGreen: all new pods beside the old, then the Service turns in one write; the old ones stay to turn back to."""
 
-from dataclasses import replace
-
 from llm_operator.plans.rollout.move import Candidate, Move, Share
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Next, Strategy
@@ -37,7 +35,7 @@ class BlueGreen(Strategy):
             began = move.situation.moment if turned else None
             change = {"weight": ALL if turned else 0, "step_started_at": began}
             again = move.state is State.TRAFFIC and not _steady(move)
-            candidate = replace(candidate, **change) if again else move.further(**change)
+            candidate = move.changed(**change).candidate if again else move.further(**change)
         return self._beside(move, candidate, turned=turned)
 
     def retreat(self, move: Move) -> Share:

@@ -67,8 +67,9 @@ class Candidate:
 def tries_on(status: LLMDeploymentStatus) -> bool:
     """Whether its candidate has failed and goes on: nothing else serves, and it gave no wrong answer."""
     candidate = status.candidate
-    failed = candidate is not None and candidate.outcome is not None
-    return failed and status.stable is None and candidate.reason not in (Reason.GateFailed, Reason.Aborted)
+    if candidate is None or candidate.outcome is None or status.stable is not None:
+        return False
+    return candidate.reason not in (Reason.GateFailed, Reason.Aborted)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,6 @@ def _earlier(decision: Decision) -> tuple[dict[str, int], bool]:
 
 def _looks(move: Move, strategy: Strategy) -> list[float]:
     """Seconds until something about the candidate may change that no watch tells."""
-    situation = move.situation
     candidate = move.candidate
     looks = list[float]()
     if (left := strategy.deadline_left(move)) is not None:
