@@ -49,6 +49,8 @@ class Memory:
     """LLMDeployments some of whose pods may not know that their key file has changed."""
     ledgers: dict[Key, Ledger] = field(default_factory=dict)
     """By LLMDeployment: the verdicts that the registry was told. Dropped once they are gone from there, too."""
+    uids: dict[Key, str] = field(default_factory=dict)
+    """By LLMDeployment: the uid by which other entries know it."""
     unwell: set[Key] = field(default_factory=set)
     """Objects whose last look met a fault that may pass by itself. A second time it is told."""
     elsewhere: dict[Key, str] = field(default_factory=dict)
@@ -85,8 +87,20 @@ class Memory:
     evaluating: Bounded[str, bool] = field(default_factory=Bounded)
     """By deployment uid: whether Jobs may be left of its evaluations. Absent: this process has not looked."""
 
+    def meet(self, key: Key, uid: str) -> None:
+        """Note which LLMDeployment has this name, and drop what was gathered for one that had it before."""
+        if self.uids.get(key) != uid:
+            self._part(key)
+            self.uids[key] = uid
+
+    def _part(self, key: Key) -> None:
+        if (uid := self.uids.pop(key, None)) is not None:
+            self.end_rollout(uid)
+            self.evaluating.pop(uid, None)
+
     def forget(self, key: Key) -> None:
         """Drop everything about an object that is gone."""
+        self._part(key)
         self.inventory.forget(key)
         for known in (self.key_files, self.given, self.elsewhere):
             known.pop(key, None)

@@ -544,20 +544,23 @@ class ShadowFile(_Additive):
     """Copies of one pod that may be on their way; others are dropped."""
 
 
+_Seconds = Annotated[float, Field(ge=0, le=1e6)]
+
+
 class LoadFigures(_Additive):
     """What a load probe measured. Pairs are the median and the 95th percentile; None: too few samples for them."""
 
-    answers: int
+    answers: Annotated[int, Field(ge=0, le=1_000_000_000)]
     """Number of requests that were answered."""
-    tokens_per_second: float
+    tokens_per_second: Annotated[float, Field(ge=0, le=1e9)]
     """Tokens of all answers together, per second."""
-    first_token_seconds: tuple[float, float] | None = None
+    first_token_seconds: tuple[_Seconds, _Seconds] | None = None
     """Time to the first token."""
-    inter_token_seconds: tuple[float, float] | None = None
+    inter_token_seconds: tuple[_Seconds, _Seconds] | None = None
     """Time between two tokens of one answer."""
-    memory_bytes: int = 0
+    memory_bytes: Annotated[int, Field(ge=0, le=10**15)] = 0
     """Memory afterwards, of the GPU where there is one."""
-    busy: float = 0.0
+    busy: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the time, 0 to 1, in which clients' requests ran as well."""
     dropped: bool = False
     """Whether the probe was ended early because clients queued."""

@@ -153,7 +153,8 @@ class CandidateStatus(RevisionStatus):
     progressed_at: Time | None = None
     """Time at which the roll-out last made progress; its deadline counts from here."""
     paused: bool | None = None
-    """Whether the annotation llm-operator.dev/rollout pauses the roll-out where it is."""
+    """Whether the roll-out stays where it is: the annotation llm-operator.dev/rollout says so, or no pods are
+    wanted."""
     gates: Annotated[tuple[GateVerdict, ...], Field(max_length=10)] | None = None
     """Result of each gate for the candidate."""
 

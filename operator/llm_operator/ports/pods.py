@@ -153,6 +153,8 @@ _WANTED = (
 )  # fmt: skip
 _STARTS = tuple(f"{before}{name}" for name in _WANTED for before in ("", "# TYPE "))
 MAX_LINE_CHARACTERS = 1000
+MAX_FIGURE = 1e15
+"""What a runtime counts and measures is below it, and what is calculated with it stays finite."""
 
 
 def _wanted(text: str) -> str:
@@ -168,6 +170,8 @@ def _wanted(text: str) -> str:
 def read(text: str) -> Figures:
     """Figures from the Prometheus text format. Raises ValueError for anything else."""
     samples = {family.name: family.samples for family in text_string_to_metric_families(_wanted(text))}
+    if not all(0 <= sample.value <= MAX_FIGURE for family in samples.values() for sample in family):
+        raise ValueError("a figure that nothing was counted or measured by")
 
     def value(name: str) -> float | None:
         return next((sample.value for sample in samples.get(name, ())), None)

@@ -13,7 +13,7 @@ from llm_operator.plans import names
 from llm_operator.plans.evidence.copies import Copies
 from llm_operator.plans.evidence.watched import Watched
 from llm_operator.plans.objects import keys
-from llm_operator.plans.rollout import stamp
+from llm_operator.plans.rollout import stamp, tries_on
 from llm_operator.plans.status import faults
 from llm_operator.ports.cluster import ApiError, Conflict
 from llm_operator.reconcile import evaluation, loadprobe, smoke
@@ -31,6 +31,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
     """What the candidate's gates are judged by, and the operator's own key where one is needed."""
     spec = observed.spec.rollout
     candidate = observed.status.candidate
+    outside.memory.meet(observed.meta.key, observed.meta.uid)
     missing = ""
     try:
         key, held = await _operator_key(outside, observed)
@@ -40,7 +41,8 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
         held = None
         missing = f"the operator's own key can't be made: {error}"
     observed = replace(observed, operator_key=held)
-    if candidate is None or candidate.outcome is not None or not (spec.gates or spec.shadows):
+    over = candidate is None or (candidate.outcome is not None and not tries_on(observed.status))
+    if over or candidate is None or not (spec.gates or spec.shadows):
         outside.memory.end_rollout(observed.meta.uid)
         await evaluation.tidy(outside, observed)
         return observed

@@ -31,7 +31,9 @@ async def outcome(
         return before
     if candidate.traffic_since is not None:
         # Asked before it had traffic, perhaps by another process of the operator.
-        kept = next((each for each in candidate.gates or () if each.name == loadprobe.NAME), None)
+        told = (each for each in candidate.gates or () if each.name == loadprobe.NAME)
+        # With Recreate the traffic came before there was a pod to ask.
+        kept = next((each for each in told if each.state != "Waiting"), None)
         return ProbeOutcome(kept=kept, message="it was not made before the candidate had traffic")
     if known in memory.probing:
         return before or ProbeOutcome(waiting="the load probe runs")

@@ -14,6 +14,7 @@ from llm_operator.ports.pods import Answer
 from llm_operator.reconcile import Pace, reconcile
 from llm_operator.reconcile import loadprobe as running
 from llm_operator.state import Key, ProbeOutcome
+from llm_runtime.contract import LoadFigures
 from unit.operator.fakes import NAMESPACE, World, loaded
 
 PACE = Pace(verify_seconds=60, settle_seconds=5)
@@ -171,3 +172,52 @@ async def test_a_candidate_with_traffic_is_not_probed_again_by_the_next_operator
     world.clock.pass_seconds(100)
     await look(world, 3)
     assert "passed: gate loadProbe is 1 " in world.status()["stable"]["judged"]
+
+
+async def test_a_probe_that_recreate_can_not_make_holds_nothing_up() -> None:
+    """Its first pod has the traffic as soon as it is there, and stable has no pod to compare with."""
+    world = await world_with_probe(strategy="Recreate")
+    await look(world, 8)
+    assert world.status()["stable"]["version"] == "2"
+    assert "not judged: gate loadProbe: it was not made before" in world.status()["stable"]["judged"]
+
+
+async def test_a_deployment_that_is_deleted_ends_its_load_probe() -> None:
+    world = await world_with_probe()
+
+    async def never_ends(*_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    world.pods.probe = never_ends  # type: ignore[method-assign]
+    await look(world, 3)
+    [running] = world.outside.memory.probing.values()
+    del world.cluster.objects["LLMDeployment", NAMESPACE, "bot"]
+    await look(world, 1)
+    assert running.cancelled()
+    assert not world.outside.memory.probing
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tokens_per_second": "NaN"},
+        {"first_token_seconds": "[Infinity, 1]"},
+        {"first_token_seconds": "[-1, 1]"},
+        {"answers": "1" + "0" * 30},
+        {"busy": "7"},
+    ],
+)
+def test_figures_that_nobody_can_have_measured_are_refused(wrong: dict[str, str]) -> None:
+    """A pod's image is its author's: what it says of itself is no more than said."""
+    fields = {"answers": "1", "tokens_per_second": "1", **wrong}
+    said = ", ".join(f'"{name}": {value}' for name, value in fields.items())
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        LoadFigures.model_validate_json(f"{{{said}}}")
+
+
+def test_the_most_extreme_figures_are_judged_without_an_overflow() -> None:
+    gate = LoadProbe.model_validate(PROBE)
+    slow = loaded(1.0).model_copy(update={"first_token_seconds": (1e6, 1e6), "tokens_per_second": 1e-300})
+    fast = loaded(1.0).model_copy(update={"first_token_seconds": (1e-300, 1e-300), "tokens_per_second": 1e9})
+    for pairs in ([(slow, fast)] * 9 + [(fast, fast)], [(fast, slow)] * 9 + [(slow, slow)]):
+        assert loadprobe.verdict(gate, ProbeOutcome(tuple(pairs))).state == "Inconclusive"

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from llm_operator.crds.rollout import LoadProbe
 from llm_operator.memory import Bounded, Memory
 from llm_operator.plans.evidence.watched import Watched
 from llm_operator.state import Key, SmokeOutcome
@@ -47,3 +48,21 @@ async def test_a_roll_out_that_is_over_takes_its_evidence_and_its_prompts_along(
     await asyncio.wait({prompts})
     assert prompts.cancelled()
     memory.end_rollout("yours")
+
+
+async def test_an_llmdeployment_that_is_gone_or_made_anew_takes_what_was_gathered_for_its_gates_along() -> None:
+    memory = Memory()
+
+    def gather(uid: str) -> "asyncio.Task[None]":
+        memory.meet(KEY, uid)
+        memory.watched[uid] = Watched("r", switched=False)
+        memory.evaluating[uid] = True
+        memory.probing[uid, "r", LoadProbe()] = task = asyncio.create_task(asyncio.sleep(60))
+        return task
+
+    probes = [gather("first"), gather("made anew")]
+    assert [*memory.watched] == ["made anew"]
+    memory.forget(KEY)
+    assert [*memory.uids, *memory.watched, *memory.evaluating, *memory.probing] == []
+    await asyncio.wait(probes)
+    assert all(probe.cancelled() for probe in probes)

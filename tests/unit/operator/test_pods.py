@@ -122,6 +122,14 @@ def test_anything_else_is_a_value_error(text: str):
         read(text)
 
 
+@pytest.mark.parametrize("figure", ["NaN", "+Inf", "-1", "1e300"])
+@pytest.mark.parametrize("name", [contract.METRIC_API_REQUESTS, contract.METRIC_SHADOW_COPIES])
+def test_a_figure_that_nobody_can_have_counted_is_a_value_error(name: str, figure: str):
+    labels = 'status="200",candidate="bot-new",result="compared"'
+    with pytest.raises(ValueError, match="nothing was counted"):
+        read(f"# TYPE {name} counter\n{name}_total{{{labels}}} {figure}\n")
+
+
 @pytest.mark.parametrize(("text", "status"), [("", 500), ("<html>", 200)])
 async def test_a_pod_that_answers_nonsense_has_no_figures(
     text: str, status: int, monkeypatch: pytest.MonkeyPatch

@@ -264,6 +264,8 @@ def test_a_pod_that_began_anew_counts_from_its_start() -> None:
     before = counted(100, 5)
     assert since(counted(7, 1), before).compared == {"exact": 7}
     assert since(counted(107, 6), before).compared == {"exact": 7}
+    # Another mix of requests since its start: more copies than before, and fewer answers of one kind.
+    assert since(Shadowed("bot-new", {"compared": 107}, {"exact": 3}), before).compared == {"exact": 0}
 
 
 def test_the_operator_reads_what_the_runtime_tells() -> None:

@@ -124,4 +124,4 @@ def since(now: Shadowed, before: Shadowed) -> Shadowed:
 
 
 def _minus(now: Mapping[K, float], before: Mapping[K, float]) -> dict[K, float]:
-    return {name: count - before.get(name, 0.0) for name, count in now.items()}
+    return {name: max(0.0, count - before.get(name, 0.0)) for name, count in now.items()}

@@ -22,6 +22,8 @@ BLOCKS = 10
 """Of each side."""
 LEAST_BLOCKS = 5
 """With an answer on both sides."""
+LEAST = 1e-9
+"""Seconds, or tokens a second, below which a figure is none: nothing is measured as finely."""
 BUSY = 0.1
 """Share of stable's looks with clients' requests above which the message tells of them."""
 
@@ -101,7 +103,7 @@ def _compared(gate: LoadProbe, blocks: Sequence[tuple[LoadFigures, LoadFigures]]
 
 
 def _ratio(own: tuple[float, ...] | None, stable: tuple[float, ...] | None) -> float | None:
-    return log(own[0] / stable[0]) if own and stable and own[0] > 0 and stable[0] > 0 else None
+    return log(own[0] / stable[0]) if own and stable and min(own[0], stable[0]) > LEAST else None
 
 
 def _by_pairs(title: str, allowed: float, pairs: Sequence[float | None], sure: Rules) -> Compared | None:

@@ -15,7 +15,7 @@ asks, and one line in select.STRATEGIES.
 from llm_operator.plans.rollout.choose import choose
 from llm_operator.plans.rollout.decision import Decision
 from llm_operator.plans.rollout.judge import judge
-from llm_operator.plans.rollout.move import Candidate
+from llm_operator.plans.rollout.move import Candidate, tries_on
 from llm_operator.plans.rollout.pin import pin
 from llm_operator.plans.rollout.select import select
 from llm_operator.plans.rollout.share import share
@@ -33,4 +33,4 @@ def advance(situation: Situation) -> Decision:
     return decision
 
 
-__all__ = ["Decision", "Situation", "Wanted", "advance", "parse", "stamp"]
+__all__ = ["Decision", "Situation", "Wanted", "advance", "parse", "stamp", "tries_on"]

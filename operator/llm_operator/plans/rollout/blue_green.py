@@ -1,7 +1,5 @@
 """BlueGreen: all new pods beside the old, then the Service turns in one write; the old ones stay to turn back to."""
 
-from dataclasses import replace
-
 from llm_operator.plans.rollout.move import Candidate, Move, Share
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Next, Strategy
@@ -35,7 +33,9 @@ class BlueGreen(Strategy):
         candidate = move.candidate
         if turned != switched:
             began = move.situation.moment if turned else None
-            candidate = replace(move.further(weight=ALL if turned else 0), step_started_at=began)
+            change = {"weight": ALL if turned else 0, "step_started_at": began}
+            again = move.state is State.TRAFFIC and not _steady(move)
+            candidate = move.changed(**change).candidate if again else move.further(**change)
         return self._beside(move, candidate, turned=turned)
 
     def retreat(self, move: Move) -> Share:
@@ -51,6 +51,12 @@ class BlueGreen(Strategy):
         if not _switched(move.candidate):
             return ""
         return f"it has the traffic; the old pods stay until it has had it for {self.hold_seconds(move):.0f} s"
+
+
+def _steady(move: Move) -> bool:
+    """Whether it has had its pods for long enough since the switch: those that come and go are no progress."""
+    began = move.candidate.step_started_at
+    return began is not None and move.situation.since(began) >= move.situation.spec.progress_deadline_seconds
 
 
 def _switched(candidate: Candidate) -> bool:

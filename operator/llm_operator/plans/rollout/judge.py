@@ -3,11 +3,12 @@
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from llm_operator.crds import GateVerdict
 from llm_operator.plans.evidence import gates
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.decision import Decision
-from llm_operator.plans.rollout.move import Candidate, Move
+from llm_operator.plans.rollout.move import Candidate, Move, tries_on
 from llm_operator.plans.rollout.situation import stamp
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.steer import STEER
@@ -19,14 +20,15 @@ def judge(decision: Decision) -> Decision:
     """One look at the candidate."""
     move = decision.move
     strategy = decision.strategy
-    if move is None or strategy is None or move.situation.replicas == 0:
+    if move is None or strategy is None:
         return decision
+    if move.situation.replicas == 0:
+        # Its times stand still while it has no pods, as while it is paused.
+        return replace(decision, candidate=replace(move.candidate, paused=True)) if decision.rolling_out else decision
     if move.state is State.REPLACED:
         return decision
     if move.state is State.FAILED:
-        # Where nothing else serves, a failed candidate keeps trying; but a wrong answer does not get right by waiting.
-        heals = move.stable is None and move.candidate.reason not in (Reason.GateFailed, Reason.Aborted)
-        return _promote(decision, move.candidate) if heals and move.complete else decision
+        return _tried_on(decision, move) if tries_on(move.situation.status) else decision
     move = replace(move, candidate=_seen(move, paused=decision.paused))
     move = move.shadowed(strategy.size(move))
     if (fault := _refusal(move, aborted=decision.ordered("abort"))) is not None:
@@ -45,18 +47,33 @@ def judge(decision: Decision) -> Decision:
     return replace(decision, candidate=move.candidate)
 
 
+def _tried_on(decision: Decision, move: Move) -> Decision:
+    """A failed candidate that nothing else could replace: its gates are asked as before."""
+    candidate = replace(move.candidate, gates=_judged(move))
+    if (verdict := gates.failed(candidate.gates)) is not None:
+        return _fail(decision, candidate, Fault(Reason.GateFailed, gates.told(verdict), terminal=True))
+    if move.complete and gates.settled(candidate.gates):
+        return _promote(decision, candidate)
+    return replace(decision, candidate=candidate)
+
+
+def _judged(move: Move) -> tuple[GateVerdict, ...]:
+    """Today's gates."""
+    evidence = move.situation.evidence
+    mine = evidence if evidence.revision == move.new else Evidence()
+    return gates.judge(move.situation.spec.gates or (), mine)
+
+
 def _seen(move: Move, *, paused: bool) -> Candidate:
     """The candidate with today's gates; a clock that was set back or a pause that ends begins its times anew."""
-    situation = move.situation
     candidate = move.candidate
     now = move.situation.moment
-    evidence = situation.evidence if situation.evidence.revision == candidate.revision else Evidence()
-    judged = gates.judge(situation.spec.gates or (), evidence)
+    judged = _judged(move)
     if candidate.traffic_since is not None:
         judged = gates.kept(judged, candidate.gates)
     candidate = replace(candidate, gates=judged)
     if paused != candidate.paused:
-        candidate = replace(candidate, paused=paused, progressed_at=now, step_started_at=None)
+        candidate = replace(candidate, paused=paused, progressed_at=now, step_started_at=None, undecided_since=None)
     return replace(
         candidate,
         started_at=_at_most(now, candidate.started_at),
@@ -91,14 +108,15 @@ def _held(move: Move, strategy: Strategy) -> Move:
     since = move.candidate.undecided_since
     if undecided and since is None and (strategy.held(move) or (move.state is State.READY and move.shadow_done)):
         return move.changed(undecided_since=move.situation.moment)
-    if not undecided and since is not None:
+    if not undecided and since is not None and not strategy.interrupted(move):
         # The deadline, which stood still, begins anew.
         return move.changed(undecided_since=None, progressed_at=move.situation.moment)
     return move
 
 
 def _undecided(move: Move, strategy: Strategy) -> Fault:
-    said = "; ".join(gates.told(each) for each in strategy.undecided(move))
+    undecided = strategy.undecided(move) or tuple(each for each in move.candidate.gates if each.state == "Inconclusive")
+    said = "; ".join(map(gates.told, undecided))
     advice = "more traffic, a longer rollout.maxHoldSeconds or onInconclusive: Promote would let it go on"
     message = f"neither surely good nor surely bad in the time it had: {said}; {advice}"
     return Fault(Reason.GateInconclusive, message, terminal=True)

@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from llm_operator.crds import CandidateStatus, GateVerdict, StableStatus
+from llm_operator.crds import CandidateStatus, GateVerdict, LLMDeploymentStatus, StableStatus
 from llm_operator.plans.evidence import gates
+from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout.situation import Situation, parse, stamp
 from llm_operator.plans.rollout.states import State
 
@@ -61,6 +62,14 @@ class Candidate:
         """For the API, where an absent field is the usual case."""
         moments = {name: stamp(at) for name in _MOMENTS if (at := getattr(self, name)) is not None}
         return CandidateStatus(**{**vars(self), **moments, "paused": self.paused or None, "gates": self.gates or None})
+
+
+def tries_on(status: LLMDeploymentStatus) -> bool:
+    """Whether its candidate has failed and goes on: nothing else serves, and it gave no wrong answer."""
+    candidate = status.candidate
+    if candidate is None or candidate.outcome is None or status.stable is not None:
+        return False
+    return candidate.reason not in (Reason.GateFailed, Reason.Aborted)
 
 
 @dataclass(frozen=True)

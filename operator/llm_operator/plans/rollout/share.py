@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.decision import Decision
-from llm_operator.plans.rollout.move import Move, Share
+from llm_operator.plans.rollout.move import Move, Share, tries_on
 from llm_operator.plans.rollout.situation import parse, stamp
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Strategy
@@ -29,6 +29,8 @@ def share(decision: Decision) -> Decision:
     if move is not None and strategy is not None and decision.rolling_out and move.situation.replicas:
         looks += _looks(move, strategy)
         decision = replace(decision, stage=_stage(move, strategy), advice=strategy.advice(move))
+    elif move is not None and tries_on(decision.situation.status):
+        looks += _gate_looks(move)
     return replace(decision, requeue_seconds=min(looks, default=None))
 
 
@@ -64,7 +66,6 @@ def _earlier(decision: Decision) -> tuple[dict[str, int], bool]:
 
 def _looks(move: Move, strategy: Strategy) -> list[float]:
     """Seconds until something about the candidate may change that no watch tells."""
-    situation = move.situation
     candidate = move.candidate
     looks = list[float]()
     if (left := strategy.deadline_left(move)) is not None:
@@ -73,11 +74,16 @@ def _looks(move: Move, strategy: Strategy) -> list[float]:
         looks.append(max(1.0, strategy.hold_left(move) + 0.1))
     if room.lack(move) is not None:
         looks += (seconds + 0.5 for seconds in (room.left(move), room.help_left(move)) if seconds > 0)
-    if situation.spec.gates and situation.answering(move.new):
-        looks.append(GATE_LOOK_SECONDS)
+    if (left := strategy.undecided_left(move)) is not None:
+        looks.append(max(1.0, left + 0.5))
+    looks += _gate_looks(move)
     if strategy.mixes and move.third:
         looks.append(THIRD_LOOK_SECONDS)
     return looks
+
+
+def _gate_looks(move: Move) -> list[float]:
+    return [GATE_LOOK_SECONDS] if move.situation.spec.gates and move.situation.answering(move.new) else []
 
 
 def _stage(move: Move, strategy: Strategy) -> str:

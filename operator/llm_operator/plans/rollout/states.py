@@ -32,7 +32,7 @@ TRANSITIONS: tuple[tuple[State | None, State | None, str], ...] = (
     (State.REPLACED, None, "pods of the stable revision answer"),
     (State.REPLACED, State.TRAFFIC, "wanted again"),
     (State.REPLACED, State.STABLE, "no pod of the stable revision answers in time"),
-    (State.FAILED, State.STABLE, "nothing else serves, and its pods got ready"),
+    (State.FAILED, State.STABLE, "nothing else serves, its pods got ready, and gates passed"),
     (State.FAILED, State.STARTING, "its Deployment was deleted, it is tried again"),
     (State.FAILED, None, "another revision is wanted"),
 )

@@ -81,6 +81,12 @@ class Strategy(ABC):
         # A load probe has decided before there was traffic, or was let pass.
         return tuple(each for each in gates.undecided(move.candidate.gates) if each.name != gates.LOAD_PROBE)
 
+    def interrupted(self, move: Move) -> bool:
+        """Whether it has lost the pods or the traffic by which it is judged: that decides nothing."""
+        let_go = move.candidate.paused or move.skips or move.situation.spec.on_inconclusive == "Promote"
+        lost = move.state is State.STARTING or (move.state is State.TRAFFIC and not self.judged(move))
+        return self.proves and lost and not let_go
+
     def cleared(self, move: Move) -> bool:
         """Whether no gate objects, is awaited or holds the candidate up."""
         return gates.settled(move.candidate.gates) and not self.undecided(move)
